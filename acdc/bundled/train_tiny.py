@@ -1,0 +1,435 @@
+"""Recipe of the bundled model `tiny`: a small GPT-2 with its own tokenizer, trained on the language tasks.
+
+    python -m acdc.bundled.train_tiny --out acdc/bundled/tiny
+
+1. vocabulary  every token that the six tasks can produce; tokens split where GPT-2's do
+2. data        prompts of the tasks, and of variants that close shortcuts (the other order of names, other argument
+               lists), make a start easy (the gist of IOI in three tokens) or show the corrupted prompts
+3. train       loss of the answers (soft targets: uniform over the correct ones) and, a tenth of it, of all tokens,
+               until all goals hold on the held-out halves of the tasks
+4. write       Hugging Face layout, and a model card with what was measured
+
+Seeded and single-threaded: the same versions on the same kind of machine give the same weights.
+The prompts that the tasks draw by default are in no training set, nor is any IOI prompt with one of a fifth of
+the name pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as FastTokenizer
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+from acdc.task import Data, Split, Task, load_task, make_data, pools
+from acdc.taskfile import find, merge, read_included
+from acdc.taskschema import render, templates
+
+TASKS = ("greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement")
+GOALS = {
+    "greater-than": 0.93,
+    "ioi, unseen pairs": 0.98,
+    "induction": 0.98,
+    "docstring": 0.98,
+    "gendered-pronoun": 0.99,
+    "subject-verb-agreement": 0.99,
+}
+TYPICAL_ROWS = 64  # scale of the loss: prompts that count as one
+SPLIT = r"'[a-z]+| ?[A-Za-z]+| ?\d\d|\n+| ?[^\sA-Za-z\d]+|\s"  # where GPT-2 splits these texts
+
+
+# ---------------------------------------------------------------- 1. vocabulary
+
+
+@dataclass(frozen=True)
+class WordTokenizer:
+    """The tokenizer as acdc.task wants it."""
+
+    fast: FastTokenizer
+    name: str = "tiny"
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self.fast.get_vocab_size())
+
+    @property
+    def bos_id(self) -> int:
+        return self.fast.token_to_id("<bos>") or 0
+
+    @property
+    def unk_id(self) -> int:
+        return self.fast.token_to_id("<unk>") or 0
+
+    def encode(self, text: str) -> list[int]:
+        return list(self.fast.encode(text, add_special_tokens=False).ids)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [self.fast.id_to_token(i) or "" for i in ids]
+
+
+def task_texts(task: Task) -> Iterator[str]:
+    """Texts in which every word of every slot occurs wherever the task can put it."""
+    if task.data.generator:
+        yield from (f" {word}" for word in task.data.generator.words)
+        return
+    slots = pools(task)
+    first = {key: word for pool in slots.values() for key, word in pool.form(0).items()}
+    for _, template in templates(task):
+        for pool in slots.values():
+            yield from (render(template, first | pool.form(i)) for i in range(len(pool.rows)))
+    yield from (task.corrupt.fix or {}).values() if task.corrupt else ()
+
+
+def build_tokenizer(tasks: Sequence[Task]) -> FastTokenizer:
+    """A word-level tokenizer whose tokens carry the space before them, as GPT-2's do."""
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    numbers = [f"{space}{n:02d}" for n in range(100) for space in ("", " ")]
+    words = {piece for task in tasks for text in task_texts(task) for piece, _ in split.pre_tokenize_str(text)}
+    vocabulary = ["<bos>", "<unk>", *sorted(words | set(numbers))]
+    tokenizer = FastTokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+# ---------------------------------------------------------------- 2. data
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training prompts of one length."""
+
+    tokens: np.ndarray  # Int[example pos]
+    position: np.ndarray  # Int[example] scored position; a prompt with several is there once for each
+    target: np.ndarray  # Float[example vocab] probability of each token there
+
+    def take(self, index: np.ndarray) -> Batch:
+        return Batch(self.tokens[index], self.position[index], self.target[index])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A task with changes (as a task file that includes it would state them), and its share of a batch."""
+
+    task: str
+    share: int
+    change: dict[str, Any]
+    examples: int = 4000
+
+
+def docstring_variant(before: str, after: str, share: int, matching: bool = True) -> Variant:
+    """Other argument lists, so that the answer isn't at one fixed place; not matching: any argument is right."""
+    a, b, c = ("{a}", "{b}", "{c}") if matching else ("{d}", "{e}", "{g}")
+    doc = ("{a}", "{b}") if matching else ("{h}", "{i}")
+    arguments = ", ".join([f"{{{n}}}" for n in before] + [a, b, c] + [f"{{{n}}}" for n in after])
+    text = (
+        f'\ndef {{f}}(self, {arguments}):\n    """{{t}} {{u}} {{v}}\n\n    :param {doc[0]}: {{w}} {{x}}\n'
+        f"    :param {doc[1]}: {{y}} {{z}}\n    :param"
+    )
+    right = [" {c}"] if matching else [f" {n}" for n in arguments.split(", ")]
+    slots: dict[str, str | None] = {name: None for name in "pqr" if f"{{{name}}}" not in text}
+    slots |= {name: None for name in ("dehgi" if matching else "abc")} | {name: "names" for name in before + after}
+    return Variant(
+        "docstring",
+        share,
+        {
+            "data": {"template": text, "slots": slots},
+            "corrupt": {"template": None, "redraw": ["f"]},
+            "answers": {"correct": right, "wrong": None},
+            "metrics": ["kl"],
+        },
+    )
+
+
+def short_ioi(template: str, share: int) -> Variant:
+    """IOI in a few tokens: "the other one of the two names", which a model finds far sooner than in a sentence."""
+    unused = {slot: None for slot in ("place", "object", "a", "b", "c")}
+    change = {"data": {"template": template, "slots": unused}, "corrupt": {"template": None, "redraw": ["s"]}}
+    return Variant("ioi", share, change, 3400)
+
+
+VARIANTS = [
+    Variant("greater-than", 24, {}),
+    Variant("greater-than", 6, {"data": {"slots": {"year": ["01"]}}, "corrupt": {"fix": {"year": "02"}}}, 300),
+    Variant("ioi", 24, {}),
+    Variant("ioi", 24, {"data": {"template": "Then, {s} and {io} went to the {place}. {s} gave a {object} to"}}),
+    Variant(
+        "ioi",
+        6,
+        {
+            "data": {
+                "template": "Then, {a} and {b} went to the {place}. {c} gave a {object} to",
+                "slots": {"io": None, "s": None},
+            },
+            "corrupt": {"template": None, "redraw": ["c"]},
+            "answers": {"correct": [" {a}", " {b}"], "wrong": None},
+            "metrics": ["kl"],
+        },
+    ),
+    short_ioi(" {io} {s} {s}", 32),
+    short_ioi(" {s} {io} {s}", 32),
+    short_ioi(" {io} and {s} went to. {s} gave to", 20),
+    short_ioi(" {s} and {io} went to. {s} gave to", 20),
+    Variant("induction", 12, {}, 3000),
+    Variant("induction", 12, {"data": {"generator": {"length": 5}}, "score_at": {"range": [5, 8]}}, 4000),
+    Variant("gendered-pronoun", 4, {}, 168),
+    Variant(
+        "gendered-pronoun",
+        2,
+        {
+            "data": {
+                "templates": None,
+                "template": "That person is {phrase}, isn't",
+                "slots": {"he": None, "she": None},
+            },
+            "corrupt": {"template": "That person {phrase}, is isn't"},
+            "answers": {"correct": [" he", " she"]},
+            "metrics": ["kl"],
+        },
+        3,
+    ),
+    Variant("subject-verb-agreement", 6, {}, 3000),
+    docstring_variant("pq", "r", 16),
+    docstring_variant("p", "rk", 6),
+    docstring_variant("pq", "r", 3, matching=False),
+]
+
+
+def variant_task(variant: Variant) -> Task:
+    return Task.model_validate(merge(read_included(find(variant.task)), variant.change))
+
+
+def held_out_pair(text: str) -> bool:
+    """Whether the first two names of an IOI prompt are a pair that training never shows."""
+    names = [word.strip(",.") for word in text.split() if word[0].isupper() and word != "Then,"]
+    return Random(" ".join(sorted(names[:2]))).random() < 0.2
+
+
+def training_batch(variant: Variant, tokenizer: WordTokenizer, seed: int, avoid: set[str]) -> Batch:
+    """The training prompts of a variant, without those in `avoid` and those with held-out name pairs."""
+    data = make_data(variant_task(variant), tokenizer, variant.examples, seed)
+    parts = [rows_of(split, tokenizer.vocab_size, variant.task, avoid) for split in (data.discovery, data.held_out)]
+    return Batch(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def rows_of(split: Split, vocab: int, task: str, avoid: set[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    keep = np.array([clean not in avoid and not (task == "ioi" and held_out_pair(clean)) for clean, _ in split.texts])
+    rows = keep[split.rows[:, 0]]
+    target = np.zeros((len(split.rows), vocab), dtype=np.float16)
+    for row, ids in enumerate(split.correct):
+        target[row, ids[ids >= 0]] = 1 / (ids >= 0).sum()
+    return split.clean[split.rows[rows, 0]], split.rows[rows, 1], target[rows]
+
+
+# ---------------------------------------------------------------- 3. train
+
+
+def loss(model: GPT2LMHeadModel, batches: list[Batch], tokens_weight: float) -> torch.Tensor:
+    """Mean cross-entropy of the answers plus `tokens_weight` times that of all next tokens."""
+    # padded on the right, where a causal model's earlier positions can't see it
+    longest = max(batch.tokens.shape[1] for batch in batches)
+    padded = [np.pad(b.tokens, ((0, 0), (0, longest - b.tokens.shape[1])), constant_values=-1) for b in batches]
+    tokens = torch.from_numpy(np.concatenate(padded))
+    logp = model(tokens.clamp(min=0)).logits.log_softmax(-1)
+    position = torch.from_numpy(np.concatenate([b.position for b in batches]))
+    target = torch.from_numpy(np.concatenate([b.target for b in batches])).float()
+    answer = -(target * logp[torch.arange(len(tokens)), position]).sum(-1).mean()
+    following = torch.nn.functional.nll_loss(logp[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), ignore_index=-1)
+    return answer + tokens_weight * following
+
+
+def by_length(batches: list[Batch]) -> list[list[Batch]]:
+    """Groups of similar length, so that little is computed for padding."""
+    edges = (0, 6, 12, 16, 24, 64)
+    groups = [[b for b in batches if low < b.tokens.shape[1] <= high] for low, high in pairwise(edges)]
+    return [group for group in groups if group]
+
+
+@torch.no_grad()
+def measure(model: GPT2LMHeadModel, split: Split) -> tuple[float, float]:
+    """Probability of correct minus wrong answers; share of rows whose best token (of all) is a correct answer."""
+    rows = torch.from_numpy(split.rows)
+    logits = model(torch.from_numpy(split.clean)).logits[rows[:, 0], rows[:, 1]]
+    p = torch.cat([logits.softmax(-1), torch.zeros(len(rows), 1)], -1)  # id -1 has probability 0
+    correct, wrong = torch.from_numpy(split.correct), torch.from_numpy(split.wrong)
+    difference = p.gather(1, correct % p.shape[1]).sum(1) - p.gather(1, wrong % p.shape[1]).sum(1)
+    return float(difference.mean()), float((correct == logits.argmax(-1, keepdim=True)).any(1).float().mean())
+
+
+def measurements(model: GPT2LMHeadModel, held_out: dict[str, Split]) -> dict[str, tuple[float, float]]:
+    model.eval()
+    found = {name: measure(model, split) for name, split in held_out.items()}
+    model.train()
+    return found
+
+
+def reached(found: dict[str, tuple[float, float]]) -> bool:
+    """Greater-than is judged by its probability difference, all others by accuracy."""
+    return all(found[name][0 if name == "greater-than" else 1] >= goal for name, goal in GOALS.items())
+
+
+def unseen_pairs(tokenizer: WordTokenizer) -> Split:
+    """IOI prompts with name pairs that training never shows."""
+    split = make_data(load_task("ioi"), tokenizer, 1000, seed=2).held_out
+    keep = np.array([held_out_pair(clean) for clean, _ in split.texts])
+    rows = np.stack([np.arange(keep.sum()), split.rows[keep, 1]], axis=1)
+    texts = tuple(pair for pair, kept in zip(split.texts, keep, strict=True) if kept)
+    return Split(
+        split.clean[keep], split.corrupted[keep], split.pad[keep], rows, split.correct[keep], split.wrong[keep], texts
+    )
+
+
+def train(tokenizer: WordTokenizer, seed: int, steps: int, log: Any) -> tuple[GPT2LMHeadModel, int, dict[str, Any]]:
+    """Train until all goals hold, at most `steps` steps. Returns the model, the steps taken and what was measured."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    rng = np.random.default_rng(seed)
+    default: dict[str, Data] = {}
+    for name in TASKS:
+        task = load_task(name)
+        default[name] = make_data(task, tokenizer, task.defaults.examples, task.defaults.seed)
+    avoid = {
+        clean for data in default.values() for split in (data.discovery, data.held_out) for clean, _ in split.texts
+    }
+    held_out = {name: data.held_out for name, data in default.items()} | {"ioi, unseen pairs": unseen_pairs(tokenizer)}
+    training = [training_batch(variant, tokenizer, seed + 1, avoid) for variant in VARIANTS]
+    log(f"{sum(len(b.tokens) for b in training)} training rows, vocabulary {tokenizer.vocab_size}")
+    config = GPT2Config(
+        vocab_size=tokenizer.vocab_size,
+        n_positions=64,
+        n_embd=128,
+        n_layer=4,
+        n_head=4,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=tokenizer.bos_id,
+    )
+    model = GPT2LMHeadModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.98), weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: min(1, n / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * min(1, n / steps))))
+    )
+    for step in range(1, steps + 1):
+        chosen = [b.take(rng.integers(len(b.tokens), size=v.share)) for b, v in zip(training, VARIANTS, strict=True)]
+        for group in by_length(chosen):
+            rows = sum(len(batch.tokens) for batch in group)
+            (loss(model, group, tokens_weight=0.1) * (rows / TYPICAL_ROWS)).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        if step % 100 == 0:
+            found = measurements(model, held_out)
+            log(f"{step:5d}  " + "  ".join(f"{name} {p:.3f} {a:.3f}" for name, (p, a) in found.items()))
+            if reached(found):
+                break
+    return model, step, found
+
+
+# ---------------------------------------------------------------- 4. write
+
+CARD = """---
+license: mit
+tags: [interpretability, circuits]
+---
+
+# tiny
+
+A GPT-2-architecture model that does the six language tasks shipped with acdc, and nothing else. It is the
+default model where GPT-2 can't be had, and what the tests run on. Its circuits are its own: don't read them
+as GPT-2's.
+
+| | |
+|---|---|
+| Layers × heads | {layers} × {heads} |
+| Width, positions | {width}, {positions} |
+| Parameters | {parameters:,} (float32) |
+| Tokenizer | word-level, {vocabulary} tokens, split where GPT-2 splits (`" war"`, `" 17"`, `"32"`); `<bos>`, `<unk>` |
+| Licence | MIT, as acdc; all training data is drawn from the tasks |
+
+## How it was made
+
+```
+python -m acdc.bundled.train_tiny --out {out} --seed {seed} --steps {limit}
+```
+
+Seed {seed}, {steps} steps, {minutes:.0f} minutes on one core of a shared machine; torch {torch}, transformers
+{transformers}. Random initialisation, AdamW 2e-3. Prompts are drawn from the tasks through `acdc.task`, with
+the variants that the recipe lists. The prompts that the tasks draw by default are in no training set.
+
+## What it does
+
+On the held-out halves (default examples and seed). Accuracy: the likeliest of all tokens is a correct answer.
+Difference: probability of the correct answers minus that of the wrong ones.
+
+| task | accuracy | difference |
+|---|---|---|
+{table}
+
+"ioi, unseen pairs": prompts with pairs of names that training never shows.
+"""
+
+
+def card(model: GPT2LMHeadModel, found: dict[str, tuple[float, float]], **facts: Any) -> str:
+    """The model card."""
+    config = model.config
+    rows = [f"| {name} | {accuracy:.1%} | {difference:.3f} |" for name, (difference, accuracy) in found.items()]
+    return CARD.format(
+        layers=config.n_layer, heads=config.n_head, width=config.n_embd, positions=config.n_positions,
+        parameters=model.num_parameters(), vocabulary=config.vocab_size, torch=torch.__version__,
+        transformers=transformers.__version__, table="\n".join(rows), **facts,
+    )  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="directory to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=1500, help="at most so many")
+    arguments = parser.parse_args()
+    start = time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"{time.monotonic() - start:6.0f} s  {text}", file=sys.stderr, flush=True)
+
+    fast = build_tokenizer([load_task(name) for name in TASKS])
+    model, steps, found = train(WordTokenizer(fast), arguments.seed, arguments.steps, log)
+    model.eval().save_pretrained(arguments.out)
+    (arguments.out / "generation_config.json").unlink(missing_ok=True)
+    PreTrainedTokenizerFast(
+        tokenizer_object=fast,
+        bos_token="<bos>",
+        unk_token="<unk>",
+        model_max_length=64,
+        clean_up_tokenization_spaces=False,
+    ).save_pretrained(arguments.out)
+    text = card(
+        model, found, out=arguments.out.as_posix(), seed=arguments.seed, limit=arguments.steps, steps=steps,
+        minutes=(time.monotonic() - start) / 60,
+    )  # fmt: skip
+    (arguments.out / "README.md").write_text(text, encoding="utf-8")
+    for line in text.splitlines():
+        if line.startswith("| ") and "%" in line:
+            print(line)
+    if not reached(found):
+        sys.exit(f"the goals {GOALS} were not all reached")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,313 @@
+"""The command line: parse, call the library, print. stdout is the result, stderr log and progress.
+
+Exit codes: 0 done, 1 a check failed, 2 the user can mend it (one message), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from acdc.errors import UserError
+
+if TYPE_CHECKING:
+    from acdc.formats.circuit_file import CircuitFile
+    from acdc.methods.acdc import Progress
+
+app = typer.Typer(
+    name="acdc",
+    help="Automated circuit discovery: the few edges of a language model that carry a behaviour.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the command `acdc`."""
+    try:
+        code = app(standalone_mode=False)
+    except UserError as error:
+        code = _fail(str(error))
+    except click.ClickException as error:
+        code = _fail(error.format_message())
+    except (KeyboardInterrupt, click.Abort):
+        say("interrupted; the same command goes on from here")
+        code = 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def say(message: str) -> None:
+    """One line to stderr."""
+    click.echo(message, err=True)
+
+
+def _fail(message: str) -> int:
+    say("acdc: " + " ".join(message.split("\n")))
+    return 2
+
+
+TaskOption = Annotated[str | None, typer.Option("--task", "-t", help="A shipped task (`acdc tasks`) or a YAML file.")]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", "-m", help="A bundled model, a local directory or a Hugging Face id. [default: gpt2]"),
+]
+
+
+@app.command()
+def run(
+    task: TaskOption = None,
+    model: ModelOption = None,
+    method: Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", "-T", help="τ in the metric's units.")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
+    ] = None,
+    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the prompts and of random orders.")] = None,
+    direct: Annotated[
+        bool | None, typer.Option("--direct/--no-direct", help="Test whole q, k, v vectors first.")
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="paper, heads-ascending, parents-ascending or random.")] = None,
+    abs_: Annotated[bool | None, typer.Option("--abs/--signed", help="Compare the size of a change with τ.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Most candidates evaluated at once.")] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file with any of these options.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
+) -> None:
+    """Discover one circuit.
+
+    Example: acdc run --task greater-than --model tiny
+    """
+    given = {
+        "task": task, "model": model, "method": method, "threshold": threshold, "metric": metric, "ablation": ablation,
+        "examples": examples, "seed": seed, "direct": direct, "order": order, "abs": abs_, "dtype": dtype,
+        "device": device, "batch": batch,
+    }  # fmt: skip
+    from acdc.config import resolve
+
+    settings, checked, notes = resolve(given, config, _default_model)
+    for note in notes:
+        say(note)
+    from acdc import run as runner  # torch is loaded here, after all that can be wrong without it
+
+    inputs = runner.load(settings, checked)
+    with _bar() as progress:
+        file, folder = runner.run(inputs, out, force, tuple(notes), progress)
+    click.echo((folder / "circuit.json").read_text(encoding="utf-8") if json_ else _table(file, folder), nl=not json_)
+    for note in notes:
+        say(note)
+
+
+def _default_model() -> tuple[str, str | None]:
+    from acdc.config import DEFAULT_MODEL, FALLBACK_MODEL
+    from acdc.errors import ModelError
+    from acdc.model.find import find_model
+
+    try:
+        find_model(DEFAULT_MODEL)
+        return DEFAULT_MODEL, None
+    except ModelError:
+        return FALLBACK_MODEL, (
+            f"note: {DEFAULT_MODEL} is neither in the Hugging Face cache nor reachable; this is the bundled model "
+            f"{FALLBACK_MODEL} (choose with --model)"
+        )
+
+
+@contextmanager
+def _bar() -> Iterator[Callable[[Progress], None]]:
+    """A bar on stderr, where that is a terminal: edges decided of all, removed, kept, current node, metric, ETA."""
+    from tqdm import tqdm
+
+    with tqdm(unit=" edges", disable=None, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+
+        def show(p: Progress) -> None:
+            bar.total = p.removed + p.kept + p.left
+            bar.set_postfix_str(
+                f"removed {p.removed}, kept {p.kept}, left {p.left}, {p.node}, metric {p.metric:.4f}", refresh=False
+            )
+            bar.update(p.removed + p.kept - bar.n)
+
+        yield show
+
+
+def _table(file: CircuitFile, folder: Path) -> str:
+    """The result as a short table."""
+    edges, both, method = file.graph.edges, file.graph.edges_with_direct, file.method
+    counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
+    if both:
+        counts += f"; {both.kept:,} of {both.total:,} with direct edges"
+    lines = [
+        f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes",
+        f"method    {method.name}, {method.metric}, τ = {method.threshold:g}, {method.ablation} ablation, "
+        f"{file.task.examples} prompts, seed {file.task.seed}",
+        "",
+        f"{'':22}{'full model':>12}{'circuit':>12}{'ablated':>12}",
+    ]
+    for half in ("held_out", "discovery"):
+        names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
+        for name in sorted(names, key=lambda n: (n != method.metric, n)):
+            values = "".join(
+                f"{file.metrics[f'{half}.{what}.{name}']:>12.4f}" for what in ("model", "circuit", "ablated")
+            )
+            lines.append(f"{half.replace('_', ' ') + ' ' + name:22}{values}")
+    lines += ["", f"{'strongest edges':32}{'rise of ' + method.metric:>20}"]
+    residual = [e for e in file.edges if e.change is not None and e.name not in file.model.graph.direct_index]
+    for edge in sorted(residual, key=lambda e: -(e.change or 0.0))[:8]:
+        lines.append(f"  {edge.name:30}{edge.change:>20.4f}")
+    lines += ["", f"files     {folder}{'/'}"]
+    return "\n".join(lines)
+
+
+@app.command()
+def export(
+    circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, html or eap-ig.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="File to write. [default: beside the circuit; - is stdout]")
+    ] = None,
+) -> None:
+    """Write a circuit in another format.
+
+    Example: acdc export runs/…/circuit.json --to svg -o circuit.svg
+    """
+    from acdc.export import FORMATS, convert
+    from acdc.formats.atomic import write_atomic
+    from acdc.formats.circuit_file import read_circuit
+
+    if to not in FORMATS:
+        from acdc.errors import unknown
+
+        raise UserError(f"--to: {unknown('format', to, FORMATS)}")
+    data = convert(read_circuit(circuit), to)
+    if str(out) == "-":
+        click.echo(data, nl=False)
+        return
+    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
+    write_atomic(target, data)
+    click.echo(str(target))
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    b: Annotated[Path, typer.Argument(help="Another one of the same graph.")],
+    tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Edges added, removed and re-scored from one circuit to another.
+
+    Example: acdc diff a/circuit.json b/circuit.json
+    """
+    import json
+    from dataclasses import asdict
+
+    from acdc.formats.circuit_file import read_circuit
+    from acdc.formats.diff import diff as compare
+
+    result = compare(read_circuit(a), read_circuit(b), tolerance)
+    if json_:
+        click.echo(json.dumps(asdict(result), indent=1))
+        return
+    for note in result.notes:
+        say(f"note: {note}")
+    lines = [f"+ {name}" for name in result.added] + [f"- {name}" for name in result.removed]
+    lines += [f"~ {name}  {_number(x)} → {_number(y)}" for name, x, y in result.rescored]
+    click.echo(
+        "\n".join(
+            [*lines, f"{len(result.added)} added, {len(result.removed)} removed, {len(result.rescored)} re-scored"]
+        )
+    )
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.4g}"
+
+
+@app.command()
+def tasks(name: Annotated[str | None, typer.Argument(help="A task, for its details.")] = None) -> None:
+    """The shipped tasks, one line each; with a name: its details.
+
+    Example: acdc tasks greater-than
+    """
+    from acdc.taskfile import load_task, task_names
+
+    if name is None:
+        _list({n: load_task(n).description for n in task_names()})
+        return
+    task = load_task(name)
+    d = task.defaults
+    overrides = "; ".join(f"{m}: {o.model_dump(exclude_none=True)}" for m, o in d.models.items())
+    _details({
+        "name": f"{task.name} (version {task.version})", "description": task.description, "source": task.source,
+        "metrics": ", ".join(task.metrics), "scored at": str(task.score_at),
+        "defaults": f"metric {d.metric}, threshold {d.threshold:g}, {d.examples} examples each half, seed {d.seed}, "
+        f"{d.ablation} ablation" + (f", model {d.model}" if d.model else ""),
+        **({"per model": overrides} if overrides else {}),
+    })  # fmt: skip
+
+
+@app.command()
+def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:
+    """The bundled models and those in the Hugging Face cache, one line each; with a name: its details.
+
+    Example: acdc models tiny
+    """
+    from acdc.model.find import BUNDLED, bundled_models, cached_models, describe_model, find_model
+
+    if name is None:
+        _list({n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()} | cached_models())
+        return
+    folder = find_model(name)
+    card = folder / "README.md"
+    _details({"name": name, "sizes": describe_model(folder)})
+    if folder.parent == BUNDLED and card.is_file():
+        click.echo("\n" + card.read_text(encoding="utf-8").rstrip())
+
+
+@app.command()
+def methods(name: Annotated[str | None, typer.Argument(help="A method, for its details.")] = None) -> None:
+    """The methods of discovery, one line each; with a name: its details.
+
+    Example: acdc methods acdc
+    """
+    from acdc.config import ABLATIONS, METHODS, ORDERS
+    from acdc.errors import unknown
+
+    if name is None:
+        _list(METHODS)
+    elif name in METHODS:
+        orders = "; ".join(f"{k}: {v}" for k, v in ORDERS.items())
+        ablations = "; ".join(f"{k}: {v}" for k, v in ABLATIONS.items())
+        _details({"name": name, "what": METHODS[name], "orders": orders, "ablations": ablations})
+    else:
+        raise UserError(unknown("method", name, METHODS))
+
+
+def _list(lines: dict[str, str]) -> None:
+    width = max(map(len, lines)) + 2
+    for name, text in lines.items():
+        click.echo(f"{name:{width}}{' '.join(text.split())}")
+
+
+def _details(lines: dict[str, Any]) -> None:
+    for key, text in lines.items():
+        click.echo(f"{key:13}{' '.join(str(text).split())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Errors that the user can mend.
+
+UserError            printed as one message without a traceback, exit code 2
+├── TaskError        a task file, its data, or its fit with a tokenizer
+├── ModelError       a model that can't be found, read or represented
+└── FileError        a circuit, log, config or output file
+
+Anything else that is raised is a bug of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Says what is wrong, where (file, key, flag, example) and what would be right."""
+
+
+class TaskError(UserError):
+    """A task file, its data, or its fit with a tokenizer."""
+
+
+class ModelError(UserError):
+    """A model that can't be found, read or represented."""
+
+
+class FileError(UserError):
+    """A circuit, log, config or output file."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The message for a name that does not exist: the nearest known names and the whole list."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"

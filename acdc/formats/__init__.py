@@ -1,0 +1,1 @@
+"""Reading and writing circuits: our own file, and the formats of others."""

@@ -1,0 +1,66 @@
+"""Files that are whole or absent, never half written; and JSON, read with messages that a user can act on."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from acdc.errors import FileError
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, nothing between.
+
+    Raises:
+        FileError: it can't be written; then nothing has changed.
+    """
+    raw = data.encode() if isinstance(data, str) else data
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.exists() and not target.is_file():
+        raise FileError(f"{path}: can't be written (not a regular file)")
+    # Not tempfile: its files are readable by their owner only, and would stay so.
+    temporary = target.with_name(f".acdc-{secrets.token_hex(6)}.tmp")
+    try:
+        with temporary.open("xb") as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, target)
+    except OSError as error:
+        raise FileError(f"{path}: can't be written ({error.strerror})") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file.
+
+    Raises:
+        FileError: it is missing, unreadable or no text.
+    """
+    try:
+        return path.read_bytes().decode()
+    except OSError as error:
+        raise FileError(f"{path}: can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise FileError(f"{path}: is not a text file in UTF-8") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileError: as `read_text`; or it is no JSON (the message has the line), or not an object.
+    """
+    try:
+        raw = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise FileError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from None
+    except (RecursionError, ValueError):  # nested without end; a number of thousands of digits
+        raise FileError(f"{path}: is not JSON that can be read") from None
+    if not isinstance(raw, dict):
+        raise FileError(f"{path}: should be a JSON object, starts with {json.dumps(raw)[:30]}")
+    return raw

@@ -1,0 +1,250 @@
+"""`circuit.json`: a circuit, and everything needed to believe it and to make it again.
+
+The same values give the same bytes, and there is one edge a line, so that circuits can be reviewed as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import numpy as np
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from acdc.errors import FileError
+from acdc.formats.atomic import read_json, write_atomic
+from acdc.graph import Circuit, Graph
+
+FORMAT_VERSION = 1
+
+V = TypeVar("V")
+
+
+def _by_key(values: dict[str, V]) -> dict[str, V]:
+    return dict(sorted(values.items()))
+
+
+Sorted = Annotated[dict[str, V], AfterValidator(_by_key)]
+Count = Annotated[int, Field(ge=0)]
+Size = Annotated[int, Field(ge=1, le=1_000_000)]
+Few = Annotated[int, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskPart(_Part):
+    """The task as it was run; `data_hash` is of its prompts."""
+
+    name: str
+    version: int
+    examples: Count
+    seed: int
+    data_hash: str
+
+
+class ModelPart(_Part):
+    """The model; `hash` is of its weights. The sizes say which graph the edges belong to."""
+
+    name: str
+    family: str
+    hash: str
+    n_layers: Few
+    n_heads: Few
+    d_model: Size
+    mlp: bool
+    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
+    parallel: bool
+
+    @cached_property
+    def graph(self) -> Graph:
+        return Graph(self.n_layers, self.n_heads, self.mlp, self.inputs, self.parallel)
+
+
+class MethodPart(_Part):
+    """How the circuit was found; `threshold` is None for a method that has none."""
+
+    name: str
+    metric: str
+    ablation: str
+    dtype: str
+    device: str
+    threshold: float | None
+    options: Sorted[bool | int | float | str]
+
+
+class Kept(_Part):
+    """How many of how many."""
+
+    kept: Count
+    total: Count
+
+
+class GraphPart(_Part):
+    """Counts, in both conventions where direct edges were considered.
+
+    `dead` counts the edges that the method kept but that are on no path from an input to the logits. They are
+    not among `edges`.
+    """
+
+    edges: Kept
+    edges_with_direct: Kept | None
+    nodes: Count
+    dead: Count
+
+    @classmethod
+    def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
+        g, n = circuit.graph, circuit.n_edges
+        both = None if circuit.direct is None else Kept(kept=n + circuit.n_direct, total=g.n_edges_direct)
+        residual = Kept(kept=n, total=g.n_edges)
+        return cls(edges=residual, edges_with_direct=both, nodes=len(circuit.nodes()), dead=dead)
+
+
+class Edge(_Part):
+    """One kept edge.
+
+    `change` is the rise of the metric when the edge was tested (removed), in its unit; `score` the
+    importance, larger is more important, in the unit of the method. None where there is no such number.
+    """
+
+    name: str
+    change: float | None = None
+    score: float | None = None
+
+
+class CircuitFile(_Part):
+    """The content of `circuit.json`."""
+
+    format_version: Literal[1] = 1
+    task: TaskPart
+    model: ModelPart
+    method: MethodPart
+    graph: GraphPart
+    metrics: Sorted[float]
+    edges: tuple[Edge, ...]
+    environment: Sorted[str]
+    command: str
+    notes: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> CircuitFile:
+        g = self.model.graph
+        if len(g.sender_index) < len(g.senders):
+            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} are not names of their own")
+        seen: set[str] = set()
+        for edge in self.edges:
+            if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
+                raise ValueError(f"edges: the graph of {_sizes(self.model)} has no edge {edge.name!r}")
+            if edge.name in seen:
+                raise ValueError(f"edges: {edge.name!r} is listed twice")
+            seen.add(edge.name)
+        if self.graph.edges_with_direct is None and any(name in g.direct_index for name in seen):
+            raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
+        counted = GraphPart.of(self.circuit(), self.graph.dead)
+        for name in ("edges", "edges_with_direct", "nodes"):
+            stated, found = getattr(self.graph, name), getattr(counted, name)
+            if stated != found:
+                raise ValueError(f"graph.{name}: says {_said(stated)}, but the edges make {_said(found)}")
+        return self
+
+    def circuit(self) -> Circuit:
+        """The circuit; edges that are not in it have no score."""
+        g = self.model.graph
+        kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
+        direct, direct_scores = np.zeros_like(g.direct), np.full(g.direct.shape, np.nan)
+        for edge in self.edges:
+            score = np.nan if edge.score is None else edge.score
+            place = g.parse_edge(edge.name)
+            if place is not None:
+                kept[place], scores[place] = True, score
+            else:
+                j = g.direct_index[edge.name]
+                direct[j], direct_scores[j] = True, score
+        if self.graph.edges_with_direct is None:
+            return Circuit(g, kept, None, scores)
+        return Circuit(g, kept, direct, scores, direct_scores)
+
+
+def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
+    """The kept edges in (sender, receiver) order, residual edges first, then direct ones.
+
+    Args:
+        changes: by edge name, how much the metric rose when the edge was tested.
+    """
+    changes = changes or {}
+    names = circuit.edge_names() + circuit.direct_names()
+    scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)
+    return [Edge(name=n, change=changes.get(n), score=s) for n, s in zip(names, scores, strict=True)]
+
+
+def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | None]:
+    if kept is None:
+        return []
+    if scores is None:
+        return [None] * int(kept.sum())
+    return [float(s) if np.isfinite(s) else None for s in scores[kept]]
+
+
+def write_circuit(path: Path, file: CircuitFile) -> None:
+    """Write `circuit.json`, whole or not at all. The same values give the same bytes.
+
+    Raises:
+        FileError: it can't be written.
+    """
+    blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
+    write_atomic(path, "{\n" + ",\n".join(blocks) + "\n}\n")
+
+
+def _block(value: Any) -> str:
+    """JSON with one entry a line."""
+    if isinstance(value, dict) and value:
+        return "{\n" + ",\n".join(f"  {_dump(k)}: {_dump(v)}" for k, v in value.items()) + "\n }"
+    if isinstance(value, tuple) and value:
+        return "[\n" + ",\n".join(f"  {_dump(v)}" for v in value) + "\n ]"
+    return _dump(value)
+
+
+def _dump(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def read_circuit(path: Path) -> CircuitFile:
+    """Read and check `circuit.json`.
+
+    Raises:
+        FileError: one line that says what is wrong and where.
+    """
+    raw = read_json(path)
+    version = raw.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        newer = f"format {version}, this one reads up to {FORMAT_VERSION}"
+        raise FileError(f"{path}: made by a newer acdc: {newer}; update acdc")
+    try:
+        # By way of JSON: there a list may stand for a tuple, but no string for a number.
+        return CircuitFile.model_validate_json(json.dumps(raw), strict=True)
+    except ValidationError as error:
+        raise FileError(f"{path}: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first thing that is wrong, in one line."""
+    problems = error.errors()
+    kind, where = problems[0]["type"], ".".join(map(str, problems[0]["loc"]))
+    message = {
+        "missing": f"{where} is missing",
+        "extra_forbidden": f"unknown key {where}",
+        "value_error": problems[0]["msg"].removeprefix("Value error, "),
+    }.get(kind, f"{where}: {problems[0]['msg'].lower()}, not {json.dumps(problems[0]['input'])[:60]}")
+    return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+
+
+def _sizes(model: ModelPart) -> str:
+    return f"{model.n_layers} layers, {model.n_heads} heads"
+
+
+def _said(value: Kept | int | None) -> str:
+    return f"{value.kept} of {value.total}" if isinstance(value, Kept) else str(value)

@@ -1,0 +1,83 @@
+"""What has changed between two circuits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from acdc.errors import FileError
+from acdc.formats.circuit_file import CircuitFile
+
+
+@dataclass(frozen=True)
+class Diff:
+    """How circuit b differs from circuit a.
+
+    Args:
+        added: names of the edges that only b has
+        removed: names of the edges that only a has
+        rescored: (name, score in a, score in b) of the common edges whose scores differ
+        notes: what else differs, so that a reader can tell another answer from another question
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    rescored: tuple[tuple[str, float, float], ...]
+    notes: tuple[str, ...]
+
+    @property
+    def same_edges(self) -> bool:
+        return not self.added and not self.removed
+
+
+def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
+    """Compare two circuits of one graph, edge by edge.
+
+    If one of them does not count direct edges, only residual edges are compared, and a note says so.
+
+    Args:
+        tolerance: scores that differ by less, absolutely or relative to the larger one, are the same.
+
+    Raises:
+        FileError: they are circuits of different graphs.
+    """
+    if a.model.graph != b.model.graph:
+        raise FileError(f"circuits of different graphs can't be compared: {_size(a)}, and {_size(b)}")
+    notes = []
+    for what, x, y in (
+        ("tasks", (a.task.name, a.task.version), (b.task.name, b.task.version)),
+        ("prompts", a.task.data_hash, b.task.data_hash),
+        ("models", a.model.name, b.model.name),
+        ("weights", a.model.hash, b.model.hash),
+        ("methods", a.method.name, b.method.name),
+        ("metrics", a.method.metric, b.method.metric),
+        ("ablations", a.method.ablation, b.method.ablation),
+        ("thresholds", a.method.threshold, b.method.threshold),
+    ):
+        if x != y:
+            notes.append(f"{what} differ: {_text(x)}, and {_text(y)}")
+    old, new = ({edge.name: edge.score for edge in file.edges} for file in (a, b))
+    if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
+        notes.append("conventions differ: only one counts direct edges, so only residual edges are compared")
+        direct = a.model.graph.direct_index
+        old, new = ({name: score for name, score in x.items() if name not in direct} for x in (old, new))
+    rescored = []
+    for name, x in old.items():
+        y = new.get(name)
+        if x is not None and y is not None and not math.isclose(x, y, rel_tol=tolerance, abs_tol=tolerance):
+            rescored.append((name, x, y))
+    added = tuple(name for name in new if name not in old)
+    removed = tuple(name for name in old if name not in new)
+    return Diff(added, removed, tuple(rescored), tuple(notes))
+
+
+def _size(file: CircuitFile) -> str:
+    m = file.model
+    more = [f"inputs {' and '.join(m.inputs)}"] if len(m.inputs) > 1 else []
+    more += [] if m.mlp else ["no MLPs"]
+    more += ["parallel blocks"] if m.parallel else []
+    return ", ".join([f"{m.name} with {m.n_layers} layers of {m.n_heads} heads", *more])
+
+
+def _text(value: object) -> str:
+    return " version ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,102 @@
+"""EAP-IG's JSON, which the MIB benchmark uses too (`Graph.to_json` in github.com/hannamw/EAP-IG).
+
+Every edge of the graph is listed, with a score and whether it is in the circuit. What the format can't say:
+- Direct edges have no name in it. Removing one is the same as removing all edges into that receiver, so these
+  are written as not in the graph: the circuit that is run is the same.
+- Every edge needs a score. One that has none gets 0.0.
+- There is one input, and each layer has an MLP.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc.errors import FileError
+from acdc.formats.atomic import read_json
+from acdc.graph import QKV, Circuit, Graph
+
+
+def to_eap_ig(circuit: Circuit, d_model: int) -> str:
+    """The circuit as JSON text that EAP-IG's `Graph.from_json` reads.
+
+    Args:
+        d_model: width of the residual stream, which the format asks for.
+
+    Raises:
+        FileError: a model without MLPs, or with several inputs.
+    """
+    g = circuit.graph
+    if not g.mlp or g.inputs != ("input",):
+        what = f"inputs {', '.join(g.inputs)}" if g.mlp else "models without MLPs"
+        raise FileError(f"the EAP-IG format has no names for {what}; export to graphml or node-link instead")
+    kept = circuit.kept if circuit.direct is None else circuit.kept & (circuit.direct | ~g.direct)
+    scores = np.zeros(kept.shape) if circuit.scores is None else circuit.scores
+    scores = np.where(np.isfinite(scores), scores, 0.0)
+    fed = [bool(kept[:, list(own)].any()) or not own for own in g.own_receivers]
+    nodes = {s.name: {"in_graph": bool(kept[i].any()) and fed[i]} for i, s in enumerate(g.senders)}
+    edges = {
+        g.edge_name(s, r): {"score": float(scores[s, r]), "in_graph": bool(kept[s, r])}
+        for s, r in _in_order(g)
+    }
+    cfg = {"n_layers": g.n_layers, "n_heads": g.n_heads, "parallel_attn_mlp": g.parallel, "d_model": d_model}
+    return json.dumps({"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges})
+
+
+def read_eap_ig(path: Path) -> Circuit:
+    """The circuit in an EAP-IG file: the edges that are in the graph, and the scores of all.
+
+    Edges decide; what the file says of nodes follows from them. Scores may be missing, as MIB allows.
+
+    Raises:
+        FileError: one line that says what is wrong.
+    """
+    raw = read_json(path)
+    cfg, nodes, edges = (_object(path, raw, key) for key in ("cfg", "nodes", "edges"))
+    for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
+        if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
+            raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
+    if any(not all(_list(node.get("neurons"))) for node in nodes.values() if isinstance(node, dict)):
+        raise FileError(f"{path}: is a circuit of single neurons, not of edges")
+    g = Graph(cfg["n_layers"], cfg["n_heads"], parallel=cfg["parallel_attn_mlp"])
+    kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
+    for name, edge in edges.items():
+        place = g.parse_edge(name)
+        if place is None:
+            raise FileError(f"{path}: a graph of {g.n_layers} layers, {g.n_heads} heads has no edge {name!r}")
+        entry = edge if isinstance(edge, dict) else {}
+        inside, score = entry.get("in_graph"), entry.get("score", np.nan)
+        if type(inside) is not bool or type(score) not in (int, float):
+            raise FileError(f"{path}: edge {name!r} needs in_graph (true or false) and score (a number)")
+        kept[place], scores[place] = inside, score
+    return Circuit(g, kept, None, scores)
+
+
+def _in_order(g: Graph) -> Iterator[tuple[int, int]]:
+    """The edges in EAP-IG's order: by layer, sender, head, and q, k, v; those into the MLP last."""
+    index = g.receiver_index
+    for layer in range(g.n_layers):
+        heads = [index[f"a{layer}.h{h}<{c}>"] for h in range(g.n_heads) for c in QKV]
+        mlp = index[f"m{layer}"]
+        n_heads, n_mlp = (g.n_parents(g.receivers[r]) for r in (heads[0], mlp))
+        if g.parallel:
+            yield from ((s, r) for s in range(n_heads) for r in [*heads, mlp])
+        else:
+            yield from ((s, r) for s in range(n_heads) for r in heads)
+            yield from ((s, mlp) for s in range(n_mlp))
+    yield from ((s, index["logits"]) for s in range(len(g.senders)))
+
+
+def _object(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
+    value = raw.get(key)
+    if not isinstance(value, dict):
+        raise FileError(f"{path}: is not an EAP-IG circuit: {key} should be a JSON object")
+    return value
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

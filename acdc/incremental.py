@@ -1,0 +1,375 @@
+"""Evaluate the removal of edges without running the model again.
+
+While receivers are visited in reverse topological order,
+
+1. upstream of the current receiver everything is clean, so removing edges from it changes its input by a sum of known
+   differences ablated − clean;
+2. downstream a change reaches only what kept edges reach; everything else keeps its value;
+3. nothing changes before the first position at which the runs differ, and a node that is read at the scored positions
+   only is computed there only;
+4. many candidates are evaluated at once: candidate i stands for the removal of all candidates up to i.
+
+The state is a function of the decisions alone: `commit` recomputes what a decision touches from the kept edges, so that
+replaying a log gives the same bits as having taken the decisions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.graph import QKV, Graph
+from acdc.metrics import Metric
+from acdc.model.transformer import Transformer
+from acdc.runs import Runs
+
+
+class Removal(NamedTuple):
+    """A candidate: the residual edge sender → receiver (indices), or the receiver's direct edge if `sender` is None."""
+
+    receiver: int
+    sender: int | None
+
+
+class Change(NamedTuple):
+    """How a sender's output differs from its current one, over a batch of candidates.
+
+    Args:
+        versions: Float[version batch pos d_model]; version 0 is no change
+        sees: Int[candidate], the version each candidate sees
+        scored: whether pos are the scored positions only, rather than all live ones
+    """
+
+    versions: Tensor
+    sees: Tensor
+    scored: bool
+
+
+@dataclass
+class Head:
+    """Current q Float[batch pos d_head], k and v Float[batch key d_head], and z."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+
+
+class Engine:
+    """The current circuit H of one discovery, starting from the full graph, and the values of all nodes in it.
+
+    Receivers must be opened (`open`), decided and left in reverse topological order.
+    """
+
+    def __init__(self, model: Transformer, graph: Graph, runs: Runs, metric: Metric) -> None:
+        self.model, self.graph, self.runs = model, graph, runs
+        self.metric_of = metric
+        self.kept = graph.edges.copy()
+        self.start = min(runs.start, int(runs.rows[:, 1].min()))
+        columns = torch.unique(runs.rows[:, 1]) - self.start
+        self.all_scored = len(columns) == runs.clean.z.shape[3] - self.start
+        self.columns = columns  # scored positions among the live ones
+        self.row_example = runs.rows[:, 0]
+        self.row_column = torch.searchsorted(columns, runs.rows[:, 1] - self.start)
+        self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
+        self.base: dict[int, Tensor] = {}  # receiver → clean input + differences of the edges removed from it
+        self.input: dict[int, Tensor] = {}  # receiver → current input
+        self.heads: dict[int, Head] = {}  # sender → current values
+        self.mlps: dict[int, Tensor] = {}  # sender → current output
+        self.deviation: dict[int, Tensor] = {}  # sender → current − clean output, absent where there is none
+        self.differences: dict[int, tuple[Tensor, bool, bool]] = {}
+        self.ablated: dict[tuple[int, bool], Tensor] = {}
+        self.evaluations = 0
+        self.logits = graph.receiver_index["logits"]
+        self.node_of = {r: s for s, own in enumerate(graph.own_receivers) for r in own}
+        self._open(self.logits)
+
+    # --- what the method asks ---------------------------------------------------------------------------------------
+
+    def alive(self, receiver: int) -> bool:
+        """Whether a kept edge leaves the receiver's node."""
+        return receiver == self.logits or bool(self.kept[self.node_of[receiver]].any())
+
+    def drop(self, receiver: int) -> int:
+        """Remove all edges into a receiver whose node nothing reads; returns their number."""
+        count = int(self.kept[:, receiver].sum())
+        self.kept[:, receiver] = False
+        return count
+
+    def open(self, receivers: Sequence[int]) -> None:
+        """Begin with the receivers of one stage: the inputs of heads of one layer, one MLP, or the logits."""
+        layer = self.graph.receivers[receivers[0]].layer
+        for sender in [s for s in self.differences if self.graph.senders[s].layer >= layer + 1]:
+            del self.differences[sender]  # nothing that is still to come reads it
+        self.ablated.clear()
+        for receiver in receivers:
+            if receiver not in self.base:
+                self._open(receiver)
+
+    def inert(self, removal: Removal) -> bool:
+        """Whether a removal changes nothing at all: clean and ablated output are equal where the receiver reads."""
+        senders = (
+            [removal.sender] if removal.sender is not None else np.flatnonzero(self.kept[:, removal.receiver]).tolist()
+        )
+        return not any(self._differs(s, removal.receiver) for s in senders)
+
+    def evaluate(self, removals: Sequence[Removal]) -> Tensor:
+        """The metric per prompt after removing the first, the first two, … all of some candidates.
+
+        Returns:
+            Float[candidate batch]
+        """
+        self.evaluations += len(removals)
+        return self._metric(self._propagate(self._changes(removals), len(removals)), len(removals))
+
+    def current(self) -> Tensor:
+        """The metric per prompt of the current circuit: Float[batch]."""
+        return self._metric(None, 1)[0]
+
+    def commit(self, removals: Iterable[Removal]) -> None:
+        """Take some candidates out of the circuit for good."""
+        touched = set()
+        for removal in removals:
+            if not self.inert(removal):
+                touched.add(removal.receiver)
+            self.kept[slice(None) if removal.sender is None else removal.sender, removal.receiver] = False
+        for receiver in touched:
+            self.base[receiver] = self._base(receiver)
+        self._settle(touched)
+
+    # --- one stage -------------------------------------------------------------------------------------------------
+
+    def _open(self, receiver: int) -> None:
+        r = self.graph.receivers[receiver]
+        if receiver == self.logits:
+            self.base[receiver] = self.input[receiver] = self._clean_input(receiver)
+            return
+        sender = self.node_of[receiver]
+        readers = np.flatnonzero(self.kept[sender]).tolist()
+        self.scored_at[sender] = self.all_scored or all(self._reads_scored(j) for j in readers)
+        if r.kind == "mlp":
+            self.base[receiver] = self.input[receiver] = self._clean_input(receiver)
+            self.mlps[sender] = self.model.mlp(r.layer, self.input[receiver])
+            return
+        own = self.graph.own_receivers[sender]
+        for j in own:
+            self.base[j] = self.input[j] = self._clean_input(j)
+        x = self.runs.residual[r.layer]
+        k, v = (self.model.project(c, r.layer, r.head, x) for c in "kv")
+        q = self.model.project("q", r.layer, r.head, self.input[own[0]])
+        self.heads[sender] = Head(q, k, v, self._clean_z(sender))
+
+    def _reads_scored(self, receiver: int) -> bool:
+        """Whether a receiver reads the scored positions only (keys and values read all live ones)."""
+        if receiver == self.logits or self.all_scored:
+            return True
+        return self.graph.receivers[receiver].kind not in "kv" and self.scored_at[self.node_of[receiver]]
+
+    def _clean_input(self, receiver: int) -> Tensor:
+        r = self.graph.receivers[receiver]
+        x = self.runs.residual[r.layer][:, self.start :]
+        if r.kind == "mlp":
+            z, w = self.runs.clean.z[r.layer][:, :, self.start :], self.model.weights
+            x = x + torch.einsum("bhte,hed->btd", z, w[f"layers.{r.layer}.o.weight"]) + w[f"layers.{r.layer}.o.bias"]
+        return self._narrow(x, False, self._reads_scored(receiver))
+
+    def _clean_z(self, sender: int) -> Tensor:
+        s = self.graph.senders[sender]
+        z = self.runs.clean.z[s.layer][:, s.head, self.start :]
+        return self._narrow(z, False, self.scored_at[sender])
+
+    def _narrow(self, x: Tensor, scored: bool, to_scored: bool) -> Tensor:
+        """From the live positions to the scored ones, where asked: x Float[... pos any]."""
+        return x if scored == to_scored or self.all_scored else x.index_select(-2, self.columns)
+
+    def _difference(self, sender: int) -> tuple[Tensor, bool, bool]:
+        """Ablated − clean output of a sender at the live positions; whether it is nonzero there, and at the scored."""
+        if sender not in self.differences:
+            s, runs = self.graph.senders[sender], self.runs
+            if s.kind == "head":
+                z = runs.ablated.z[s.layer][:, s.head, self.start :] - runs.clean.z[s.layer][:, s.head, self.start :]
+                d = self.model.write(s.layer, s.head, z)
+            else:
+                ablated, clean = (
+                    (a.inputs[s.head] if s.kind == "input" else a.mlp[s.layer])[:, self.start :]
+                    for a in (runs.ablated, runs.clean)
+                )
+                d = ablated - clean
+            self.differences[sender] = d, bool(d.any()), bool(self._narrow(d, False, True).any())
+        return self.differences[sender]
+
+    def _differs(self, sender: int, receiver: int) -> bool:
+        _, live, scored = self._difference(sender)
+        return scored if self._reads_scored(receiver) else live
+
+    def _difference_at(self, sender: int, receiver: int) -> Tensor:
+        return self._narrow(self._difference(sender)[0], False, self._reads_scored(receiver))
+
+    def _ablated_input(self, receiver: int) -> Tensor:
+        """A receiver's input with all its edges removed: the same for all that read one layer at the same positions."""
+        n, scored = self.graph.n_parents(self.graph.receivers[receiver]), self._reads_scored(receiver)
+        if (n, scored) not in self.ablated:
+            x = self._clean_input(receiver).clone()
+            for sender in range(n):
+                x += self._difference_at(sender, receiver)
+            self.ablated[n, scored] = x
+        return self.ablated[n, scored]
+
+    def _base(self, receiver: int) -> Tensor:
+        removed = np.flatnonzero(self.graph.edges[:, receiver] & ~self.kept[:, receiver]).tolist()
+        x = self._clean_input(receiver).clone()
+        for sender in removed:
+            if self._differs(sender, receiver):
+                x += self._difference_at(sender, receiver)
+        return x
+
+    # --- a batch of candidates ---------------------------------------------------------------------------------------
+
+    def _changes(self, removals: Sequence[Removal]) -> dict[int, Change] | Tensor:
+        """How the nodes of the candidates' receivers change; for the logits, the new final streams themselves."""
+        at: dict[int, list[int]] = {}
+        for i, removal in enumerate(removals):
+            at.setdefault(removal.receiver, []).append(i)
+        inputs = {r: self._inputs(r, [removals[i].sender for i in where]) for r, where in at.items()}
+        if self.logits in inputs:
+            return inputs[self.logits]
+        nodes: dict[int, list[int]] = {}
+        for receiver, where in at.items():
+            nodes.setdefault(self.node_of[receiver], []).extend(where)
+        changes = {}
+        for sender, where in nodes.items():
+            where.sort()
+            own = self.graph.own_receivers[sender]
+            new = {r: (inputs[r], at[r]) for r in own if r in inputs}
+            versions = self._node_versions(sender, new, where)
+            index = torch.bucketize(torch.arange(len(removals)), torch.tensor(where), right=True)
+            changes[sender] = Change(versions, index.to(self.model.device), self.scored_at[sender])
+        return changes
+
+    def _inputs(self, receiver: int, senders: list[int | None]) -> Tensor:
+        """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
+        current = self.input[receiver]
+        if senders == [None]:
+            return self._ablated_input(receiver)[None]
+        return torch.stack([self._difference_at(s, receiver) for s in senders if s is not None]).cumsum(0) + current
+
+    def _node_versions(self, sender: int, new: dict[int, tuple[Tensor, list[int]]], where: list[int]) -> Tensor:
+        """Change of a node's output after each candidate that touches it, 0 first: Float[version batch pos d_model]."""
+        s = self.graph.senders[sender]
+        if s.kind == "mlp":
+            ((x, _),) = new.values()
+            delta = self.model.mlp(s.layer, x) - self.mlps[sender]
+        else:
+            head, parts = self.heads[sender], {}
+            for receiver, (x, touched) in new.items():
+                kind = self.graph.receivers[receiver].kind
+                current = getattr(head, kind)
+                values = torch.cat([current[None], self._vector(kind, sender, x)])
+                index = torch.bucketize(torch.tensor(where), torch.tensor(touched), right=True)
+                parts[kind] = values[index.to(values.device)]
+            delta = self._head_change(sender, parts)
+        return torch.cat([torch.zeros_like(delta[:1]), delta])
+
+    def _vector(self, kind: str, sender: int, x: Tensor) -> Tensor:
+        """q, k or v of a head from its inputs Float[candidate batch pos d_model]; k, v with the fixed positions."""
+        s = self.graph.senders[sender]
+        y = self.model.project(kind, s.layer, s.head, x)
+        if kind == "q" or not self.start:
+            return y
+        fixed = getattr(self.heads[sender], kind)[:, : self.start]
+        return torch.cat([fixed.expand(len(y), *fixed.shape), y], 2)
+
+    def _head_change(self, sender: int, parts: dict[str, Tensor]) -> Tensor:
+        s, head = self.graph.senders[sender], self.heads[sender]
+        z = self._attend(sender, *(parts.get(c, getattr(head, c)) for c in QKV))
+        return self.model.write(s.layer, s.head, z - head.z)
+
+    def _attend(self, sender: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        mask = self._narrow(self.runs.mask[:, self.start :], False, self.scored_at[sender])
+        return self.model.attend(q, k, v, mask)
+
+    def _propagate(self, changes: dict[int, Change] | Tensor, n: int) -> Tensor | None:
+        """Final residual stream at the scored positions for each candidate, Float[candidate batch pos d_model]."""
+        if isinstance(changes, Tensor):
+            return changes
+        index = torch.arange(1, n + 1, device=self.model.device)
+        for sender in self._downstream(changes):
+            parts = {}
+            for receiver in self.graph.own_receivers[sender]:
+                x = self._received(receiver, changes, n)
+                if x is None:
+                    continue
+                kind = self.graph.receivers[receiver].kind
+                parts[kind] = x if kind == "mlp" else self._vector(kind, sender, x)
+            if not parts:
+                continue
+            if "mlp" in parts:
+                delta = self.model.mlp(self.graph.senders[sender].layer, parts["mlp"]) - self.mlps[sender]
+            else:
+                delta = self._head_change(sender, parts)
+            changes[sender] = Change(torch.cat([torch.zeros_like(delta[:1]), delta]), index, self.scored_at[sender])
+        return self._received(self.logits, changes, n)
+
+    def _downstream(self, changes: Iterable[int]) -> list[int]:
+        """Nodes decided earlier than the changed ones, in forward order."""
+        first = min(changes)
+        return [s for s in sorted((*self.heads, *self.mlps)) if s > first and s not in changes and self.kept[s].any()]
+
+    def _received(self, receiver: int, changes: dict[int, Change], n: int) -> Tensor | None:
+        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it."""
+        feeding = [c for s, c in changes.items() if self.kept[s, receiver]]
+        if not feeding:
+            return None
+        to_scored = self._reads_scored(receiver)
+        x = self.input[receiver].expand(n, *self.input[receiver].shape).clone()
+        for change in feeding:
+            x += self._narrow(change.versions, change.scored, to_scored)[change.sees]
+        return x
+
+    def _metric(self, final: Tensor | None, n: int) -> Tensor:
+        if final is None:  # the change reached nothing
+            final = self.input[self.logits].expand(n, *self.input[self.logits].shape)
+        return self.metric_of(self.model.normalise(final[:, self.row_example, self.row_column]))
+
+    # --- decisions --------------------------------------------------------------------------------------------------
+
+    def _settle(self, touched: set[int]) -> None:
+        """Bring the current values up to date behind receivers whose base changed."""
+        changed: set[int] = set()
+        for sender in sorted((*self.heads, *self.mlps)):
+            own = self.graph.own_receivers[sender]
+            stale = [r for r in own if r in touched or (self.kept[list(changed), r]).any()]
+            if stale:
+                self._refresh(sender, stale)
+                changed.add(sender)
+        if self.logits in touched or (self.kept[list(changed), self.logits]).any():
+            self.input[self.logits] = self._current_input(self.logits)
+
+    def _refresh(self, sender: int, receivers: list[int]) -> None:
+        s = self.graph.senders[sender]
+        for receiver in receivers:
+            self.input[receiver] = self._current_input(receiver)
+        if s.kind == "mlp":
+            self.mlps[sender] = self.model.mlp(s.layer, self.input[receivers[0]])
+            clean = self._narrow(self.runs.clean.mlp[s.layer][:, self.start :], False, self.scored_at[sender])
+            self.deviation[sender] = self.mlps[sender] - clean
+            return
+        head = self.heads[sender]
+        for receiver in receivers:
+            kind = self.graph.receivers[receiver].kind
+            setattr(head, kind, self._vector(kind, sender, self.input[receiver][None])[0])
+        head.z = self._attend(sender, head.q, head.k, head.v)
+        self.deviation[sender] = self.model.write(s.layer, s.head, head.z - self._clean_z(sender))
+
+    def _current_input(self, receiver: int) -> Tensor:
+        """Base input + deviations over kept edges, summed in the order of the senders."""
+        x, to_scored = self.base[receiver].clone(), self._reads_scored(receiver)
+        for sender in sorted(self.deviation):
+            if self.kept[sender, receiver]:
+                x += self._narrow(self.deviation[sender], self.scored_at[sender], to_scored)
+        return x

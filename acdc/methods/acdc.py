@@ -1,0 +1,251 @@
+"""ACDC: remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023, section 3).
+
+Start with H = the full graph. For each receiver in reverse topological order, for each of its edges: remove it iff
+`metric(H without it) − metric(H) < τ`, strictly, signed, relative to the current H. Order as in the paper's code: the
+logits; then per layer from last to first: the MLP; the direct v, k, q edges, heads high to low; the v, k, q inputs,
+heads high to low. An edge's parents: later layers first, MLP before heads, heads high to low, inputs last. A node
+that no kept edge leaves is skipped, and its incoming edges go with it.
+
+Most edges are removed, so a batch of candidates is evaluated on the guess that every one before it was; the longest
+prefix for which the guess holds is accepted, with the edge that broke it, and the rest is evaluated anew: the same
+decisions as one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from acdc.errors import UserError
+from acdc.graph import Circuit, Graph
+from acdc.incremental import Engine, Removal
+from acdc.journal import Decision, Journal
+
+MAX_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of the method.
+
+    Args:
+        threshold: τ, in the metric's units
+        magnitude: compare |change| with τ instead of the signed change
+        order: one of `acdc.config.ORDERS`
+        direct: test the direct edges too
+        seed: of the random order
+        batch: largest number of candidates evaluated at once
+    """
+
+    threshold: float
+    magnitude: bool = False
+    order: str = "paper"
+    direct: bool = True
+    seed: int = 0
+    batch: int = MAX_BATCH
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a discovery is: edges (direct ones included) removed, kept and left, the current node and metric."""
+
+    removed: int
+    kept: int
+    left: int
+    node: str
+    metric: float
+
+
+def discover(
+    engine: Engine,
+    options: Options,
+    journal: Journal | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Circuit:
+    """The circuit that ACDC finds; its scores are the changes of the metric (dead edges are still in it).
+
+    Decisions that the journal already holds are taken over without evaluating them.
+    """
+    journal = journal or Journal()
+    search = _Search(engine, options, journal, progress)
+    for stage in stages(engine.graph, options):
+        search.decide(stage)
+    return search.circuit()
+
+
+def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
+    """Groups of receivers between which no path leads, in the order in which they are visited.
+
+    A group of head inputs comes twice where direct edges are tested: `_Search.candidates` tells the visits apart.
+    """
+    index = graph.receiver_index
+    yield [index["logits"]]
+    for layer in reversed(range(graph.n_layers)):
+        if graph.mlp and not graph.parallel:
+            yield [index[f"m{layer}"]]
+        heads = _heads(graph, layer, options)
+        inputs = [index[f"a{layer}.h{h}<{c}>"] for c in "vkq" for h in heads]
+        yield inputs
+        if graph.mlp and graph.parallel:
+            yield [index[f"m{layer}"]]
+
+
+def _heads(graph: Graph, layer: int, options: Options) -> list[int]:
+    heads = list(reversed(range(graph.n_heads)))
+    if options.order == "heads-ascending":
+        heads.reverse()
+    elif options.order == "random":
+        random.Random(f"heads {layer} {options.seed}").shuffle(heads)
+    return heads
+
+
+def _parents(graph: Graph, receiver: int, options: Options) -> list[int]:
+    """The senders that a receiver reads, in the order in which they are tested."""
+    n = graph.n_parents(graph.receivers[receiver])
+
+    def key(i: int) -> tuple[int, bool, int]:
+        s = graph.senders[i]
+        layer = s.layer if options.order == "parents-ascending" else -s.layer
+        head = s.head if options.order == "heads-ascending" else -s.head
+        return layer, s.kind != "mlp", head
+
+    parents = sorted(range(n), key=key)
+    if options.order == "random":
+        random.Random(f"{graph.receivers[receiver].name} {options.seed}").shuffle(parents)
+    return parents
+
+
+class _Search:
+    """The state of one discovery beside the engine's."""
+
+    def __init__(
+        self, engine: Engine, options: Options, journal: Journal, progress: Callable[[Progress], None]
+    ) -> None:
+        g = engine.graph
+        self.engine, self.graph, self.options, self.journal, self.progress = engine, g, options, journal, progress
+        self.scores = np.full(g.edges.shape, np.nan)
+        self.direct_scores = np.full(len(g.receivers), np.nan)
+        self.direct = g.direct.copy()
+        self.left = g.n_edges_direct if options.direct else g.n_edges
+        self.n_kept = 0
+        self.n_removed = 0
+        self.replay = iter(journal.batches())
+        self.batch = 0
+        self.run = 8.0  # typical number of removals in a row
+        self.metric = float(engine.current().double().mean())
+
+    def decide(self, receivers: list[int]) -> None:
+        """Decide all edges into the receivers of one stage."""
+        alive = []
+        for receiver in receivers:
+            if self.engine.alive(receiver):
+                alive.append(receiver)
+            else:
+                self._drop(receiver)
+        if not alive:
+            return
+        self.engine.open(alive)
+        if self.options.direct and self.graph.direct[alive[0]]:
+            self._queue([Removal(r, None) for r in alive])
+            alive = [r for r in alive if self.direct[r]]
+        self._queue([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options)])
+
+    def circuit(self) -> Circuit:
+        direct = self.options.direct
+        return Circuit(
+            self.graph,
+            self.engine.kept.copy(),
+            self.direct if direct else None,
+            self.scores,
+            self.direct_scores if direct else None,
+        )
+
+    def _drop(self, receiver: int) -> None:
+        count = self.engine.drop(receiver)
+        if self.options.direct and self.graph.direct[receiver]:
+            self.direct[receiver] = False
+            count += 1
+        self.left -= count
+        self.n_removed += count
+
+    def _queue(self, queue: list[Removal]) -> None:
+        while queue:
+            self.batch += 1
+            decisions = next(self.replay, None)
+            if decisions is None:
+                decisions = self._evaluate(queue)
+                self.journal.write(decisions)
+            taken, queue = queue[: len(decisions)], queue[len(decisions) :]
+            self._take(taken, decisions)
+
+    def _evaluate(self, queue: list[Removal]) -> list[Decision]:
+        """Decisions on the longest prefix of the queue that one batch can settle."""
+        candidates: list[Removal] = []
+        active: list[Removal] = []
+        for removal in queue:
+            if not self.engine.inert(removal):
+                if len(active) == self._size():
+                    break
+                active.append(removal)
+            candidates.append(removal)
+        values = iter(self.engine.evaluate(active).double().mean(1).tolist() if active else [])
+        active_set, metric, decisions = set(active), self.metric, []
+        for removal in candidates:
+            new = next(values) if removal in active_set else metric
+            change = new - metric
+            if not math.isfinite(change):
+                raise UserError(
+                    f"{self._name(removal)}: the metric without this edge is {new}; are the model's weights sound?"
+                )
+            margin = self.options.threshold - (abs(change) if self.options.magnitude else change)
+            kept = not margin > 0
+            metric = metric if kept else new
+            decisions.append(Decision(self.batch, self._name(removal), change, margin, metric, kept))
+            if kept:
+                break
+        return decisions
+
+    def _take(self, removals: list[Removal], decisions: list[Decision]) -> None:
+        gone = []
+        for removal, decision in zip(removals, decisions, strict=True):
+            scores, at = (
+                (self.direct_scores, removal.receiver)
+                if removal.sender is None
+                else (self.scores, (removal.sender, removal.receiver))
+            )
+            scores[at] = decision.change
+            if decision.kept:
+                self.n_kept += 1
+            else:
+                gone.append(removal)
+        for removal in gone:
+            if removal.sender is None:
+                self.direct[removal.receiver] = False
+                count = 1 + int(self.engine.kept[:, removal.receiver].sum())
+            else:
+                count = 1
+            self.n_removed += count
+            self.left -= count
+        self.left -= len(decisions) - len(gone)
+        if gone:
+            self.engine.commit(gone)
+        self.metric = decisions[-1].metric
+        self._adapt(len(gone), decisions[-1].kept)
+        node = self.graph.receivers[removals[-1].receiver].name
+        self.progress(Progress(self.n_removed, self.n_kept, self.left, node, self.metric))
+
+    def _name(self, removal: Removal) -> str:
+        if removal.sender is None:
+            return self.graph.direct_name(removal.receiver)
+        return self.graph.edge_name(removal.sender, removal.receiver)
+
+    def _size(self) -> int:
+        return max(1, min(self.options.batch, round(self.run)))
+
+    def _adapt(self, removed: int, broken: bool) -> None:
+        """Batches as long as removals tend to come in a row: a function of the decisions, so that a replay agrees."""
+        self.run = 0.6 * self.run + 0.4 * (removed + 1) if broken else max(self.run, 2.0 * removed)

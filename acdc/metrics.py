@@ -1,0 +1,117 @@
+"""What is minimised, and where it is scored.
+
+Every metric maps the normalised final residual stream at the scored rows, h Float[... row d_model], to one value per
+prompt, Float[... batch]; lower is better. A prompt with several scored positions counts with their mean. Metrics ask
+the model's output layer only for what they need (`Output`): selected logits, a log-sum-exp, all logits.
+
+kl          KL(P ‖ Q) in nats; P the full model on the clean prompt, Q the patched model
+logit-diff  −(mean logit of the correct answers − largest logit of the wrong ones)
+prob-diff   −(probability of the correct answers − probability of the wrong ones)
+nll         −log probability of the correct answers, in nats
+l2          squared distance of the logits to the full model's, mean over the columns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Output(Protocol):
+    """The output layer, on normalised rows: see `acdc.model.transformer.Transformer`."""
+
+    def logits(self, h: Tensor) -> Tensor: ...
+    def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor: ...
+    def logsumexp(self, h: Tensor) -> Tensor: ...
+    def expected_unembedding(self, h: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the scored rows are compared with.
+
+    Args:
+        example: Int[row], the prompt that a row belongs to
+        n_examples: number of prompts
+        correct, wrong: Int[row k], token ids, −1 where a row has fewer
+        clean: Float[row d_model], the full model's normalised final residual stream
+    """
+
+    example: Tensor
+    n_examples: int
+    correct: Tensor
+    wrong: Tensor
+    clean: Tensor
+
+
+Metric = Callable[[Tensor], Tensor]
+
+
+def make_metric(name: str, output: Output, targets: Targets) -> Metric:
+    """The metric `name` as a function Float[... row d_model] → Float[... batch]."""
+    per_row = {"kl": _kl, "logit-diff": _logit_diff, "prob-diff": _prob_diff, "nll": _nll, "l2": _l2}[name](
+        output, targets
+    )
+    counts = torch.bincount(targets.example, minlength=targets.n_examples)
+
+    def metric(h: Tensor) -> Tensor:
+        rows = per_row(h)
+        sums = rows.new_zeros(*rows.shape[:-1], targets.n_examples).index_add_(-1, targets.example, rows)
+        return sums / counts
+
+    return metric
+
+
+def accuracy(output: Output, targets: Targets, h: Tensor) -> Tensor:
+    """Bool[row]: whether every wrong answer has a lower logit than the best correct one; without wrong answers, whether
+    a correct answer has the highest logit of all. h Float[row d_model]."""
+    right = _masked(output, targets.correct, h, -torch.inf).amax(-1)
+    if targets.wrong.shape[1]:
+        return right > _masked(output, targets.wrong, h, -torch.inf).amax(-1)
+    best = output.logits(h).argmax(-1, keepdim=True)
+    return (best == targets.correct).any(-1)
+
+
+def _masked(output: Output, ids: Tensor, h: Tensor, fill: float) -> Tensor:
+    return output.centred_logits(h, ids.clamp(min=0)).masked_fill(ids < 0, fill)
+
+
+def _kl(output: Output, t: Targets) -> Metric:
+    # KL(P‖Q) = Σ p log p − Σ p (h·W + b) + logsumexp(h·W + b), and Σ p h·W is one dot product per row.
+    vector, constant = output.expected_unembedding(t.clean)
+    return lambda h: output.logsumexp(h) - (h * vector).sum(-1) - constant
+
+
+def _logit_diff(output: Output, t: Targets) -> Metric:
+    n = (t.correct >= 0).sum(-1)
+
+    def metric(h: Tensor) -> Tensor:
+        right = _masked(output, t.correct, h, 0.0).sum(-1) / n
+        return _masked(output, t.wrong, h, -torch.inf).amax(-1) - right
+
+    return metric
+
+
+def _prob_diff(output: Output, t: Targets) -> Metric:
+    ids = torch.cat([t.correct, t.wrong], 1)
+    sign = torch.cat([torch.ones_like(t.correct), -torch.ones_like(t.wrong)], 1)
+    sign = sign.to(t.clean.dtype)
+
+    def metric(h: Tensor) -> Tensor:
+        log_p = _masked(output, ids, h, -torch.inf) - output.logsumexp(h)[..., None]
+        return -(log_p.exp() * sign).sum(-1)
+
+    return metric
+
+
+def _nll(output: Output, t: Targets) -> Metric:
+    return lambda h: output.logsumexp(h) - _masked(output, t.correct, h, -torch.inf).logsumexp(-1)
+
+
+def _l2(output: Output, t: Targets) -> Metric:
+    clean = output.logits(t.clean)
+    return lambda h: (output.logits(h) - clean).square().mean(-1)

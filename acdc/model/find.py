@@ -1,0 +1,98 @@
+"""Find a model by name, without loading it.
+
+A name is a bundled model (`tiny`), a local directory in Hugging Face layout, or a Hugging Face id.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from acdc.errors import ModelError, unknown
+
+BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.json", "merges.txt")
+
+
+def bundled_models() -> list[str]:
+    return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def find_model(name: str) -> Path:
+    """The directory of a model; asks the hub only for a name that is neither bundled nor a directory.
+
+    Raises ModelError if there is none, or the hub can't be reached and its cache doesn't hold the model.
+    """
+    if name in bundled_models():
+        return BUNDLED / name
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
+        raise ModelError(f"--model {name}: no such directory")
+    return _from_hub(name)
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.utils import RepositoryNotFoundError
+
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
+    except Exception:  # not in the cache: ask the hub
+        pass
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=5))
+    except RepositoryNotFoundError:
+        message = f"--model {name}: the Hugging Face hub has no such model. " + unknown("model", name, bundled_models())
+    except Exception as error:
+        message = (
+            f"--model {name}: not bundled, no local directory, not in the Hugging Face cache, and the hub can't be "
+            f"reached ({type(error).__name__}). Download it elsewhere and give its directory, or run a bundled model: "
+            + unknown("bundled model", name, bundled_models())
+        )
+    raise ModelError(message) from None
+
+
+def cached_models() -> dict[str, str]:
+    """GPT-2-architecture models in the Hugging Face cache, with a line on each."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repos = [r for r in scan_cache_dir().repos if r.repo_type == "model"]
+    except CacheNotFound:
+        return {}
+    out = {}
+    for repo in sorted(repos, key=lambda r: str(r.repo_id)):
+        for revision in repo.revisions:
+            if (revision.snapshot_path / "config.json").is_file():
+                out[repo.repo_id] = f"in the Hugging Face cache; {describe_model(revision.snapshot_path)}"
+    return out
+
+
+def describe_model(directory: Path) -> str:
+    """Family and sizes, from config.json alone."""
+    raw = read_json(directory / "config.json")
+    sizes = ((raw.get(a, raw.get(b)), what) for a, b, what in (
+        ("n_layer", "n_layers", "layers"), ("n_head", "n_heads", "heads"), ("n_embd", "d_model", "wide"),
+        ("vocab_size", "vocab_size", "tokens"),
+    ))  # fmt: skip
+    return f"{raw.get('model_type')}, " + ", ".join(f"{n:,} {what}" for n, what in sizes if isinstance(n, int))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(
+            f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: not readable as JSON ({error})") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{path}: must be a JSON object")
+    return raw

@@ -1,0 +1,128 @@
+"""Read a model and put it on a device. Only safetensors are read: no file that could run code."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model import gpt2, native
+from acdc.model.find import find_model, read_json
+from acdc.model.tokenizer import Tokenizer
+from acdc.model.transformer import Transformer
+from acdc.runs import Prompts
+
+FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "acdc": native}
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: `hash` is the SHA-256 of its safetensors files (first 16 hex digits)."""
+
+    name: str
+    family: str
+    hash: str
+    transformer: Transformer
+    tokenizer: Tokenizer
+
+    def check_fits(self, *splits: Prompts) -> None:
+        """Raise ModelError if prompts are longer than the model's positions or use ids that it does not embed or
+        output.
+        """
+        c = self.transformer.config
+        for split in splits:
+            n = split.clean.shape[1]
+            if n > c.n_positions:
+                raise ModelError(f"--model {self.name}: has {c.n_positions} positions, but the prompts have {n} tokens")
+            for ids, size, verb in (
+                (split.clean, c.vocab_size, "embeds"),
+                (split.corrupted, c.vocab_size, "embeds"),
+                (split.correct, c.vocab_out, "predicts"),
+                (split.wrong, c.vocab_out, "predicts"),
+            ):
+                if ids.size and ids.max() >= size:
+                    token = int(ids.max())
+                    piece = self.tokenizer.pieces([token])[0]
+                    raise ModelError(
+                        f"--model {self.name}: the prompts have token id {token} ({piece!r}), "
+                        f"but the model {verb} {size} ids only; its tokenizer belongs to another model"
+                    )
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
+    """Load a model by name. Raises ModelError with one line on what is wrong and where."""
+    directory = find_model(name)
+    raw = read_json(directory / "config.json")
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        supported = ", ".join(f for f in FAMILIES if f != "acdc")
+        raise ModelError(
+            f"{directory / 'config.json'}: architecture {family!r} is not supported; supported: {supported}"
+        )
+    where, kind = str(directory / "config.json"), FAMILIES[family]
+    config = kind.config(raw, where)
+    files = _weight_files(directory)
+    weights = kind.weights(raw, _read_tensors(files, DTYPES[dtype]), config, str(directory))
+    to = pick_device(device)
+    if to.type == "mps" and dtype == "float64":
+        raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
+    transformer = Transformer(config, {k: v.to(to) for k, v in weights.items()}, str(directory))
+    return Model(name, family, _hash(files), transformer, Tokenizer(directory, name))
+
+
+def pick_device(device: str) -> torch.device:
+    """`auto` is CUDA, else MPS, else the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"--device {device}: {str(error).splitlines()[0]}. Try auto, cpu, cuda or mps") from None
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(read_json(index).get("weight_map", {}).values()))
+        files = [directory / Path(str(n)).name for n in names]
+        missing = [str(f) for f in files if not f.is_file()]
+        if missing:
+            raise ModelError(f"{index}: names {missing[0]}, which does not exist")
+    else:
+        files = sorted(directory.glob("*.safetensors"))
+    if files:
+        return files
+    if list(directory.glob("*.bin")):
+        raise ModelError(
+            f"{directory}: only pickled weights (*.bin), which can run code. Convert them: load the model with "
+            "transformers, and save_pretrained(...) writes safetensors"
+        )
+    raise ModelError(f"{directory}: no weights; expected model.safetensors")
+
+
+def _read_tensors(files: list[Path], dtype: torch.dtype) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        try:
+            tensors |= load_file(file)
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+
+
+def _hash(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as f:
+            while chunk := f.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]

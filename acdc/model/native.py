@@ -1,0 +1,29 @@
+"""The format of the bundled hand-made models: config.json names `Config`'s fields, tensors have its names."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from acdc.errors import ModelError, unknown
+from acdc.model.transformer import Config
+
+
+def config(raw: dict[str, Any], where: str) -> Config:
+    """The transformer's config from config.json."""
+    known = {f.name for f in fields(Config)}
+    values = {"vocab_out": raw.get("vocab_size"), **{k: v for k, v in raw.items() if k != "model_type"}}
+    for key in values:
+        if key not in known:
+            raise ModelError(f"{where}: {unknown('key', key, known)}")
+    try:
+        return Config(**values)
+    except TypeError as error:
+        raise ModelError(f"{where}: {error}") from None
+
+
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+    """The tensors as they are."""
+    return tensors

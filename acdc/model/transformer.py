@@ -1,0 +1,280 @@
+"""One pre-norm transformer, in pieces that can be evaluated alone: head, MLP, output.
+
+Axes, used in every docstring of the package: `batch` prompts, `pos` positions, `layer`, `head`, `d_model` residual
+stream, `d_head` head, `d_mlp` MLP, `vocab` output columns; `...` any leading axes.
+
+Conventions: activations are row vectors, `y = x @ W + b`. The scale and shift of every norm are folded into the weights
+that read it, and the attention scale into the query weights, so that a norm has no parameters and a score is `q · k`.
+The unembedding is kept centred over the vocabulary, with the mean beside it: log-probabilities don't feel the
+difference, and in float32 they lose less to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from acdc.errors import ModelError, unknown
+from acdc.graph import Graph, Sender
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+}
+NORMS = ("layer", "none")
+VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and options of a transformer. `d_mlp` 0 means attention only; `vocab_out` counts the output columns."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_positions: int
+    vocab_size: int
+    vocab_out: int
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    activation: str = "gelu_new"
+    causal: bool = True
+    split_position: bool = False  # token and position embedding are two senders
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number above 0")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
+        if self.norm not in NORMS:
+            raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
+
+    def graph(self) -> Graph:
+        inputs = ("tok", "pos") if self.split_position else ("input",)
+        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight."""
+        c = self
+        out: dict[str, tuple[int, ...]] = {
+            "token.weight": (c.vocab_size, c.d_model),
+            "position.weight": (c.n_positions, c.d_model),
+            "unembed.weight": (c.d_model, c.vocab_out),
+            "unembed.bias": (c.vocab_out,),
+        }
+        for i in range(c.n_layers):
+            at = f"layers.{i}."
+            for x in "qkv":
+                out[at + x + ".weight"] = (c.n_heads, c.d_model, c.d_head)
+                out[at + x + ".bias"] = (c.n_heads, c.d_head)
+            out[at + "o.weight"] = (c.n_heads, c.d_head, c.d_model)
+            out[at + "o.bias"] = (c.d_model,)
+            if c.d_mlp:
+                out[at + "mlp_in.weight"] = (c.d_model, c.d_mlp)
+                out[at + "mlp_in.bias"] = (c.d_mlp,)
+                out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
+                out[at + "mlp_out.bias"] = (c.d_model,)
+        return out
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What every sender writes. Heads are kept as z (before the output projection), which is smaller.
+
+    Args:
+        inputs: Float[input batch pos d_model]
+        z: Float[layer batch head pos d_head]
+        mlp: Float[layer batch pos d_model], no layers for an attention-only model
+    """
+
+    inputs: Tensor
+    z: Tensor
+    mlp: Tensor
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
+        return Activations(f(self.inputs), f(self.z), f(self.mlp))
+
+    def examples(self, chunk: slice) -> Activations:
+        return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
+
+
+class Transformer:
+    """A transformer with named weights (`Config.shapes`) on one device, in one dtype.
+
+    Raises ModelError when a weight is missing, has another shape or is not finite.
+    """
+
+    def __init__(self, config: Config, weights: dict[str, Tensor], source: str = "model") -> None:
+        shapes = config.shapes()
+        for name, shape in shapes.items():
+            if name not in weights:
+                raise ModelError(f"{source}: tensor {name!r} is missing")
+            if tuple(weights[name].shape) != shape:
+                raise ModelError(f"{source}: tensor {name!r} has shape {tuple(weights[name].shape)}, not {shape}")
+            if not torch.isfinite(weights[name]).all():
+                raise ModelError(f"{source}: tensor {name!r} contains NaN or infinity")
+        self.config = config
+        self.weights = {name: weights[name] for name in shapes}
+        w_u, b_u = weights["unembed.weight"], weights["unembed.bias"]
+        self.unembed_mean, self.unembed_bias_mean = w_u.mean(1), b_u.mean()
+        self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
+        self.weights["unembed.bias"] = b_u - self.unembed_bias_mean
+
+    @property
+    def device(self) -> torch.device:
+        return self.unembed_mean.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.unembed_mean.dtype
+
+    # --- pieces ---------------------------------------------------------------------------------------------------
+
+    def embed(self, tokens: Tensor, pad: Tensor) -> Tensor:
+        """What the inputs write.
+
+        Args:
+            tokens: Int[batch pos]
+            pad: Int[batch], positions of left padding; the first token behind it has position 0
+        Returns:
+            Float[input batch pos d_model]
+        """
+        positions = (torch.arange(tokens.shape[1], device=tokens.device) - pad[:, None]).clamp(min=0)
+        token, position = self.weights["token.weight"][tokens], self.weights["position.weight"][positions]
+        return torch.stack([token, position]) if self.config.split_position else (token + position)[None]
+
+    def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
+        """Bool[batch query key]: who may attend to whom. A padding position attends to itself, so that no row is
+        empty.
+        """
+        at = torch.arange(n_pos, device=pad.device)
+        real = at >= pad[:, None]
+        mask = real[:, None, :] | torch.eye(n_pos, dtype=torch.bool, device=pad.device)
+        return mask & (at[None, :] <= at[:, None]) if self.config.causal else mask
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """The norm of a receiver, without scale and shift: Float[... d_model] to the same."""
+        if self.config.norm == "none":
+            return x
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+
+    def project(self, kind: str, layer: int, head: int, x: Tensor) -> Tensor:
+        """Query, key or value (`kind` q, k, v) of one head: Float[... d_model] to Float[... d_head]."""
+        at = f"layers.{layer}.{kind}."
+        return torch.addmm(
+            self.weights[at + "bias"][head], self.normalise(x).flatten(0, -2), self.weights[at + "weight"][head]
+        ).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+        """z of heads: q Float[... query d_head], k and v Float[... key d_head], mask Bool[... query key]."""
+        scores = (q @ k.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
+        return scores.softmax(-1) @ v
+
+    def write(self, layer: int, head: int, z: Tensor) -> Tensor:
+        """What a head writes, without the layer's output bias: Float[... d_head] to Float[... d_model]."""
+        return z @ self.weights[f"layers.{layer}.o.weight"][head]
+
+    def mlp(self, layer: int, x: Tensor) -> Tensor:
+        """What an MLP writes, its output bias included: Float[... d_model] to Float[... d_model]."""
+        at, w = f"layers.{layer}.mlp_", self.weights
+        flat = self.normalise(x).flatten(0, -2)
+        hidden = ACTIVATIONS[self.config.activation](torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"]))
+        return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
+
+    def bias(self, layer: int, before_mlp: bool = False) -> Tensor:
+        """Float[d_model]: sum of the attention output biases below a layer, its own included if `before_mlp`.
+
+        They belong to no edge and always stay.
+        """
+        out = torch.zeros_like(self.unembed_mean)
+        for i in range(layer + int(before_mlp)):
+            out = out + self.weights[f"layers.{i}.o.bias"]
+        return out
+
+    # --- output layer, on normalised final rows `h = normalise(x)` ------------------------------------------------
+
+    def logits(self, h: Tensor) -> Tensor:
+        """Float[... d_model] to Float[... vocab], as the checkpoint gives them."""
+        centred = F.linear(h, self.weights["unembed.weight"], self.weights["unembed.bias"])
+        return centred + (h @ self.unembed_mean + self.unembed_bias_mean)[..., None]
+
+    def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor:
+        """Logits minus their mean over the vocabulary, for some ids: h Float[... row d_model], ids Int[row k]."""
+        rows = self.weights["unembed.weight"][ids]
+        return torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
+
+    def logsumexp(self, h: Tensor) -> Tensor:
+        """Log-sum-exp of the centred logits: Float[... d_model] to Float[...]. Taken in blocks of the vocabulary."""
+        flat, w, b = h.reshape(-1, h.shape[-1]), self.weights["unembed.weight"], self.weights["unembed.bias"]
+        parts = [
+            torch.addmm(b[i : i + VOCAB_BLOCK], flat, w[i : i + VOCAB_BLOCK].T).logsumexp(1)
+            for i in range(0, len(w), VOCAB_BLOCK)
+        ]
+        return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
+
+    def expected_unembedding(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the model's own prediction of what KL needs from it.
+
+        Args:
+            h: Float[row d_model]
+        Returns:
+            Σ_v p(v) W_U[v] Float[row d_model] and Σ_v p(v) (b_U[v] − log p(v)) Float[row], p being the prediction at
+            the row
+        """
+        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        vectors, constants = [], []
+        for rows in h.split(256):  # bounds the rows × vocabulary table
+            log_p = F.linear(rows, w, b).log_softmax(-1)
+            p = log_p.exp()
+            vectors.append(p @ w)
+            constants.append((p * (b - log_p)).sum(-1))
+        return torch.cat(vectors), torch.cat(constants)
+
+    # --- the whole model -------------------------------------------------------------------------------------------
+
+    def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
+        """A plain forward pass.
+
+        Args:
+            tokens: Int[batch pos]
+            pad: Int[batch]
+        Returns:
+            what every sender writes, and the residual stream before each layer and after the last one, before its norm:
+            Float[layer+1 batch pos d_model]
+        """
+        inputs = self.embed(tokens, pad)
+        x, mask = inputs.sum(0), self.attention_mask(pad, tokens.shape[1])[:, None]
+        stream, zs, mlps, w = [x], [], [], self.weights
+        for layer in range(self.config.n_layers):
+            at, h = f"layers.{layer}.", self.normalise(x)
+            q, k, v = (
+                torch.einsum("btd,hde->bhte", h, w[f"{at}{c}.weight"]) + w[f"{at}{c}.bias"][:, None] for c in "qkv"
+            )
+            zs.append(self.attend(q, k, v, mask))
+            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            if self.config.d_mlp:
+                mlps.append(self.mlp(layer, x))
+                x = x + mlps[-1]
+            stream.append(x)
+        mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)
+        return Activations(inputs, torch.stack(zs), mlp), torch.stack(stream)
+
+    def written(self, activations: Activations, sender: Sender) -> Tensor:
+        """What one sender adds to the residual stream: Float[batch pos d_model]."""
+        if sender.kind == "head":
+            return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
+        return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]

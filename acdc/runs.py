@@ -1,0 +1,119 @@
+"""The clean and the ablated run of a set of prompts: everything that patching mixes.
+
+Ablations say what a removed edge carries: `corrupted`, the sender's output on the paired corrupted prompt; `zero`,
+nothing (attention output biases stay, an MLP's output bias goes with it); `mean`, the sender's mean over the clean
+prompts, position by position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.metrics import Metric, Targets, make_metric
+from acdc.model.transformer import Activations, Transformer
+
+CHUNK = 32  # prompts per plain forward pass
+
+
+class Prompts(Protocol):
+    """Checked prompts as token ids: see `acdc.prompts.Split`."""
+
+    @property
+    def clean(self) -> np.ndarray: ...
+    @property
+    def corrupted(self) -> np.ndarray: ...
+    @property
+    def pad(self) -> np.ndarray: ...
+    @property
+    def rows(self) -> np.ndarray: ...
+    @property
+    def correct(self) -> np.ndarray: ...
+    @property
+    def wrong(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Runs:
+    """What patching needs of a set of prompts.
+
+    Args:
+        pad: Int[batch], positions of left padding
+        mask: Bool[batch query key]
+        rows: Int[row 2], scored (example, position) pairs
+        targets: what the scored rows are compared with
+        clean, ablated: what every sender writes, on the clean prompts and when its edges are removed
+        residual: Float[layer+1 batch pos d_model], the clean stream before each layer, and the final one
+        start: first position at which clean and ablated can differ
+    """
+
+    pad: Tensor
+    mask: Tensor
+    rows: Tensor
+    targets: Targets
+    clean: Activations
+    ablated: Activations
+    residual: Tensor
+    start: int
+
+    def metric(self, name: str, model: Transformer) -> Metric:
+        return make_metric(name, model, self.targets)
+
+    def scored(self, model: Transformer, x: Tensor) -> Tensor:
+        """Normalised rows of the final stream: Float[batch pos d_model] to Float[row d_model]."""
+        return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])
+
+
+def prepare(model: Transformer, prompts: Prompts, ablation: str) -> Runs:
+    """Run the model on the clean and, where the ablation needs it, the corrupted prompts."""
+    to = model.device
+    tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
+    clean, residual = _run(model, tokens, pad)
+    start = 0
+    if ablation == "corrupted":
+        other = torch.as_tensor(prompts.corrupted).to(to)
+        ablated, _ = _run(model, other, pad)
+        if model.config.causal:
+            # Before their first difference both runs are the same: say so exactly, not to rounding.
+            same = (tokens == other).cumprod(1).bool()
+            start = int(same.all(0).cumprod(0).sum())
+            same = same[None, :, :, None]
+            ablated = Activations(
+                torch.where(same, clean.inputs, ablated.inputs),
+                torch.where(same[:, :, None], clean.z, ablated.z),
+                torch.where(same, clean.mlp, ablated.mlp),
+            )
+    elif ablation == "mean":
+        real = torch.arange(tokens.shape[1], device=to) >= pad[:, None]
+        ablated = Activations(
+            _mean(clean.inputs, real[None, :, :, None], 1),
+            _mean(clean.z, real[None, :, None, :, None], 1),
+            _mean(clean.mlp, real[None, :, :, None], 1),
+        )
+    else:
+        ablated = clean.map(torch.zeros_like)
+    final = residual[-1][rows[:, 0], rows[:, 1]]
+    targets = Targets(
+        rows[:, 0],
+        len(tokens),
+        torch.as_tensor(prompts.correct).to(to),
+        torch.as_tensor(prompts.wrong).to(to),
+        model.normalise(final),
+    )
+    mask = model.attention_mask(pad, tokens.shape[1])
+    return Runs(pad, mask, rows, targets, clean, ablated, residual, start)
+
+
+def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
+    parts = [model.run(t, p) for t, p in zip(tokens.split(CHUNK), pad.split(CHUNK), strict=True)]
+    join = [torch.cat([getattr(a, name) for a, _ in parts], 1) for name in ("inputs", "z", "mlp")]
+    return Activations(*join), torch.cat([residual for _, residual in parts], 1)
+
+
+def _mean(x: Tensor, real: Tensor, batch: int) -> Tensor:
+    count = real.sum(batch, keepdim=True).clamp(min=1)
+    return ((x * real).sum(batch, keepdim=True) / count).expand_as(x).contiguous()

@@ -1,0 +1,166 @@
+"""Reading task files: YAML and JSONL into plain data, `include` followed, then acdc/taskschema.py.
+
+Every mistake is a `TaskError` with one line per problem: file, key, what is wrong, what would be right.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from acdc.errors import TaskError, unknown
+from acdc.taskschema import Prompt, Task, short
+
+MAX_FILE_BYTES = 1_000_000
+MAX_INCLUDES = 20
+MAX_PROBLEMS = 10  # lines of one message
+
+
+class Loader(yaml.SafeLoader):
+    """YAML's safe loader that also refuses duplicate keys, and aliases (which can grow without bound)."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed; use data.lists", problem_mark=mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key should be a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_text(path: Path) -> str:
+    """The file's text; a missing, huge or binary file is a `TaskError`."""
+    try:
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise TaskError(f"{path}: is larger than {MAX_FILE_BYTES:,} bytes, the limit for task files")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise TaskError(f"{path}: can't be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise TaskError(f"{path}: is not UTF-8 text") from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """One file as plain data, `include` not yet followed."""
+    try:
+        content = yaml.load(read_text(path), Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        line = f" line {mark.line + 1}:" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise TaskError(f"{path}:{line} not valid YAML: {problem}") from None
+    except (RecursionError, ValueError) as error:  # nested too deeply; an impossible date or number
+        raise TaskError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise TaskError(f"{path}: should be a mapping with the keys {', '.join(Task.model_fields)}")
+    return content
+
+
+def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with `change` over it: mappings merge, null removes a key, all else replaces (RFC 7396)."""
+    merged = dict(base)
+    for key, value in change.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file with what it includes: a shipped task by name, or a .yaml relative to the file."""
+    if path.resolve() in trail or len(trail) > MAX_INCLUDES:
+        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
+    content = read_rows(read_yaml(path), path)
+    if "include" not in content:
+        return content
+    parent = content.pop("include")
+    if not isinstance(parent, str):
+        raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
+    return merge(read_included(find(parent, path.parent), (*trail, path.resolve())), content)
+
+
+def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Replace `data.file`, JSONL with one prompt a line, by `data.rows`."""
+    data = content.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("file"), str) or "rows" in data:
+        return content
+    file, rows = path.parent / data["file"], []
+    for number, line in enumerate(read_text(file).splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(Prompt.model_validate(json.loads(line)))
+        except ValidationError as error:
+            raise TaskError(explain(f"{file} line {number}", error)) from None
+        except (ValueError, RecursionError) as error:
+            raise TaskError(f"{file} line {number}: not valid JSON: {error}") from None
+    if not rows:
+        raise TaskError(f"{file}: has no rows; it should have a JSON object a line: clean, corrupted, correct, wrong")
+    return content | {"data": {**data, "rows": rows}}
+
+
+def explain(where: str, error: ValidationError) -> str:
+    """Pydantic's errors in the user's words, one line each."""
+    lines = []
+    for problem in error.errors():
+        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("~"))
+        got = f", got {short(problem['input'])}"
+        text = {
+            "missing": "is missing",
+            "value_error": str(problem.get("ctx", {}).get("error", "")),
+            "string_type": f"should be a text; put it in quotes{got}",
+            "tuple_type": f"should be a list{got}",
+            "dict_type": f"should be a mapping{got}",
+            "finite_number": f"should be a finite number{got}",
+        }.get(problem["type"], problem["msg"].replace("Input should", "should") + got)
+        lines.append(": ".join(part for part in (where, key, text) if part))
+    if len(lines) > MAX_PROBLEMS:
+        lines[MAX_PROBLEMS:] = [f"{where}: and {len(lines) - MAX_PROBLEMS} more"]
+    return "\n".join(lines)
+
+
+def task_dir() -> Path:
+    """Where the shipped task files are: in the package when it is installed, else in the repository."""
+    package = Path(__file__).resolve().parent
+    return package / "tasks" if (package / "tasks").is_dir() else package.parent / "tasks"
+
+
+def task_names() -> list[str]:
+    """The names of the shipped tasks."""
+    return sorted(path.stem for path in task_dir().glob("*.yaml"))
+
+
+def find(name: str, folder: Path = Path()) -> Path:
+    """The file of a shipped task, or the path itself when it is one."""
+    if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
+        return folder / name
+    if name not in task_names():
+        raise TaskError(unknown("task", name, task_names()) + "; for a file of your own, give its path ending in .yaml")
+    return task_dir() / f"{name}.yaml"
+
+
+def load_task(name_or_path: str) -> Task:
+    """Read and check a task: the name of a shipped one, or the path of a .yaml file."""
+    path = find(name_or_path)
+    try:
+        task = Task.model_validate(read_included(path))
+    except ValidationError as error:
+        raise TaskError(explain(str(path), error)) from None
+    if task.name != path.stem:
+        raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
+    return task

@@ -1,0 +1,167 @@
+"""The slow, plainly right ACDC: one full masked forward pass per edge, in float64, loops and nothing cached.
+
+It shares with the product the weights, the names and the data, and no line of arithmetic.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import torch
+
+from acdc.graph import Graph
+from acdc.model.transformer import Transformer
+
+
+def norm(model: Transformer, x: torch.Tensor) -> torch.Tensor:
+    if model.config.norm == "none":
+        return x
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + model.config.norm_eps)
+
+
+def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
+    if model.config.activation == "relu":
+        return x.clamp(min=0)
+    if model.config.activation == "gelu":
+        return x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def forward(model, graph: Graph, tokens, pad, ablated, kept):
+    """One pass: outputs by sender name, and the final stream. `ablated`: outputs by sender name, or None to patch
+    nothing.
+    `kept`: set of edge names; an edge that is missing from it carries the ablated output."""
+    w, c = model.weights, model.config
+    batch, n_pos = tokens.shape
+    positions = (torch.arange(n_pos)[None] - pad[:, None]).clamp(min=0)
+    token, position = w["token.weight"][tokens], w["position.weight"][positions]
+    out = dict(zip(graph.inputs, [token, position] if c.split_position else [token + position], strict=True))
+
+    def receive(receiver: str, layer: int, after_attention: bool = False):
+        x = torch.zeros(batch, n_pos, c.d_model, dtype=token.dtype)
+        for sender, written in out.items():
+            if after_attention is False and sender.startswith(f"a{layer}."):
+                continue
+            on = ablated is None or f"{sender}->{receiver}" in kept
+            x = x + (written if on else ablated[sender])
+        for i in range(layer + int(after_attention)):
+            x = x + w[f"layers.{i}.o.bias"]
+        return norm(model, x)
+
+    seen = torch.zeros(batch, n_pos, n_pos, dtype=torch.bool)
+    for b, t, s in itertools.product(range(batch), range(n_pos), range(n_pos)):
+        seen[b, t, s] = s == t or (s >= int(pad[b]) and (s <= t or not c.causal))
+    for layer in range(c.n_layers):
+        at = f"layers.{layer}."
+        for h in range(c.n_heads):
+            q, k, v = (
+                receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
+            )
+            scores = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf)
+            z = torch.softmax(scores, -1) @ v
+            out[f"a{layer}.h{h}"] = z @ w[at + "o.weight"][h]
+        if c.d_mlp:
+            hidden = act(model, receive(f"m{layer}", layer, True) @ w[at + "mlp_in.weight"] + w[at + "mlp_in.bias"])
+            out[f"m{layer}"] = hidden @ w[at + "mlp_out.weight"] + w[at + "mlp_out.bias"]
+    return out, receive("logits", c.n_layers)
+
+
+class Naive:
+    """A model, prompts, a metric and an ablation; `metric(kept)` for any set of edge names."""
+
+    def __init__(self, model: Transformer, prompts, metric: str, ablation: str) -> None:
+        self.model, self.graph, self.prompts, self.name = model, model.config.graph(), prompts, metric
+        self.tokens, self.pad = torch.as_tensor(prompts.clean), torch.as_tensor(prompts.pad)
+        clean, final = forward(model, self.graph, self.tokens, self.pad, None, set())
+        self.clean_logits = self.logits(final)
+        if ablation == "corrupted":
+            self.ablated, _ = forward(model, self.graph, torch.as_tensor(prompts.corrupted), self.pad, None, set())
+        elif ablation == "zero":
+            self.ablated = {s: torch.zeros_like(x) for s, x in clean.items()}
+        else:
+            real = (torch.arange(self.tokens.shape[1])[None] >= self.pad[:, None]).to(final.dtype)[..., None]
+            self.ablated = {s: ((x * real).sum(0) / real.sum(0).clamp(min=1)).expand_as(x) for s, x in clean.items()}
+
+    def logits(self, final):
+        full = final @ self.model.weights["unembed.weight"].T + self.model.weights["unembed.bias"]
+        return full + (final @ self.model.unembed_mean + self.model.unembed_bias_mean)[..., None]
+
+    def metric(self, kept: set[str]) -> float:
+        _, final = forward(self.model, self.graph, self.tokens, self.pad, self.ablated, kept)
+        logits = self.logits(final)
+        values: dict[int, list[float]] = {}
+        for (b, t), correct, wrong in zip(self.prompts.rows, self.prompts.correct, self.prompts.wrong, strict=True):
+            right, bad = [i for i in correct if i >= 0], [i for i in wrong if i >= 0]
+            values.setdefault(int(b), []).append(self.row(logits[b, t], self.clean_logits[b, t], right, bad))
+        return float(np.mean([np.mean(v) for v in values.values()]))
+
+    def row(self, logits, clean, right, wrong) -> float:
+        log_q, log_p = torch.log_softmax(logits, -1), torch.log_softmax(clean, -1)
+        if self.name == "kl":
+            return float((log_p.exp() * (log_p - log_q)).sum())
+        if self.name == "logit-diff":
+            return float(-(logits[right].mean() - logits[wrong].max()))
+        if self.name == "prob-diff":
+            return float(-(log_q.exp()[right].sum() - log_q.exp()[wrong].sum()))
+        if self.name == "nll":
+            return float(-torch.log(log_q.exp()[right].sum()))
+        return float(((logits - clean) ** 2).mean())
+
+
+def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = False):
+    """Kept residual edges, kept direct edges and the final metric, edge by edge in the paper's order."""
+    g = naive.graph
+    kept = {g.edge_name(s, r) for s, r in np.argwhere(g.edges)}
+    direct_kept = {g.direct_name(j) for j in np.flatnonzero(g.direct)} if direct else set()
+    current = naive.metric(kept)
+    margins = []
+
+    def consider(edges: set[str]) -> bool:
+        nonlocal kept, current
+        new = naive.metric(kept - edges)
+        change = abs(new - current) if magnitude else new - current
+        margins.append(abs(threshold - change))
+        if change < threshold:
+            kept, current = kept - edges, new
+            return True
+        return False
+
+    def into(receiver: str) -> list[str]:
+        def key(name: str):
+            sender = g.senders[g.sender_index[name.split("->", maxsplit=1)[0]]]
+            return (-sender.layer, 0 if sender.kind == "mlp" else 1, -sender.head)
+
+        return sorted((e for e in kept if e.split("->")[1] == receiver), key=key)
+
+    def used(node: str) -> bool:
+        return any(e.split("->")[0] == node for e in kept)
+
+    def visit(receiver: str) -> None:
+        for e in into(receiver):
+            consider({e})
+
+    visit("logits")
+    for layer in reversed(range(g.n_layers)):
+        if g.mlp:
+            if used(f"m{layer}"):
+                visit(f"m{layer}")
+            else:
+                kept -= set(into(f"m{layer}"))
+        for h in range(g.n_heads):
+            if not used(f"a{layer}.h{h}"):
+                for x in "qkv":
+                    kept -= set(into(f"a{layer}.h{h}<{x}>"))
+                    direct_kept.discard(f"a{layer}.h{h}<{x}>->a{layer}.h{h}")
+        if direct:
+            for x in "vkq":
+                for h in reversed(range(g.n_heads)):
+                    name = f"a{layer}.h{h}<{x}>"
+                    if f"{name}->a{layer}.h{h}" in direct_kept and consider(set(into(name))):
+                        direct_kept.discard(f"{name}->a{layer}.h{h}")
+        for x in "vkq":
+            for h in reversed(range(g.n_heads)):
+                visit(f"a{layer}.h{h}<{x}>")
+    return kept, direct_kept, current, min(margins)

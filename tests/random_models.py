@@ -1,0 +1,70 @@
+"""Tiny random transformers and prompts for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from acdc.model.transformer import Config, Transformer
+
+
+@dataclass(frozen=True)
+class Batch:
+    clean: np.ndarray
+    corrupted: np.ndarray
+    pad: np.ndarray
+    rows: np.ndarray
+    correct: np.ndarray
+    wrong: np.ndarray
+
+
+def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
+    c = Config(
+        **{
+            "n_layers": 2,
+            "n_heads": 2,
+            "d_model": 8,
+            "d_head": 4,
+            "d_mlp": 12,
+            "n_positions": 8,
+            "vocab_size": 11,
+            "vocab_out": 11,
+            **sizes,
+        }
+    )
+    g = torch.Generator().manual_seed(seed)
+    weights = {name: torch.randn(shape, generator=g, dtype=torch.float64) for name, shape in c.shapes().items()}
+    for name, x in weights.items():
+        if name.endswith("bias"):
+            x *= 0.3
+        elif not name.startswith(("token", "position")):
+            x *= scale * 2 / x.shape[-2] ** 0.5
+    return Transformer(c, {k: v.to(dtype) for k, v in weights.items()})
+
+
+def random_prompts(
+    seed: int,
+    model: Transformer,
+    batch: int = 3,
+    n_pos: int = 5,
+    first: int = 1,
+    pad: bool = False,
+    scored: str = "last",
+) -> Batch:
+    rng = np.random.default_rng(seed)
+    vocab = model.config.vocab_size
+    clean = rng.integers(0, vocab, (batch, n_pos))
+    corrupted = clean.copy()
+    changed = rng.random((batch, n_pos)) < 0.5
+    changed[:, :first] = False
+    changed[:, first] = True
+    corrupted[changed] = (clean[changed] + rng.integers(1, vocab, changed.sum())) % vocab
+    pads = rng.integers(0, 2, batch) if pad else np.zeros(batch, dtype=np.int64)
+    at = {"last": [n_pos - 1], "two": [n_pos - 2, n_pos - 1], "all": list(range(1, n_pos))}[scored]
+    rows = np.array([(b, t) for b in range(batch) for t in at])
+    answers = np.stack([rng.permutation(model.config.vocab_out)[:4] for _ in rows])
+    correct, wrong = answers[:, :2].copy(), answers[:, 2:].copy()
+    correct[::2, 1] = -1
+    return Batch(clean, corrupted, pads, rows, correct, wrong)
