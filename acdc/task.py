@@ -201,10 +201,9 @@ def draw(task: Task, encoder: Encoder, rng: Random, examples: int, halves: int) 
 
 def few(task: Task, available: int, examples: int, halves: int) -> str:
     need = f"{examples * halves} ({halves} halves of {examples})" if halves > 1 else f"{examples}"
-    return (
-        f"{task.name}: has only {available} different prompts, {need} are needed; "
-        f"use at most {available // halves} examples"
-    )
+    most = available // halves
+    cure = f"use at most {most} example{'s' * (most != 1)}" if most else "add some"
+    return f"{task.name}: has only {available} different prompts, {need} are needed; {cure}"
 
 
 def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[Example]:
@@ -440,7 +439,8 @@ class Check:
         for position in self.task.score_at:
             if not -length <= position < last or (position < 0 and position + length >= last):
                 raise self.fail(
-                    f"score_at: position {position} should be below {last}; the prompt has {length} tokens, "
+                    f"score_at: position {position} should be from {-length} to {last - 1}; "
+                    f"the prompt has {length} tokens, "
                     f"{self.encoder.show(clean)}"
                 )
         return sorted({position % length for position in self.task.score_at})

@@ -372,7 +372,12 @@ def check_slots(task: Task) -> Iterator[str]:
         known |= {f"{name}.{column}" for column in words.columns} if isinstance(words, Table) else {name}
     used = set[str]()
     for key, template in templates(task):
-        for field in fields(template):
+        try:
+            named = fields(template)
+        except ValueError as error:
+            yield f"{key}: {error}"
+            return
+        for field in named:
             if field not in known:
                 yield f"{key}: {template!r} uses a slot that has no list: " + unknown("slot", field, known)
             used.add(field.partition(".")[0])

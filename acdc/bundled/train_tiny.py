@@ -17,6 +17,7 @@ the name pairs.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
@@ -32,20 +33,21 @@ import torch
 import transformers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from acdc.task import Data, Split, Task, load_task, make_data, pools
 from acdc.taskfile import find, merge, read_included
 from acdc.taskschema import render, templates
 
 TASKS = ("greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement")
-GOALS = {
-    "greater-than": 0.93,
+GOALS = {  # probability of the right answers (minus that of the wrong ones) on the held-out halves
+    "greater-than": 0.95,
+    "ioi": 0.98,
     "ioi, unseen pairs": 0.98,
-    "induction": 0.98,
-    "docstring": 0.98,
-    "gendered-pronoun": 0.99,
-    "subject-verb-agreement": 0.99,
+    "induction": 0.96,
+    "docstring": 0.93,
+    "gendered-pronoun": 0.98,
+    "subject-verb-agreement": 0.98,
 }
 TYPICAL_ROWS = 64  # scale of the loss: prompts that count as one
 SPLIT = r"'[a-z]+| ?[A-Za-z]+| ?\d\d|\n+| ?[^\sA-Za-z\d]+|\s"  # where GPT-2 splits these texts
@@ -202,7 +204,7 @@ VARIANTS = [
         3,
     ),
     Variant("subject-verb-agreement", 6, {}, 3000),
-    docstring_variant("pq", "r", 16),
+    docstring_variant("pq", "r", 20),
     docstring_variant("p", "rk", 6),
     docstring_variant("pq", "r", 3, matching=False),
 ]
@@ -277,8 +279,7 @@ def measurements(model: GPT2LMHeadModel, held_out: dict[str, Split]) -> dict[str
 
 
 def reached(found: dict[str, tuple[float, float]]) -> bool:
-    """Greater-than is judged by its probability difference, all others by accuracy."""
-    return all(found[name][0 if name == "greater-than" else 1] >= goal for name, goal in GOALS.items())
+    return all(found[name][0] >= goal for name, goal in GOALS.items())
 
 
 def unseen_pairs(tokenizer: WordTokenizer) -> Split:
@@ -334,7 +335,7 @@ def train(tokenizer: WordTokenizer, seed: int, steps: int, log: Any) -> tuple[GP
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
-        if step % 100 == 0:
+        if step % 100 == 0 or step == steps:
             found = measurements(model, held_out)
             log(f"{step:5d}  " + "  ".join(f"{name} {p:.3f} {a:.3f}" for name, (p, a) in found.items()))
             if reached(found):
@@ -397,11 +398,24 @@ def card(model: GPT2LMHeadModel, found: dict[str, tuple[float, float]], **facts:
     )  # fmt: skip
 
 
+def save_tokenizer(fast: FastTokenizer, out: Path) -> None:
+    """The two files that transformers, 4 or 5, reads a tokenizer from."""
+    fast.save(str(out / "tokenizer.json"))
+    config = {
+        "bos_token": "<bos>",
+        "unk_token": "<unk>",
+        "model_max_length": 64,
+        "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=1500, help="at most so many")
+    parser.add_argument("--steps", type=int, default=800, help="at most so many")
     arguments = parser.parse_args()
     start = time.monotonic()
 
@@ -412,13 +426,8 @@ def main() -> None:
     model, steps, found = train(WordTokenizer(fast), arguments.seed, arguments.steps, log)
     model.eval().save_pretrained(arguments.out)
     (arguments.out / "generation_config.json").unlink(missing_ok=True)
-    PreTrainedTokenizerFast(
-        tokenizer_object=fast,
-        bos_token="<bos>",
-        unk_token="<unk>",
-        model_max_length=64,
-        clean_up_tokenization_spaces=False,
-    ).save_pretrained(arguments.out)
+    (arguments.out / "model.safetensors").chmod(0o644)
+    save_tokenizer(fast, arguments.out)
     text = card(
         model, found, out=arguments.out.as_posix(), seed=arguments.seed, limit=arguments.steps, steps=steps,
         minutes=(time.monotonic() - start) / 60,

@@ -1,0 +1,481 @@
+"""Circuits survive every format, and a file that is wrong is refused in one line."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from acdc.errors import FileError
+from acdc.formats.atomic import write_atomic
+from acdc.formats.circuit_file import (
+    CircuitFile,
+    Edge,
+    GraphPart,
+    MethodPart,
+    ModelPart,
+    TaskPart,
+    edges_of,
+    read_circuit,
+    write_circuit,
+)
+from acdc.formats.diff import diff
+from acdc.formats.eap_ig import read_eap_ig, to_eap_ig
+from acdc.formats.graph_formats import from_networkx, read_node_link, to_graphml, to_node_link
+from acdc.graph import Circuit, Graph
+
+SMALL = Graph(2, 2)
+quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+graphs = st.builds(
+    Graph,
+    n_layers=st.integers(1, 3),
+    n_heads=st.integers(1, 3),
+    mlp=st.booleans(),
+    inputs=st.sampled_from([("input",), ("tok", "pos")]),
+    parallel=st.booleans(),
+)
+
+
+def random_circuit(graph: Graph, seed: int, direct: bool = True, scored: bool = True) -> Circuit:
+    rng = np.random.default_rng(seed)
+    share = rng.random()
+    kept = graph.edges & (rng.random(graph.edges.shape) < share)
+    scores = np.where(kept & (rng.random(kept.shape) < 0.9), rng.normal(size=kept.shape), np.nan)
+    mask = graph.direct & (rng.random(graph.direct.shape) < 0.7) if direct else None
+    direct_scores = np.where(mask, rng.normal(size=mask.shape), np.nan) if mask is not None else None
+    return Circuit(graph, kept, mask, scores, direct_scores) if scored else Circuit(graph, kept, mask)
+
+
+circuits = st.builds(random_circuit, graphs, st.integers(0, 2**32), st.booleans(), st.booleans())
+
+
+def file_of(circuit: Circuit, **changed: Any) -> CircuitFile:
+    g = circuit.graph
+    model = ModelPart(
+        name="tiny", family="gpt2", hash="ab12", n_layers=g.n_layers, n_heads=g.n_heads, d_model=16,
+        mlp=g.mlp, inputs=g.inputs, parallel=g.parallel,
+    )  # fmt: skip
+    method = MethodPart(
+        name="acdc", metric="kl", ablation="corrupted", dtype="float64", device="cpu", threshold=0.01,
+        options={"order": "paper", "abs": False, "batch": 3, "share": 0.5},
+    )  # fmt: skip
+    parts: dict[str, Any] = {
+        "task": TaskPart(name="greater-than", version=1, examples=50, seed=7, data_hash="cd34"),
+        "model": model,
+        "method": method,
+        "graph": GraphPart.of(circuit, dead=2),
+        "metrics": {"kl": 0.123, "faithfulness": 0.9},
+        "edges": tuple(edges_of(circuit)),
+        "environment": {"python": "3.11", "acdc": "0.1.0"},
+        "command": "acdc run --task greater-than",
+        "notes": ("a note with ünïcode",),
+    }
+    return CircuitFile(**parts | changed)
+
+
+def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
+    return a is b or (a is not None and b is not None and np.array_equal(a, b, equal_nan=a.dtype != bool))
+
+
+def assert_same(a: Circuit, b: Circuit) -> None:
+    nothing, none = np.full(a.kept.shape, np.nan), np.full(len(a.graph.receivers), np.nan)
+    assert a.graph == b.graph
+    assert same(a.kept, b.kept)
+    assert same(a.direct, b.direct)
+    assert same(nothing if a.scores is None else a.scores, nothing if b.scores is None else b.scores)
+    assert same(
+        none if a.direct_scores is None else a.direct_scores,
+        none if b.direct_scores is None else b.direct_scores,
+    )
+
+
+# circuit.json
+
+
+@quick
+@given(circuits)
+def test_circuit_json_round_trip(tmp_path: Path, circuit: Circuit) -> None:
+    path, file = tmp_path / "circuit.json", file_of(circuit)
+    write_circuit(path, file)
+    back = read_circuit(path)
+    assert back == file
+    assert_same(back.circuit(), circuit)
+    first = path.read_bytes()
+    write_circuit(path, back)
+    assert path.read_bytes() == first
+
+
+def test_bytes_do_not_depend_on_the_order_of_free_keys(tmp_path: Path) -> None:
+    circuit = random_circuit(SMALL, 1)
+    write_circuit(tmp_path / "a", file_of(circuit, metrics={"kl": 0.1, "accuracy": 1.0}))
+    write_circuit(tmp_path / "b", file_of(circuit, metrics={"accuracy": 1.0, "kl": 0.1}))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_file_has_the_documented_keys_and_an_edge_a_line(tmp_path: Path) -> None:
+    circuit = random_circuit(SMALL, 2)
+    write_circuit(tmp_path / "c.json", file_of(circuit))
+    text = (tmp_path / "c.json").read_text()
+    keys = "format_version task model method graph metrics edges environment command notes"
+    assert " ".join(json.loads(text)) == keys
+    assert sum('"change"' in line for line in text.splitlines()) == circuit.n_edges + circuit.n_direct
+    assert text.endswith("}\n")
+    assert "ünïcode" in text
+
+
+def test_edges_come_in_order_with_their_changes() -> None:
+    kept, direct = np.zeros_like(SMALL.edges), np.zeros_like(SMALL.direct)
+    for name in ("m1->logits", "input->a0.h1<v>", "input->m0"):
+        kept[SMALL.parse_edge(name)] = True
+    direct[SMALL.direct_index["a0.h1<v>->a0.h1"]] = True
+    edges = edges_of(Circuit(SMALL, kept, direct), {"input->m0": 0.5, "a0.h1<v>->a0.h1": 0.25})
+    assert edges == [
+        Edge(name="input->a0.h1<v>"),
+        Edge(name="input->m0", change=0.5),
+        Edge(name="m1->logits"),
+        Edge(name="a0.h1<v>->a0.h1", change=0.25),
+    ]
+
+
+def sound() -> dict[str, Any]:
+    """A circuit of three residual edges and a direct one, as plain JSON."""
+    kept, direct = np.zeros_like(SMALL.edges), np.zeros_like(SMALL.direct)
+    for name in ("input->a0.h1<v>", "a0.h1->m1", "m1->logits"):
+        kept[SMALL.parse_edge(name)] = True
+    direct[SMALL.direct_index["a0.h1<v>->a0.h1"]] = True
+    raw: dict[str, Any] = json.loads(file_of(Circuit(SMALL, kept, direct)).model_dump_json())
+    return raw
+
+
+def put(where: str, value: Any) -> Any:
+    """A change of one value; a number in the path is an index."""
+
+    def change(raw: dict[str, Any]) -> None:
+        *way, last = (int(key) if key.isdigit() else key for key in where.split("/"))
+        inner: Any = raw
+        for key in way:
+            inner = inner[key]
+        inner[last] = value
+
+    return change
+
+
+WRONG = {
+    "newer": (put("format_version", 2), "made by a newer acdc: format 2, this one reads up to 1"),
+    "version 0": (put("format_version", 0), "format_version"),
+    "no task": (lambda raw: raw.pop("task"), "task is missing"),
+    "unknown key": (put("method/tau", 1), "unknown key method.tau"),
+    "string for number": (put("task/seed", "7"), 'task.seed: input should be a valid integer, not "7"'),
+    "number for string": (put("command", 7), "command"),
+    "true for a number": (put("edges/0/score", True), "edges.0.score"),
+    "not finite": (put("edges/1/change", float("nan")), "edges.1.change"),
+    "no layers": (put("model/n_layers", 0), "model.n_layers"),
+    "huge": (put("model/n_heads", 10**9), "model.n_heads"),
+    "no inputs": (put("model/inputs", []), "model.inputs"),
+    "inputs twice": (put("model/inputs", ["tok", "tok"]), "names of their own"),
+    "no such edge": (put("edges/0/name", "m1->m0"), "2 layers, 2 heads has no edge 'm1->m0'"),
+    "no such direct edge": (put("edges/3/name", "m0->m0"), "no edge 'm0->m0'"),
+    "edge twice": (put("edges/1/name", "input->a0.h1<v>"), "'input->a0.h1<v>' is listed twice"),
+    "direct edge not counted": (put("graph/edges_with_direct", None), "there are direct edges"),
+    "kept": (put("graph/edges/kept", 4), "graph.edges: says 4 of 46, but the edges make 3 of 46"),
+    "total": (put("graph/edges/total", 48), "graph.edges: says 3 of 48, but the edges make 3 of 46"),
+    "kept with direct": (put("graph/edges_with_direct/kept", 5), "graph.edges_with_direct: says 5 of 58"),
+    "nodes": (put("graph/nodes", 9), "graph.nodes: says 9, but the edges make 4"),
+    "negative": (put("graph/dead", -1), "graph.dead"),
+    "several": (lambda raw: (raw.pop("task"), raw.pop("model")), "(and 1 more)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_circuit_is_refused_in_one_line(tmp_path: Path, case: str) -> None:
+    change, message = WRONG[case]
+    raw = copy.deepcopy(sound())
+    change(raw)
+    path = tmp_path / "circuit.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(FileError) as error:
+        read_circuit(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_the_sound_circuit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "circuit.json"
+    path.write_text(json.dumps(sound()))
+    assert read_circuit(path).circuit().n_edges == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"task": 1,\n "model" 2}', ", line 2: is not JSON"),
+        (b"", ", line 1: is not JSON"),
+        (b"[1]", "should be a JSON object"),
+        (b"\xff\xfe\x00", "is not a text file"),
+        (b"[" * 200_000, "is not JSON"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "is not JSON"),
+        (None, "No such file"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_circuit, read_eap_ig, read_node_link])
+def test_what_is_no_json_is_refused_in_one_line(
+    tmp_path: Path, read: Any, content: bytes | None, message: str
+) -> None:
+    path = tmp_path / "some.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(FileError) as error:
+        read(path)
+    assert message in str(error.value)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_number_that_is_not_finite_is_never_written() -> None:
+    with pytest.raises(ValidationError):
+        file_of(Circuit.empty(SMALL), metrics={"kl": float("nan")})
+
+
+# writing
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomic(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="No space left on device"):
+        write_atomic(path, b"new")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_atomic_names_the_file_that_it_cannot_write(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"absent/file: can't be written \(No such file or directory\)"):
+        write_atomic(tmp_path / "absent" / "file", "")
+    with pytest.raises(FileError, match="not a regular file"):
+        write_atomic(tmp_path, "")
+
+
+def test_write_atomic_writes_through_a_link(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    write_atomic(tmp_path / "link", "text")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "file").read_text() == "text"
+
+
+# EAP-IG
+
+
+@quick
+@given(circuits)
+def test_eap_ig_round_trip(tmp_path: Path, circuit: Circuit) -> None:
+    g = circuit.graph
+    if not g.mlp or g.inputs != ("input",):
+        with pytest.raises(FileError, match="has no names for"):
+            to_eap_ig(circuit, 16)
+        return
+    (tmp_path / "c.json").write_text(to_eap_ig(circuit, 16))
+    back = read_eap_ig(tmp_path / "c.json")
+    runs = circuit.kept if circuit.direct is None else circuit.kept & (circuit.direct | ~g.direct)
+    assert back.graph == g
+    assert same(back.kept, runs)
+    assert back.direct is None
+    scores = np.zeros(g.edges.shape) if circuit.scores is None else np.nan_to_num(circuit.scores)
+    assert same(back.scores, np.where(g.edges, scores, np.nan))
+
+
+def test_eap_ig_of_gpt2_small_is_what_its_loader_expects() -> None:
+    g = Graph(12, 12)
+    kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
+    for name in (
+        "input->m0",
+        "m0->a9.h6<q>",
+        "m0->a9.h6<k>",
+        "a9.h6->logits",
+        "m5->logits",
+        "input->a0.h0<v>",
+    ):
+        kept[g.parse_edge(name)], scores[g.parse_edge(name)] = True, -0.5
+    direct = g.direct.copy()
+    direct[g.direct_index["a9.h6<k>->a9.h6"]] = False
+    raw = json.loads(to_eap_ig(Circuit(g, kept, direct, scores), 768))
+    assert list(raw) == ["cfg", "nodes", "edges"]
+    assert raw["cfg"] == {"n_layers": 12, "n_heads": 12, "parallel_attn_mlp": False, "d_model": 768}
+    assert len(raw["nodes"]) == 158
+    assert [n for n, v in raw["nodes"].items() if v["in_graph"]] == ["input", "m0", "a9.h6", "logits"]
+    assert len(raw["edges"]) == 32_491
+    assert all(list(edge) == ["score", "in_graph"] for edge in raw["edges"].values())
+    inside = {name: edge["score"] for name, edge in raw["edges"].items() if edge["in_graph"]}
+    assert inside == dict.fromkeys(
+        ["input->a0.h0<v>", "input->m0", "m0->a9.h6<q>", "m5->logits", "a9.h6->logits"], -0.5
+    )
+    assert raw["edges"]["m0->a9.h6<k>"] == {"score": -0.5, "in_graph": False}  # its direct edge was removed
+    assert raw["edges"]["input->logits"] == {"score": 0.0, "in_graph": False}
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_eap_ig_lists_edges_as_its_own_graph_does(parallel: bool) -> None:
+    # The loops of EAP-IG's Graph.from_model, on 2 layers of 2 heads.
+    want, stream = [], ["input"]
+    for layer in range(2):
+        heads = [f"a{layer}.h{h}" for h in range(2)]
+        for node in stream:
+            want += [f"{node}->{head}<{c}>" for head in heads for c in "qkv"]
+            want += [f"{node}->m{layer}"] if parallel else []
+        want += [] if parallel else [f"{node}->m{layer}" for node in stream + heads]
+        stream += [*heads, f"m{layer}"]
+    want += [f"{node}->logits" for node in stream]
+    circuit = Circuit.full(Graph(2, 2, parallel=parallel))
+    raw = json.loads(to_eap_ig(circuit, 8))
+    assert list(raw["edges"]) == want
+    assert list(raw["nodes"]) == [*stream, "logits"]
+
+
+def test_eap_ig_without_scores_is_read(tmp_path: Path) -> None:
+    raw = json.loads(to_eap_ig(Circuit.full(SMALL), 8))
+    raw["edges"] = {name: {"in_graph": True} for name in raw["edges"]}
+    (tmp_path / "c.json").write_text(json.dumps(raw))
+    back = read_eap_ig(tmp_path / "c.json")
+    assert back.n_edges == SMALL.n_edges
+    assert back.scores is not None
+    assert np.isnan(back.scores).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.pop("cfg"), "is not an EAP-IG circuit: cfg"),
+        (put("nodes", []), "is not an EAP-IG circuit: nodes"),
+        (put("cfg/n_layers", "2"), "cfg.n_layers should be a size"),
+        (put("cfg/n_heads", 10**9), "cfg.n_heads should be a size"),
+        (put("cfg/parallel_attn_mlp", 0), "cfg.parallel_attn_mlp should be true or false"),
+        (put("edges/m1->m0", {"in_graph": True, "score": 1.0}), "no edge 'm1->m0'"),
+        (put("edges/m1->logits", True), "edge 'm1->logits' needs"),
+        (put("edges/m1->logits", {"in_graph": 1, "score": 1.0}), "edge 'm1->logits' needs"),
+        (put("edges/m1->logits", {"in_graph": True, "score": None}), "edge 'm1->logits' needs"),
+        (put("nodes/m0", {"in_graph": True, "neurons": [True, False]}), "single neurons"),
+    ],
+)
+def test_a_wrong_eap_ig_file_is_refused_in_one_line(tmp_path: Path, change: Any, message: str) -> None:
+    raw = json.loads(to_eap_ig(Circuit.full(SMALL), 8))
+    change(raw)
+    (tmp_path / "c.json").write_text(json.dumps(raw))
+    with pytest.raises(FileError) as error:
+        read_eap_ig(tmp_path / "c.json")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# GraphML and node-link
+
+
+@quick
+@given(circuits)
+def test_graphml_is_read_by_networkx(circuit: Circuit) -> None:
+    text = to_graphml(circuit)
+    assert text == to_graphml(circuit)
+    graph = nx.read_graphml(io.BytesIO(text), force_multigraph=True)
+    assert set(graph.nodes) == set(circuit.nodes())
+    assert sorted(d["name"] for _, _, d in graph.edges(data=True)) == sorted(circuit.edge_names())
+    assert_same(from_networkx(graph), circuit)
+
+
+@quick
+@given(circuits)
+def test_node_link_round_trip(tmp_path: Path, circuit: Circuit) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(to_node_link(circuit))
+    assert_same(read_node_link(path), circuit)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda raw: raw.pop("nodes"), "is not node-link JSON"),
+        (put("edges", 3), "is not node-link JSON"),
+        (put("graph", {}), "is not a circuit of acdc: it needs n_layers"),
+        (put("graph/n_layers", 10**9), "it needs n_layers"),
+        (put("graph/direct", "m0->m0"), "direct and direct_scores"),
+        (put("edges/0/name", "m1->m0"), "no edge 'm1->m0'"),
+        (put("edges/0/name", None), "no edge None"),
+        (put("edges/0/target", "m1"), "to 'm1'"),
+        (put("edges/0/score", "high"), "should be a number"),
+    ],
+)
+def test_a_wrong_node_link_file_is_refused_in_one_line(tmp_path: Path, change: Any, message: str) -> None:
+    raw = json.loads(to_node_link(Circuit.full(SMALL)))
+    change(raw)
+    path = tmp_path / "c.json"
+    path.write_text(json.dumps(raw))
+    with pytest.raises(FileError) as error:
+        read_node_link(path)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+# diff
+
+
+def test_a_circuit_does_not_differ_from_itself() -> None:
+    file = file_of(random_circuit(SMALL, 3))
+    found = diff(file, file)
+    assert (found.added, found.removed, found.rescored, found.notes) == ((), (), (), ())
+    assert found.same_edges
+
+
+def test_diff_finds_what_was_added_removed_and_rescored() -> None:
+    a = random_circuit(SMALL, 4)
+    assert a.scores is not None
+    kept, scores = a.kept.copy(), a.scores.copy()
+    scored = [tuple(place) for place in np.argwhere(kept & np.isfinite(scores))]
+    gone, moved, nudged = scored[0], scored[1], scored[2]
+    new = tuple(np.argwhere(SMALL.edges & ~kept)[0])
+    kept[gone], kept[new] = False, True
+    scores[moved] += 1
+    scores[nudged] += 1e-9
+    b = Circuit(SMALL, kept, a.direct, scores, a.direct_scores)
+    found = diff(file_of(a), file_of(b))
+    assert found.added == (SMALL.edge_name(*new),)
+    assert found.removed == (SMALL.edge_name(*gone),)
+    assert found.rescored == ((SMALL.edge_name(*moved), a.scores[moved], a.scores[moved] + 1),)
+    assert diff(file_of(a), file_of(b), tolerance=2).rescored == ()
+    assert not found.same_edges
+
+
+def test_diff_of_two_conventions_compares_residual_edges() -> None:
+    a = random_circuit(SMALL, 5)
+    b = Circuit(SMALL, a.kept, None, a.scores)
+    found = diff(file_of(a), file_of(b))
+    assert found.same_edges
+    assert "only residual edges are compared" in found.notes[0]
+
+
+def test_diff_notes_another_question() -> None:
+    a = file_of(Circuit.empty(SMALL))
+    task = TaskPart(name="ioi", version=2, examples=50, seed=7, data_hash="ef56")
+    found = diff(a, file_of(Circuit.empty(SMALL), task=task))
+    assert found.notes == (
+        "tasks differ: greater-than version 1, and ioi version 2",
+        "prompts differ: cd34, and ef56",
+    )
+
+
+def test_diff_refuses_different_graphs() -> None:
+    with pytest.raises(FileError, match=r"2 layers of 2 heads, and tiny with 3 layers of 2 heads, no MLPs"):
+        diff(file_of(Circuit.empty(SMALL)), file_of(Circuit.empty(Graph(3, 2, mlp=False))))

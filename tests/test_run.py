@@ -1,0 +1,192 @@
+"""A run: its files, resuming, same bytes, and who owns its directory."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from filelock import FileLock
+
+from acdc import run as runner
+from acdc.config import resolve
+from acdc.errors import FileError
+from acdc.graph import Circuit
+from acdc.patching import circuit_edges, patched_rows
+from acdc.runs import prepare
+
+COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html")
+
+
+def inputs(**given):
+    given = {"task": "tracr-reverse", "ablation": "zero", "dtype": "float64", "device": "cpu", "batch": 4, **given}
+    config, task, _ = resolve(given, None, None)
+    return runner.load(config, task)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in COMPARED}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return inputs()
+
+
+@pytest.fixture(scope="module")
+def reference(loaded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference") / "run"
+    runner.run(loaded, folder)
+    return contents(folder)
+
+
+class Killed(BaseException):
+    """What no one may catch."""
+
+
+def killer(after: int):
+    calls = []
+
+    def progress(_):
+        calls.append(1)
+        if len(calls) == after:
+            raise Killed
+
+    return progress
+
+
+def test_a_run_writes_its_files(loaded, tmp_path):
+    file, out = runner.run(loaded, tmp_path / "run")
+    assert sorted(p.name for p in out.iterdir()) == sorted(runner.FILES)
+    assert file == runner.read_circuit(out / "circuit.json")
+    decisions = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert {d["edge"] for d in decisions if d["kept"]} >= {e.name for e in file.edges}
+    assert all((d["margin"] <= 0) == d["kept"] for d in decisions)
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 5, 8, 13, 20])
+@pytest.mark.parametrize("torn", [b"", b'{"batch": 3, "edge": "a', b"\x00\xff"])
+def test_a_killed_run_goes_on_to_the_same_bytes(loaded, reference, tmp_path, after, torn):
+    with pytest.raises(Killed):
+        runner.run(loaded, tmp_path, progress=killer(after))
+    with (tmp_path / "log.jsonl").open("ab") as f:
+        f.write(torn)
+    runner.run(loaded, tmp_path)
+    assert contents(tmp_path) == reference
+
+
+def test_a_run_killed_at_every_batch_ends_with_the_same_bytes(loaded, reference, tmp_path):
+    for _ in range(200):
+        try:
+            runner.run(loaded, tmp_path, progress=killer(3))  # one batch is taken again, one replayed, one is new
+        except Killed:
+            continue
+        break
+    else:
+        lines = (tmp_path / "log.jsonl").read_text().count("\n")
+        runner.run(loaded, tmp_path)
+        assert lines <= reference["log.jsonl"].count(b"\n")
+    assert contents(tmp_path) == reference
+
+
+PROGRAM = """
+import os, signal, sys
+from pathlib import Path
+from acdc import run as runner
+from tests.test_run import inputs
+n = int(sys.argv[2])
+def progress(_):
+    global n
+    n -= 1
+    if n == 0:
+        os.kill(os.getpid(), getattr(signal, sys.argv[3]))
+try:
+    runner.run(inputs(), Path(sys.argv[1]), progress=progress)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGKILL", -signal.SIGKILL), ("SIGINT", 130)])
+def test_signals(reference, tmp_path, name, code):
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", PROGRAM, str(folder)]
+    done = subprocess.run([*command, "6", name], cwd=Path(__file__).parent.parent, check=False, stderr=subprocess.PIPE)
+    assert done.returncode == code, done.stderr.decode()
+    assert not (folder / "circuit.json").exists()
+    subprocess.run([*command, "-1", name], cwd=Path(__file__).parent.parent, check=True)
+    assert contents(folder) == reference
+
+
+def test_a_log_that_is_not_ours_is_refused(loaded, tmp_path):
+    with pytest.raises(Killed):
+        runner.run(loaded, tmp_path, progress=killer(4))
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    lines[1] = "{}"
+    (tmp_path / "log.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(FileError, match="line 2: not a decision"):
+        runner.run(loaded, tmp_path)
+
+
+def test_a_finished_run_is_not_run_again(loaded, tmp_path):
+    first, out = runner.run(loaded, tmp_path)
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    again, _ = runner.run(loaded, tmp_path, progress=lambda _: pytest.fail("ran again"))
+    assert again == first
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    runner.run(loaded, tmp_path, force=True)
+    assert (out / "circuit.json").stat().st_mtime_ns != before["circuit.json"]
+
+
+def test_a_directory_belongs_to_one_config(loaded, tmp_path):
+    runner.run(loaded, tmp_path)
+    before = contents(tmp_path)
+    other = inputs(threshold=0.5)
+    with pytest.raises(FileError, match="another config"):
+        runner.run(other, tmp_path)
+    assert contents(tmp_path) == before
+    file, _ = runner.run(other, tmp_path, force=True)
+    assert file.method.threshold == 0.5
+
+
+def test_two_processes_never_write_one_directory(loaded, tmp_path):
+    (tmp_path / "run").mkdir()
+    with FileLock(tmp_path / "run" / ".lock"), pytest.raises(FileError, match="another acdc process"):
+        runner.run(loaded, tmp_path / "run")
+
+
+def test_the_saved_config_makes_the_same_bytes(loaded, reference, tmp_path):
+    (tmp_path / "c.yaml").write_bytes(reference["config.yaml"])
+    config, task, _ = resolve({}, tmp_path / "c.yaml", None)
+    assert config == loaded.config
+    runner.run(runner.load(config, task), tmp_path / "run")
+    assert contents(tmp_path / "run") == reference
+
+
+def test_changed_weights_or_prompts_are_refused(loaded):
+    for key in ("model_hash", "data_hash"):
+        with pytest.raises(FileError, match=f"{key} is 0123"):
+            runner.load(loaded.config.model_copy(update={key: "0123"}), loaded.task)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+def test_the_full_graph_is_the_model_and_the_empty_one_the_ablated_run(ablation):
+    loaded = inputs(task="tracr-xproportion", ablation=ablation)
+    model = loaded.model.transformer
+    graph = model.config.graph()
+    runs = prepare(model, loaded.data.discovery, ablation)
+    full = patched_rows(model, graph, runs, circuit_edges(Circuit.full(graph), model))
+    assert torch.allclose(full, runs.targets.clean, atol=1e-12)
+    empty = patched_rows(model, graph, runs, circuit_edges(Circuit.empty(graph), model))
+    written = sum(model.written(runs.ablated, s) for s in graph.senders) + model.bias(graph.n_layers)
+    assert torch.allclose(empty, runs.scored(model, written), atol=1e-12)
+
+
+def test_an_unwritable_directory_is_one_clear_line(loaded, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="can't be written"):
+        runner.run(loaded, tmp_path / "file" / "run")
