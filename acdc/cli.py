@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from acdc.errors import UserError
@@ -19,6 +18,8 @@ from acdc.errors import UserError
 if TYPE_CHECKING:
     from acdc.formats.circuit_file import CircuitFile
     from acdc.methods.acdc import Progress
+
+UsageError: Any = typer.BadParameter.__base__  # click's, which typer brings along under changing names
 
 app = typer.Typer(
     name="acdc",
@@ -36,9 +37,9 @@ def main() -> None:
         code = app(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
-    except click.ClickException as error:
+    except UsageError as error:
         code = _fail(error.format_message())
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         say("interrupted; the same command goes on from here")
         code = 130
     except BrokenPipeError:
@@ -49,7 +50,7 @@ def main() -> None:
 
 def say(message: str) -> None:
     """One line to stderr."""
-    click.echo(message, err=True)
+    typer.echo(message, err=True)
 
 
 def _fail(message: str) -> int:
@@ -108,7 +109,7 @@ def run(
     inputs = runner.load(settings, checked)
     with _bar() as progress:
         file, folder = runner.run(inputs, out, force, tuple(notes), progress)
-    click.echo((folder / "circuit.json").read_text(encoding="utf-8") if json_ else _table(file, folder), nl=not json_)
+    typer.echo((folder / "circuit.json").read_text(encoding="utf-8") if json_ else _table(file, folder), nl=not json_)
     for note in notes:
         say(note)
 
@@ -156,15 +157,14 @@ def _table(file: CircuitFile, folder: Path) -> str:
         f"method    {method.name}, {method.metric}, τ = {method.threshold:g}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}",
         "",
-        f"{'':22}{'full model':>12}{'circuit':>12}{'ablated':>12}",
+        f"{'(metrics: lower is better)':26}{'full model':>10}{'circuit':>12}{'ablated':>12}",
     ]
     for half in ("held_out", "discovery"):
         names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
         for name in sorted(names, key=lambda n: (n != method.metric, n)):
-            values = "".join(
-                f"{file.metrics[f'{half}.{what}.{name}']:>12.4f}" for what in ("model", "circuit", "ablated")
-            )
-            lines.append(f"{half.replace('_', ' ') + ' ' + name:22}{values}")
+            values = (file.metrics[f"{half}.{what}.{name}"] for what in ("model", "circuit", "ablated"))
+            row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
+            lines.append(f"{half.replace('_', ' ') + ' ' + name:24}{row}")
     lines += ["", f"{'strongest edges':32}{'rise of ' + method.metric:>20}"]
     residual = [e for e in file.edges if e.change is not None and e.name not in file.model.graph.direct_index]
     for edge in sorted(residual, key=lambda e: -(e.change or 0.0))[:8]:
@@ -195,11 +195,11 @@ def export(
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     data = convert(read_circuit(circuit), to)
     if str(out) == "-":
-        click.echo(data, nl=False)
+        typer.echo(data, nl=False)
         return
     target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
     write_atomic(target, data)
-    click.echo(str(target))
+    typer.echo(str(target))
 
 
 @app.command()
@@ -221,13 +221,13 @@ def diff(
 
     result = compare(read_circuit(a), read_circuit(b), tolerance)
     if json_:
-        click.echo(json.dumps(asdict(result), indent=1))
+        typer.echo(json.dumps(asdict(result), indent=1))
         return
     for note in result.notes:
         say(f"note: {note}")
     lines = [f"+ {name}" for name in result.added] + [f"- {name}" for name in result.removed]
     lines += [f"~ {name}  {_number(x)} → {_number(y)}" for name, x, y in result.rescored]
-    click.echo(
+    typer.echo(
         "\n".join(
             [*lines, f"{len(result.added)} added, {len(result.removed)} removed, {len(result.rescored)} re-scored"]
         )
@@ -276,7 +276,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
     card = folder / "README.md"
     _details({"name": name, "sizes": describe_model(folder)})
     if folder.parent == BUNDLED and card.is_file():
-        click.echo("\n" + card.read_text(encoding="utf-8").rstrip())
+        typer.echo("\n" + card.read_text(encoding="utf-8").rstrip())
 
 
 @app.command()
@@ -301,12 +301,12 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, for its d
 def _list(lines: dict[str, str]) -> None:
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
-        click.echo(f"{name:{width}}{' '.join(text.split())}")
+        typer.echo(f"{name:{width}}{' '.join(text.split())}")
 
 
 def _details(lines: dict[str, Any]) -> None:
     for key, text in lines.items():
-        click.echo(f"{key:13}{' '.join(str(text).split())}")
+        typer.echo(f"{key:13}{' '.join(str(text).split())}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -82,3 +84,53 @@ def test_same_edges_as_the_naive_algorithm(
     )
     prompts = random_prompts(seed, model, batch=2, first=first, scored=scored, pad=pad)
     compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude)
+
+
+class Forgetful(Engine):
+    """A broken engine: the change of a node is not passed on to the nodes above it."""
+
+    def _downstream(self, changes):
+        return []
+
+
+class Stale(Engine):
+    """A broken engine: decisions do not reach the values of the nodes above."""
+
+    def _settle(self, touched):
+        super()._settle(touched)
+        self.deviation.clear()
+
+
+class Early(Engine):
+    """A broken engine: it believes that one more position is the same in both runs."""
+
+    def __init__(self, model, graph, runs, metric):
+        super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), metric)
+
+
+@pytest.mark.parametrize("broken", [Forgetful, Stale, Early])
+def test_a_broken_engine_is_caught(broken):
+    """The comparison above can fail: each of these engines is told from the right one within a few models."""
+    for seed in range(12):
+        model = random_model(seed, n_layers=3)
+        prompts = random_prompts(seed, model, n_pos=6)
+        compare(model, prompts, "kl", "corrupted", 0.02, True, 7)
+        try:
+            compare(model, prompts, "kl", "corrupted", 0.02, True, 7, engine=broken)
+        except AssertionError:
+            return
+    pytest.fail("not caught")
+
+
+@pytest.mark.parametrize("order", ["heads-ascending", "parents-ascending", "random"])
+@pytest.mark.parametrize("seed", range(4))
+def test_batches_do_not_change_decisions_in_any_order(order, seed):
+    model = random_model(seed, n_layers=3, n_heads=3)
+    prompts = random_prompts(seed, model)
+    runs = prepare(model, prompts, "corrupted")
+    found = []
+    for batch in (1, 3, 64):
+        engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
+        circuit = discover(engine, Options(0.01, order=order, seed=seed, batch=batch))
+        found.append((circuit.edge_names(), circuit.direct_names()))
+    assert found[0] == found[1] == found[2]

@@ -7,7 +7,9 @@ inputs; those in use have the colour of their edges. Width and opacity of an edg
 from __future__ import annotations
 
 import math
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
@@ -34,7 +36,7 @@ def to_dot(circuit: Circuit, title: str = "") -> str:
 
 def to_svg(circuit: Circuit, title: str = "") -> str:
     """The picture as SVG text; of a large circuit the strongest edges, and it says so. Edge ids are names."""
-    svg: bytes = _drawing(circuit, title, MOST).draw(format="svg", prog="dot")
+    svg = _draw(_drawing(circuit, title, MOST), "svg")
     # Graphviz titles an edge by its ends and ports, and browsers show that, not the tooltip.
     tooltip = r'<title>.*</title>(\n<g id="a_.*"><a xlink:title="(.*)">)'
     return re.sub(tooltip, r"<title>\2</title>\1", svg.decode())
@@ -44,8 +46,22 @@ def to_png(circuit: Circuit, title: str = "") -> bytes:
     """The picture as a bitmap at 144 dots an inch; of a large circuit the strongest edges, and it says so."""
     drawing = _drawing(circuit, title, MOST)
     drawing.graph_attr["dpi"] = "144"
-    png: bytes = drawing.draw(format="png", prog="dot")
-    return png
+    return _draw(drawing, "png")
+
+
+def _draw(drawing: pgv.AGraph, to: str) -> bytes:
+    """Graphviz's picture. What fontconfig has to say of the system's font settings is kept off the user's terminal."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            picture: bytes = drawing.draw(format=to, prog="dot")
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+        said.seek(0)
+        os.write(2, b"".join(line for line in said if not line.startswith(b"Fontconfig warning")))
+    return picture
 
 
 @dataclass(frozen=True)

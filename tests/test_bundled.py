@@ -1,0 +1,96 @@
+"""The bundled models: known mechanisms are found, and every task ends in a small circuit that works."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from acdc import run as runner
+from acdc.bundled.compile_tracr import PROGRAMS, load_model, structure
+from acdc.config import resolve
+from acdc.incremental import Engine
+from acdc.methods.acdc import Options, discover
+from acdc.model.find import BUNDLED
+from acdc.patching import circuit_edges, patched_rows
+from acdc.runs import prepare
+from tests.oracle import Naive, naive_acdc
+
+LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
+
+
+def found(tmp_path, **given):
+    config, task, _ = resolve({"dtype": "float64", "device": "cpu", **given}, None, None)
+    return runner.run(runner.load(config, task), tmp_path / "run")[0]
+
+
+def residual(file):
+    return {e.name for e in file.edges} - file.model.graph.direct_index.keys()
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("threshold", [1e-6, 1e-3, 0.05])
+def test_zero_ablation_finds_the_mechanism_of_the_compiled_models(tmp_path, program, direct, threshold):
+    """All edges that are real by the weights but those that never change an output behind BOS (see the model cards)."""
+    file = found(tmp_path, task=program.name, ablation="zero", direct=direct, threshold=threshold)
+    real = set(structure(load_model(BUNDLED / program.name)))
+    assert real == set(json.loads((BUNDLED / program.name / "structure.json").read_text())["edges"])
+    assert residual(file) == real - program.inert
+    assert file.metrics["discovery.circuit.l2"] < 1e-12
+
+
+@pytest.mark.parametrize(("order", "kept"), [("paper", "a0.h0"), ("heads-ascending", "a0.h1")])
+def test_acdc_keeps_exactly_one_input_of_the_or_gate(tmp_path, order, kept):
+    file = found(tmp_path, task="or-gate", order=order)
+    assert residual(file) == {f"input->{kept}<v>", f"{kept}->m0", "m0->logits"}
+
+
+@pytest.mark.parametrize("task", LANGUAGE)
+def test_tiny_has_a_small_circuit_for_every_language_task(tmp_path, task):
+    file = found(tmp_path, task=task, model="tiny", dtype="float32")
+    assert 0 < file.graph.edges.kept < 0.25 * file.graph.edges.total
+    assert file.metrics["held_out.model.accuracy"] > 0.95
+    assert file.metrics["held_out.circuit.kl"] < 0.35 * file.metrics["held_out.ablated.kl"]
+    assert file.metrics["held_out.circuit.accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("task", ["greater-than", "ioi", "induction"])
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+def test_tiny_gives_the_edges_of_the_naive_algorithm(task, ablation):
+    config, spec, _ = resolve(
+        {"task": task, "model": "tiny", "dtype": "float64", "device": "cpu", "examples": 3, "ablation": ablation},
+        None,
+        None,
+    )
+    loaded = runner.load(config, spec)
+    model, prompts = loaded.model.transformer, loaded.data.discovery
+    runs = prepare(model, prompts, ablation)
+    engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
+    circuit = discover(engine, Options(0.02))
+    edges, direct, value, margin = naive_acdc(Naive(model, prompts, "kl", ablation), 0.02, True)
+    assert margin > 1e-10
+    assert (set(circuit.edge_names()), set(circuit.direct_names())) == (edges, direct)
+    patched = runs.metric("kl", model)(patched_rows(model, engine.graph, runs, circuit_edges(circuit, model)))
+    assert float(patched.mean()) == pytest.approx(value, abs=1e-10)
+
+
+def test_float32_decides_as_float64_but_within_rounding(tmp_path):
+    """The log's margins say how close each decision was; at these sizes none is near enough for rounding to turn it."""
+    logs = {}
+    for dtype in ("float32", "float64"):
+        found(tmp_path / dtype, task="ioi", model="tiny", dtype=dtype, examples=20)
+        lines = (tmp_path / dtype / "run" / "log.jsonl").read_text().splitlines()
+        logs[dtype] = [json.loads(line) for line in lines]
+    assert [(d["edge"], d["kept"]) for d in logs["float32"]] == [(d["edge"], d["kept"]) for d in logs["float64"]]
+    pairs = zip(logs["float32"], logs["float64"], strict=True)
+    assert np.abs([a["change"] - b["change"] for a, b in pairs]).max() < 1e-4
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
+    hashes = []
+    for seed in (0, 0, 1):
+        config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 5, "seed": seed}, None, None)
+        hashes.append(runner.load(config, task).data.hash)
+    assert hashes[0] == hashes[1] != hashes[2]

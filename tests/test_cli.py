@@ -1,0 +1,241 @@
+"""The command line as a user sees it: streams, exit codes, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import networkx as nx
+import pytest
+import yaml
+
+from acdc import cli, config
+from tests.test_model import checkpoint
+
+GATE = ["run", "--task", "or-gate"]
+
+
+class Result:
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def acdc(monkeypatch, capfd, tmp_path):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
+        capfd.readouterr()  # what the test itself printed
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(end.value.code, out, err)
+
+    return call
+
+
+TASK = """
+name: mine
+version: 1
+source: a test
+description: a then b
+defaults: {metric: kl, threshold: 0.01, examples: 2}
+metrics: [kl, logit-diff]
+data:
+  rows:
+    - {clean: "a b a", corrupted: "b b a", correct: " b", wrong: " a"}
+    - {clean: "a a b", corrupted: "a b b", correct: " a", wrong: " b"}
+    - {clean: "b b a", corrupted: "a b a", correct: " a", wrong: " b"}
+    - {clean: "b a a", corrupted: "b b b", correct: " a", wrong: " b"}
+"""
+
+
+def change(text, old, new):
+    assert old in text
+    return text.replace(old, new)
+
+
+BAD_TASKS = {
+    "malformed YAML": (change(TASK, "version: 1", "version: [1"), "line"),
+    "unknown key": (change(TASK, "source:", "sauce:"), "sauce"),
+    "wrong type": (change(TASK, "version: 1", "version: one"), "version"),
+    "unknown metric": (change(TASK, "metric: kl", "metric: lk"), "lk"),
+    "NaN threshold": (change(TASK, "0.01", ".nan"), "threshold"),
+    "identical prompts": (change(TASK, '"b b a", correct: " b"', '"a b a", correct: " b"'), "example"),
+    "unequal lengths": (change(TASK, '"b b a", correct: " b"', '"b b a b", correct: " b"'), "example"),
+    "answer of two tokens": (change(TASK, 'correct: " b"', 'correct: " b b"'), "example"),
+    "empty data": (TASK[: TASK.index("  rows:")].replace(", logit-diff", "") + "  rows: []\n", "0 different prompts"),
+    "too few prompts": (change(TASK, "examples: 2", "examples: 3"), "4"),
+    "slot without a list": (
+        TASK[: TASK.index("  rows:")] + '  template: "a {x} b"\n  slots: {y: [a, b]}\n'
+        'corrupt: {redraw: [y]}\nanswers: {correct: " a", wrong: " b"}\n',
+        "x",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_TASKS)
+def test_a_bad_task_is_one_clear_line_and_nothing_written(acdc, tmp_path, kind):
+    text, named = BAD_TASKS[kind]
+    checkpoint(tmp_path / "model")
+    (tmp_path / "mine.yaml").write_text(text)
+    result = acdc("run", "--task", "mine.yaml", "--model", "model")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert "mine" in result.err
+    assert named in result.err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_good_task_runs(acdc, tmp_path):
+    checkpoint(tmp_path / "model")
+    (tmp_path / "mine.yaml").write_text(TASK)
+    result = acdc("run", "--task", "mine.yaml", "--model", "model")
+    assert result.code == 0, result.err
+    assert "mine in model" in result.out
+
+
+BAD_COMMANDS = {
+    "unknown command": (["rnu"], "run"),
+    "unknown option": (["run", "--taks", "ioi"], "--task"),
+    "no task": (["run"], "acdc tasks"),
+    "unknown task": (["run", "--task", "greater-thn"], "Did you mean 'greater-than'"),
+    "unknown model": ([*GATE, "--model", "tyny"], "Did you mean 'tiny'"),
+    "unreachable hub": ([*GATE, "--model", "someone/some-model"], "hub can't be reached"),
+    "no such directory": ([*GATE, "--model", "./some"], "no such directory"),
+    "unknown metric": ([*GATE, "--metric", "l3"], "Did you mean 'l2'"),
+    "metric without answers": ([*GATE, "--metric", "prob-diff", "--threshold", "1"], "has no answers for prob-diff"),
+    "metric without threshold": (["run", "--task", "ioi", "--metric", "logit-diff", "--model", "tiny"], "--threshold"),
+    "unknown method": ([*GATE, "--method", "adcd"], "Did you mean 'acdc'"),
+    "unknown ablation": ([*GATE, "--ablation", "zeros"], "Did you mean 'zero'"),
+    "unknown order": ([*GATE, "--order", "papers"], "Did you mean 'paper'"),
+    "unknown dtype": ([*GATE, "--dtype", "float16"], "float32"),
+    "unknown device": ([*GATE, "--device", "gpu"], "cpu"),
+    "NaN threshold": ([*GATE, "--threshold", "nan"], "--threshold"),
+    "negative threshold": ([*GATE, "--threshold=-1"], "--threshold"),
+    "threshold is no number": ([*GATE, "--threshold", "small"], "--threshold"),
+    "no examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "0"], "--examples"),
+    "words it does not know": (["run", "--task", "ioi", "--model", "or-gate"], "or-gate"),
+    "out path is a file": ([*GATE, "--out", "file/run"], "can't be written"),
+    "missing config": (["run", "--config", "c.yaml"], "c.yaml"),
+    "unknown key in config": (["run", "--config", "bad.yaml"], "Did you mean 'threshold'"),
+    "wrong type in config": (["run", "--config", "type.yaml"], "examples"),
+    "unknown format": (["export", "c.json", "--to", "pdf"], "svg"),
+    "missing circuit": (["export", "c.json", "--to", "svg"], "c.json"),
+    "missing circuit to compare": (["diff", "c.json", "c.json"], "c.json"),
+    "details of an unknown task": (["tasks", "ioy"], "Did you mean 'ioi'"),
+    "details of an unknown method": (["methods", "adcd"], "Did you mean 'acdc'"),
+    "details of an unknown model": (["models", "tyny"], "Did you mean 'tiny'"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_COMMANDS)
+def test_a_mistake_is_one_clear_line_and_nothing_written(acdc, tmp_path, kind):
+    command, hint = BAD_COMMANDS[kind]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad.yaml").write_text("task: or-gate\ntreshold: 1\n")
+    (tmp_path / "type.yaml").write_text("task: or-gate\nexamples: many\n")
+    result = acdc(*command)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1, result.err
+    assert hint in result.err
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "file", "type.yaml"]
+
+
+def test_stdout_is_the_result_and_json_is_the_file(acdc, tmp_path):
+    result = acdc(*GATE, "--out", "run")
+    assert result.code == 0
+    assert "3 of 13 residual edges" in result.out
+    assert "4 of 19 with direct edges" in result.out
+    assert result.err == ""
+    again = acdc(*GATE, "--out", "run", "--json")
+    assert again.out == (tmp_path / "run" / "circuit.json").read_text()
+    assert json.loads(again.out)["command"].startswith("acdc run --task or-gate --model or-gate")
+
+
+def test_the_default_model_falls_back_and_says_so_first_and_last(acdc):
+    result = acdc("run", "--task", "gendered-pronoun", "--examples", "5", "--out", "run", "--json")
+    assert result.code == 0
+    note, *_, last = result.err.splitlines()
+    assert note == last
+    assert "bundled model tiny" in note
+    file = json.loads(result.out)
+    assert file["model"]["name"] == "tiny"
+    assert file["notes"] == [note]
+
+
+def test_command_line_over_config_over_task(acdc, tmp_path):
+    (tmp_path / "c.yaml").write_text("task: or-gate\nthreshold: 0.3\nablation: zero\ndtype: float64\n")
+    result = acdc("run", "--config", "c.yaml", "--threshold", "0.2", "--out", "run")
+    assert result.code == 0
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (saved["threshold"], saved["dtype"], saved["metric"], saved["order"]) == (0.2, "float64", "l2", "paper")
+
+
+def test_export_in_every_format(acdc, tmp_path):
+    acdc(*GATE, "--out", "run")
+    for to, starts in {"svg": b"<?xml", "png": b"\x89PNG", "html": b"<!doctype html", "dot": b""}.items():
+        result = acdc("export", "run/circuit.json", "--to", to, "-o", f"c.{to}")
+        assert (result.code, result.out, result.err) == (0, f"c.{to}\n", "")
+        assert (tmp_path / f"c.{to}").read_bytes()[:15].lower().startswith(starts.lower())
+    acdc("export", "run/circuit.json", "--to", "graphml", "-o", "c.graphml")
+    assert nx.read_graphml(tmp_path / "c.graphml").number_of_edges() == 3
+    acdc("export", "run/circuit.json", "--to", "eap-ig", "-o", "c.json")
+    raw = json.loads((tmp_path / "c.json").read_text())
+    assert list(raw) == ["cfg", "nodes", "edges"]
+    assert len(raw["edges"]) == 13
+    assert acdc("export", "run/circuit.json", "--to", "dot", "-o", "-").out.startswith("digraph")
+
+
+def test_diff_lists_what_changed(acdc):
+    acdc(*GATE, "--out", "a")
+    acdc(*GATE, "--out", "b", "--order", "heads-ascending")
+    result = acdc("diff", "a/circuit.json", "b/circuit.json")
+    assert result.code == 0
+    lines = result.out.splitlines()
+    assert "+ a0.h1->m0" in lines
+    assert "- a0.h0->m0" in lines
+    assert acdc("diff", "a/circuit.json", "a/circuit.json").out == "0 added, 0 removed, 0 re-scored\n"
+
+
+@pytest.mark.parametrize("command", ["tasks", "models", "methods"])
+def test_lists_are_one_line_each_and_names_have_details(acdc, command):
+    listed = acdc(command)
+    assert listed.code == 0
+    for line in listed.out.splitlines():
+        name = line.split()[0]
+        details = acdc(command, name)
+        assert details.code == 0
+        assert name in details.out
+
+
+def test_every_command_has_help_with_an_example(acdc):
+    for command in ("run", "export", "diff", "tasks", "models", "methods"):
+        result = acdc(command, "--help")
+        assert result.code == 0
+        assert f"Example: acdc {command}" in result.out
+
+
+def test_help_does_not_load_torch_and_is_quick():
+    program = (
+        "import sys; sys.argv = ['acdc', '--help']\nfrom acdc import cli\ntry: cli.main()\nfinally: print(*sys.modules)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert time.monotonic() - started < 5  # generous: the machine may be busy
+    loaded = done.stdout.split("\n")[-2].split()
+    assert "acdc.cli" in loaded
+    assert not {"torch", "transformers", "numpy", "pydantic", "networkx"} & set(loaded)
+
+
+def test_every_shipped_config_resolves():
+    folder = Path(__file__).parent.parent / "configs"
+    files = sorted(folder.glob("*.yaml"))
+    assert files
+    for file in files:
+        assert config.resolve({}, file, None)

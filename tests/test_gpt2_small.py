@@ -1,0 +1,87 @@
+"""At GPT-2 small's size: prompts, a whole run, and the real model where its weights are in the cache."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from acdc.errors import ModelError
+from acdc.formats.circuit_file import read_circuit
+from acdc.formats.eap_ig import to_eap_ig
+from acdc.model.find import find_model
+from acdc.model.tokenizer import Tokenizer
+from acdc.task import load_task, make_data
+from tests.assets import gpt2_tokenizer
+
+LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
+
+
+@pytest.mark.parametrize("task", LANGUAGE)
+def test_every_shipped_task_passes_its_checks_under_gpt2s_tokenizer(task):
+    spec = load_task(task)
+    data = make_data(spec, Tokenizer(gpt2_tokenizer(), "gpt2"), spec.defaults.examples, spec.defaults.seed)
+    assert len(data.discovery.clean) == len(data.held_out.clean) == spec.defaults.examples
+
+
+def test_gpt2s_tokenizer_is_read_from_vocab_and_merges():
+    tokenizer = Tokenizer(gpt2_tokenizer(), "gpt2")
+    assert tokenizer.vocab_size == 50257
+    assert tokenizer.bos_id == 50256
+    ids = tokenizer.encode("The war lasted from the year 1701 to 17")
+    assert tokenizer.pieces(ids) == ["The", " war", " lasted", " from", " the", " year", " 17", "01", " to", " 17"]
+    assert ids[7] == 486  # as in the ACDC paper's code
+
+
+@pytest.fixture(scope="module")
+def random_gpt2(tmp_path_factory):
+    """A checkpoint of GPT-2 small's size with random weights, large enough that edges matter."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("gpt2-random")
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config())
+    for name, p in model.named_parameters():
+        p.data *= 3.0 if name == "transformer.wte.weight" else 1.5 if name.endswith("weight") and ".h." in name else 1.0
+    model.save_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(gpt2_tokenizer() / name, folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_whole_run_at_the_default_size(random_gpt2, tmp_path):
+    """100 prompts, default threshold. Time and memory are printed, not tested: the machine may be busy."""
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "acdc.cli", "run", "--task", "greater-than", "--model", random_gpt2, "--out", out]
+    subprocess.run(command, check=True)
+    file = read_circuit(out / "circuit.json")
+    assert file.graph.edges.total == 32_491
+    assert file.graph.edges_with_direct.total == 32_923
+    raw = json.loads(to_eap_ig(file.circuit(), file.model.d_model))
+    assert len(raw["edges"]) == 32_491
+    cost = json.loads((out / "metrics.json").read_text())["cost"]
+    said = f"{cost['seconds']:.0f} s, {cost['peak_memory_mb']:.0f} MB, {cost['evaluations']} evaluations"
+    print(f"\n{file.graph.edges.kept} edges, {said}")
+    assert cost["peak_memory_mb"] < 6000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "threshold", "low", "high"),
+    [("greater-than", 0.0158489, 40, 80), ("greater-than", 0.1, 10, 25), ("ioi", 0.1, 15, 30), ("ioi", 0.0631, 30, 60)],
+)
+def test_published_sizes_on_the_real_model(tmp_path, task, threshold, low, high):
+    """The ACDC paper's published sweeps have 59, 17, 22 and 43 edges (direct ones counted); prompts differ a little."""
+    try:
+        find_model("gpt2")
+    except ModelError as error:
+        pytest.skip(f"GPT-2's weights are not in the local cache: {error}")
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "acdc.cli", "run", "--task", task, "--model", "gpt2", "--out", out]
+    subprocess.run([*command, "--threshold", str(threshold)], check=True)
+    assert low <= read_circuit(out / "circuit.json").graph.edges_with_direct.kept <= high
