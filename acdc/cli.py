@@ -157,18 +157,19 @@ def _table(file: CircuitFile, folder: Path) -> str:
         f"method    {method.name}, {method.metric}, τ = {method.threshold:g}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}",
         "",
-        f"{'(metrics: lower is better)':26}{'full model':>10}{'circuit':>12}{'ablated':>12}",
+        f"{'(↓ lower, ↑ higher is better)':32}{'full model':>12}{'circuit':>12}{'ablated':>12}",
     ]
     for half in ("held_out", "discovery"):
         names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
         for name in sorted(names, key=lambda n: (n != method.metric, n)):
             values = (file.metrics[f"{half}.{what}.{name}"] for what in ("model", "circuit", "ablated"))
             row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
-            lines.append(f"{half.replace('_', ' ') + ' ' + name:24}{row}")
-    lines += ["", f"{'strongest edges':32}{'rise of ' + method.metric:>20}"]
+            label = f"{half.replace('_', ' ')} {name} {'↑' if name == 'accuracy' else '↓'}"
+            lines.append(f"{label:32}{row}")
+    lines += ["", f"{'strongest edges':32}{'rise of ' + method.metric:>12}"]
     residual = [e for e in file.edges if e.change is not None and e.name not in file.model.graph.direct_index]
     for edge in sorted(residual, key=lambda e: -(e.change or 0.0))[:8]:
-        lines.append(f"  {edge.name:30}{edge.change:>20.4f}")
+        lines.append(f"  {edge.name:30}{edge.change:>12.4f}")
     lines += ["", f"files     {folder}{'/'}"]
     return "\n".join(lines)
 

@@ -5,13 +5,11 @@ Receiver input = Σ kept edges: sender's current output + Σ removed edges: send
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
-
+import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph import Circuit, Graph, Receiver
+from acdc.graph import QKV, Circuit, Graph
 from acdc.model.transformer import Activations, Transformer
 from acdc.runs import Runs
 
@@ -35,13 +33,6 @@ def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) ->
     return runs.scored(model, torch.cat(finals))
 
 
-class Score(NamedTuple):
-    """A circuit on a set of prompts: the metric per prompt, Float[batch], and Bool[row] whether it answers rightly."""
-
-    metric: Tensor
-    accuracy: Tensor
-
-
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
     """A circuit as Float[sender receiver]. A removed direct edge removes all edges into its receiver."""
     kept = circuit.kept
@@ -53,36 +44,35 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
 def _forward(
     model: Transformer, graph: Graph, inputs: Tensor, ablated: Activations, mask: Tensor, edges: Tensor
 ) -> Tensor:
-    """Final residual stream Float[batch pos d_model] of one chunk of prompts; inputs Float[input batch pos d_model]."""
+    """Final residual stream Float[batch pos d_model] of one chunk of prompts; inputs Float[input batch pos d_model].
+
+    A node that nothing reads is not computed.
+    """
+    kept = (edges.detach() != 0).cpu().numpy()
     removed = [model.written(ablated, s) for s in graph.senders]
-    current = [x - a for x, a in zip(inputs, removed, strict=False)]  # what a kept edge adds over a removed one
-    for layer in range(graph.n_layers):
-        x = _receive(model, graph, layer, "qkv", removed, current, edges)
-        rows = {r.name: x_r for r, x_r in x}
-        heads = []
-        for h in range(graph.n_heads):
-            q, k, v = (model.project(c, layer, h, rows[f"a{layer}.h{h}<{c}>"]) for c in "qkv")
-            heads.append(model.write(layer, h, model.attend(q, k, v, mask)) - removed[len(current) + h])
-        current += heads
-        if graph.mlp:
-            ((_, x_m),) = _receive(model, graph, layer, "mlp", removed, current, edges)
-            current.append(model.mlp(layer, x_m) - removed[len(current)])
-    ((_, final),) = _receive(model, graph, graph.n_layers, "logits", removed, current, edges)
-    return final
+    current: dict[int, Tensor] = {}  # sender → what a kept edge from it adds over a removed one
+    below, n_below = torch.zeros_like(inputs[0]), 0  # sum over the first senders of what they write when removed
 
+    def receive(receiver: int) -> Tensor:
+        nonlocal below, n_below
+        r = graph.receivers[receiver]
+        n = graph.n_parents(r)  # never falls from one receiver to the next
+        below, n_below = sum(removed[n_below:n], below), n
+        x = below + model.bias(r.layer, before_mlp=r.kind == "mlp")
+        for sender in np.flatnonzero(kept[:, receiver]).tolist():
+            x = torch.addcmul(x, edges[sender, receiver], current[sender])
+        return x
 
-def _receive(
-    model: Transformer,
-    graph: Graph,
-    layer: int,
-    kinds: str,
-    removed: list[Tensor],
-    current: list[Tensor],
-    edges: Tensor,
-) -> Iterator[tuple[Receiver, Tensor]]:
-    """The input of every receiver of one kind in one layer."""
-    columns = [j for j, r in enumerate(graph.receivers) if r.layer == layer and r.kind in kinds]
-    n = graph.n_parents(graph.receivers[columns[0]])
-    base = torch.stack(removed[:n]).sum(0) + model.bias(layer, before_mlp=kinds == "mlp")
-    mixed = torch.tensordot(edges[:n, columns].T, torch.stack(current[:n]), dims=1)
-    return ((graph.receivers[j], base + m) for j, m in zip(columns, mixed, strict=True))
+    for index, s in enumerate(graph.senders):
+        if not kept[index].any():
+            continue
+        own = graph.own_receivers[index]
+        if s.kind == "input":
+            written = inputs[s.head]
+        elif s.kind == "mlp":
+            written = model.mlp(s.layer, receive(own[0]))
+        else:
+            q, k, v = (model.project(c, s.layer, s.head, receive(r)) for c, r in zip(QKV, own, strict=True))
+            written = model.write(s.layer, s.head, model.attend(q, k, v, mask))
+        current[index] = written - removed[index]
+    return receive(graph.receiver_index["logits"])

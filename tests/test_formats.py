@@ -230,9 +230,7 @@ def test_the_sound_circuit_is_read(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("read", [read_circuit, read_eap_ig, read_node_link])
-def test_what_is_no_json_is_refused_in_one_line(
-    tmp_path: Path, read: Any, content: bytes | None, message: str
-) -> None:
+def test_what_is_no_json_is_refused_in_one_line(tmp_path: Path, read: Any, content: bytes | None, message: str) -> None:
     path = tmp_path / "some.json"
     if content is not None:
         path.write_bytes(content)

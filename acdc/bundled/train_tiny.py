@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -163,6 +163,16 @@ def short_ioi(template: str, share: int) -> Variant:
     return Variant("ioi", share, change, 3400)
 
 
+def agreement_variant(number: str, share: int) -> Variant:
+    """Both nouns in one number; else the last noun alone, read the wrong way round, would do."""
+    verbs = [" is", " was", " has"] if number == "singular" else [" are", " were", " have"]
+    template = f"The {{subject.{number}}} {{near}} the {{attractor.{number}}}"
+    return Variant("subject-verb-agreement", share, {
+        "data": {"templates": None, "template": template}, "corrupt": {"redraw": ["subject"]},
+        "answers": {"correct": verbs}, "metrics": ["kl"],
+    }, 1500)  # fmt: skip
+
+
 VARIANTS = [
     Variant("greater-than", 24, {}),
     Variant("greater-than", 6, {"data": {"slots": {"year": ["01"]}}, "corrupt": {"fix": {"year": "02"}}}, 300),
@@ -204,6 +214,8 @@ VARIANTS = [
         3,
     ),
     Variant("subject-verb-agreement", 6, {}, 3000),
+    agreement_variant("singular", 4),
+    agreement_variant("plural", 4),
     docstring_variant("pq", "r", 20),
     docstring_variant("p", "rk", 6),
     docstring_variant("pq", "r", 3, matching=False),
@@ -260,26 +272,47 @@ def by_length(batches: list[Batch]) -> list[list[Batch]]:
     return [group for group in groups if group]
 
 
+class Measured(NamedTuple):
+    """What is measured on a split."""
+
+    accuracy: float  # share of rows whose likeliest token, of all tokens, is a correct answer
+    difference: float  # probability of the correct answers minus that of the wrong ones
+    corrupted: float  # the same on the corrupted prompts: small if the model reads what the corruption changes
+
+    def __str__(self) -> str:
+        return f"{self.accuracy:.3f} {self.difference:.3f} {self.corrupted:.3f}"
+
+
 @torch.no_grad()
-def measure(model: GPT2LMHeadModel, split: Split) -> tuple[float, float]:
-    """Probability of correct minus wrong answers; share of rows whose best token (of all) is a correct answer."""
-    rows = torch.from_numpy(split.rows)
-    logits = model(torch.from_numpy(split.clean)).logits[rows[:, 0], rows[:, 1]]
-    p = torch.cat([logits.softmax(-1), torch.zeros(len(rows), 1)], -1)  # id -1 has probability 0
+def measure(model: GPT2LMHeadModel, split: Split) -> Measured:
+    example, position = torch.from_numpy(split.rows).T
     correct, wrong = torch.from_numpy(split.correct), torch.from_numpy(split.wrong)
-    difference = p.gather(1, correct % p.shape[1]).sum(1) - p.gather(1, wrong % p.shape[1]).sum(1)
-    return float(difference.mean()), float((correct == logits.argmax(-1, keepdim=True)).any(1).float().mean())
+
+    def difference(logits: torch.Tensor) -> float:
+        p = torch.cat([logits.softmax(-1), torch.zeros(len(logits), 1)], -1)  # id -1 has probability 0
+        right, off = (p.gather(1, ids % p.shape[1]).sum(1) for ids in (correct, wrong))
+        return float((right - off).mean())
+
+    clean, corrupted = (
+        model(torch.from_numpy(tokens)).logits[example, position] for tokens in (split.clean, split.corrupted)
+    )
+    accuracy = (correct == clean.argmax(-1, keepdim=True)).any(1).float().mean()
+    return Measured(float(accuracy), difference(clean), difference(corrupted))
 
 
-def measurements(model: GPT2LMHeadModel, held_out: dict[str, Split]) -> dict[str, tuple[float, float]]:
+def measurements(model: GPT2LMHeadModel, held_out: dict[str, Split]) -> dict[str, Measured]:
     model.eval()
     found = {name: measure(model, split) for name, split in held_out.items()}
     model.train()
     return found
 
 
-def reached(found: dict[str, tuple[float, float]]) -> bool:
-    return all(found[name][0] >= goal for name, goal in GOALS.items())
+def reached(found: dict[str, Measured]) -> bool:
+    """The goals, and that no task is done without reading what its corruption changes.
+
+    After the year 01 a model can't tell the year: what is left of greater-than is chance.
+    """
+    return all(found[name].difference >= goal and found[name].corrupted < 0.1 for name, goal in GOALS.items())
 
 
 def unseen_pairs(tokenizer: WordTokenizer) -> Split:
@@ -293,8 +326,10 @@ def unseen_pairs(tokenizer: WordTokenizer) -> Split:
     )
 
 
-def train(tokenizer: WordTokenizer, seed: int, steps: int, log: Any) -> tuple[GPT2LMHeadModel, int, dict[str, Any]]:
-    """Train until all goals hold, at most `steps` steps. Returns the model, the steps taken and what was measured."""
+def train(
+    tokenizer: WordTokenizer, seed: int, steps: int, log: Any
+) -> tuple[GPT2LMHeadModel, int, dict[str, Measured]]:
+    """Train until all goals hold, at most `steps` steps. The model, the steps taken and what was measured."""
     torch.manual_seed(seed)
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -337,7 +372,7 @@ def train(tokenizer: WordTokenizer, seed: int, steps: int, log: Any) -> tuple[GP
         schedule.step()
         if step % 100 == 0 or step == steps:
             found = measurements(model, held_out)
-            log(f"{step:5d}  " + "  ".join(f"{name} {p:.3f} {a:.3f}" for name, (p, a) in found.items()))
+            log(f"{step:5d}  " + "  ".join(f"{name} {measured}" for name, measured in found.items()))
             if reached(found):
                 break
     return model, step, found
@@ -377,20 +412,21 @@ the variants that the recipe lists. The prompts that the tasks draw by default a
 ## What it does
 
 On the held-out halves (default examples and seed). Accuracy: the likeliest of all tokens is a correct answer.
-Difference: probability of the correct answers minus that of the wrong ones.
+Difference: probability of the correct answers minus that of the wrong ones, on the clean and on the corrupted
+prompts (of which the corrupted prompt of greater-than allows all, and of agreement says the opposite).
 
-| task | accuracy | difference |
-|---|---|---|
+| task | accuracy | difference | difference, corrupted |
+|---|---|---|---|
 {table}
 
 "ioi, unseen pairs": prompts with pairs of names that training never shows.
 """
 
 
-def card(model: GPT2LMHeadModel, found: dict[str, tuple[float, float]], **facts: Any) -> str:
+def card(model: GPT2LMHeadModel, found: dict[str, Measured], **facts: Any) -> str:
     """The model card."""
     config = model.config
-    rows = [f"| {name} | {accuracy:.1%} | {difference:.3f} |" for name, (difference, accuracy) in found.items()]
+    rows = [f"| {name} | {m.accuracy:.1%} | {m.difference:.3f} | {m.corrupted:.3f} |" for name, m in found.items()]
     return CARD.format(
         layers=config.n_layer, heads=config.n_head, width=config.n_embd, positions=config.n_positions,
         parameters=model.num_parameters(), vocabulary=config.vocab_size, torch=torch.__version__,
@@ -429,7 +465,7 @@ def main() -> None:
     (arguments.out / "model.safetensors").chmod(0o644)
     save_tokenizer(fast, arguments.out)
     text = card(
-        model, found, out=arguments.out.as_posix(), seed=arguments.seed, limit=arguments.steps, steps=steps,
+        model, found, out=arguments.out.as_posix(), seed=arguments.seed, steps=steps, limit=arguments.steps,
         minutes=(time.monotonic() - start) / 60,
     )  # fmt: skip
     (arguments.out / "README.md").write_text(text, encoding="utf-8")

@@ -39,10 +39,7 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
     scores = np.where(np.isfinite(scores), scores, 0.0)
     fed = [bool(kept[:, list(own)].any()) or not own for own in g.own_receivers]
     nodes = {s.name: {"in_graph": bool(kept[i].any()) and fed[i]} for i, s in enumerate(g.senders)}
-    edges = {
-        g.edge_name(s, r): {"score": float(scores[s, r]), "in_graph": bool(kept[s, r])}
-        for s, r in _in_order(g)
-    }
+    edges = {g.edge_name(s, r): {"score": float(scores[s, r]), "in_graph": bool(kept[s, r])} for s, r in _in_order(g)}
     cfg = {"n_layers": g.n_layers, "n_heads": g.n_heads, "parallel_attn_mlp": g.parallel, "d_model": d_model}
     return json.dumps({"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges})
 
