@@ -27,7 +27,7 @@ class Output(Protocol):
     def logits(self, h: Tensor) -> Tensor: ...
     def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor: ...
     def logsumexp(self, h: Tensor) -> Tensor: ...
-    def expected_unembedding(self, h: Tensor) -> tuple[Tensor, Tensor]: ...
+    def expected_unembedding(self, h: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,10 @@ def _masked(output: Output, ids: Tensor, h: Tensor, fill: float) -> Tensor:
 
 
 def _kl(output: Output, t: Targets) -> Metric:
-    # KL(P‖Q) = Σ p log p − Σ p (h·W + b) + logsumexp(h·W + b), and Σ p h·W is one dot product per row.
-    vector, constant = output.expected_unembedding(t.clean)
-    return lambda h: output.logsumexp(h) - (h * vector).sum(-1) - constant
+    # KL(P‖Q) = Σ p (log p − log q) = logsumexp(q's logits) − logsumexp(p's) − (h − clean) · Σ p W: one product with the
+    # vocabulary, and as a difference exactly 0 for the clean run.
+    vector, clean = output.expected_unembedding(t.clean), output.logsumexp(t.clean)
+    return lambda h: output.logsumexp(h) - clean - ((h - t.clean) * vector).sum(-1)
 
 
 def _logit_diff(output: Output, t: Targets) -> Metric:

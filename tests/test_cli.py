@@ -92,6 +92,20 @@ def test_a_bad_task_is_one_clear_line_and_nothing_written(acdc, tmp_path, kind):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"vocab_size": 1}, "token id 1 ('b')"), ({"n_positions": 2}, "has 2 positions, but the prompts have 3 tokens")],
+)
+def test_a_model_that_does_not_fit_the_prompts(acdc, tmp_path, options, message):
+    checkpoint(tmp_path / "model", **options)
+    (tmp_path / "mine.yaml").write_text(TASK)
+    result = acdc("run", "--task", "mine.yaml", "--model", "model")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.count("\n") == 1
+    assert message in result.err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_the_good_task_runs(acdc, tmp_path):
     checkpoint(tmp_path / "model")
     (tmp_path / "mine.yaml").write_text(TASK)

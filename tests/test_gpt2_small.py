@@ -46,7 +46,7 @@ def random_gpt2(tmp_path_factory):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config())
     for name, p in model.named_parameters():
-        p.data *= 3.0 if name == "transformer.wte.weight" else 1.5 if name.endswith("weight") and ".h." in name else 1.0
+        p.data *= 3.0 if name == "transformer.wte.weight" else 3.0 if name.endswith("weight") and ".h." in name else 1.0
     model.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(gpt2_tokenizer() / name, folder)

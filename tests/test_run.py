@@ -132,6 +132,15 @@ def test_a_log_that_is_not_ours_is_refused(loaded, tmp_path):
         runner.run(loaded, tmp_path)
 
 
+def test_a_log_of_other_decisions_is_refused(loaded, tmp_path):
+    with pytest.raises(Killed):
+        runner.run(loaded, tmp_path, progress=killer(4))
+    log = tmp_path / "log.jsonl"
+    log.write_text(log.read_text().replace("a3.h0->logits", "m2->logits", 1))
+    with pytest.raises(FileError, match="tests other edges"):
+        runner.run(loaded, tmp_path)
+
+
 def test_a_finished_run_is_not_run_again(loaded, tmp_path):
     first, out = runner.run(loaded, tmp_path)
     before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.errors import UserError
+from acdc.errors import FileError, UserError
 from acdc.graph import Circuit, Graph
 from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
@@ -180,6 +180,8 @@ class _Search:
                 decisions = self._evaluate(queue)
                 self.journal.write(decisions)
             taken, queue = queue[: len(decisions)], queue[len(decisions) :]
+            if [d.edge for d in decisions] != [self._name(r) for r in taken]:
+                raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
             self._take(taken, decisions)
 
     def _evaluate(self, queue: list[Removal]) -> list[Decision]:

@@ -226,23 +226,11 @@ class Transformer:
         ]
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
-    def expected_unembedding(self, h: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over the model's own prediction of what KL needs from it.
-
-        Args:
-            h: Float[row d_model]
-        Returns:
-            Σ_v p(v) W_U[v] Float[row d_model] and Σ_v p(v) (b_U[v] − log p(v)) Float[row], p being the prediction at
-            the row
-        """
+    def expected_unembedding(self, h: Tensor) -> Tensor:
+        """Σ_v p(v) W_U[v], p being the model's own prediction at each row: Float[row d_model] to the same."""
         w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
-        vectors, constants = [], []
-        for rows in h.split(256):  # bounds the rows × vocabulary table
-            log_p = F.linear(rows, w, b).log_softmax(-1)
-            p = log_p.exp()
-            vectors.append(p @ w)
-            constants.append((p * (b - log_p)).sum(-1))
-        return torch.cat(vectors), torch.cat(constants)
+        parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
+        return torch.cat(parts)
 
     # --- the whole model -------------------------------------------------------------------------------------------
 

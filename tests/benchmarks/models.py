@@ -1,0 +1,162 @@
+"""What is measured: transformers with random weights, prompts for them, and the settings.
+
+Nothing is downloaded. The weights are drawn as GPT-2 draws them and scaled so that edges matter: with them ACDC finds
+circuits of 50 to 300 edges, as it does in trained models.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.model.transformer import Config, Transformer
+
+VOCAB = 50257
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts as token ids, one scored position each (the last): see `acdc.runs.Prompts`."""
+
+    clean: np.ndarray
+    corrupted: np.ndarray
+    pad: np.ndarray
+    rows: np.ndarray
+    correct: np.ndarray
+    wrong: np.ndarray
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The shape of a task's prompts: their length, and the positions at which clean and corrupted ones differ."""
+
+    n_pos: int
+    differ: tuple[int, ...]
+
+
+GREATER_THAN = Shape(12, (7,))
+IOI = Shape(15, (2, 3, 5, 8, 10, 11))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row of the benchmark.
+
+    Args:
+        name: of the row
+        layers, heads, width, vocab: sizes of a model with random weights; 0 layers for the bundled model `tiny`
+        shape: of the prompts; "greater-than" or "ioi" (for `tiny`: its task of that name)
+        prompts: number of prompts
+        threshold: τ of KL in nats
+        repeats: runs of which the median counts
+        naive: edges at which a whole patched forward pass is timed
+        peer: edges per layer at which auto-circuit is timed, 0 to leave it out
+        instrument: whether a further run is made under the recorder of matrix products
+    """
+
+    name: str
+    layers: int
+    heads: int
+    width: int
+    vocab: int
+    shape: str
+    prompts: int
+    threshold: float
+    repeats: int = 3
+    naive: int = 2
+    peer: int = 0
+    instrument: bool = True
+
+    @property
+    def tiny(self) -> bool:
+        return self.layers == 0
+
+
+def config(layers: int, heads: int, width: int, vocab: int, n_pos: int = 64) -> Config:
+    return Config(layers, heads, width, width // heads, 4 * width, n_pos, vocab, vocab)
+
+
+def raw_weights(c: Config, seed: int = 0) -> dict[str, Tensor]:
+    """Weights by name (`Config.shapes`), float32."""
+    g = torch.Generator().manual_seed(seed)
+    spread = 0.02 * (768 / c.d_model) ** 0.5  # the same activations at every width
+    out = {}
+    for name, shape in c.shapes().items():
+        if name == "unembed.weight":
+            out[name] = 3 * out["token.weight"].T
+        elif name == "unembed.bias":
+            out[name] = torch.zeros(shape)
+        else:
+            scale = 0.1 if name.endswith("bias") else 1.5 if name.startswith("layers") else 1.0
+            out[name] = torch.empty(shape).normal_(0, spread * scale, generator=g)
+            if name.endswith("q.weight"):
+                out[name] *= c.d_head**-0.5  # the attention scale belongs to the query weights
+    return out
+
+
+def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    clean = rng.integers(0, vocab, (n, shape.n_pos))
+    corrupted = clean.copy()
+    at = list(shape.differ)
+    corrupted[:, at] = (clean[:, at] + rng.integers(1, vocab, (n, len(at)))) % vocab
+    rows = np.stack([np.arange(n), np.full(n, shape.n_pos - 1)], 1)
+    answers = rng.integers(0, vocab, (n, 2))
+    return Batch(clean, corrupted, np.zeros(n, dtype=np.int64), rows, answers[:, :1], answers[:, 1:])
+
+
+def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Batch]:
+    """The model and the prompts of a setting."""
+    if setting.tiny:
+        return load_tiny(setting.shape, dtype, setting.prompts)
+    shape = {"greater-than": GREATER_THAN, "ioi": IOI}[setting.shape]
+    c = config(setting.layers, setting.heads, setting.width, setting.vocab)
+    weights = {name: w.to(dtype) for name, w in raw_weights(c).items()}
+    return Transformer(c, weights, setting.name), prompts(shape, setting.prompts, c.vocab_size)
+
+
+def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Batch]:
+    """The bundled model and the prompts of one of its tasks."""
+    from acdc import run as runner
+    from acdc.config import resolve
+
+    given = {"task": task, "dtype": str(dtype).removeprefix("torch."), "device": "cpu", "examples": examples}
+    resolved, spec, _ = resolve(given, None, lambda: ("tiny", None))
+    inputs = runner.load(resolved, spec)
+    d = inputs.data.discovery
+    return inputs.model.transformer, Batch(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
+
+
+def unfolded(model: Transformer) -> dict[str, Tensor]:
+    """A model's weights by name, with the unembedding as it was given (not centred)."""
+    out = dict(model.weights)
+    out["unembed.weight"] = (model.weights["unembed.weight"] + model.unembed_mean).T.contiguous()
+    out["unembed.bias"] = model.weights["unembed.bias"] + model.unembed_bias_mean
+    return out
+
+
+# Thresholds were found once by trying, so that circuits of 50 to 300 edges result.
+SMALL = Setting("small", 12, 12, 768, VOCAB, "greater-than", 25, 0.003)
+FULL = (
+    replace(SMALL, name="greater-than 25", peer=2),
+    replace(SMALL, name="ioi 25", shape="ioi", peer=2),
+    replace(SMALL, name="greater-than 100", prompts=100, repeats=1, naive=1),
+    replace(SMALL, name="ioi 100", shape="ioi", prompts=100, repeats=1, naive=1),
+    Setting("tiny greater-than", 0, 0, 0, 0, "greater-than", 100, 0.01, repeats=5, naive=20),
+    Setting("tiny ioi", 0, 0, 0, 0, "ioi", 100, 0.01, repeats=5, naive=20),
+)
+LARGER = (
+    replace(SMALL, name="GPT-2 medium", layers=24, heads=16, width=1024, repeats=1, naive=0, instrument=False),
+    replace(SMALL, name="GPT-2 large", layers=36, heads=20, width=1280, repeats=1, naive=0, instrument=False),
+)
+MIDDLE = Setting("6×6×192", 6, 6, 192, 8192, "greater-than", 25, 0.003, repeats=3, naive=5, peer=2)
+QUICK = (
+    replace(MIDDLE, name="quick greater-than"),
+    replace(MIDDLE, name="quick ioi", shape="ioi"),
+    *(replace(s, repeats=3, naive=10) for s in FULL if s.tiny),
+)
+# A model on which auto-circuit's ACDC and the naive oracle can be run as a whole.
+WHOLE = Setting("whole", 4, 4, 64, 500, "ioi", 8, 0.003)
