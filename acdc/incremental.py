@@ -66,9 +66,11 @@ class Engine:
     Receivers must be opened (`open`), decided and left in reverse topological order.
     """
 
-    def __init__(self, model: Transformer, graph: Graph, runs: Runs, metric: Metric) -> None:
+    def __init__(
+        self, model: Transformer, graph: Graph, runs: Runs, metric: Metric, guess: Metric | None = None
+    ) -> None:
         self.model, self.graph, self.runs = model, graph, runs
-        self.metric_of = metric
+        self.metric_of, self.guess_of = metric, guess
         self.kept = graph.edges.copy()
         self.start = min(runs.start, int(runs.rows[:, 1].min()))
         columns = torch.unique(runs.rows[:, 1]) - self.start
@@ -118,18 +120,31 @@ class Engine:
         )
         return not any(self._differs(s, removal.receiver) for s in senders)
 
-    def evaluate(self, removals: Sequence[Removal]) -> Tensor:
-        """The metric per prompt after removing the first, the first two, … all of some candidates.
+    def rows(self, removals: Sequence[Removal]) -> Tensor:
+        """Normalised final rows after removing none, the first, the first two, … all of some candidates.
 
         Returns:
-            Float[candidate batch]
+            Float[1+candidate row d_model]
         """
-        self.evaluations += len(removals)
-        return self._metric(self._propagate(self._changes(removals), len(removals)), len(removals))
+        now = self.input[self.logits][None]
+        final = self._propagate(self._changes(removals), len(removals)) if removals else None
+        if final is None:  # the changes reach nothing
+            final = now.expand(len(removals), *now.shape[1:])
+        rows = torch.cat([now, final])[:, self.row_example, self.row_column]
+        return self.model.normalise(rows)
 
-    def current(self) -> Tensor:
-        """The metric per prompt of the current circuit: Float[batch]."""
-        return self._metric(None, 1)[0]
+    def metric(self, rows: Tensor) -> list[float]:
+        """The metric, mean over the prompts, of candidates' rows: Float[candidate row d_model]."""
+        self.evaluations += len(rows)
+        values: list[float] = self.metric_of(rows).double().mean(1).tolist()
+        return values
+
+    def guess(self, rows: Tensor) -> list[float] | None:
+        """A cheap guess at `metric`, or None where there is none."""
+        if self.guess_of is None:
+            return None
+        values: list[float] = self.guess_of(rows).double().mean(1).tolist()
+        return values
 
     def commit(self, removals: Iterable[Removal]) -> None:
         """Take some candidates out of the circuit for good."""
@@ -330,11 +345,6 @@ class Engine:
         for change in feeding:
             x += self._narrow(change.versions, change.scored, to_scored)[change.sees]
         return x
-
-    def _metric(self, final: Tensor | None, n: int) -> Tensor:
-        if final is None:  # the change reached nothing
-            final = self.input[self.logits].expand(n, *self.input[self.logits].shape)
-        return self.metric_of(self.model.normalise(final[:, self.row_example, self.row_column]))
 
     # --- decisions --------------------------------------------------------------------------------------------------
 

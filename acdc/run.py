@@ -92,8 +92,7 @@ def run(
         started = time.monotonic()
         with torch.inference_mode():
             runs = prepare(model.transformer, data.discovery, config.ablation)
-            graph = model.transformer.config.graph()
-            engine = Engine(model.transformer, graph, runs, runs.metric(config.metric, model.transformer))
+            engine = make_engine(inputs, runs)
             journal = Journal(out / "log.jsonl")
             found = discover(engine, options(config), journal, progress)
             circuit = found.pruned()
@@ -111,6 +110,12 @@ def run(
         write_atomic(out / "report.html", render_report(file, svg, log))
         write_circuit(out / "circuit.json", file)
     return file, out
+
+
+def make_engine(inputs: Inputs, runs: Runs) -> Engine:
+    """The engine for a config's metric on some prompts."""
+    model, name = inputs.model.transformer, inputs.config.metric
+    return Engine(model, model.config.graph(), runs, runs.metric(name, model), runs.guess(name, model))
 
 
 def options(config: Config) -> Options:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.metrics import Metric, Targets, make_metric
+from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer
 
 CHUNK = 32  # prompts per plain forward pass
@@ -62,6 +62,9 @@ class Runs:
 
     def metric(self, name: str, model: Transformer) -> Metric:
         return make_metric(name, model, self.targets)
+
+    def guess(self, name: str, model: Transformer) -> Metric | None:
+        return make_guess(name, model, self.targets, model.config.vocab_out)
 
     def scored(self, model: Transformer, x: Tensor) -> Tensor:
         """Normalised rows of the final stream: Float[batch pos d_model] to Float[row d_model]."""

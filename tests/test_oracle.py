@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from acdc import metrics
 from acdc.incremental import Engine
+from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
@@ -31,7 +34,7 @@ def compare(model, prompts, metric, ablation, threshold, direct, batch, magnitud
     assert set(circuit.direct_names()) == direct_edges
     patched = runs.metric(metric, model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
     assert float(patched.mean()) == pytest.approx(value, abs=TOLERANCE)
-    assert float(e.current().mean()) == pytest.approx(value, abs=TOLERANCE)
+    assert e.metric(e.rows([]))[0] == pytest.approx(value, abs=TOLERANCE)
     return circuit
 
 
@@ -104,8 +107,8 @@ class Stale(Engine):
 class Early(Engine):
     """A broken engine: it believes that one more position is the same in both runs."""
 
-    def __init__(self, model, graph, runs, metric):
-        super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), metric)
+    def __init__(self, model, graph, runs, *metrics):
+        super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), *metrics)
 
 
 @pytest.mark.parametrize("broken", [Forgetful, Stale, Early])
@@ -134,3 +137,32 @@ def test_batches_do_not_change_decisions_in_any_order(order, seed):
         circuit = discover(engine, Options(0.01, order=order, seed=seed, batch=batch))
         found.append((circuit.edge_names(), circuit.direct_names()))
     assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize("metric", ["kl", "nll", "prob-diff"])
+@pytest.mark.parametrize("seed", range(6))
+def test_guesses_change_the_work_and_not_the_decisions(monkeypatch, metric, seed):
+    """With no guess, the real one, and one that is always wrong: the same decisions, to the last edge."""
+    monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)
+    model = random_model(seed, n_layers=3, n_heads=3)
+    prompts = random_prompts(seed, model)
+    runs = prepare(model, prompts, "corrupted")
+    real = runs.guess(metric, model)
+    found = []
+    for guess in (None, real, lambda rows: -100 * real(rows), lambda rows: 100 * rows.sum((-1, -2))[:, None]):
+        engine = Engine(model, model.config.graph(), runs, runs.metric(metric, model), guess)
+        journal = Journal()
+        discover(engine, Options(0.01), journal)
+        found.append([(d.edge, d.kept) for d in journal.decisions])
+    assert all(f == found[0] for f in found)
+
+
+def test_the_guess_is_near_the_metric(monkeypatch):
+    monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)
+    model = random_model(0, vocab_size=300, vocab_out=300)
+    prompts = random_prompts(0, model, batch=40)
+    runs = prepare(model, prompts, "corrupted")
+    h = runs.targets.clean + 0.1 * torch.randn(5, *runs.targets.clean.shape, dtype=torch.float64)
+    exact, guess = (f(h).mean(1) for f in (runs.metric("kl", model), runs.guess("kl", model)))
+    assert (exact - guess).abs().max() < 0.2 * exact.mean()
+    assert runs.guess("l2", model) is None

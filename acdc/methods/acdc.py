@@ -26,6 +26,7 @@ from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
 
 MAX_BATCH = 64
+GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class _Search:
         self.replay = iter(journal.batches())
         self.batch = 0
         self.run = 8.0  # typical number of removals in a row
-        self.metric = float(engine.current().double().mean())
+        (self.metric,) = engine.metric(engine.rows([]))
 
     def decide(self, receivers: list[int]) -> None:
         """Decide all edges into the receivers of one stage."""
@@ -194,7 +195,7 @@ class _Search:
                     break
                 active.append(removal)
             candidates.append(removal)
-        values = iter(self.engine.evaluate(active).double().mean(1).tolist() if active else [])
+        values = self._values(active)
         active_set, metric, decisions = set(active), self.metric, []
         for removal in candidates:
             new = next(values) if removal in active_set else metric
@@ -210,6 +211,20 @@ class _Search:
             if kept:
                 break
         return decisions
+
+    def _values(self, removals: list[Removal]) -> Iterator[float]:
+        """The metric after each of some cumulative removals. It is evaluated piece by piece, as far as it is asked for:
+        a piece ends where a cheap guess expects an edge that stays, behind which this batch is of no use."""
+        if not removals:
+            return
+        rows = self.engine.rows(removals)
+        guess = self.engine.guess(rows)
+        start = 0
+        for end in range(1, len(removals) + 1):
+            stays = guess is not None and guess[end] - guess[end - 1] > GUESS_SHARE * self.options.threshold
+            if stays or end == len(removals):
+                yield from self.engine.metric(rows[start + 1 : end + 1])
+                start = end
 
     def _take(self, removals: list[Removal], decisions: list[Decision]) -> None:
         gone = []

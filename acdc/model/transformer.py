@@ -232,6 +232,17 @@ class Transformer:
         parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
         return torch.cat(parts)
 
+    def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
+        """W_U of n tokens drawn, with a fixed seed, from the model's own prediction at each row: Float[row d_model] to
+        Float[row n d_model]."""
+        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        generator = torch.Generator(h.device).manual_seed(0)
+        parts = [
+            w[F.linear(rows, w, b).softmax(-1).multinomial(n, replacement=True, generator=generator)]
+            for rows in h.split(256)
+        ]
+        return torch.cat(parts)
+
     # --- the whole model -------------------------------------------------------------------------------------------
 
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
