@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 the user can mend it (one message), 130 
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -70,7 +71,9 @@ def run(
     task: TaskOption = None,
     model: ModelOption = None,
     method: Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")] = None,
-    threshold: Annotated[float | None, typer.Option("--threshold", "-T", help="τ in the metric's units.")] = None,
+    threshold: Annotated[
+        str | None, typer.Option("--threshold", "-T", help="τ in the metric's units; several, with commas: a run each.")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
     ] = None,
@@ -90,13 +93,14 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
-    """Discover one circuit.
+    """Discover one circuit, or one per threshold.
 
     Example: acdc run --task greater-than --model tiny
     """
+    thresholds = _numbers("--threshold", threshold) if threshold else [None]
     given = {
-        "task": task, "model": model, "method": method, "threshold": threshold, "metric": metric, "ablation": ablation,
-        "examples": examples, "seed": seed, "direct": direct, "order": order, "abs": abs_, "dtype": dtype,
+        "task": task, "model": model, "method": method, "threshold": thresholds[0], "metric": metric,
+        "ablation": ablation, "examples": examples, "seed": seed, "direct": direct, "order": order, "abs": abs_, "dtype": dtype,
         "device": device, "batch": batch,
     }  # fmt: skip
     from acdc.config import resolve
@@ -107,11 +111,33 @@ def run(
     from acdc import run as runner  # torch is loaded here, after all that can be wrong without it
 
     inputs = runner.load(settings, checked)
-    with _bar() as progress:
-        file, folder = runner.run(inputs, out, force, tuple(notes), progress)
-    typer.echo((folder / "circuit.json").read_text(encoding="utf-8") if json_ else _table(file, folder), nl=not json_)
+    found = []
+    for value in thresholds:
+        at = inputs if value is None else inputs.at(value)
+        folder = out / f"threshold-{value:g}" if out and len(thresholds) > 1 else out
+        with _bar() as progress:
+            found.append(runner.run(at, folder, force, tuple(notes), progress))
+    if json_:
+        files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
+        typer.echo(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]", nl=len(files) > 1)
+    else:
+        typer.echo(_table(*found[0]) if len(found) == 1 else _overview(found))
     for note in notes:
         say(note)
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    """Numbers with commas between them, each once."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not a number, nor several with commas between them") from None
+    if len(set(values)) < len(values):
+        raise UserError(f"{flag}: {text!r} has a number twice")
+    for value in values:
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")
+    return values
 
 
 def _default_model() -> tuple[str, str | None]:
@@ -171,6 +197,26 @@ def _table(file: CircuitFile, folder: Path) -> str:
     for edge in sorted(residual, key=lambda e: -(e.change or 0.0))[:8]:
         lines.append(f"  {edge.name:30}{edge.change:>12.4f}")
     lines += ["", f"files     {folder}{'/'}"]
+    return "\n".join(lines)
+
+
+def _overview(found: list[tuple[CircuitFile, Path]]) -> str:
+    """One line per threshold."""
+    first = found[0][0]
+    metric = first.method.metric
+    half = "held_out" if f"held_out.circuit.{metric}" in first.metrics else "discovery"
+    total = f"of {first.graph.edges.total:,}"
+    lines = [
+        f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation",
+        f"{'τ':>10}{'residual edges ' + total:>28}{'with direct':>14}{half.replace('_', ' ') + ' ' + metric:>18}"
+        "  files",
+    ]
+    for file, folder in found:
+        both = file.graph.edges_with_direct
+        lines.append(
+            f"{file.method.threshold:>10g}{file.graph.edges.kept:>28,}{both.kept if both else '–':>14}"
+            f"{round(file.metrics[f'{half}.circuit.{metric}'], 4) + 0.0:>18.4f}  {folder}/"
+        )
     return "\n".join(lines)
 
 

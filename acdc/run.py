@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -52,12 +52,24 @@ FILES = ("config.yaml", "log.jsonl", "metrics.json", "circuit.svg", "report.html
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a config names, loaded and checked; nothing has been written yet."""
+    """What a config names, loaded and checked; nothing has been written yet. Copies at other thresholds share all."""
 
     config: Config
     task: Task
     model: Model
     data: Data
+    _runs: dict[str, Runs] = field(default_factory=dict)
+
+    def at(self, threshold: float) -> Inputs:
+        """The same at another threshold."""
+        return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
+
+    def runs(self, half: str) -> Runs:
+        """The clean and ablated run of the prompts of one half, `discovery` or `held_out`."""
+        if half not in self._runs:
+            prompts = getattr(self.data, half)
+            self._runs[half] = prepare(self.model.transformer, prompts, self.config.ablation)
+        return self._runs[half]
 
 
 def load(config: Config, task: Task) -> Inputs:
@@ -84,19 +96,18 @@ def run(
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
     """
-    config, task, model, data = inputs.config, inputs.task, inputs.model, inputs.data
+    config, task = inputs.config, inputs.task
     out = out or Path("runs") / config.folder
     with _owned(out, config, force):
         if (out / "circuit.json").exists():
             return read_circuit(out / "circuit.json"), out
         started = time.monotonic()
         with torch.inference_mode():
-            runs = prepare(model.transformer, data.discovery, config.ablation)
-            engine = make_engine(inputs, runs)
+            engine = make_engine(inputs)
             journal = Journal(out / "log.jsonl")
             found = discover(engine, options(config), journal, progress)
             circuit = found.pruned()
-            measures = measure(inputs, circuit, runs)
+            measures = measure(inputs, circuit)
         file = describe(inputs, circuit, found, measures, notes)
         cost = {
             "seconds": time.monotonic() - started,
@@ -112,9 +123,9 @@ def run(
     return file, out
 
 
-def make_engine(inputs: Inputs, runs: Runs) -> Engine:
-    """The engine for a config's metric on some prompts."""
-    model, name = inputs.model.transformer, inputs.config.metric
+def make_engine(inputs: Inputs) -> Engine:
+    """The engine for a config's metric on the prompts for discovery."""
+    model, name, runs = inputs.model.transformer, inputs.config.metric, inputs.runs("discovery")
     return Engine(model, model.config.graph(), runs, runs.metric(name, model), runs.guess(name, model))
 
 
@@ -123,19 +134,18 @@ def options(config: Config) -> Options:
     return Options(config.threshold, config.abs, config.order, config.direct, config.seed, config.batch)
 
 
-def measure(inputs: Inputs, circuit: Circuit, discovery: Runs) -> dict[str, float]:
+def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
     """Every metric of the task and the accuracy, for the full model, the circuit and the fully ablated model, on both
     halves.
 
     Keys are `<half>.<what>.<metric>`. The circuit is run as a whole by plain patching, not by the engine that found it.
     """
     model, graph = inputs.model.transformer, circuit.graph
-    splits = {"discovery": discovery}
-    if inputs.data.held_out is not inputs.data.discovery:
-        splits["held_out"] = prepare(model, inputs.data.held_out, inputs.config.ablation)
+    halves = ["discovery"] if inputs.data.held_out is inputs.data.discovery else ["discovery", "held_out"]
     none = circuit_edges(Circuit.empty(graph), model)
     out: dict[str, float] = {}
-    for half, runs in splits.items():
+    for half in halves:
+        runs = inputs.runs(half)
         rows = {
             "model": runs.targets.clean,
             "circuit": patched_rows(model, graph, runs, circuit_edges(circuit, model)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -132,6 +133,7 @@ BAD_COMMANDS = {
     "unknown device": ([*GATE, "--device", "gpu"], "cpu"),
     "NaN threshold": ([*GATE, "--threshold", "nan"], "--threshold"),
     "negative threshold": ([*GATE, "--threshold=-1"], "--threshold"),
+    "thresholds twice": ([*GATE, "--threshold", "0.1,0.10"], "twice"),
     "threshold is no number": ([*GATE, "--threshold", "small"], "--threshold"),
     "no examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "0"], "--examples"),
     "words it does not know": (["run", "--task", "ioi", "--model", "or-gate"], "or-gate"),
@@ -204,6 +206,19 @@ def test_export_in_every_format(acdc, tmp_path):
     assert list(raw) == ["cfg", "nodes", "edges"]
     assert len(raw["edges"]) == 13
     assert acdc("export", "run/circuit.json", "--to", "dot", "-o", "-").out.startswith("digraph")
+
+
+def test_several_thresholds_make_a_run_each(acdc, tmp_path):
+    command = ["run", "--task", "gendered-pronoun", "--model", "tiny", "--examples", "10"]
+    result = acdc(*command, "--threshold", "0.3,0.03", "--out", "both")
+    assert result.code == 0, result.err
+    assert len(result.out.splitlines()) == 4
+    for value in ("0.3", "0.03"):
+        acdc(*command, "--threshold", value, "--out", "alone")
+        alone, one = (tmp_path / f / "circuit.json" for f in ("alone", f"both/threshold-{value}"))
+        assert alone.read_bytes() == one.read_bytes()
+        shutil.rmtree(tmp_path / "alone")
+    assert len(json.loads(acdc(*command, "--threshold", "0.3,0.03", "--out", "both", "--json").out)) == 2
 
 
 def test_diff_lists_what_changed(acdc):
