@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check failed, 2 the user can mend it (one message), 130 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,9 @@ def run(
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Most candidates evaluated at once.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file with any of these options.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
@@ -99,10 +103,21 @@ def run(
     """
     thresholds = _numbers("--threshold", threshold) if threshold else [None]
     given = {
-        "task": task, "model": model, "method": method, "threshold": thresholds[0], "metric": metric,
-        "ablation": ablation, "examples": examples, "seed": seed, "direct": direct, "order": order, "abs": abs_, "dtype": dtype,
-        "device": device, "batch": batch,
-    }  # fmt: skip
+        "task": task,
+        "model": model,
+        "method": method,
+        "threshold": thresholds[0],
+        "metric": metric,
+        "ablation": ablation,
+        "examples": examples,
+        "seed": seed,
+        "direct": direct,
+        "order": order,
+        "abs": abs_,
+        "dtype": dtype,
+        "device": device,
+        "batch": batch,
+    }
     from acdc.config import resolve
 
     settings, checked, notes = resolve(given, config, _default_model)
@@ -110,7 +125,7 @@ def run(
         say(note)
     from acdc import run as runner  # torch is loaded here, after all that can be wrong without it
 
-    inputs = runner.load(settings, checked)
+    inputs = runner.load(settings, checked, _bytes(memory) if memory else None)
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
@@ -138,6 +153,15 @@ def _numbers(flag: str, text: str) -> list[float]:
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")
     return values
+
+
+def _bytes(text: str) -> float:
+    """A size such as 4GB, 500MB or 1.5 GiB."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise UserError(f"--memory: {text!r} is not a size; write it as 4GB or 500MB")
+    number, unit, binary = match.groups()
+    return float(number) * (1024 if binary else 1000) ** (2 if unit in "Mm" else 3)
 
 
 def _default_model() -> tuple[str, str | None]:

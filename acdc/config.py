@@ -44,8 +44,10 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 class Config(BaseModel):
-    """A resolved run. `model_hash` and `data_hash` say what weights and prompts it was resolved with; a run refuses
-    others.
+    """A resolved run.
+
+    `part` is how many prompts are held in memory at once (None: all). `model_hash` and `data_hash` say what weights and
+    prompts it was resolved with; a run refuses others.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
@@ -64,6 +66,7 @@ class Config(BaseModel):
     dtype: str = "float32"
     device: str = "auto"
     batch: int = 64
+    part: int | None = None
     model_hash: str | None = None
     data_hash: str | None = None
 
@@ -79,10 +82,10 @@ class Config(BaseModel):
             raise ValueError(f"is {value}; it must be a finite number, 0 or above, in the metric's units")
         return value
 
-    @field_validator("examples", "batch")
+    @field_validator("examples", "batch", "part")
     @classmethod
-    def _positive(cls, value: int) -> int:
-        if value < 1:
+    def _positive(cls, value: int | None) -> int | None:
+        if value is not None and value < 1:
             raise ValueError(f"is {value}; it must be 1 or more")
         return value
 
@@ -96,7 +99,7 @@ class Config(BaseModel):
     @property
     def digest(self) -> str:
         """Eight hex digits that stand for the whole config."""
-        return hashlib.sha256(json.dumps(self.model_dump(), sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.model_dump(exclude_none=True), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def task_name(self) -> str:

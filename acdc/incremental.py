@@ -9,24 +9,27 @@ While receivers are visited in reverse topological order,
    only is computed there only;
 4. many candidates are evaluated at once: candidate i stands for the removal of all candidates up to i.
 
-The state is a function of the decisions alone: `commit` recomputes what a decision touches from the kept edges, so that
-replaying a log gives the same bits as having taken the decisions.
+The state is a function of the batches of decisions alone, and not of what was evaluated on the way: committing the same
+batches again, as a replayed log does, gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph import QKV, Graph
+from acdc.graph import QKV, Graph, Sender
 from acdc.metrics import Metric
-from acdc.model.transformer import Transformer
+from acdc.model.transformer import Activations, Transformer
 from acdc.runs import Runs
+
+CACHE_BYTES = 256 << 20  # of differences kept for the receivers to come
+BATCH_BYTES = 256 << 20  # of one batch of candidates, roughly
 
 
 class Removal(NamedTuple):
@@ -60,6 +63,48 @@ class Head:
     z: Tensor
 
 
+@dataclass
+class State:
+    """The current values of the nodes that are decided or being decided.
+
+    Args:
+        base: receiver → clean input + differences of the edges removed from it, Float[batch pos d_model]
+        input: receiver → current input
+        heads: sender → current values
+        mlps: sender → current output
+        deviation: sender → current − clean output; absent where there is none
+    """
+
+    base: dict[int, Tensor] = field(default_factory=dict)
+    input: dict[int, Tensor] = field(default_factory=dict)
+    heads: dict[int, Head] = field(default_factory=dict)
+    mlps: dict[int, Tensor] = field(default_factory=dict)
+    deviation: dict[int, Tensor] = field(default_factory=dict)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, as `of` reads them."""
+        out: dict[str, Tensor] = {}
+        for name in ("base", "input", "mlps", "deviation"):
+            out |= {f"{name} {key}": x for key, x in getattr(self, name).items()}
+        for key, head in self.heads.items():
+            out |= {f"heads {key} {c}": getattr(head, c) for c in "qkvz"}
+        return out
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor]) -> State:
+        """The state with these tensors."""
+        state = cls()
+        heads: dict[int, dict[str, Tensor]] = {}
+        for name, x in tensors.items():
+            kind, key, *which = name.split()
+            if which:
+                heads.setdefault(int(key), {})[which[0]] = x
+            else:
+                getattr(state, kind)[int(key)] = x
+        state.heads = {key: Head(**parts) for key, parts in sorted(heads.items())}
+        return state
+
+
 class Engine:
     """The current circuit H of one discovery, starting from the full graph, and the values of all nodes in it.
 
@@ -73,22 +118,20 @@ class Engine:
         self.metric_of, self.guess_of = metric, guess
         self.kept = graph.edges.copy()
         self.start = min(runs.start, int(runs.rows[:, 1].min()))
+        self.batch, self.n_live = len(runs.pad), runs.mask.shape[1] - self.start
         columns = torch.unique(runs.rows[:, 1]) - self.start
-        self.all_scored = len(columns) == runs.clean.z.shape[3] - self.start
+        self.all_scored = len(columns) == self.n_live
         self.columns = columns  # scored positions among the live ones
         self.row_example = runs.rows[:, 0]
         self.row_column = torch.searchsorted(columns, runs.rows[:, 1] - self.start)
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
-        self.base: dict[int, Tensor] = {}  # receiver → clean input + differences of the edges removed from it
-        self.input: dict[int, Tensor] = {}  # receiver → current input
-        self.heads: dict[int, Head] = {}  # sender → current values
-        self.mlps: dict[int, Tensor] = {}  # sender → current output
-        self.deviation: dict[int, Tensor] = {}  # sender → current − clean output, absent where there is none
-        self.differences: dict[int, tuple[Tensor, bool, bool]] = {}
-        self.ablated: dict[tuple[int, bool], Tensor] = {}
+        self.state = State()
+        self.differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output there
+        self.ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input with all edges removed
         self.evaluations = 0
         self.logits = graph.receiver_index["logits"]
         self.node_of = {r: s for s, own in enumerate(graph.own_receivers) for r in own}
+        self.nonzero = self._nonzero()
         self._open(self.logits)
 
     # --- what the method asks ---------------------------------------------------------------------------------------
@@ -106,12 +149,19 @@ class Engine:
     def open(self, receivers: Sequence[int]) -> None:
         """Begin with the receivers of one stage: the inputs of heads of one layer, one MLP, or the logits."""
         layer = self.graph.receivers[receivers[0]].layer
-        for sender in [s for s in self.differences if self.graph.senders[s].layer >= layer + 1]:
-            del self.differences[sender]  # nothing that is still to come reads it
+        for key in [k for k in self.differences if self.graph.senders[k[0]].layer > layer]:
+            del self.differences[key]  # nothing that is still to come reads it
         self.ablated.clear()
         for receiver in receivers:
-            if receiver not in self.base:
+            if receiver not in self.state.base:
                 self._open(receiver)
+
+    def capacity(self, receivers: Sequence[int]) -> int:
+        """How many candidates of one stage may be evaluated at once; bounds memory."""
+        c = self.model.config
+        n_pos = len(self.columns) if all(self._reads_scored(r) for r in receivers) else self.n_live
+        numbers = self.batch * n_pos * (c.d_mlp + 4 * c.d_model)
+        return max(1, BATCH_BYTES // (numbers * self.model.dtype.itemsize))
 
     def inert(self, removal: Removal) -> bool:
         """Whether a removal changes nothing at all: clean and ablated output are equal where the receiver reads."""
@@ -126,7 +176,7 @@ class Engine:
         Returns:
             Float[1+candidate row d_model]
         """
-        now = self.input[self.logits][None]
+        now = self.state.input[self.logits][None]
         final = self._propagate(self._changes(removals), len(removals)) if removals else None
         if final is None:  # the changes reach nothing
             final = now.expand(len(removals), *now.shape[1:])
@@ -150,34 +200,44 @@ class Engine:
         """Take some candidates out of the circuit for good."""
         touched = set()
         for removal in removals:
+            receiver, sender = removal
             if not self.inert(removal):
-                touched.add(removal.receiver)
-            self.kept[slice(None) if removal.sender is None else removal.sender, removal.receiver] = False
-        for receiver in touched:
-            self.base[receiver] = self._base(receiver)
+                base = self.state.base[receiver]
+                self.state.base[receiver] = (
+                    self._ablated_input(receiver) if sender is None else base + self._difference(sender, receiver)
+                )
+                touched.add(receiver)
+            self.kept[slice(None) if sender is None else sender, receiver] = False
         self._settle(touched)
+
+    def stow(self) -> None:
+        """Let go of all that is large; `runs` and `state` must be set again before the engine is used."""
+        del self.runs
+        self.state = State()
+        self.differences.clear()
+        self.ablated.clear()
 
     # --- one stage -------------------------------------------------------------------------------------------------
 
     def _open(self, receiver: int) -> None:
         r = self.graph.receivers[receiver]
         if receiver == self.logits:
-            self.base[receiver] = self.input[receiver] = self._clean_input(receiver)
+            self.state.base[receiver] = self.state.input[receiver] = self._clean_input(receiver)
             return
         sender = self.node_of[receiver]
         readers = np.flatnonzero(self.kept[sender]).tolist()
         self.scored_at[sender] = self.all_scored or all(self._reads_scored(j) for j in readers)
         if r.kind == "mlp":
-            self.base[receiver] = self.input[receiver] = self._clean_input(receiver)
-            self.mlps[sender] = self.model.mlp(r.layer, self.input[receiver])
+            self.state.base[receiver] = self.state.input[receiver] = self._clean_input(receiver)
+            self.state.mlps[sender] = self.model.mlp(r.layer, self.state.input[receiver])
             return
         own = self.graph.own_receivers[sender]
         for j in own:
-            self.base[j] = self.input[j] = self._clean_input(j)
+            self.state.base[j] = self.state.input[j] = self._clean_input(j)
         x = self.runs.residual[r.layer]
         k, v = (self.model.project(c, r.layer, r.head, x) for c in "kv")
-        q = self.model.project("q", r.layer, r.head, self.input[own[0]])
-        self.heads[sender] = Head(q, k, v, self._clean_z(sender))
+        q = self.model.project("q", r.layer, r.head, self.state.input[own[0]])
+        self.state.heads[sender] = Head(q, k, v, self._clean_z(sender))
 
     def _reads_scored(self, receiver: int) -> bool:
         """Whether a receiver reads the scored positions only (keys and values read all live ones)."""
@@ -202,28 +262,36 @@ class Engine:
         """From the live positions to the scored ones, where asked: x Float[... pos any]."""
         return x if scored == to_scored or self.all_scored else x.index_select(-2, self.columns)
 
-    def _difference(self, sender: int) -> tuple[Tensor, bool, bool]:
-        """Ablated − clean output of a sender at the live positions; whether it is nonzero there, and at the scored."""
-        if sender not in self.differences:
-            s, runs = self.graph.senders[sender], self.runs
-            if s.kind == "head":
-                z = runs.ablated.z[s.layer][:, s.head, self.start :] - runs.clean.z[s.layer][:, s.head, self.start :]
-                d = self.model.write(s.layer, s.head, z)
-            else:
-                ablated, clean = (
-                    (a.inputs[s.head] if s.kind == "input" else a.mlp[s.layer])[:, self.start :]
-                    for a in (runs.ablated, runs.clean)
-                )
-                d = ablated - clean
-            self.differences[sender] = d, bool(d.any()), bool(self._narrow(d, False, True).any())
-        return self.differences[sender]
+    def _nonzero(self) -> np.ndarray:
+        """Bool[sender 2]: whether clean and ablated output differ at any live position, and at any scored one."""
+        runs, flags = self.runs, []
+        for s in self.graph.senders:
+            ablated, clean = (self._stored(a, s) for a in (runs.ablated, runs.clean))
+            at = (ablated != clean).any(-1).any(0)
+            flags.append(torch.stack([at.any(), at[self.columns].any()]))
+        return torch.stack(flags).cpu().numpy()
+
+    def _stored(self, activations: Activations, s: Sender) -> Tensor:
+        """What is kept of a sender's output at the live positions: a head's z, else the output itself."""
+        if s.kind == "head":
+            return activations.z[s.layer][:, s.head, self.start :]
+        return (activations.inputs[s.head] if s.kind == "input" else activations.mlp[s.layer])[:, self.start :]
 
     def _differs(self, sender: int, receiver: int) -> bool:
-        _, live, scored = self._difference(sender)
-        return scored if self._reads_scored(receiver) else live
+        return bool(self.nonzero[sender, int(self._reads_scored(receiver))])
 
-    def _difference_at(self, sender: int, receiver: int) -> Tensor:
-        return self._narrow(self._difference(sender)[0], False, self._reads_scored(receiver))
+    def _difference(self, sender: int, receiver: int) -> Tensor:
+        """Ablated − clean output of a sender where a receiver reads it: Float[batch pos d_model]."""
+        key = sender, self._reads_scored(receiver)
+        if key not in self.differences:
+            s = self.graph.senders[sender]
+            ablated, clean = (self._stored(a, s) for a in (self.runs.ablated, self.runs.clean))
+            d = self._narrow(ablated - clean, False, key[1])
+            d = self.model.write(s.layer, s.head, d) if s.kind == "head" else d
+            if d.nbytes * (len(self.differences) + 1) > CACHE_BYTES:
+                return d
+            self.differences[key] = d
+        return self.differences[key]
 
     def _ablated_input(self, receiver: int) -> Tensor:
         """A receiver's input with all its edges removed: the same for all that read one layer at the same positions."""
@@ -231,17 +299,9 @@ class Engine:
         if (n, scored) not in self.ablated:
             x = self._clean_input(receiver).clone()
             for sender in range(n):
-                x += self._difference_at(sender, receiver)
+                x += self._difference(sender, receiver)
             self.ablated[n, scored] = x
         return self.ablated[n, scored]
-
-    def _base(self, receiver: int) -> Tensor:
-        removed = np.flatnonzero(self.graph.edges[:, receiver] & ~self.kept[:, receiver]).tolist()
-        x = self._clean_input(receiver).clone()
-        for sender in removed:
-            if self._differs(sender, receiver):
-                x += self._difference_at(sender, receiver)
-        return x
 
     # --- a batch of candidates ---------------------------------------------------------------------------------------
 
@@ -268,19 +328,19 @@ class Engine:
 
     def _inputs(self, receiver: int, senders: list[int | None]) -> Tensor:
         """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
-        current = self.input[receiver]
+        current = self.state.input[receiver]
         if senders == [None]:
             return self._ablated_input(receiver)[None]
-        return torch.stack([self._difference_at(s, receiver) for s in senders if s is not None]).cumsum(0) + current
+        return torch.stack([self._difference(s, receiver) for s in senders if s is not None]).cumsum(0) + current
 
     def _node_versions(self, sender: int, new: dict[int, tuple[Tensor, list[int]]], where: list[int]) -> Tensor:
         """Change of a node's output after each candidate that touches it, 0 first: Float[version batch pos d_model]."""
         s = self.graph.senders[sender]
         if s.kind == "mlp":
             ((x, _),) = new.values()
-            delta = self.model.mlp(s.layer, x) - self.mlps[sender]
+            delta = self.model.mlp(s.layer, x) - self.state.mlps[sender]
         else:
-            head, parts = self.heads[sender], {}
+            head, parts = self.state.heads[sender], {}
             for receiver, (x, touched) in new.items():
                 kind = self.graph.receivers[receiver].kind
                 current = getattr(head, kind)
@@ -296,11 +356,11 @@ class Engine:
         y = self.model.project(kind, s.layer, s.head, x)
         if kind == "q" or not self.start:
             return y
-        fixed = getattr(self.heads[sender], kind)[:, : self.start]
+        fixed = getattr(self.state.heads[sender], kind)[:, : self.start]
         return torch.cat([fixed.expand(len(y), *fixed.shape), y], 2)
 
     def _head_change(self, sender: int, parts: dict[str, Tensor]) -> Tensor:
-        s, head = self.graph.senders[sender], self.heads[sender]
+        s, head = self.graph.senders[sender], self.state.heads[sender]
         z = self._attend(sender, *(parts.get(c, getattr(head, c)) for c in QKV))
         return self.model.write(s.layer, s.head, z - head.z)
 
@@ -324,7 +384,7 @@ class Engine:
             if not parts:
                 continue
             if "mlp" in parts:
-                delta = self.model.mlp(self.graph.senders[sender].layer, parts["mlp"]) - self.mlps[sender]
+                delta = self.model.mlp(self.graph.senders[sender].layer, parts["mlp"]) - self.state.mlps[sender]
             else:
                 delta = self._head_change(sender, parts)
             changes[sender] = Change(torch.cat([torch.zeros_like(delta[:1]), delta]), index, self.scored_at[sender])
@@ -333,7 +393,11 @@ class Engine:
     def _downstream(self, changes: Iterable[int]) -> list[int]:
         """Nodes decided earlier than the changed ones, in forward order."""
         first = min(changes)
-        return [s for s in sorted((*self.heads, *self.mlps)) if s > first and s not in changes and self.kept[s].any()]
+        return [
+            s
+            for s in sorted((*self.state.heads, *self.state.mlps))
+            if s > first and s not in changes and self.kept[s].any()
+        ]
 
     def _received(self, receiver: int, changes: dict[int, Change], n: int) -> Tensor | None:
         """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it."""
@@ -341,7 +405,7 @@ class Engine:
         if not feeding:
             return None
         to_scored = self._reads_scored(receiver)
-        x = self.input[receiver].expand(n, *self.input[receiver].shape).clone()
+        x = self.state.input[receiver].expand(n, *self.state.input[receiver].shape).clone()
         for change in feeding:
             x += self._narrow(change.versions, change.scored, to_scored)[change.sees]
         return x
@@ -351,35 +415,35 @@ class Engine:
     def _settle(self, touched: set[int]) -> None:
         """Bring the current values up to date behind receivers whose base changed."""
         changed: set[int] = set()
-        for sender in sorted((*self.heads, *self.mlps)):
+        for sender in sorted((*self.state.heads, *self.state.mlps)):
             own = self.graph.own_receivers[sender]
             stale = [r for r in own if r in touched or (self.kept[list(changed), r]).any()]
             if stale:
                 self._refresh(sender, stale)
                 changed.add(sender)
         if self.logits in touched or (self.kept[list(changed), self.logits]).any():
-            self.input[self.logits] = self._current_input(self.logits)
+            self.state.input[self.logits] = self._current_input(self.logits)
 
     def _refresh(self, sender: int, receivers: list[int]) -> None:
         s = self.graph.senders[sender]
         for receiver in receivers:
-            self.input[receiver] = self._current_input(receiver)
+            self.state.input[receiver] = self._current_input(receiver)
         if s.kind == "mlp":
-            self.mlps[sender] = self.model.mlp(s.layer, self.input[receivers[0]])
+            self.state.mlps[sender] = self.model.mlp(s.layer, self.state.input[receivers[0]])
             clean = self._narrow(self.runs.clean.mlp[s.layer][:, self.start :], False, self.scored_at[sender])
-            self.deviation[sender] = self.mlps[sender] - clean
+            self.state.deviation[sender] = self.state.mlps[sender] - clean
             return
-        head = self.heads[sender]
+        head = self.state.heads[sender]
         for receiver in receivers:
             kind = self.graph.receivers[receiver].kind
-            setattr(head, kind, self._vector(kind, sender, self.input[receiver][None])[0])
+            setattr(head, kind, self._vector(kind, sender, self.state.input[receiver][None])[0])
         head.z = self._attend(sender, head.q, head.k, head.v)
-        self.deviation[sender] = self.model.write(s.layer, s.head, head.z - self._clean_z(sender))
+        self.state.deviation[sender] = self.model.write(s.layer, s.head, head.z - self._clean_z(sender))
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
-        x, to_scored = self.base[receiver].clone(), self._reads_scored(receiver)
-        for sender in sorted(self.deviation):
+        x, to_scored = self.state.base[receiver].clone(), self._reads_scored(receiver)
+        for sender in sorted(self.state.deviation):
             if self.kept[sender, receiver]:
-                x += self._narrow(self.deviation[sender], self.scored_at[sender], to_scored)
+                x += self._narrow(self.state.deviation[sender], self.scored_at[sender], to_scored)
         return x

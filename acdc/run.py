@@ -7,6 +7,7 @@ A run owns one directory. `config.yaml` is written when it starts, `log.jsonl` g
 from __future__ import annotations
 
 import json
+import os
 import platform
 import resource
 import sys
@@ -40,10 +41,10 @@ from acdc.journal import Journal
 from acdc.methods.acdc import Options, Progress, discover
 from acdc.metrics import accuracy
 from acdc.model.load import Model, load_model
+from acdc.parts import PartedEngine, Parts, prompts_at_once
 from acdc.patching import circuit_edges, patched_rows
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
-from acdc.runs import Runs, prepare
 from acdc.task import Data, make_data
 from acdc.taskschema import Task
 
@@ -58,22 +59,26 @@ class Inputs:
     task: Task
     model: Model
     data: Data
-    _runs: dict[str, Runs] = field(default_factory=dict)
+    _parts: dict[str, Parts] = field(default_factory=dict)
 
     def at(self, threshold: float) -> Inputs:
         """The same at another threshold."""
         return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
 
-    def runs(self, half: str) -> Runs:
-        """The clean and ablated run of the prompts of one half, `discovery` or `held_out`."""
-        if half not in self._runs:
+    def parts(self, half: str) -> Parts:
+        """The clean and ablated runs of the prompts of one half, `discovery` or `held_out`."""
+        if half not in self._parts:
             prompts = getattr(self.data, half)
-            self._runs[half] = prepare(self.model.transformer, prompts, self.config.ablation)
-        return self._runs[half]
+            self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
+        return self._parts[half]
 
 
-def load(config: Config, task: Task) -> Inputs:
-    """Load the model, draw the prompts and check all; the returned config states the hashes of both."""
+def load(config: Config, task: Task, memory: float | None = None) -> Inputs:
+    """Load the model, draw the prompts and check all; the returned config states the hashes of both.
+
+    Args:
+        memory: bytes to stay below; by default half of what the machine has
+    """
     model = load_model(config.model, config.device, config.dtype)
     data = make_data(task, model.tokenizer, config.examples, config.seed)
     model.check_fits(data.discovery, data.held_out)
@@ -81,7 +86,25 @@ def load(config: Config, task: Task) -> Inputs:
         stated = getattr(config, key)
         if stated not in (None, found):
             raise FileError(f"config: {key} is {stated}, but it is {found} now; the {key[:5].rstrip('_')} has changed")
-    return Inputs(config.model_copy(update={"model_hash": model.hash, "data_hash": data.hash[:16]}), task, model, data)
+    part = _part(config, model, data, memory)
+    resolved = config.model_copy(update={"model_hash": model.hash, "data_hash": data.hash[:16], "part": part})
+    return Inputs(resolved, task, model, data)
+
+
+def _part(config: Config, model: Model, data: Data, memory: float | None) -> int | None:
+    """How many prompts are held in memory at once, if not all."""
+    if config.part is not None:
+        return config.part
+    t = model.transformer
+    n = prompts_at_once(t.config, data.discovery.clean.shape[1], t.dtype.itemsize, memory or default_memory(t.device))
+    return n if n < len(data.discovery.clean) else None
+
+
+def default_memory(device: torch.device) -> float:
+    """Half of the memory that the device has, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
 
 
 def run(
@@ -123,10 +146,13 @@ def run(
     return file, out
 
 
-def make_engine(inputs: Inputs) -> Engine:
+def make_engine(inputs: Inputs) -> Engine | PartedEngine:
     """The engine for a config's metric on the prompts for discovery."""
-    model, name, runs = inputs.model.transformer, inputs.config.metric, inputs.runs("discovery")
-    return Engine(model, model.config.graph(), runs, runs.metric(name, model), runs.guess(name, model))
+    model, name, parts = inputs.model.transformer, inputs.config.metric, inputs.parts("discovery")
+    graph, metric, guess = model.config.graph(), parts.metric(name), parts.guess(name)
+    if len(parts) == 1:
+        return Engine(model, graph, parts[0], metric, guess)
+    return PartedEngine(model, graph, parts, metric, guess)
 
 
 def options(config: Config) -> Options:
@@ -145,18 +171,18 @@ def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
     none = circuit_edges(Circuit.empty(graph), model)
     out: dict[str, float] = {}
     for half in halves:
-        runs = inputs.runs(half)
+        parts = inputs.parts(half)
         rows = {
-            "model": runs.targets.clean,
-            "circuit": patched_rows(model, graph, runs, circuit_edges(circuit, model)),
-            "ablated": patched_rows(model, graph, runs, none),
+            "model": parts.targets.clean,
+            "circuit": torch.cat([patched_rows(model, graph, runs, circuit_edges(circuit, model)) for runs in parts]),
+            "ablated": torch.cat([patched_rows(model, graph, runs, none) for runs in parts]),
         }
         for name in inputs.task.metrics:
-            metric = runs.metric(name, model)
+            metric = parts.metric(name)
             out |= {f"{half}.{what}.{name}": float(metric(h).double().mean()) for what, h in rows.items()}
-        if runs.targets.correct.shape[1]:
+        if parts.targets.correct.shape[1]:
             for what, h in rows.items():
-                out[f"{half}.{what}.accuracy"] = float(accuracy(model, runs.targets, h).double().mean())
+                out[f"{half}.{what}.accuracy"] = float(accuracy(model, parts.targets, h).double().mean())
     return out
 
 

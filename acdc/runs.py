@@ -71,8 +71,12 @@ class Runs:
         return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])
 
 
-def prepare(model: Transformer, prompts: Prompts, ablation: str) -> Runs:
-    """Run the model on the clean and, where the ablation needs it, the corrupted prompts."""
+def prepare(model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None) -> Runs:
+    """Run the model on the clean and, where the ablation needs it, the corrupted prompts.
+
+    Args:
+        mean: for mean ablation, the means of the whole data set if the prompts are a part of it only
+    """
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
     clean, residual = _run(model, tokens, pad)
@@ -90,15 +94,8 @@ def prepare(model: Transformer, prompts: Prompts, ablation: str) -> Runs:
                 torch.where(same[:, :, None], clean.z, ablated.z),
                 torch.where(same, clean.mlp, ablated.mlp),
             )
-    elif ablation == "mean":
-        real = torch.arange(tokens.shape[1], device=to) >= pad[:, None]
-        ablated = Activations(
-            _mean(clean.inputs, real[None, :, :, None], 1),
-            _mean(clean.z, real[None, :, None, :, None], 1),
-            _mean(clean.mlp, real[None, :, :, None], 1),
-        )
     else:
-        ablated = clean.map(torch.zeros_like)
+        ablated = unpaired(ablation, means(model, prompts) if mean is None else mean, len(tokens))
     final = residual[-1][rows[:, 0], rows[:, 1]]
     targets = Targets(
         rows[:, 0],
@@ -111,12 +108,31 @@ def prepare(model: Transformer, prompts: Prompts, ablation: str) -> Runs:
     return Runs(pad, mask, rows, targets, clean, ablated, residual, start)
 
 
+def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:
+    """What removed edges carry under zero or mean ablation: the same for every prompt."""
+    one = mean if ablation == "mean" else mean.map(torch.zeros_like)
+    return one.map(lambda x: x.expand(-1, batch, *x.shape[2:]))
+
+
+def means(model: Transformer, prompts: Prompts) -> Activations:
+    """What every sender writes on the clean prompts, position by position, as the mean over them: batch is 1."""
+    tokens, pad = (torch.as_tensor(a).to(model.device) for a in (prompts.clean, prompts.pad))
+    real = torch.arange(tokens.shape[1], device=model.device) >= pad[:, None]
+    count = real.sum(0).clamp(min=1).to(model.dtype)[:, None]
+    total: Activations | None = None
+    for t, p, r in zip(tokens.split(CHUNK), pad.split(CHUNK), real.split(CHUNK), strict=True):
+        run, weight = model.run(t, p)[0], (r.to(model.dtype)[:, :, None] / count)[None]
+        part = Activations(
+            (run.inputs * weight).sum(1, keepdim=True),
+            (run.z * weight[:, :, None]).sum(1, keepdim=True),
+            (run.mlp * weight).sum(1, keepdim=True),
+        )
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
 def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
     parts = [model.run(t, p) for t, p in zip(tokens.split(CHUNK), pad.split(CHUNK), strict=True)]
     join = [torch.cat([getattr(a, name) for a, _ in parts], 1) for name in ("inputs", "z", "mlp")]
     return Activations(*join), torch.cat([residual for _, residual in parts], 1)
-
-
-def _mean(x: Tensor, real: Tensor, batch: int) -> Tensor:
-    count = real.sum(batch, keepdim=True).clamp(min=1)
-    return ((x * real).sum(batch, keepdim=True) / count).expand_as(x).contiguous()

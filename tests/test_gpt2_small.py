@@ -57,7 +57,7 @@ def random_gpt2(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_whole_run_at_the_default_size(random_gpt2, tmp_path):
-    """The default 100 prompts, at a threshold that leaves a circuit of these random weights. Time and memory are printed, not tested: the machine may be busy."""
+    """The default 100 prompts, at a threshold that leaves a circuit. Time and memory are printed."""
     out = tmp_path / "run"
     command = [sys.executable, "-m", "acdc.cli", "run", "--task", "greater-than", "--model", random_gpt2, "--out", out]
     subprocess.run([*command, "--threshold", "0.003"], check=True)

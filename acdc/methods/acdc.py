@@ -24,6 +24,7 @@ from acdc.errors import FileError, UserError
 from acdc.graph import Circuit, Graph
 from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
+from acdc.parts import PartedEngine
 
 MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
@@ -62,7 +63,7 @@ class Progress:
 
 
 def discover(
-    engine: Engine,
+    engine: Engine | PartedEngine,
     options: Options,
     journal: Journal | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
@@ -124,7 +125,7 @@ class _Search:
     """The state of one discovery beside the engine's."""
 
     def __init__(
-        self, engine: Engine, options: Options, journal: Journal, progress: Callable[[Progress], None]
+        self, engine: Engine | PartedEngine, options: Options, journal: Journal, progress: Callable[[Progress], None]
     ) -> None:
         g = engine.graph
         self.engine, self.graph, self.options, self.journal, self.progress = engine, g, options, journal, progress
@@ -136,6 +137,7 @@ class _Search:
         self.n_removed = 0
         self.replay = iter(journal.batches())
         self.batch = 0
+        self.capacity = 1
         self.run = 8.0  # typical number of removals in a row
         (self.metric,) = engine.metric(engine.rows([]))
 
@@ -150,6 +152,7 @@ class _Search:
         if not alive:
             return
         self.engine.open(alive)
+        self.capacity = self.engine.capacity(alive)
         if self.options.direct and self.graph.direct[alive[0]]:
             self._queue([Removal(r, None) for r in alive])
             alive = [r for r in alive if self.direct[r]]
@@ -261,7 +264,7 @@ class _Search:
         return self.graph.edge_name(removal.sender, removal.receiver)
 
     def _size(self) -> int:
-        return max(1, min(self.options.batch, round(self.run)))
+        return max(1, min(self.options.batch, self.capacity, round(self.run)))
 
     def _adapt(self, removed: int, broken: bool) -> None:
         """Batches as long as removals tend to come in a row: a function of the decisions, so that a replay agrees."""

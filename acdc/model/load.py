@@ -95,7 +95,8 @@ def _weight_files(directory: Path) -> list[Path]:
         if missing:
             raise ModelError(f"{index}: names {missing[0]}, which does not exist")
     else:
-        files = sorted(directory.glob("*.safetensors"))
+        whole = directory / "model.safetensors"
+        files = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
     if files:
         return files
     if list(directory.glob("*.bin")):

@@ -107,6 +107,9 @@ class Activations:
     def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
         return Activations(f(self.inputs), f(self.z), f(self.mlp))
 
+    def __add__(self, other: Activations) -> Activations:
+        return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
+
     def examples(self, chunk: slice) -> Activations:
         return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
 

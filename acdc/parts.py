@@ -1,0 +1,199 @@
+"""Prompts that don't fit into memory at once: their runs in parts, on disk, and an engine over all parts.
+
+Every part of the prompts has an engine of its own; all take the same decisions. Only one part is in memory at a time:
+the others are safetensors files, mapped in when their turn comes. What is joined is small: the scored rows, on which
+the metric is taken over all prompts at once.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from acdc.graph import Graph
+from acdc.incremental import Engine, Removal, State
+from acdc.metrics import Metric, Targets, make_guess, make_metric
+from acdc.model.transformer import Activations, Config, Transformer
+from acdc.runs import Prompts, Runs, means, prepare, unpaired
+
+SHARE = (
+    0.4  # of the memory beside the weights goes to the runs of a part; the rest is for values, batches and the metric
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts: see `acdc.runs.Prompts`."""
+
+    clean: np.ndarray
+    corrupted: np.ndarray
+    pad: np.ndarray
+    rows: np.ndarray
+    correct: np.ndarray
+    wrong: np.ndarray
+
+
+def prompts_at_once(config: Config, n_pos: int, itemsize: int, memory: float) -> int:
+    """How many prompts of `n_pos` tokens may be held in `memory` bytes, the weights included; at least 1."""
+    weights = sum(int(np.prod(shape)) for shape in config.shapes().values()) * itemsize
+    streams = 2 * (2 + 2 * config.n_layers) + config.n_layers + 1  # clean, ablated, residual
+    per_prompt = streams * n_pos * config.d_model * itemsize
+    return max(1, int(SHARE * max(0.0, memory - 2 * weights) / per_prompt))
+
+
+class Parts:
+    """The clean and ablated runs of a set of prompts, `size` prompts at a time; of more than one part, in files."""
+
+    def __init__(self, model: Transformer, prompts: Prompts, ablation: str, size: int | None = None) -> None:
+        n = len(prompts.clean)
+        size = min(size or n, n)
+        self._model, self._ablation = model, ablation
+        self._mean = means(model, prompts) if ablation != "corrupted" else None
+        self._folder = tempfile.TemporaryDirectory(prefix="acdc-") if size < n else None
+        self._parts: list[Runs | Path] = []
+        targets = []
+        for start in range(0, n, size):
+            runs = prepare(model, _take(prompts, start, min(start + size, n)), ablation, self._mean)
+            targets.append(replace(runs.targets, example=runs.targets.example + start))
+            self._parts.append(runs if self._folder is None else self._write(runs))
+        self.targets = Targets(
+            torch.cat([t.example for t in targets]),
+            n,
+            torch.cat([t.correct for t in targets]),
+            torch.cat([t.wrong for t in targets]),
+            torch.cat([t.clean for t in targets]),
+        )
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def __getitem__(self, index: int) -> Runs:
+        """One part; from its file where the parts don't fit into memory together."""
+        part = self._parts[index]
+        return part if isinstance(part, Runs) else self._read(part)
+
+    def __iter__(self) -> Iterator[Runs]:
+        return (self[i] for i in range(len(self)))
+
+    def metric(self, name: str) -> Metric:
+        """The metric over all prompts."""
+        return make_metric(name, self._model, self.targets)
+
+    def guess(self, name: str) -> Metric | None:
+        """A cheap guess at it: see `acdc.metrics.make_guess`."""
+        return make_guess(name, self._model, self.targets, self._model.config.vocab_out)
+
+    def scratch(self, name: str) -> Path:
+        """A file beside the parts, gone when they are."""
+        assert self._folder is not None
+        return Path(self._folder.name) / name
+
+    def _write(self, runs: Runs) -> Path:
+        path = self.scratch(f"runs-{len(self._parts)}.safetensors")
+        tensors = {"pad": runs.pad, "rows": runs.rows, "residual": runs.residual, "start": torch.tensor(runs.start)}
+        tensors |= {f"targets {f}": getattr(runs.targets, f) for f in ("example", "correct", "wrong", "clean")}
+        tensors |= {f"clean {f.name}": getattr(runs.clean, f.name) for f in fields(Activations)}
+        if self._mean is None:
+            tensors |= {f"ablated {f.name}": getattr(runs.ablated, f.name) for f in fields(Activations)}
+        _save(path, tensors)
+        return path
+
+    def _read(self, path: Path) -> Runs:
+        t = load_file(path, device=str(self._model.device))
+        pad = t["pad"]
+        clean = Activations(*(t[f"clean {f.name}"] for f in fields(Activations)))
+        if self._mean is None:
+            ablated = Activations(*(t[f"ablated {f.name}"] for f in fields(Activations)))
+        else:
+            ablated = unpaired(self._ablation, self._mean, len(pad))
+        targets = Targets(t["targets example"], len(pad), t["targets correct"], t["targets wrong"], t["targets clean"])
+        mask = self._model.attention_mask(pad, t["residual"].shape[2])
+        return Runs(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))
+
+
+class PartedEngine:
+    """An engine over all parts: it answers as `acdc.incremental.Engine` does over all prompts at once."""
+
+    def __init__(self, model: Transformer, graph: Graph, parts: Parts, metric: Metric, guess: Metric | None) -> None:
+        self.graph, self._parts = graph, parts
+        self._engines: list[Engine] = []
+        for index, runs in enumerate(parts):
+            self._engines.append(Engine(model, graph, runs, metric, guess))
+            self._put_away(index)
+
+    @property
+    def kept(self) -> np.ndarray:
+        """Bool[sender receiver]: the current circuit."""
+        return self._engines[0].kept
+
+    @property
+    def evaluations(self) -> int:
+        return self._engines[0].evaluations
+
+    def alive(self, receiver: int) -> bool:
+        return self._engines[0].alive(receiver)
+
+    def drop(self, receiver: int) -> int:
+        (count,) = {engine.drop(receiver) for engine in self._engines}
+        return count
+
+    def inert(self, removal: Removal) -> bool:
+        return all(engine.inert(removal) for engine in self._engines)
+
+    def metric(self, rows: Tensor) -> list[float]:
+        return self._engines[0].metric(rows)
+
+    def guess(self, rows: Tensor) -> list[float] | None:
+        return self._engines[0].guess(rows)
+
+    def open(self, receivers: Sequence[int]) -> None:
+        for engine in self._each(changes=True):
+            engine.open(receivers)
+
+    def capacity(self, receivers: Sequence[int]) -> int:
+        return min(engine.capacity(receivers) for engine in self._engines)
+
+    def rows(self, removals: Sequence[Removal]) -> Tensor:
+        return torch.cat([engine.rows(removals) for engine in self._each(changes=False)], 1)
+
+    def commit(self, removals: Sequence[Removal]) -> None:
+        for engine in self._each(changes=True):
+            engine.commit(removals)
+
+    def _each(self, changes: bool) -> Iterator[Engine]:
+        """Every engine in turn, with its runs and values in memory while it is in use."""
+        device = str(self._engines[0].model.device)
+        for index, engine in enumerate(self._engines):
+            engine.runs = self._parts[index]
+            engine.state = State.of(load_file(self._parts.scratch(f"state-{index}.safetensors"), device=device))
+            yield engine
+            self._put_away(index, changes)
+
+    def _put_away(self, index: int, changes: bool = True) -> None:
+        engine = self._engines[index]
+        if changes:
+            _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
+        engine.stow()
+
+
+def _take(prompts: Prompts, start: int, end: int) -> Part:
+    inside = (prompts.rows[:, 0] >= start) & (prompts.rows[:, 0] < end)
+    rows = prompts.rows[inside] - np.array([start, 0])
+    at = slice(start, end)
+    return Part(
+        prompts.clean[at], prompts.corrupted[at], prompts.pad[at], rows, prompts.correct[inside], prompts.wrong[inside]
+    )
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
+    # Written anew beside the old file, which may still be mapped; safetensors takes no views and no shared memory.
+    beside = path.with_suffix(".new")
+    save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
+    beside.replace(path)

@@ -1,0 +1,68 @@
+"""Prompts in parts, on disk, give the decisions of all prompts at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from acdc import run as runner
+from acdc.config import resolve
+from acdc.incremental import Engine
+from acdc.journal import Journal
+from acdc.methods.acdc import Options, discover
+from acdc.model.transformer import Config
+from acdc.parts import PartedEngine, Parts, prompts_at_once
+from tests.random_models import random_model, random_prompts
+from tests.test_run import Killed, killer
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_same_decisions(seed, ablation, size):
+    model = random_model(seed, n_layers=3, n_heads=2, split_position=seed == 4)
+    prompts = random_prompts(seed, model, batch=7, pad=seed % 2 == 1, scored=["last", "two", "all"][seed % 3])
+    graph = model.config.graph()
+    logs = []
+    for parts in (Parts(model, prompts, ablation), Parts(model, prompts, ablation, size)):
+        whole = len(parts) == 1
+        metric = parts.metric("kl")
+        engine = Engine(model, graph, parts[0], metric) if whole else PartedEngine(model, graph, parts, metric, None)
+        journal = Journal()
+        circuit = discover(engine, Options(0.01), journal)
+        logs.append([(d.edge, d.kept, pytest.approx(d.metric, abs=1e-10)) for d in journal.decisions])
+        logs.append(circuit.edge_names())
+    assert logs[:2] == logs[2:]
+
+
+def test_a_run_in_parts_is_recorded_resumes_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    given = {"task": "ioi", "model": "tiny", "examples": 10, "dtype": "float64", "device": "cpu"}
+    files = {}
+    for name, part in {"whole": None, "parts": 4, "resumed": 4}.items():
+        config, task, _ = resolve({**given, "part": part}, None, None)
+        loaded = runner.load(config, task)
+        if name == "resumed":
+            with pytest.raises(Killed):
+                runner.run(loaded, tmp_path / name, progress=killer(9))
+            loaded = runner.load(config, task)
+        files[name] = runner.run(loaded, tmp_path / name)[0]
+        del loaded
+    assert [e.name for e in files["parts"].edges] == [e.name for e in files["whole"].edges]
+    assert files["parts"].metrics == pytest.approx(files["whole"].metrics, abs=1e-9)
+    assert "part: 4\n" in (tmp_path / "parts" / "config.yaml").read_text()
+    for name in ("circuit.json", "log.jsonl"):
+        assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    assert list(Path(tmp_path / "scratch").iterdir()) == []
+
+
+def test_memory_decides_how_many_prompts_are_held():
+    gpt2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)
+    sizes = [prompts_at_once(gpt2, 64, 4, gigabytes * 1e9) for gigabytes in (0.5, 2, 4, 8)]
+    assert sizes[0] == 1
+    assert sizes == sorted(set(sizes))
+    config, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
+    assert runner.load(config, task).config.part is None
+    assert 1 <= runner.load(config, task, memory=2e7).config.part < 100
