@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASSETS ?= .assets
 
-.PHONY: help setup run test slow check golden assets
+.PHONY: help setup run test slow check golden assets bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,12 @@ check: $(BIN)/acdc ## lint and types
 
 golden: $(BIN)/acdc ## renew the golden circuits of the tests (look at the difference before you commit it)
 	$(BIN)/python -m tests.golden
+
+bench: $(BIN)/acdc ## the benchmarks, long; PEER=python of an environment with auto-circuit 1.0.1
+	$(BIN)/python -m tests.benchmarks --out bench.json --md bench.md $(if $(PEER),--peer $(PEER))
+
+bench-quick: $(BIN)/acdc ## the benchmarks on small models; fails only if edges differ from the naive oracle's
+	$(BIN)/python -m tests.benchmarks --quick --out bench-quick.json --md bench-quick.md
 
 assets: $(ASSETS)/gpt2-tokenizer/vocab.json ## optional real assets for the tests: GPT-2's tokenizer
 

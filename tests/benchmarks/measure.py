@@ -1,0 +1,214 @@
+"""One setting, in a process of its own, so that its peak of memory is its own.
+
+`python -m tests.benchmarks.measure NAME --out FILE.json`; `python -m tests.benchmarks` runs it for all settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.graph import Circuit
+from acdc.methods.acdc import Options, discover
+from acdc.model.transformer import VOCAB_BLOCK, Transformer
+from acdc.patching import patched_rows
+from acdc.runs import Runs, prepare
+from tests.benchmarks.hf import forward, to_hugging_face
+from tests.benchmarks.models import FULL, LARGER, QUICK, Batch, Setting, make
+from tests.benchmarks.record import GUESS, OUTPUT, REST, Products, Recorder, Watch, WatchedEngine, replay, shortest
+
+SETTINGS = {s.name: s for s in (*FULL, *LARGER, *QUICK)}
+
+
+def timed(f: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.perf_counter()
+    out = f()
+    return time.perf_counter() - started, out
+
+
+def peak_mb() -> float:
+    """Peak memory of this process in MB since it was last reset, where the system can do that, else of all its life."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():
+        (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+        return int(peak.split()[1]) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
+
+
+def reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def ours(model: Transformer, batch: Batch, options: Options, watch: Watch) -> tuple[Circuit, Runs]:
+    """One whole discovery, the clean and the corrupted run included; its engine is the watch's."""
+    runs = prepare(model, batch, "corrupted")
+    metrics = runs.metric("kl", model), runs.guess("kl", model)
+    watch.engine = WatchedEngine(model, model.config.graph(), runs, *metrics)
+    return discover(watch.engine, options, watch).pruned(), runs
+
+
+def measure(s: Setting) -> dict[str, Any]:
+    model, batch = make(s)
+    reset_peak()  # making the weights took more than keeping them
+    before = peak_mb()
+    options = Options(s.threshold)
+    times, cpu = [], []
+    if s.tiny or s.width < 768:
+        ours(model, batch, options, Watch())  # not counted: the first calls of every operation are slow
+    for _ in range(s.repeats):
+        watch, begun = Watch(), time.process_time()
+        seconds, (circuit, runs) = timed(lambda: ours(model, batch, options, watch))  # noqa: B023
+        times.append(seconds)
+        cpu.append(time.process_time() - begun)
+    median = statistics.median(times)
+    graph, evaluations = circuit.graph, watch.engine.evaluations
+    tested = len(watch.decisions)
+    out: dict[str, Any] = {
+        "setting": vars(s),
+        "graph_edges": graph.n_edges,
+        "seconds": times,
+        "cpu_seconds": cpu,
+        "median": median,
+        "edges": circuit.n_edges,
+        "direct": circuit.n_direct,
+        "tested": tested,
+        "needed": watch.needed,
+        "evaluated": evaluations,
+        "carried": sum(watch.asked),
+        "wasted": evaluations - watch.needed,
+        "wasted_share": 1 - watch.needed / max(evaluations, 1),
+        "peak_mb": peak_mb(),
+        "peak_mb_before": before,
+    }
+    out["hugging_face"] = hugging_face(model, batch, watch.needed, median)
+    if s.instrument:
+        out["limit"] = limit(model, batch, options, watch, runs, median, s.replay)
+    if s.naive:
+        out["naive"] = naive(model, runs, s.naive, tested, median)
+    return out
+
+
+def hugging_face(model: Transformer, batch: Batch, needed: int, median: float) -> dict[str, Any]:
+    """Plain forward passes of the same weights on the same prompts, as many as evaluations were needed."""
+    hf = to_hugging_face(model)
+    tokens, pad = (torch.as_tensor(x).to(model.device) for x in (batch.clean, batch.pad))
+    _, residual = model.run(tokens, pad)
+    mine = model.logits(model.normalise(residual[-1][:, -1]))
+    theirs = forward(hf, batch, model.device, last=True)[:, -1]
+    error = float((mine - theirs).abs().max())
+    if not error < 1e-3:
+        raise SystemExit(f"Hugging Face's logits differ by {error}: the benchmark is wrong")
+    whole, last = (shortest_few(lambda: forward(hf, batch, model.device, last)) for last in (False, True))  # noqa: B023
+    return {
+        "logits_differ_by": error,
+        "forward_all_positions": whole,
+        "forward_last_position": last,
+        "bound_all_positions": needed * whole / median,
+        "bound": needed * last / median,  # the stricter one: the output layer at the scored position only
+    }
+
+
+def shortest_few(f: Callable[[], Tensor]) -> float:
+    f()
+    return shortest(f, budget=1.0, least=3)
+
+
+def limit(
+    model: Transformer, batch: Batch, options: Options, watch: Watch, runs: Runs, median: float, budget: float
+) -> dict[str, Any]:
+    """What the matrix products take alone, and where the time goes: one more run, under the recorder."""
+    recorder, needed, executed = Recorder(model), Products(), Products()
+
+    def split(nodes: float, output: float) -> None:
+        executed.take(recorder.recent, lambda phase: 1.0)
+        needed.take(recorder.recent, lambda phase: {OUTPUT: output, GUESS: 0.0}.get(phase, nodes))
+        recorder.recent = Products()
+
+    again = Watch()
+    again.then = split
+    with recorder:
+        wall, _ = timed(lambda: ours(model, batch, options, again))
+    split(1.0, 1.0)
+    alone = replay(needed, budget, model.dtype, model.device)
+    products, others = executed.by_phase("seconds"), dict(recorder.seconds)
+    python = wall - sum(products.values()) - sum(others.values())
+    rows = len(runs.rows)
+    block = output_seconds(model, rows * max(1, round(float(np.mean(watch.asked or [1])))))
+    only_output = block * rows * watch.needed
+    top = sorted(recorder.functions.items(), key=lambda item: -item[1])[:12]
+    phases = {p: {"products": products.get(p, 0.0), "other": others.get(p, 0.0)} for p in sorted({*products, *others})}
+    phases.setdefault(REST, {"products": 0.0, "other": 0.0})["python"] = python
+    return {
+        "output_layer_seconds": only_output,
+        "products_seconds": sum(alone.values()),
+        "products_by_phase": alone,
+        "ours_over_output_layer": median / only_output,
+        "ours_over_products": median / sum(alone.values()),
+        "output_share_of_products": alone.get(OUTPUT, 0.0) / sum(alone.values()),
+        "gflop_needed": sum(needed.flops.values()) / 1e9,
+        "gflop_executed": sum(executed.flops.values()) / 1e9,
+        "gflop_needed_by_phase": {p: f / 1e9 for p, f in needed.by_phase("flops").items()},
+        "gflops_replayed": sum(needed.flops.values()) / 1e9 / sum(alone.values()),
+        "mean_batch": float(np.mean(watch.asked or [0])),
+        "profile": {"wall": wall, "operations": recorder.calls, "phases": phases, "functions": dict(top)},
+    }
+
+
+def output_seconds(model: Transformer, rows: int) -> float:
+    """Seconds per row of only the products of the output layer, in blocks of the vocabulary."""
+    w, b = model.weights["unembed.weight"], model.weights["unembed.bias"]
+    h = torch.randn(rows, w.shape[1], dtype=w.dtype, device=w.device)
+
+    def products() -> None:
+        for i in range(0, len(w), VOCAB_BLOCK):
+            torch.addmm(b[i : i + VOCAB_BLOCK], h, w[i : i + VOCAB_BLOCK].T)
+
+    return shortest(products, budget=2.0) / rows
+
+
+def naive(model: Transformer, runs: Runs, samples: int, tested: int, median: float) -> dict[str, Any]:
+    """A whole patched pass for each of some edges, extrapolated to all that the algorithm tests."""
+    graph, metric = model.config.graph(), runs.metric("kl", model)
+    edges = np.argwhere(graph.edges)
+    chosen = edges[np.linspace(0, len(edges) - 1, samples).round().astype(int)]
+    seconds = []
+    for sender, receiver in chosen:
+        mask = torch.as_tensor(graph.edges).to(model.device, model.dtype)
+        mask[sender, receiver] = 0.0
+        seconds.append(timed(lambda: float(metric(patched_rows(model, graph, runs, mask)).mean()))[0])  # noqa: B023
+    each = statistics.median(seconds)
+    return {"samples": samples, "seconds_per_edge": each, "total": each * tested, "ratio": each * tested / median}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=sorted(SETTINGS))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--repeats", type=int)
+    a = parser.parse_args()
+    s = SETTINGS[a.name]
+    with torch.inference_mode():
+        a.out.write_text(json.dumps(measure(replace(s, repeats=a.repeats or s.repeats))))
+
+
+if __name__ == "__main__":
+    main()
