@@ -25,7 +25,7 @@ from torch import Tensor
 
 from acdc.graph import QKV, Graph, Sender
 from acdc.metrics import Metric
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs
 
 CACHE_BYTES = 256 << 20  # of differences kept for the receivers to come
@@ -122,6 +122,7 @@ class Engine:
         columns = torch.unique(runs.rows[:, 1]) - self.start
         self.all_scored = len(columns) == self.n_live
         self.columns = columns  # scored positions among the live ones
+        self.positions = positions_of(runs.pad, runs.mask.shape[1])
         self.row_example = runs.rows[:, 0]
         self.row_column = torch.searchsorted(columns, runs.rows[:, 1] - self.start)
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
@@ -235,8 +236,8 @@ class Engine:
         for j in own:
             self.state.base[j] = self.state.input[j] = self._clean_input(j)
         x = self.runs.residual[r.layer]
-        k, v = (self.model.project(c, r.layer, r.head, x) for c in "kv")
-        q = self.model.project("q", r.layer, r.head, self.state.input[own[0]])
+        k, v = (self.model.project(c, r.layer, r.head, x, self.positions) for c in "kv")
+        q = self._project("q", sender, self.state.input[own[0]])
         self.state.heads[sender] = Head(q, k, v, self._clean_z(sender))
 
     def _reads_scored(self, receiver: int) -> bool:
@@ -248,7 +249,7 @@ class Engine:
     def _clean_input(self, receiver: int) -> Tensor:
         r = self.graph.receivers[receiver]
         x = self.runs.residual[r.layer][:, self.start :]
-        if r.kind == "mlp":
+        if r.kind == "mlp" and not self.graph.parallel:
             z, w = self.runs.clean.z[r.layer][:, :, self.start :], self.model.weights
             x = x + torch.einsum("bhte,hed->btd", z, w[f"layers.{r.layer}.o.weight"]) + w[f"layers.{r.layer}.o.bias"]
         return self._narrow(x, False, self._reads_scored(receiver))
@@ -352,12 +353,17 @@ class Engine:
 
     def _vector(self, kind: str, sender: int, x: Tensor) -> Tensor:
         """q, k or v of a head from its inputs Float[candidate batch pos d_model]; k, v with the fixed positions."""
-        s = self.graph.senders[sender]
-        y = self.model.project(kind, s.layer, s.head, x)
+        y = self._project(kind, sender, x)
         if kind == "q" or not self.start:
             return y
         fixed = getattr(self.state.heads[sender], kind)[:, : self.start]
         return torch.cat([fixed.expand(len(y), *fixed.shape), y], 2)
+
+    def _project(self, kind: str, sender: int, x: Tensor) -> Tensor:
+        s, positions = self.graph.senders[sender], self.positions[:, self.start :]
+        if kind == "q" and self.scored_at[sender] and not self.all_scored:
+            positions = positions[:, self.columns]
+        return self.model.project(kind, s.layer, s.head, x, positions)
 
     def _head_change(self, sender: int, parts: dict[str, Tensor]) -> Tensor:
         s, head = self.graph.senders[sender], self.state.heads[sender]
@@ -365,7 +371,8 @@ class Engine:
         return self.model.write(s.layer, s.head, z - head.z)
 
     def _attend(self, sender: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        mask = self._narrow(self.runs.mask[:, self.start :], False, self.scored_at[sender])
+        mask = self.model.window(self.graph.senders[sender].layer, self.runs.mask[:, self.start :], self.start)
+        mask = self._narrow(mask, False, self.scored_at[sender])
         return self.model.attend(q, k, v, mask)
 
     def _propagate(self, changes: dict[int, Change] | Tensor, n: int) -> Tensor | None:

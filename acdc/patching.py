@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from acdc.graph import QKV, Circuit, Graph
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs
 
 CHUNK = 16  # prompts per patched forward pass; bounds the senders × positions × d_model table
@@ -29,7 +29,8 @@ def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) ->
     for start in range(0, n, CHUNK):
         chunk = slice(start, min(start + CHUNK, n))
         clean = runs.clean.inputs[:, chunk]
-        finals.append(_forward(model, graph, clean, runs.ablated.examples(chunk), runs.mask[chunk], edges))
+        ablated, positions = runs.ablated.examples(chunk), positions_of(runs.pad[chunk], runs.mask.shape[1])
+        finals.append(_forward(model, graph, clean, ablated, runs.mask[chunk], positions, edges))
     return runs.scored(model, torch.cat(finals))
 
 
@@ -42,7 +43,13 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
 
 
 def _forward(
-    model: Transformer, graph: Graph, inputs: Tensor, ablated: Activations, mask: Tensor, edges: Tensor
+    model: Transformer,
+    graph: Graph,
+    inputs: Tensor,
+    ablated: Activations,
+    mask: Tensor,
+    positions: Tensor,
+    edges: Tensor,
 ) -> Tensor:
     """Final residual stream Float[batch pos d_model] of one chunk of prompts; inputs Float[input batch pos d_model].
 
@@ -72,7 +79,7 @@ def _forward(
         elif s.kind == "mlp":
             written = model.mlp(s.layer, receive(own[0]))
         else:
-            q, k, v = (model.project(c, s.layer, s.head, receive(r)) for c, r in zip(QKV, own, strict=True))
-            written = model.write(s.layer, s.head, model.attend(q, k, v, mask))
+            q, k, v = (model.project(c, s.layer, s.head, receive(r), positions) for c, r in zip(QKV, own, strict=True))
+            written = model.write(s.layer, s.head, model.attend(q, k, v, model.window(s.layer, mask)))
         current[index] = written - removed[index]
     return receive(graph.receiver_index["logits"])

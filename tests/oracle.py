@@ -18,11 +18,33 @@ from acdc.model.transformer import Transformer
 def norm(model: Transformer, x: torch.Tensor) -> torch.Tensor:
     if model.config.norm == "none":
         return x
+    if model.config.norm == "rms":
+        return rms(model, x)
     centred = x - x.mean(-1, keepdim=True)
     return centred / torch.sqrt((centred**2).mean(-1, keepdim=True) + model.config.norm_eps)
 
 
+def rms(model: Transformer, x: torch.Tensor) -> torch.Tensor:
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + model.config.norm_eps)
+
+
+def place(model: Transformer, x: str, layer: int, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Norm and rotation of a query or key, pair by pair."""
+    c = model.config
+    if c.head_norm:
+        y = rms(model, y) * model.weights[f"layers.{layer}.{x}.norm"]
+    out, half = y.clone(), c.rotary // 2
+    for i in range(half):
+        angle = positions.float() * model.weights["rotary.frequencies"][i].float()
+        cos, sin = angle.cos().double(), angle.sin().double()
+        out[..., i] = y[..., i] * cos - y[..., i + half] * sin
+        out[..., i + half] = y[..., i + half] * cos + y[..., i] * sin
+    return out
+
+
 def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
+    if model.config.activation == "silu":
+        return x / (1 + torch.exp(-x))
     if model.config.activation == "relu":
         return x.clamp(min=0)
     if model.config.activation == "gelu":
@@ -37,34 +59,47 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
     w, c = model.weights, model.config
     batch, n_pos = tokens.shape
     positions = (torch.arange(n_pos)[None] - pad[:, None]).clamp(min=0)
-    token, position = w["token.weight"][tokens], w["position.weight"][positions]
-    out = dict(zip(graph.inputs, [token, position] if c.split_position else [token + position], strict=True))
+    token = w["token.weight"][tokens]
+    written = [token]
+    if not c.rotary:
+        position = w["position.weight"][positions]
+        written = [token, position] if c.split_position else [token + position]
+    out = dict(zip(graph.inputs, written, strict=True))
 
     def receive(receiver: str, layer: int, after_attention: bool = False):
         x = torch.zeros(batch, n_pos, c.d_model, dtype=token.dtype)
         for sender, written in out.items():
-            if after_attention is False and sender.startswith(f"a{layer}."):
+            if (c.parallel or after_attention is False) and sender.startswith(f"a{layer}."):
                 continue
             on = ablated is None or f"{sender}->{receiver}" in kept
             x = x + (written if on else ablated[sender])
-        for i in range(layer + int(after_attention)):
+        for i in range(layer + int(after_attention and not c.parallel)):
             x = x + w[f"layers.{i}.o.bias"]
         return norm(model, x)
 
-    seen = torch.zeros(batch, n_pos, n_pos, dtype=torch.bool)
+    everywhere, seen = (torch.zeros(batch, n_pos, n_pos, dtype=torch.bool) for _ in range(2))
     for b, t, s in itertools.product(range(batch), range(n_pos), range(n_pos)):
-        seen[b, t, s] = s == t or (s >= int(pad[b]) and (s <= t or not c.causal))
+        everywhere[b, t, s] = s == t or (s >= int(pad[b]) and (s <= t or not c.causal))
     for layer in range(c.n_layers):
         at = f"layers.{layer}."
         for h in range(c.n_heads):
             q, k, v = (
                 receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
             )
+            q, k = place(model, "q", layer, q, positions), place(model, "k", layer, k, positions)
+            window = c.windows[layer] if c.windows else 0
+            for t, s in itertools.product(range(n_pos), range(n_pos)):
+                seen[:, t, s] = everywhere[:, t, s] & (not window or t - s < window)
             scores = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf)
             z = torch.softmax(scores, -1) @ v
             out[f"a{layer}.h{h}"] = z @ w[at + "o.weight"][h]
         if c.d_mlp:
-            hidden = act(model, receive(f"m{layer}", layer, True) @ w[at + "mlp_in.weight"] + w[at + "mlp_in.bias"])
+            x = receive(f"m{layer}", layer, True)
+            hidden = x @ w[at + "mlp_in.weight"] + w[at + "mlp_in.bias"]
+            if c.gated:
+                hidden = act(model, x @ w[at + "mlp_gate.weight"] + w[at + "mlp_gate.bias"]) * hidden
+            else:
+                hidden = act(model, hidden)
             out[f"m{layer}"] = hidden @ w[at + "mlp_out.weight"] + w[at + "mlp_out.bias"]
     return out, receive("logits", c.n_layers)
 
@@ -144,12 +179,18 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
             consider({e})
 
     visit("logits")
-    for layer in reversed(range(g.n_layers)):
+
+    def mlp(layer: int) -> None:
+        nonlocal kept
         if g.mlp:
             if used(f"m{layer}"):
                 visit(f"m{layer}")
             else:
                 kept -= set(into(f"m{layer}"))
+
+    for layer in reversed(range(g.n_layers)):
+        if not g.parallel:
+            mlp(layer)
         for h in range(g.n_heads):
             if not used(f"a{layer}.h{h}"):
                 for x in "qkv":
@@ -164,4 +205,6 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
         for x in "vkq":
             for h in reversed(range(g.n_heads)):
                 visit(f"a{layer}.h{h}<{x}>")
+        if g.parallel:
+            mlp(layer)
     return kept, direct_kept, current, min(margins)

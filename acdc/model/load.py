@@ -11,13 +11,22 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model import gpt2, native
+from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Transformer
 from acdc.runs import Prompts
 
-FAMILIES: dict[str, ModuleType] = {"gpt2": gpt2, "acdc": native}
+FAMILIES: dict[str, ModuleType] = {
+    "acdc": native,
+    "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
+    "gpt_neox": gpt_neox,
+    "llama": llama,
+    "mistral": llama,
+    "qwen2": llama,
+    "qwen3": llama,
+}
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -72,7 +81,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
-    transformer = Transformer(config, {k: v.to(to) for k, v in weights.items()}, str(directory))
+    transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
     return Model(name, family, _hash(files), transformer, Tokenizer(directory, name))
 
 

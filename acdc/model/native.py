@@ -18,6 +18,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     for key in values:
         if key not in known:
             raise ModelError(f"{where}: {unknown('key', key, known)}")
+    values["windows"] = tuple(values.get("windows", ()))
     try:
         return Config(**values)
     except TypeError as error:

@@ -30,7 +30,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "swish": F.silu,
 }
-NORMS = ("layer", "none")
+NORMS = ("layer", "rms", "none")
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
 
 
@@ -51,6 +51,11 @@ class Config:
     activation: str = "gelu_new"
     causal: bool = True
     split_position: bool = False  # token and position embedding are two senders
+    rotary: int = 0  # head dimensions that are rotated by position; 0: a position embedding is added to the stream
+    parallel: bool = False  # attention and MLP of a layer read the same stream (GPT-NeoX)
+    gated: bool = False  # MLP = out(activation(gate(x)) * in(x))
+    head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
+    windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
@@ -64,19 +69,24 @@ class Config:
 
     def graph(self) -> Graph:
         inputs = ("tok", "pos") if self.split_position else ("input",)
-        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs)
+        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every weight."""
         c = self
         out: dict[str, tuple[int, ...]] = {
             "token.weight": (c.vocab_size, c.d_model),
-            "position.weight": (c.n_positions, c.d_model),
             "unembed.weight": (c.d_model, c.vocab_out),
             "unembed.bias": (c.vocab_out,),
         }
+        if c.rotary:
+            out["rotary.frequencies"] = (c.rotary // 2,)
+        else:
+            out["position.weight"] = (c.n_positions, c.d_model)
         for i in range(c.n_layers):
             at = f"layers.{i}."
+            if c.head_norm:
+                out[at + "q.norm"] = out[at + "k.norm"] = (c.d_head,)
             for x in "qkv":
                 out[at + x + ".weight"] = (c.n_heads, c.d_model, c.d_head)
                 out[at + x + ".bias"] = (c.n_heads, c.d_head)
@@ -85,6 +95,9 @@ class Config:
             if c.d_mlp:
                 out[at + "mlp_in.weight"] = (c.d_model, c.d_mlp)
                 out[at + "mlp_in.bias"] = (c.d_mlp,)
+                if c.gated:
+                    out[at + "mlp_gate.weight"] = (c.d_model, c.d_mlp)
+                    out[at + "mlp_gate.bias"] = (c.d_mlp,)
                 out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
                 out[at + "mlp_out.bias"] = (c.d_model,)
         return out
@@ -112,6 +125,11 @@ class Activations:
 
     def examples(self, chunk: slice) -> Activations:
         return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
+
+
+def positions_of(pad: Tensor, n_pos: int) -> Tensor:
+    """Int[batch pos]: the position of every column; the first one behind the padding has 0."""
+    return (torch.arange(n_pos, device=pad.device) - pad[:, None]).clamp(min=0)
 
 
 class Transformer:
@@ -155,31 +173,65 @@ class Transformer:
         Returns:
             Float[input batch pos d_model]
         """
-        positions = (torch.arange(tokens.shape[1], device=tokens.device) - pad[:, None]).clamp(min=0)
-        token, position = self.weights["token.weight"][tokens], self.weights["position.weight"][positions]
+        token = self.weights["token.weight"][tokens]
+        if self.config.rotary:
+            return token[None]
+        position = self.weights["position.weight"][positions_of(pad, tokens.shape[1])]
         return torch.stack([token, position]) if self.config.split_position else (token + position)[None]
 
     def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
-        """Bool[batch query key]: who may attend to whom. A padding position attends to itself, so that no row is
-        empty.
+        """Bool[batch query key]: who may attend to whom, windows apart. A padding position attends to itself, so that
+        no row is empty.
         """
         at = torch.arange(n_pos, device=pad.device)
         real = at >= pad[:, None]
         mask = real[:, None, :] | torch.eye(n_pos, dtype=torch.bool, device=pad.device)
         return mask & (at[None, :] <= at[:, None]) if self.config.causal else mask
 
+    def window(self, layer: int, mask: Tensor, first: int = 0) -> Tensor:
+        """A mask Bool[... query key], whose queries begin at position `first`, within the window of a layer."""
+        size = self.config.windows[layer] if self.config.windows else 0
+        if not size:
+            return mask
+        n_query, n_key = mask.shape[-2:]
+        query = torch.arange(first, first + n_query, device=mask.device)[:, None]
+        return mask & (query - torch.arange(n_key, device=mask.device) < size)
+
     def normalise(self, x: Tensor) -> Tensor:
         """The norm of a receiver, without scale and shift: Float[... d_model] to the same."""
         if self.config.norm == "none":
             return x
+        if self.config.norm == "rms":
+            return F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
-    def project(self, kind: str, layer: int, head: int, x: Tensor) -> Tensor:
-        """Query, key or value (`kind` q, k, v) of one head: Float[... d_model] to Float[... d_head]."""
-        at = f"layers.{layer}.{kind}."
-        return torch.addmm(
-            self.weights[at + "bias"][head], self.normalise(x).flatten(0, -2), self.weights[at + "weight"][head]
-        ).view(*x.shape[:-1], -1)
+    def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
+        """Query, key or value (`kind` q, k, v) of one head.
+
+        Args:
+            x: Float[... batch pos d_model]
+            positions: Int[batch pos], where x stands; see `positions_of`
+        Returns:
+            Float[... batch pos d_head]
+        """
+        w, at = self.weights, f"layers.{layer}.{kind}."
+        y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
+        return self._place(kind, layer, y.view(*x.shape[:-1], -1), positions)
+
+    def _place(self, kind: str, layer: int, y: Tensor, positions: Tensor) -> Tensor:
+        """Norm and rotation of queries and keys Float[... pos d_head]; values stay as they are."""
+        if kind == "v":
+            return y
+        if self.config.head_norm:
+            y = F.rms_norm(y, y.shape[-1:], self.weights[f"layers.{layer}.{kind}.norm"], self.config.norm_eps)
+        if not self.config.rotary:
+            return y
+        # Angles in float32 whatever the dtype, as in Hugging Face's code.
+        angles = positions[..., None].float() * self.weights["rotary.frequencies"].float()
+        cos, sin = angles.cos().to(y.dtype), angles.sin().to(y.dtype)
+        half = self.config.rotary // 2
+        a, b, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
+        return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
     @staticmethod
     def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
@@ -195,7 +247,14 @@ class Transformer:
         """What an MLP writes, its output bias included: Float[... d_model] to Float[... d_model]."""
         at, w = f"layers.{layer}.mlp_", self.weights
         flat = self.normalise(x).flatten(0, -2)
-        hidden = ACTIVATIONS[self.config.activation](torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"]))
+        hidden, activation = (
+            torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"]),
+            ACTIVATIONS[self.config.activation],
+        )
+        if self.config.gated:
+            hidden = hidden * activation(torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
+        else:
+            hidden = activation(hidden)
         return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
 
     def bias(self, layer: int, before_mlp: bool = False) -> Tensor:
@@ -204,7 +263,7 @@ class Transformer:
         They belong to no edge and always stay.
         """
         out = torch.zeros_like(self.unembed_mean)
-        for i in range(layer + int(before_mlp)):
+        for i in range(layer + int(before_mlp and not self.config.parallel)):
             out = out + self.weights[f"layers.{i}.o.bias"]
         return out
 
@@ -260,16 +319,18 @@ class Transformer:
         """
         inputs = self.embed(tokens, pad)
         x, mask = inputs.sum(0), self.attention_mask(pad, tokens.shape[1])[:, None]
+        positions = positions_of(pad, tokens.shape[1])[:, None]  # the same for every head
         stream, zs, mlps, w = [x], [], [], self.weights
         for layer in range(self.config.n_layers):
             at, h = f"layers.{layer}.", self.normalise(x)
             q, k, v = (
                 torch.einsum("btd,hde->bhte", h, w[f"{at}{c}.weight"]) + w[f"{at}{c}.bias"][:, None] for c in "qkv"
             )
-            zs.append(self.attend(q, k, v, mask))
-            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            q, k = self._place("q", layer, q, positions), self._place("k", layer, k, positions)
+            zs.append(self.attend(q, k, v, self.window(layer, mask)))
+            before, x = x, x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
             if self.config.d_mlp:
-                mlps.append(self.mlp(layer, x))
+                mlps.append(self.mlp(layer, before if self.config.parallel else x))
                 x = x + mlps[-1]
             stream.append(x)
         mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)

@@ -1,0 +1,55 @@
+"""GPT-Neo checkpoints (TinyStories among them): separate query, key and value, no attention scale, local attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.model.checkpoint import Checkpoint, heads, take
+from acdc.model.transformer import Config
+
+
+def config(raw: dict[str, Any], where: str) -> Config:
+    """The transformer's config from Hugging Face's config.json."""
+    n_layers, n_heads, width, n_positions, vocab = take(
+        raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
+    )
+    kinds = raw.get("attention_layers") or [
+        kind for kinds, times in raw.get("attention_types", []) for kind in kinds * times
+    ]
+    window = raw.get("window_size", 256)
+    return Config(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_model=width,
+        d_head=width // n_heads,
+        d_mlp=raw.get("intermediate_size") or 4 * width,
+        n_positions=n_positions,
+        vocab_size=vocab,
+        vocab_out=vocab,
+        norm_eps=raw.get("layer_norm_epsilon", 1e-5),
+        activation=raw.get("activation_function", "gelu_new"),
+        windows=tuple(window if kind == "local" else 0 for kind in kinds),
+    )
+
+
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+    """The transformer's weights from Hugging Face's tensors: norms are folded in."""
+    t = Checkpoint({name.removeprefix("transformer."): x for name, x in tensors.items()}, where)
+    d, hidden = c.d_model, c.d_mlp
+    embedding = t.get("wte.weight", c.vocab_size, d)
+    out = {"token.weight": embedding, "position.weight": t.get("wpe.weight", c.n_positions, d)}
+    for i in range(c.n_layers):
+        to, at = f"layers.{i}.", f"h.{i}."
+        for x in "qkv":
+            w, b = t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj", d, d))
+            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, c.n_heads)
+        w, out[to + "o.bias"] = t.linear(at + "attn.attention.out_proj", d, d)
+        out[to + "o.weight"] = w.reshape(c.n_heads, c.d_head, d)
+        out[to + "mlp_in.weight"], out[to + "mlp_in.bias"] = t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", d, hidden))
+        out[to + "mlp_out.weight"], out[to + "mlp_out.bias"] = t.linear(at + "mlp.c_proj", hidden, d)
+    head = t.get("lm_head.weight", c.vocab_out, d) if raw.get("tie_word_embeddings") is False else embedding
+    out["unembed.weight"], out["unembed.bias"] = t.fold("ln_f", head.T, torch.zeros(c.vocab_out, dtype=head.dtype))
+    return out

@@ -1,0 +1,90 @@
+"""Llama checkpoints and their kin (Llama 2 and 3, SmolLM2, Mistral, Qwen 2, 2.5 and 3): RMS norms, rotated heads, gated
+MLPs, key and value heads shared by several query heads. Each query head gets keys and values of its own here, as in
+EAP-IG and TransformerLens with ungrouped attention."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, take
+from acdc.model.transformer import Config
+
+
+def config(raw: dict[str, Any], where: str) -> Config:
+    """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
+    refuse(raw, where, pretraining_tp=1)
+    n_layers, n_heads, width, hidden, n_positions, vocab = take(
+        raw,
+        where,
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "vocab_size",
+    )
+    if n_heads % (raw.get("num_key_value_heads") or n_heads):
+        raise ModelError(f"{where}: num_attention_heads {n_heads} is no multiple of num_key_value_heads")
+    d_head = raw.get("head_dim") or width // n_heads
+    return Config(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        d_model=width,
+        d_head=d_head,
+        d_mlp=hidden,
+        n_positions=n_positions,
+        vocab_size=vocab,
+        vocab_out=vocab,
+        norm="rms",
+        norm_eps=raw.get("rms_norm_eps", 1e-6),
+        activation=raw.get("hidden_act", "silu"),
+        rotary=d_head,
+        gated=True,
+        head_norm=raw.get("model_type") == "qwen3",
+        windows=_windows(raw, n_layers),
+    )
+
+
+def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int, ...]:
+    window = raw.get("sliding_window") or 0
+    if raw.get("model_type") == "mistral":
+        return (window,) * n_layers
+    if not raw.get("use_sliding_window"):
+        return ()
+    kinds = raw.get("layer_types") or [
+        "sliding_attention" if i >= raw.get("max_window_layers", n_layers) else "full_attention"
+        for i in range(n_layers)
+    ]
+    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+
+
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+    """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
+    t = Checkpoint({name.removeprefix("model."): x for name, x in tensors.items()}, where)
+    d, hidden, wide = c.d_model, c.d_mlp, c.n_heads * c.d_head
+    n_shared = raw.get("num_key_value_heads") or c.n_heads
+    scale = c.d_head**-0.5
+    embedding = t.get("embed_tokens.weight", c.vocab_size, d)
+    out = {"token.weight": embedding, "rotary.frequencies": frequencies(raw, c.rotary, where)}
+    for i in range(c.n_layers):
+        to, at = f"layers.{i}.", f"layers.{i}."
+        for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
+            w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
+            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, n, c.n_heads // n)
+        if c.head_norm:  # it undoes any scale before it
+            out[to + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
+            out[to + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
+        else:
+            out[to + "q.weight"], out[to + "q.bias"] = out[to + "q.weight"] * scale, out[to + "q.bias"] * scale
+        w, out[to + "o.bias"] = t.linear(at + "self_attn.o_proj", wide, d)
+        out[to + "o.weight"] = w.reshape(c.n_heads, c.d_head, d)
+        for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
+            w, b = t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, hidden))
+            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = w.contiguous(), b
+        out[to + "mlp_out.weight"], out[to + "mlp_out.bias"] = t.linear(f"{at}mlp.down_proj", hidden, d)
+    head = embedding if raw.get("tie_word_embeddings") else t.get("lm_head.weight", c.vocab_out, d)
+    out["unembed.weight"], out["unembed.bias"] = t.fold("norm", head.T, head.new_zeros(c.vocab_out))
+    return out
