@@ -82,14 +82,14 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
         everywhere[b, t, s] = s == t or (s >= int(pad[b]) and (s <= t or not c.causal))
     for layer in range(c.n_layers):
         at = f"layers.{layer}."
+        window = (c.windows[layer] if c.windows else 0) or n_pos
+        for t, s in itertools.product(range(n_pos), range(n_pos)):
+            seen[:, t, s] = everywhere[:, t, s] & (t - s < window)
         for h in range(c.n_heads):
             q, k, v = (
                 receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
             )
             q, k = place(model, "q", layer, q, positions), place(model, "k", layer, k, positions)
-            window = c.windows[layer] if c.windows else 0
-            for t, s in itertools.product(range(n_pos), range(n_pos)):
-                seen[:, t, s] = everywhere[:, t, s] & (not window or t - s < window)
             scores = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf)
             z = torch.softmax(scores, -1) @ v
             out[f"a{layer}.h{h}"] = z @ w[at + "o.weight"][h]

@@ -264,8 +264,8 @@ class _Search:
         return self.graph.edge_name(removal.sender, removal.receiver)
 
     def _size(self) -> int:
-        return max(1, min(self.options.batch, self.capacity, round(self.run)))
+        return max(1, min(self.options.batch, self.capacity, round(2.5 * self.run**0.5)))
 
     def _adapt(self, removed: int, broken: bool) -> None:
         """Batches as long as removals tend to come in a row: a function of the decisions, so that a replay agrees."""
-        self.run = 0.6 * self.run + 0.4 * (removed + 1) if broken else max(self.run, 2.0 * removed)
+        self.run = 0.6 * self.run + 0.4 * (removed + 1) if broken else self.run + removed
