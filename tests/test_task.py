@@ -740,7 +740,7 @@ def test_unknown_words(tmp_path: Path) -> None:
 def test_tokenizer_that_refuses_a_word() -> None:
     with pytest.raises(TaskError) as error:
         make_data(load_task("ioi"), Fast("tracr-reverse"), 2, 0)
-    one_line(error, "ioi: tokenizer tracr-reverse can't encode 'Then, ", "use a model that knows these words")
+    one_line(error, "ioi: tokenizer tracr-reverse can't encode ' Patrick'", "use a model that knows these words")
 
 
 def test_no_examples(tmp_path: Path) -> None:

