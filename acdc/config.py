@@ -181,7 +181,7 @@ def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tup
 
 
 def _read(file: Path) -> dict[str, Any]:
-    raw = read_yaml(file)
+    raw = read_yaml(file, Config.model_fields)
     for key in raw:
         if key not in Config.model_fields:
             raise FileError(f"{file}: {unknown('key', str(key), Config.model_fields)}")

@@ -6,6 +6,7 @@ Every mistake is a `TaskError` with one line per problem: file, key, what is wro
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,10 @@ def read_text(path: Path) -> str:
         raise TaskError(f"{path}: is not UTF-8 text") from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """One file as plain data, `include` not yet followed."""
+def read_yaml(path: Path, keys: Iterable[str] = Task.model_fields) -> dict[str, Any]:
+    """One file as plain data, `include` not yet followed. `keys` are named if the file is no mapping."""
     try:
-        content = yaml.load(read_text(path), Loader)
+        content = Loader(read_text(path)).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
@@ -64,7 +65,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:  # nested too deeply; an impossible date or number
         raise TaskError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise TaskError(f"{path}: should be a mapping with the keys {', '.join(Task.model_fields)}")
+        raise TaskError(f"{path}: should be a mapping with the keys {', '.join(keys)}")
     return content
 
 

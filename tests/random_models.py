@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
 from acdc.model.transformer import Config, Transformer
-
-
-@dataclass(frozen=True)
-class Batch:
-    clean: np.ndarray
-    corrupted: np.ndarray
-    pad: np.ndarray
-    rows: np.ndarray
-    correct: np.ndarray
-    wrong: np.ndarray
+from acdc.parts import Part
 
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
@@ -52,7 +41,7 @@ def random_prompts(
     first: int = 1,
     pad: bool = False,
     scored: str = "last",
-) -> Batch:
+) -> Part:
     rng = np.random.default_rng(seed)
     vocab = model.config.vocab_size
     clean = rng.integers(0, vocab, (batch, n_pos))
@@ -67,4 +56,4 @@ def random_prompts(
     answers = np.stack([rng.permutation(model.config.vocab_out)[:4] for _ in rows])
     correct, wrong = answers[:, :2].copy(), answers[:, 2:].copy()
     correct[::2, 1] = -1
-    return Batch(clean, corrupted, pads, rows, correct, wrong)
+    return Part(clean, corrupted, pads, rows, correct, wrong)

@@ -13,20 +13,9 @@ import torch
 from torch import Tensor
 
 from acdc.model.transformer import Config, Transformer
+from acdc.parts import Part
 
 VOCAB = 50257
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Prompts as token ids, one scored position each (the last): see `acdc.runs.Prompts`."""
-
-    clean: np.ndarray
-    corrupted: np.ndarray
-    pad: np.ndarray
-    rows: np.ndarray
-    correct: np.ndarray
-    wrong: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -97,7 +86,7 @@ def raw_weights(c: Config, seed: int = 0) -> dict[str, Tensor]:
     return out
 
 
-def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Batch:
+def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Part:
     rng = np.random.default_rng(seed)
     clean = rng.integers(0, vocab, (n, shape.n_pos))
     corrupted = clean.copy()
@@ -108,10 +97,10 @@ def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Batch:
         corrupted[:, at] = (clean[:, at] + rng.integers(1, vocab, (n, len(at)))) % vocab
     rows = np.stack([np.arange(n), np.full(n, shape.n_pos - 1)], 1)
     answers = rng.integers(0, vocab, (n, 2))
-    return Batch(clean, corrupted, np.zeros(n, dtype=np.int64), rows, answers[:, :1], answers[:, 1:])
+    return Part(clean, corrupted, np.zeros(n, dtype=np.int64), rows, answers[:, :1], answers[:, 1:])
 
 
-def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Batch]:
+def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Part]:
     """The model and the prompts of a setting."""
     if setting.tiny:
         return load_tiny(setting.shape, dtype, setting.prompts)
@@ -121,7 +110,7 @@ def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transfor
     return Transformer(c, weights, setting.name), prompts(shape, setting.prompts, c.vocab_size)
 
 
-def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Batch]:
+def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Part]:
     """The bundled model and the prompts of one of its tasks."""
     from acdc import run as runner
     from acdc.config import resolve
@@ -130,7 +119,7 @@ def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer
     resolved, spec, _ = resolve(given, None, lambda: ("tiny", None))
     inputs = runner.load(resolved, spec)
     d = inputs.data.discovery
-    return inputs.model.transformer, Batch(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
+    return inputs.model.transformer, Part(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
 
 
 def unfolded(model: Transformer) -> dict[str, Tensor]:
