@@ -94,9 +94,10 @@ def make_metric(name: str, output: Output, targets: Targets) -> Metric:
 
 
 def make_guess(name: str, output: Output, targets: Targets, vocabulary: int) -> Metric | None:
-    """A cheap guess at the metric, Float[candidate row d_model] → Float[candidate batch]; None where the metric
-    itself is
-    cheap (few output columns, or none but the answers') or there is no guess (l2)."""
+    """A cheap guess at the metric, Float[candidate row d_model] → Float[candidate batch].
+
+    None where the metric itself is cheap (few output columns, or the answers' only), or there is no guess (l2).
+    """
     if vocabulary < SAMPLE_VOCABULARY or name not in ("kl", "nll", "prob-diff"):
         return None
     return make_metric(name, Sampled(output, targets.clean), targets)

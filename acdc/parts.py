@@ -23,9 +23,7 @@ from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Config, Transformer
 from acdc.runs import Prompts, Runs, means, prepare, unpaired
 
-SHARE = (
-    0.4  # of the memory beside the weights goes to the runs of a part; the rest is for values, batches and the metric
-)
+SHARE = 0.4  # of the memory beside the weights goes to a part's runs; the rest is for values, batches and the metric
 
 
 @dataclass(frozen=True)
