@@ -23,7 +23,8 @@ from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Config, Transformer
 from acdc.runs import Prompts, Runs, means, prepare, unpaired
 
-SHARE = 0.4  # of the memory beside the weights goes to a part's runs; the rest is for values, batches and the metric
+SHARE = 0.5  # of the memory beside the weights goes to a part's runs and values; the rest is for batches and the metric
+KEPT_RECEIVERS = 64  # a generous guess at how many receivers keep an edge
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,16 @@ class Part:
     wrong: np.ndarray
 
 
-def prompts_at_once(config: Config, n_pos: int, itemsize: int, memory: float) -> int:
-    """How many prompts of `n_pos` tokens may be held in `memory` bytes, the weights included; at least 1."""
+def prompts_at_once(config: Config, n_pos: int, n_live: int, itemsize: int, memory: float) -> int:
+    """How many prompts of `n_pos` tokens may be held in `memory` bytes, the weights included; at least 1.
+
+    Args:
+        n_live: at how many of the tokens anything can change
+    """
     weights = sum(int(np.prod(shape)) for shape in config.shapes().values()) * itemsize
-    streams = 2 * (2 + 2 * config.n_layers) + config.n_layers + 1  # clean, ablated, residual
-    per_prompt = streams * n_pos * config.d_model * itemsize
+    runs = 2 * (2 + 2 * config.n_layers) + config.n_layers + 1  # clean, ablated, residual
+    values = 2 * min(KEPT_RECEIVERS, config.n_layers * (3 * config.n_heads + 1))  # base and current inputs
+    per_prompt = (runs * n_pos + values * n_live) * config.d_model * itemsize
     return max(1, int(SHARE * max(0.0, memory - 2 * weights) / per_prompt))
 
 
@@ -94,17 +100,19 @@ class Parts:
         return Path(self._folder.name) / name
 
     def _write(self, runs: Runs) -> Path:
-        path = self.scratch(f"runs-{len(self._parts)}.safetensors")
+        folder = self.scratch(f"runs-{len(self._parts)}")
         tensors = {"pad": runs.pad, "rows": runs.rows, "residual": runs.residual, "start": torch.tensor(runs.start)}
         tensors |= {f"targets {f}": getattr(runs.targets, f) for f in ("example", "correct", "wrong", "clean")}
         tensors |= {f"clean {f.name}": getattr(runs.clean, f.name) for f in fields(Activations)}
         if self._mean is None:
             tensors |= {f"ablated {f.name}": getattr(runs.ablated, f.name) for f in fields(Activations)}
-        _save(path, tensors)
-        return path
+        folder.mkdir()
+        for name, x in tensors.items():  # a file each, for what is written is copied
+            save_file({"x": x.contiguous()}, folder / name)
+        return folder
 
-    def _read(self, path: Path) -> Runs:
-        t = load_file(path, device=str(self._model.device))
+    def _read(self, folder: Path) -> Runs:
+        t = {path.name: load_file(path, device=str(self._model.device))["x"] for path in folder.iterdir()}
         pad = t["pad"]
         clean = Activations(*(t[f"clean {f.name}"] for f in fields(Activations)))
         if self._mean is None:

@@ -95,9 +95,12 @@ def _part(config: Config, model: Model, data: Data, memory: float | None) -> int
     """How many prompts are held in memory at once, if not all."""
     if config.part is not None:
         return config.part
-    t = model.transformer
-    n = prompts_at_once(t.config, data.discovery.clean.shape[1], t.dtype.itemsize, memory or default_memory(t.device))
-    return n if n < len(data.discovery.clean) else None
+    t, d = model.transformer, data.discovery
+    n_pos = n_live = d.clean.shape[1]
+    if config.ablation == "corrupted" and t.config.causal:
+        n_live -= int((d.clean == d.corrupted).all(0).cumprod().sum())
+    n = prompts_at_once(t.config, n_pos, n_live, t.dtype.itemsize, memory or default_memory(t.device))
+    return n if n < len(d.clean) else None
 
 
 def default_memory(device: torch.device) -> float:

@@ -89,11 +89,12 @@ def prepare(model: Transformer, prompts: Prompts, ablation: str, mean: Activatio
             same = (tokens == other).cumprod(1).bool()
             start = int(same.all(0).cumprod(0).sum())
             same = same[None, :, :, None]
-            ablated = Activations(
-                torch.where(same, clean.inputs, ablated.inputs),
-                torch.where(same[:, :, None], clean.z, ablated.z),
-                torch.where(same, clean.mlp, ablated.mlp),
-            )
+            for into, x, where in (
+                (ablated.inputs, clean.inputs, same),
+                (ablated.z, clean.z, same[:, :, None]),
+                (ablated.mlp, clean.mlp, same),
+            ):
+                torch.where(where, x, into, out=into)
     else:
         ablated = unpaired(ablation, means(model, prompts) if mean is None else mean, len(tokens))
     final = residual[-1][rows[:, 0], rows[:, 1]]
@@ -133,6 +134,16 @@ def means(model: Transformer, prompts: Prompts) -> Activations:
 
 
 def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
-    parts = [model.run(t, p) for t, p in zip(tokens.split(CHUNK), pad.split(CHUNK), strict=True)]
-    join = [torch.cat([getattr(a, name) for a, _ in parts], 1) for name in ("inputs", "z", "mlp")]
-    return Activations(*join), torch.cat([residual for _, residual in parts], 1)
+    """A plain run, some prompts at a time; beside the result only one chunk's is in memory."""
+    whole: list[Tensor] = []
+    for start in range(0, len(tokens), CHUNK):
+        at = slice(start, start + CHUNK)
+        run, residual = model.run(tokens[at], pad[at])
+        parts = (run.inputs, run.z, run.mlp, residual)
+        if len(tokens) <= CHUNK:
+            return run, residual
+        whole = whole or [x.new_empty(x.shape[0], len(tokens), *x.shape[2:]) for x in parts]
+        for into, x in zip(whole, parts, strict=True):
+            into[:, at] = x
+    inputs, z, mlp, residual = whole
+    return Activations(inputs, z, mlp), residual

@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from acdc.errors import TaskError, unknown
 from acdc.taskschema import Prompt, Task, short
 
-MAX_FILE_BYTES = 1_000_000
+MAX_YAML_BYTES = 1_000_000  # YAML is read slowly, and its nesting has no bound
+MAX_ROWS_BYTES = 100_000_000
 MAX_INCLUDES = 20
 MAX_PROBLEMS = 10  # lines of one message
 
@@ -41,11 +42,11 @@ class Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
     """The file's text; a missing, huge or binary file is a `TaskError`."""
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise TaskError(f"{path}: is larger than {MAX_FILE_BYTES:,} bytes, the limit for task files")
+        if path.stat().st_size > limit:
+            raise TaskError(f"{path}: is larger than {limit:,} bytes, the limit for {path.suffix or 'such'} files")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise TaskError(f"{path}: can't be read: {error.strerror}") from None
@@ -101,7 +102,7 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("file"), str) or "rows" in data:
         return content
     file, rows = path.parent / data["file"], []
-    for number, line in enumerate(read_text(file).splitlines(), start=1):
+    for number, line in enumerate(read_text(file, MAX_ROWS_BYTES).splitlines(), start=1):
         if not line.strip():
             continue
         try:

@@ -60,9 +60,10 @@ def test_a_run_in_parts_is_recorded_resumes_and_leaves_nothing_behind(tmp_path, 
 
 def test_memory_decides_how_many_prompts_are_held():
     gpt2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)
-    sizes = [prompts_at_once(gpt2, 64, 4, gigabytes * 1e9) for gigabytes in (0.5, 2, 4, 8)]
+    sizes = [prompts_at_once(gpt2, 64, 64, 4, gigabytes * 1e9) for gigabytes in (0.5, 2, 4, 8)]
     assert sizes[0] == 1
     assert sizes == sorted(set(sizes))
+    assert prompts_at_once(gpt2, 64, 14, 4, 4e9) > sizes[2]
     config, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
     assert runner.load(config, task).config.part is None
     assert 1 <= runner.load(config, task, memory=2e7).config.part < 100
