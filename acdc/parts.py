@@ -67,6 +67,7 @@ class Parts:
             runs = prepare(model, _take(prompts, start, min(start + size, n)), ablation, self._mean)
             targets.append(replace(runs.targets, example=runs.targets.example + start))
             self._parts.append(runs if self._folder is None else self._write(runs))
+            del runs  # before the next part is made
         self.targets = Targets(
             torch.cat([t.example for t in targets]),
             n,

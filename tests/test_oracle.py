@@ -13,6 +13,7 @@ from acdc import metrics
 from acdc.incremental import Engine
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
+from acdc.model import transformer
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
 from tests.oracle import Naive, naive_acdc
@@ -155,6 +156,25 @@ def test_guesses_change_the_work_and_not_the_decisions(monkeypatch, metric, seed
         discover(engine, Options(0.01), journal)
         found.append([(d.edge, d.kept) for d in journal.decisions])
     assert all(f == found[0] for f in found)
+
+
+@pytest.mark.parametrize("block", [1, 7, 10**6])
+@pytest.mark.parametrize("metric", ["kl", "nll", "prob-diff"])
+def test_blocks_of_the_vocabulary_do_not_change_decisions(monkeypatch, metric, block):
+    model = random_model(1, n_layers=3, vocab_size=23, vocab_out=23)
+    prompts = random_prompts(1, model)
+    monkeypatch.setattr(transformer, "VOCAB_BLOCK", block)
+    compare(model, prompts, metric, "corrupted", 0.01, True, 7)
+
+
+def test_the_log_carries_the_margin_of_each_decision():
+    model = random_model(2, n_layers=3)
+    prompts = random_prompts(2, model)
+    runs, journal = prepare(model, prompts, "corrupted"), Journal()
+    discover(Engine(model, model.config.graph(), runs, runs.metric("kl", model)), Options(0.01), journal)
+    *_, margin = naive_acdc(Naive(model, prompts, "kl", "corrupted"), 0.01, True, False)
+    assert all(d.kept == (d.margin <= 0) and d.margin == pytest.approx(0.01 - d.change) for d in journal.decisions)
+    assert min(abs(d.margin) for d in journal.decisions) == pytest.approx(margin, abs=TOLERANCE)
 
 
 def test_the_guess_is_near_the_metric(monkeypatch):
