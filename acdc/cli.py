@@ -124,8 +124,12 @@ def run(
     for note in notes:
         say(note)
     from acdc import run as runner  # torch is loaded here, after all that can be wrong without it
+    from acdc.competence import competence, warning
 
     inputs = runner.load(settings, checked, _bytes(memory) if memory else None)
+    if doubt := warning(inputs, competence(inputs)):
+        notes.append(doubt)
+        say(doubt)
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
@@ -310,13 +314,18 @@ def _number(value: float | None) -> str:
 
 
 @app.command()
-def tasks(name: Annotated[str | None, typer.Argument(help="A task, for its details.")] = None) -> None:
-    """The shipped tasks, one line each; with a name: its details.
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A task or a YAML file, for its details.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Show how well this model does the task.")] = None,
+) -> None:
+    """The shipped tasks, one line each; with a name: its details, and with a model: how well the model does it.
 
-    Example: acdc tasks greater-than
+    Example: acdc tasks greater-than --model tiny
     """
     from acdc.taskfile import load_task, task_names
 
+    if name is None and model is not None:
+        raise UserError(f"--model {model}: name a task, too: acdc tasks greater-than --model {model}")
     if name is None:
         _list({n: load_task(n).description for n in task_names()})
         return
@@ -330,6 +339,33 @@ def tasks(name: Annotated[str | None, typer.Argument(help="A task, for its detai
         f"{d.ablation} ablation" + (f", model {d.model}" if d.model else ""),
         **({"per model": overrides} if overrides else {}),
     })  # fmt: skip
+    if model is not None:
+        typer.echo("\n" + _competence(name, model))
+
+
+def _competence(task: str, model: str) -> str:
+    """How well a model does a task, as a short table."""
+    from acdc.config import resolve
+
+    settings, checked, _ = resolve({"task": task, "model": model}, None, _default_model)
+    from acdc import run as runner
+    from acdc.competence import competence, warning
+
+    inputs = runner.load(settings, checked)
+    found = competence(inputs)
+    if found is None:
+        return f"{checked.name} has no answers, so there is nothing to be right about"
+    low, high = found.interval
+    lines = [
+        f"{model} on {settings.examples} prompts, seed {settings.seed}: accuracy {found.accuracy:.1%} ({low:.1%} to "
+        f"{high:.1%}), by chance {found.chance:.1%}",
+        "",
+        f"{'(↓ lower, ↑ higher is better)':32}{'clean':>12}{'corrupted':>12}",
+        f"{'accuracy ↑':32}{found.accuracy:>12.4f}{found.accuracy_corrupted:>12.4f}",
+        *(f"{name + ' ↓':32}{clean:>12.4f}{other:>12.4f}" for name, (clean, other) in found.metrics.items()),
+    ]
+    doubt = warning(inputs, found)
+    return "\n".join([*lines, "", doubt] if doubt else lines)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -268,3 +269,30 @@ def test_every_shipped_config_resolves():
     assert files
     for file in files:
         assert config.resolve({}, file, None)
+
+
+def test_how_well_a_model_does_a_task(acdc):
+    result = acdc("tasks", "ioi", "--model", "tiny")
+    assert result.code == 0
+    assert "tiny on 100 prompts, seed 0: accuracy 100.0% (96.3% to 100.0%), by chance 50.0%" in result.out
+    clean, corrupted = (float(x) for x in re.search(r"logit-diff ↓ +(\S+) +(\S+)", result.out).groups())
+    assert clean < -5
+    assert abs(corrupted) < 1
+    assert "warning" not in result.out + result.err
+    assert "name a task" in acdc("tasks", "--model", "tiny").err
+
+
+def test_a_model_that_cannot_do_the_task_is_warned_of_first_and_last(acdc, tmp_path):
+    """The answers are exchanged: tiny gives the other name."""
+    task = "name: wrong\nversion: 1\nsource: test\ndescription: test\nmetrics: [kl, logit-diff]\n"
+    task += "defaults: {metric: kl, threshold: 1, examples: 3}\ndata:\n  rows:\n"
+    for a, b in ("Mary", "John"), ("John", "Mary"), ("Tom", "Mary"), ("Mary", "Tom"), ("Tom", "John"), ("John", "Tom"):
+        text = "Then, {} and {} went to the store. {} gave a drink to"
+        task += f"    - {{clean: '{text.format(a, b, a)}', corrupted: '{text.format(a, b, b)}', "
+        task += f"correct: ' {a}', wrong: ' {b}'}}\n"
+    (tmp_path / "wrong.yaml").write_text(task)
+    result = acdc("run", "--task", "wrong.yaml", "--model", "tiny", "--out", "out")
+    assert result.code == 0, result.err
+    lines = [line for line in result.err.splitlines() if "can't do wrong: accuracy" in line]
+    assert len(lines) == 2
+    assert lines[0] in json.loads((tmp_path / "out" / "circuit.json").read_text())["notes"]
