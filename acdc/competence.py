@@ -79,8 +79,8 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     low, high = found.interval
     return (
         f"warning: {inputs.config.model_name} can't do {inputs.task.name}: accuracy {found.accuracy:.0%} "
-        f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure means "
-        f"little (acdc tasks {inputs.config.task} --model {inputs.config.model_name})"
+        f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure "
+        f"means little (acdc tasks {inputs.config.task} --model {inputs.config.model_name})"
     )
 
 

@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from acdc.errors import ModelError
-from acdc.model.load import load_model
+from acdc.model.load import POST_NORM, load_model
 from acdc.model.transformer import VOCAB_BLOCK
 from tests.random_models import random_model
 
@@ -21,6 +21,12 @@ OPTIONS = {
     "relu": {"activation_function": "relu"},
     "gelu": {"activation_function": "gelu"},
     "inverse layer scale": {"scale_attn_by_inverse_layer_idx": True},
+    "no attention scale": {"scale_attn_weights": False, "initializer_range": 0.2},
+    "upcast": {
+        "scale_attn_by_inverse_layer_idx": True,
+        "reorder_and_upcast_attn": True,
+        "attn_implementation": "eager",
+    },
     "untied": {"tie_word_embeddings": False},
     "eps": {"layer_norm_epsilon": 1e-2},
     "wide vocabulary": {"vocab_size": VOCAB_BLOCK + 7},
@@ -61,6 +67,8 @@ def checkpoint(folder, seed=0, **options):
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("float64", 1e-9)])
 def test_logits_are_hugging_faces(tmp_path, options, dtype, tolerance):
     theirs = checkpoint(tmp_path, **options).to(getattr(torch, dtype))
+    for block in theirs.transformer.h:  # scores in float32, a flag that Hugging Face's code does not take in float64
+        block.attn.reorder_and_upcast_attn &= dtype == "float32"
     ours = load_model(str(tmp_path), "cpu", dtype).transformer
     tokens = torch.randint(0, ours.config.vocab_size, (3, 9), generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
@@ -101,66 +109,147 @@ def test_blocked_logsumexp_and_centred_logits():
     assert torch.allclose(found, log_p.gather(1, ids), atol=1e-12)
 
 
-def damage(kind, folder):
-    raw, tensors = json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
-    if kind == "no config":
-        (folder / "config.json").unlink()
-    elif kind == "config is no JSON":
-        (folder / "config.json").write_text("{")
-    elif kind == "config without a key":
-        del raw["n_head"]
-    elif kind == "another architecture":
-        raw["model_type"] = "bert"
-    elif kind == "cross attention":
-        raw["add_cross_attention"] = True
-    elif kind == "unknown activation":
-        raw["activation_function"] = "gelo"
-    elif kind == "no weights":
-        (folder / "model.safetensors").unlink()
-    elif kind == "pickled weights only":
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    elif kind == "missing tensor":
-        del tensors["transformer.h.1.mlp.c_fc.weight"]
-    elif kind == "wrong shape":
-        tensors["transformer.h.0.attn.c_proj.weight"] = torch.zeros(16, 15)
-    elif kind == "NaN":
-        tensors["transformer.wpe.weight"][0, 0] = torch.nan
-    elif kind == "no tokenizer":
-        (folder / "tokenizer.json").unlink()
-    elif kind == "broken tokenizer":
-        (folder / "tokenizer.json").write_text("{}")
-    if (folder / "config.json").exists() and kind.startswith(("config without", "another", "cross", "unknown")):
-        (folder / "config.json").write_text(json.dumps(raw))
-    if kind in ("missing tensor", "wrong shape", "NaN"):
-        save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
-    if kind == "truncated weights":
-        path = folder / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-100])
+def write_index(folder, content):
+    (folder / "model.safetensors.index.json").write_text(json.dumps(content))
 
 
-BAD = {
-    "no config": "config.json: not found",
-    "config is no JSON": "config.json: not readable as JSON",
-    "config without a key": "key 'n_head' is missing",
-    "another architecture": "architecture 'bert' is not supported; supported: gpt2",
-    "cross attention": "add_cross_attention is True",
-    "unknown activation": "Did you mean 'gelu'",
-    "no weights": "no weights; expected model.safetensors",
-    "pickled weights only": "pickled weights",
-    "missing tensor": "tensor 'h.1.mlp.c_fc.weight' is missing",
-    "wrong shape": "has shape (16, 15), not (16, 16)",
-    "NaN": "contains NaN",
-    "truncated weights": "not a readable safetensors file",
-    "no tokenizer": "no tokenizer",
-    "broken tokenizer": "not a readable tokenizer",
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+# A change of the folder, of config.json or of the tensors, and what is said.
+BAD_FILES = {
+    "no config": (lambda f: (f / "config.json").unlink(), "config.json: not found"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not readable as JSON"),
+    "config is no object": (lambda f: (f / "config.json").write_text("[]"), "config.json: must be a JSON object"),
+    "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights; expected model.safetensors"),
+    "pickled weights only": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), "pickled weights"),
+    "truncated weights": (lambda f: truncate(f / "model.safetensors"), "not a readable safetensors file"),
+    "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a readable safetensors file"),
+    "missing shard": (
+        lambda f: write_index(f, {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}),
+        "model-2.safetensors, which does not exist",
+    ),
+    "index without a map": (lambda f: write_index(f, {}), "index.json: key 'weight_map' is missing"),
+    "index of another kind": (
+        lambda f: write_index(f, {"weight_map": ["a"]}),
+        "index.json: a value is not of the kind",
+    ),
+    "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
+    "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a readable tokenizer"),
+}
+BAD_CONFIGS = {
+    "no architecture": ({"model_type": None}, "key 'model_type' is missing"),
+    "another architecture": ({"model_type": "bert"}, "architecture 'bert' is not supported; supported: gpt2, gpt_neo"),
+    "a missing key": ({"n_head": None}, "key 'n_head' is missing"),
+    "text for a number": ({"n_embd": "wide"}, "n_embd is 'wide'; it must be a whole number above 0"),
+    "no heads": ({"n_head": 0}, "n_head is 0; it must be a whole number above 0"),
+    "no layers": ({"n_layer": 0}, "n_layer is 0; it must be a whole number above 0"),
+    "no epsilon": ({"layer_norm_epsilon": "small"}, "norm_eps is 'small'; it must be a number"),
+    "odd heads": ({"n_head": 3}, "the width 16 is no multiple of the number of heads 3"),
+    "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
+    "unknown activation": ({"activation_function": "gelo"}, "Did you mean 'gelu'"),
+    "soft cap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is set, but logits with a soft cap"),
+    "scores' soft cap": ({"attn_logit_softcapping": 50.0}, "attention scores with a soft cap"),
+    "quantized": ({"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not supported"),
+    "another width": ({"vocab_size": 24}, "'wte.weight' has shape (23, 16), not (24, 16)"),
+}
+BAD_TENSORS = {
+    "missing": ({"h.1.mlp.c_fc.weight": None}, "tensor 'h.1.mlp.c_fc.weight' is missing"),
+    "no norm": ({"h.1.ln_1.weight": None}, "tensor 'h.1.ln_1.weight' is missing"),
+    "shape": ({"h.0.attn.c_proj.weight": torch.zeros(16, 15)}, "has shape (16, 15), not (16, 16)"),
+    "NaN": ({"wpe.weight": torch.full((12, 16), torch.nan)}, "'position.weight' contains NaN or infinity"),
+    "infinity": ({"h.0.ln_1.bias": torch.full((16,), torch.inf)}, "contains NaN or infinity"),
+    "infinities of both signs": (
+        {"wpe.weight": torch.tensor([1, -1] * 96).view(12, 16) / 0},
+        "contains NaN or infinity",
+    ),
+    "another head": ({"score.weight": torch.zeros(2, 16)}, "tensor 'score.weight' has no place in a model of this"),
+    "a norm's fixed deviation": (
+        {f"h.{i}.ln_1.average_std_buffer": torch.ones(12) for i in range(2)},
+        "tensor 'h.0.ln_1.average_std_buffer' (and 1 more) has no place",
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
-def test_a_bad_checkpoint_is_one_clear_line(tmp_path, kind):
-    checkpoint(tmp_path)
-    damage(kind, tmp_path)
+def refused(folder, message):
     with pytest.raises(ModelError) as error:
-        load_model(str(tmp_path), "cpu")
-    assert BAD[kind] in str(error.value)
+        load_model(str(folder), "cpu")
+    assert message in str(error.value)
+    assert str(folder) in str(error.value) or str(error.value).startswith("model config: ")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("damage", "message"), BAD_FILES.values(), ids=BAD_FILES)
+def test_bad_files_are_one_clear_line(tmp_path, damage, message):
+    checkpoint(tmp_path)
+    damage(tmp_path)
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_CONFIGS.values(), ids=BAD_CONFIGS)
+def test_bad_configs_are_one_clear_line(tmp_path, change, message):
+    checkpoint(tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    refused(tmp_path, message)
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_TENSORS.values(), ids=BAD_TENSORS)
+def test_bad_tensors_are_one_clear_line(tmp_path, change, message):
+    checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path) | {f"transformer.{name}": x for name, x in change.items()}
+    save_file({name: x.clone() for name, x in tensors.items() if x is not None}, path)
+    refused(tmp_path, message)
+
+
+def test_tensors_that_change_nothing_are_no_obstacle(tmp_path):
+    """Masks that old versions of Hugging Face stored, and a second copy of a tied head."""
+    checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    before, tensors = load_model(str(tmp_path), "cpu"), load_file(path)
+    tensors["transformer.h.0.attn.bias"] = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    tensors["transformer.h.0.attn.masked_bias"] = torch.tensor(-1e4)
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
+    save_file(tensors, path)
+    after = load_model(str(tmp_path), "cpu")
+    assert after.hash != before.hash
+    for name, x in before.transformer.weights.items():
+        assert torch.allclose(after.transformer.weights[name], x, atol=1e-6)
+
+
+def test_large_weights_are_finite(tmp_path):
+    """Their sum overflows."""
+    checkpoint(tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {"transformer.h.0.mlp.c_fc.bias": torch.full((64,), 3e38)}, path)
+    load_model(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+def test_norms_after_attention_are_refused_with_the_reason(tmp_path, family):
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    refused(tmp_path, f"'{family}' is not supported: it normalises the sum of a layer's heads before adding it")
+    refused(tmp_path, "supported: gpt2, gpt_neo, gpt_neox, llama, mistral, qwen2, qwen3")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rope_type": "yarn", "factor": 2.0}, "rope type 'yarn' is not supported; default, linear and llama3 are"),
+        ({"rope_type": "linear"}, "key 'factor' is missing"),
+        ({"rope_theta": "far"}, "a value is not of the kind"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is supported"),
+    ],
+)
+def test_rotations_that_are_not_known(tmp_path, change, message):
+    sizes = {"vocab_size": 4, "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1}
+    config = LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2, bos_token_id=0, eos_token_id=0)
+    checkpoint(tmp_path)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    raw = json.loads(path.read_text())
+    raw["rope_parameters"] |= change
+    path.write_text(json.dumps(raw))
+    refused(tmp_path, message)

@@ -1,4 +1,9 @@
-"""GPT-2 checkpoints (any size, vocabulary and fine-tuning) onto the transformer."""
+"""GPT-2 checkpoints (any size, vocabulary and fine-tuning) onto the transformer.
+
+Among them those whose layer norm was removed by fine-tuning (Heimersheim 2024, Baroni et al. 2025). They are stored as
+ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1e6 undo the division by its root. What is
+left is x − mean(x), and nothing here treats them specially.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.errors import ModelError
-from acdc.model.checkpoint import Checkpoint, heads, refuse, take
+from acdc.model.checkpoint import Checkpoint, heads, refuse, share, sizes
 from acdc.model.transformer import Config
 
 
 def config(raw: dict[str, Any], where: str) -> Config:
     """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
-    refuse(raw, where, add_cross_attention=False, scale_attn_weights=True)
-    n_layers, n_heads, width, n_positions, vocab = take(
+    refuse(raw, where, add_cross_attention=False)
+    n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size"
     )
-    if width % n_heads:
-        raise ModelError(f"{where}: n_embd {width} is no multiple of n_head {n_heads}")
     return Config(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
-        d_head=width // n_heads,
+        d_head=share(width, n_heads, where),
         d_mlp=raw.get("n_inner") or 4 * width,
         n_positions=n_positions,
         vocab_size=vocab,
@@ -45,7 +47,8 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
         w, b = t.fold(at + "ln_1", t.get(at + "attn.c_attn.weight", d, 3 * d), t.get(at + "attn.c_attn.bias", 3 * d))
         for x, w_x, b_x in zip("qkv", w.split(d, 1), b.split(d), strict=True):
             out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w_x, b_x, c.n_heads)
-        scale = c.d_head**-0.5 / ((i + 1) if raw.get("scale_attn_by_inverse_layer_idx") else 1)
+        scale = c.d_head**-0.5 if raw.get("scale_attn_weights", True) else 1.0
+        scale /= i + 1 if raw.get("scale_attn_by_inverse_layer_idx") else 1
         out[to + "q.weight"], out[to + "q.bias"] = out[to + "q.weight"] * scale, out[to + "q.bias"] * scale
         out[to + "o.weight"] = t.get(at + "attn.c_proj.weight", d, d).view(c.n_heads, c.d_head, d)
         out[to + "o.bias"] = t.get(at + "attn.c_proj.bias", d)
@@ -55,4 +58,5 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
         out[to + "mlp_out.bias"] = t.get(at + "mlp.c_proj.bias", d)
     head = t.get("lm_head.weight", c.vocab_out, d) if raw.get("tie_word_embeddings") is False else embedding
     out["unembed.weight"], out["unembed.bias"] = t.fold("ln_f", head.T, torch.zeros(c.vocab_out, dtype=head.dtype))
+    t.finish()
     return out

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, heads, take
+from acdc.model.checkpoint import Checkpoint, heads, share, sizes
 from acdc.model.transformer import Config
 
 
 def config(raw: dict[str, Any], where: str) -> Config:
     """The transformer's config from Hugging Face's config.json."""
-    n_layers, n_heads, width, n_positions, vocab = take(
+    n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
     )
     kinds = raw.get("attention_layers") or [
@@ -24,7 +24,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
-        d_head=width // n_heads,
+        d_head=share(width, n_heads, where),
         d_mlp=raw.get("intermediate_size") or 4 * width,
         n_positions=n_positions,
         vocab_size=vocab,
@@ -52,4 +52,5 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
         out[to + "mlp_out.weight"], out[to + "mlp_out.bias"] = t.linear(at + "mlp.c_proj", hidden, d)
     head = t.get("lm_head.weight", c.vocab_out, d) if raw.get("tie_word_embeddings") is False else embedding
     out["unembed.weight"], out["unembed.bias"] = t.fold("ln_f", head.T, torch.zeros(c.vocab_out, dtype=head.dtype))
+    t.finish()
     return out

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, frequencies, rope, take
+from acdc.model.checkpoint import Checkpoint, frequencies, rope, share, sizes
 from acdc.model.transformer import Config
 
 
 def config(raw: dict[str, Any], where: str) -> Config:
     """The transformer's config from Hugging Face's config.json."""
-    n_layers, n_heads, width, hidden, n_positions, vocab = take(
+    n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
         raw,
         where,
         "num_hidden_layers",
@@ -22,7 +22,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
         "max_position_embeddings",
         "vocab_size",
     )
-    d_head = width // n_heads
+    d_head = share(width, n_heads, where)
     rotated = {"rotary_pct": 0.25, "rope_parameters": {}, **raw}
     return Config(
         n_layers=n_layers,
@@ -63,4 +63,5 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
     name = "lm_head" if t.has("lm_head.weight") else "embed_out"
     head = embedding if raw.get("tie_word_embeddings") else t.get(f"{name}.weight", c.vocab_out, d)
     out["unembed.weight"], out["unembed.bias"] = t.fold("final_layer_norm", head.T, head.new_zeros(c.vocab_out))
+    t.finish()
     return out

@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, take
+from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, rope, sizes
 from acdc.model.transformer import Config
 
 
 def config(raw: dict[str, Any], where: str) -> Config:
     """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
     refuse(raw, where, pretraining_tp=1)
-    n_layers, n_heads, width, hidden, n_positions, vocab = take(
+    refuse(rope(raw), where, partial_rotary_factor=1.0)
+    n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
         raw,
         where,
         "num_hidden_layers",
@@ -82,9 +83,11 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
         w, out[to + "o.bias"] = t.linear(at + "self_attn.o_proj", wide, d)
         out[to + "o.weight"] = w.reshape(c.n_heads, c.d_head, d)
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            w, b = t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, hidden))
-            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = w.contiguous(), b
+            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = t.fold(
+                at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, hidden)
+            )
         out[to + "mlp_out.weight"], out[to + "mlp_out.bias"] = t.linear(f"{at}mlp.down_proj", hidden, d)
     head = embedding if raw.get("tie_word_embeddings") else t.get("lm_head.weight", c.vocab_out, d)
     out["unembed.weight"], out["unembed.bias"] = t.fold("norm", head.T, head.new_zeros(c.vocab_out))
+    t.finish()
     return out

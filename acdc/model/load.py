@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
+from acdc.model.checkpoint import take, values
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Transformer
@@ -27,6 +30,15 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen2": llama,
     "qwen3": llama,
 }
+POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
+"""Families that normalise what attention and MLPs write, before it is added to the stream. The heads of a layer go
+through that norm together, so no head has a write of its own that an edge could carry."""
+REFUSED = {
+    "attn_logit_softcapping": "attention scores with a soft cap are",
+    "final_logit_softcapping": "logits with a soft cap are",
+    "quantization_config": "quantized weights are",
+}
+"""Keys that no supported family has of itself, and that change what is computed."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -67,22 +79,39 @@ class Model:
 def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """Load a model by name. Raises ModelError with one line on what is wrong and where."""
     directory = find_model(name)
-    raw = read_json(directory / "config.json")
-    family = raw.get("model_type")
-    if family not in FAMILIES:
-        supported = ", ".join(f for f in FAMILIES if f != "acdc")
-        raise ModelError(
-            f"{directory / 'config.json'}: architecture {family!r} is not supported; supported: {supported}"
-        )
-    where, kind = str(directory / "config.json"), FAMILIES[family]
-    config = kind.config(raw, where)
-    files = _weight_files(directory)
-    weights = kind.weights(raw, _read_tensors(files, DTYPES[dtype]), config, str(directory))
+    raw, where = read_json(directory / "config.json"), str(directory / "config.json")
+    family = _family(raw, where)
+    kind = FAMILIES[family]
+    with values(where):
+        config = kind.config(raw, where)
     to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
-    transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
-    return Model(name, family, _hash(files), transformer, Tokenizer(directory, name))
+    tokenizer, files = Tokenizer(directory, name), _weight_files(directory)
+    tensors = _read_tensors(files, DTYPES[dtype])
+    with ThreadPoolExecutor(1) as beside:  # neither hashing nor torch holds the interpreter's lock
+        digest = beside.submit(_hash, files)
+        weights = kind.weights(raw, tensors, config, str(directory))
+        transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
+        return Model(name, family, digest.result(), transformer, tokenizer)
+
+
+def _family(raw: dict[str, Any], where: str) -> str:
+    """The family of a config.json. Raises ModelError for one that isn't supported, and says why."""
+    family = str(take(raw, where, "model_type")[0])
+    why = "is not supported"
+    if family in POST_NORM:
+        why += (
+            ": it normalises the sum of a layer's heads before adding it to the stream, so that no head has a write of "
+            "its own and the graph no edge from it"
+        )
+    if family not in FAMILIES:
+        supported = ", ".join(f for f in FAMILIES if f != "acdc")
+        raise ModelError(f"{where}: architecture {family!r} {why}; supported: {supported}")
+    for key, what in REFUSED.items():
+        if raw.get(key) is not None:
+            raise ModelError(f"{where}: {key} is set, but {what} not supported; only checkpoints without are")
+    return family
 
 
 def pick_device(device: str) -> torch.device:
@@ -98,8 +127,9 @@ def pick_device(device: str) -> torch.device:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        files = [directory / Path(str(n)).name for n in names]
+        with values(str(index)):
+            names = sorted(set(take(read_json(index), str(index), "weight_map")[0].values()))
+            files = [directory / Path(n).name for n in names]
         missing = [str(f) for f in files if not f.is_file()]
         if missing:
             raise ModelError(f"{index}: names {missing[0]}, which does not exist")
