@@ -27,7 +27,8 @@ class There(torch.Tensor):
 
     @staticmethod
     def __new__(cls, x):
-        out = torch.Tensor._make_wrapper_subclass(cls, x.shape, strides=x.stride(), storage_offset=x.storage_offset(), dtype=x.dtype, device=ELSEWHERE)
+        layout = {"strides": x.stride(), "storage_offset": x.storage_offset()}
+        out = torch.Tensor._make_wrapper_subclass(cls, x.shape, dtype=x.dtype, device=ELSEWHERE, **layout)
         out.here = x
         return out
 
