@@ -99,6 +99,7 @@ def main() -> None:
             row["peer"] = theirs
             if "total" in theirs:
                 theirs["ratio"] = theirs["total"] / row["median"]
+                theirs["ratios"] = sorted(t / mine for t in theirs["totals"] for mine in row["seconds"])
         say(markdown({"machine": found["machine"], "settings": {s.name: row}}, brief=True))
     if a.peer and wanted("overlap"):
         found["overlap"] = peer.overlap(a.peer, a.limit)

@@ -133,10 +133,10 @@ def unfolded(model: Transformer) -> dict[str, Tensor]:
 # Thresholds were found once by trying, so that circuits of 50 to 300 edges result.
 SMALL = Setting("small", 12, 12, 768, VOCAB, "greater-than", 25, 0.002)
 FULL = (
-    replace(SMALL, name="greater-than 25", peer=2),
-    replace(SMALL, name="ioi 25", shape="ioi", threshold=0.006, peer=2),
-    replace(SMALL, name="greater-than 100", prompts=100, repeats=1, naive=1),
-    replace(SMALL, name="ioi 100", shape="ioi", threshold=0.006, prompts=100, repeats=1, naive=1),
+    replace(SMALL, name="greater-than 25", repeats=5, peer=5),
+    replace(SMALL, name="ioi 25", shape="ioi", threshold=0.006, repeats=5, peer=5),
+    replace(SMALL, name="greater-than 100", prompts=100, repeats=1, naive=1, instrument=False),
+    replace(SMALL, name="ioi 100", shape="ioi", threshold=0.006, prompts=100, repeats=1, naive=1, instrument=False),
     Setting("tiny greater-than", 0, 0, 0, 0, "greater-than", 100, 0.01, repeats=5, naive=20),
     Setting("tiny ioi", 0, 0, 0, 0, "ioi", 100, 0.01, repeats=5, naive=20),
 )

@@ -129,14 +129,18 @@ def sampled(model, clean, corrupted, samples):
             first = False
     # Where the machine was busy for a while, a layer can't have cost more than one below it, which does all its work.
     cost = {layer: min(min(seconds[below]) for below in range(layer + 1)) for layer in seconds}
-    total = setup + sum(len(by_layer[layer]) * cost[layer] for layer in seconds)
+    totals = [
+        setup + sum(len(by_layer[layer]) * each for layer, each in round_.items())
+        for round_ in (cost, *({layer: seconds[layer][i] for layer in seconds} for i in range(samples)))
+    ]
     return {
         "seconds_by_layer": seconds,
         "edges_by_layer": {layer: len(e) for layer, e in by_layer.items()},
         "setup": setup,
         "sampled": sum(map(len, seconds.values())),
         "tested": len(model.edges),
-        "total": total,
+        "total": totals[0],
+        "totals": totals[1:],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 PHASES = ("output layer", "guess", "MLPs", "heads", "bookkeeping")
@@ -53,27 +54,45 @@ def _ratios(rows: dict[str, dict[str, Any]]) -> str:
     head += ["peak memory"]
     out = []
     for name, r in rows.items():
-        p, n, lim = r.get("peer", {}), r.get("naive"), r.get("limit")
+        p, n, lim, hf = r.get("peer", {}), r.get("naive"), r.get("limit"), r["hugging_face"]
         out.append(
             [
                 name,
                 f"{r['edges']} of {r['graph_edges']:,}",
                 seconds(r["median"]) + _spread(r["seconds"]),
-                f"{ratio(p['ratio'])} ({seconds(p['total'])} from {p['sampled']} edges)" if "ratio" in p else "–",
+                _peer(p) if "ratio" in p else "–",
                 f"{ratio(n['ratio'])} ({seconds(n['total'])} from {n['samples']} edges)" if n else "–",
-                f"{ratio(r['hugging_face']['bound'])} ({ratio(r['hugging_face']['bound_all_positions'])})",
-                f"{lim['ours_over_products']:.2f}" if lim else "–",
+                f"{ratio(hf['bound'])}{_over(r, ratio)}; {ratio(hf['bound_all_positions'])}",
+                f"{lim['ours_over_products']:.2f}{_times(r)}" if lim else "–",
                 f"{lim['output_share_of_products']:.0%}" if lim else "–",
                 f"{r['peak_mb']:,.0f} MB ({r['peak_mb_before']:,.0f} before)",
             ]
         )
     note = (
-        "ours: median of the runs (shortest to longest). auto-circuit, naive: their time over ours; extrapolated from "
-        "that many edges. plain passes: as many plain Hugging Face passes as evaluations were needed, over ours; "
-        "logits of the last position only (of all positions). products: ours over the time of only the matrix products "
-        "that were needed. output layer: its share of that time."
+        "ours: median of the runs (shortest to longest). auto-circuit: its time over ours, the fastest sample of each "
+        "layer and of those below it (every sample over every run); naive: its time over ours; both extrapolated from "
+        "that many edges. plain passes: as many plain Hugging Face passes as evaluations were needed, over ours; logits "
+        "of the last position only (spread over the runs); of all positions. products: ours over the time of only the "
+        "matrix products that were needed. output layer: its share of that time."
     )
     return table(head, out) + "\n\n" + note
+
+
+def _peer(p: dict[str, Any]) -> str:
+    low, high = p["ratios"][0], p["ratios"][-1]
+    return f"{ratio(p['ratio'])} ({ratio(low)} to {ratio(high)}; {seconds(p['total'])} from {p['sampled']} edges)"
+
+
+def _over(r: dict[str, Any], unit: Callable[[float], str]) -> str:
+    """The spread over the runs of a ratio of something to ours."""
+    bound, times = r["hugging_face"]["bound"] * r["median"], r["seconds"]
+    return f" ({unit(bound / max(times))} to {unit(bound / min(times))})" if len(times) > 1 else ""
+
+
+def _times(r: dict[str, Any]) -> str:
+    """The spread over the runs of ours over the products."""
+    products, times = r["limit"]["products_seconds"], r["seconds"]
+    return f" ({min(times) / products:.2f} to {max(times) / products:.2f})" if len(times) > 1 else ""
 
 
 def _spread(times: list[float]) -> str:
