@@ -71,9 +71,9 @@ def _ratios(rows: dict[str, dict[str, Any]]) -> str:
     note = (
         "ours: median of the runs (shortest to longest). auto-circuit: its time over ours, the fastest sample of each "
         "layer and of those below it (every sample over every run); naive: its time over ours; both extrapolated from "
-        "that many edges. plain passes: as many plain Hugging Face passes as evaluations were needed, over ours; logits "
-        "of the last position only (spread over the runs); of all positions. products: ours over the time of only the "
-        "matrix products that were needed. output layer: its share of that time."
+        "that many edges. plain passes: as many plain Hugging Face passes as evaluations were needed, over ours; with "
+        "logits of the last position only (spread over the runs); of all. products: ours over the time of only "
+        "the matrix products that were needed. output layer: its share of that time."
     )
     return table(head, out) + "\n\n" + note
 
