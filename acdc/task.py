@@ -185,7 +185,8 @@ def draw(task: Task, encoder: Encoder, rng: Random, examples: int, halves: int) 
     while len(found) < examples * halves:
         example, values = fill(task, prompts[len(found) % len(prompts)], slots, rng)
         unfit = next((reason for each in values for reason in encoder.unfit(each)), None)
-        if unfit is None and example.clean not in found:
+        alike = any(len({values[0][field] for field in group}) < len(group) for group in task.data.different)
+        if unfit is None and not alike and example.clean not in found:
             found[example.clean], misses = example, 0
             continue
         misses += 1
@@ -271,7 +272,7 @@ def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tup
 def compared(compare: Compare, value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The numbers on the right side of the slot's value, and the others."""
     sign = 1 if compare.relation == "greater" else -1
-    numbers = compare.among.texts()
+    numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != int(value)]
     right = tuple(n for n in numbers if sign * int(n) > sign * int(value))
     return right, tuple(n for n in numbers if n not in set(right))
 

@@ -205,6 +205,7 @@ class Source(Strict):
     slots: dict[Text, Slot] = {}
     lists: dict[Text, WordList] = {}  # slots that name one list draw different words within an example
     pieces: Texts = ()  # templates with | between tokens: draws that don't split exactly there are redrawn
+    different: tuple[tuple[Text, ...], ...] = ()  # groups of fields: draws that fill two of a group alike are redrawn
     bos: Flag = False  # put the tokenizer's BOS in front where it has one
     padding: Literal["none", "left"] = "none"
     splits: Literal["disjoint", "same"] = "disjoint"
@@ -252,11 +253,15 @@ class Corrupt(Strict):
 
 
 class Compare(Strict):
-    """Correct: the numbers of `among` that are greater (or less) than the slot's value; wrong: the others."""
+    """Correct: the numbers of `among` that are greater (or less) than the slot's value; wrong: the others.
+
+    The slot's value itself is wrong too, unless `equal` leaves it out.
+    """
 
     slot: Text
     relation: Literal["greater", "less"]
     among: Range
+    equal: Literal["wrong", "neither"] = "wrong"
 
 
 class Answers(Strict):
@@ -341,7 +346,7 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Task:
-        for check in (check_metrics, check_slots, check_corrupted, check_answers):
+        for check in (check_metrics, check_slots, check_different, check_corrupted, check_answers):
             for problem in check(self):
                 raise ValueError(problem)
         return self
@@ -391,6 +396,31 @@ def check_slots(task: Task) -> Iterator[str]:
             yield f"data.lists.{name}: is used by no slot; remove it"
 
 
+def check_different(task: Task) -> Iterator[str]:
+    words = forms(task.data)
+    for group in task.data.different:
+        for field in group:
+            if field not in words:
+                yield "data.different: " + unknown("slot", field, words)
+                return
+        if len(set(group)) != len(group) or len(group) < 2:
+            yield f"data.different: {list(group)} should be two or more slots, each once"
+        elif len(set().union(*(words[field] for field in group))) < len(group):
+            yield f"data.different: {list(group)} can't all be different: there are fewer words than slots"
+
+
+def forms(data: Source) -> dict[str, set[str]]:
+    """The words that may fill each field."""
+    found: dict[str, set[str]] = {}
+    for name, slot in data.slots.items():
+        words = data.lists.get(slot, ()) if isinstance(slot, str) else slot
+        if isinstance(words, Table):
+            found |= {f"{name}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
+        else:
+            found[name] = set(words.texts() if isinstance(words, Range) else words)
+    return found
+
+
 def check_words(key: str, words: Any) -> Iterator[str]:
     if isinstance(words, Range):
         return
@@ -423,8 +453,8 @@ def templates(task: Task) -> Iterator[tuple[str, str]]:
 def check_corrupted(task: Task) -> Iterator[str]:
     data, corrupt = task.data, task.corrupt
     if data.generator:
-        if data.slots or data.lists or data.pieces or corrupt:
-            yield "data.generator: brings its own prompts; slots, lists, pieces and corrupt don't go with it"
+        if data.slots or data.lists or data.pieces or data.different or corrupt:
+            yield "data.generator: brings its own prompts; slots, lists, pieces, different and corrupt don't go with it"
         return
     for i, prompt in enumerate(data.prompts or data.rows or ()):
         if prompt.corrupted is None and corrupt is None:

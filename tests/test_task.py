@@ -17,11 +17,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc.errors import TaskError
-from acdc.task import METRICS, Split, Task, load_task, make_data, task_dir, task_names
+from acdc.task import METRICS, Split, Task, Tokenizer, load_task, make_data, task_dir, task_names
 from acdc.taskfile import merge
-from acdc.taskschema import fields, render
+from acdc.taskschema import Table, fields, render
+from tests.assets import gpt2_tokenizer, smollm2
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
+REAL = (  # of words that tiny doesn't know
+    "capital-country",
+    "causal-because",
+    "causal-because-nonsense",
+    "gender-bias",
+    "greater-than-digits",
+    "hypernymy",
+)
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")
 BUNDLED = Path(__file__).parent.parent / "acdc" / "bundled"
 
@@ -104,7 +113,7 @@ def one_line(error: pytest.ExceptionInfo[TaskError], *expected: str) -> None:
 
 
 def test_all_tasks_ship() -> None:
-    assert task_names() == sorted((*LANGUAGE, *COMPILED))
+    assert task_names() == sorted((*LANGUAGE, *REAL, *COMPILED))
     assert task_dir().name == "tasks"
 
 
@@ -116,7 +125,7 @@ def test_shipped_task_loads(name: str) -> None:
     assert set(task.metrics) <= set(METRICS)
 
 
-@pytest.mark.parametrize("name", task_names())
+@pytest.mark.parametrize("name", sorted((*LANGUAGE, *COMPILED)))
 def test_shipped_task_fits_its_bundled_model(name: str) -> None:
     task = load_task(name)
     data = make_data(task, Fast(task.defaults.model or "tiny"), task.defaults.examples, task.defaults.seed)
@@ -188,6 +197,159 @@ def test_agreement_is_balanced_and_attracted() -> None:
     singular = [not clean.split()[1].endswith("s") for clean, _ in split.texts]
     assert sum(singular) == 25
     assert singular == [clean.split()[-1].endswith("s") for clean, _ in split.texts]
+
+
+# ---------------------------------------------------------------- tasks for real models
+
+
+@pytest.fixture(params=["words", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """One that knows every word as one token, and GPT-2's where `make assets` has brought it."""
+    if request.param == "words":
+        return Pieces()
+    from acdc.model.tokenizer import Tokenizer as Checkpoint
+
+    return Checkpoint(gpt2_tokenizer(), "gpt2")
+
+
+def texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[list[str]]:
+    """The answers of every row, without the space before them."""
+    return [[piece.strip() for piece in tokenizer.pieces([int(i) for i in row if i >= 0])] for row in ids]
+
+
+@pytest.mark.parametrize("name", [name for name in REAL if name != "greater-than-digits"])
+def test_task_for_real_models(name: str, tokenizer: Tokenizer) -> None:
+    """A hundred examples for each half, in which one token differs; no prompt is in both."""
+    task = load_task(name)
+    assert task.defaults.examples <= 100
+    data = make_data(task, tokenizer, 100, 0)
+    for split in (data.discovery, data.held_out):
+        check_split(task, split)
+        assert not split.pad.any()
+        assert (split.clean[:, 0] == tokenizer.bos_id).all()
+        assert ((split.clean != split.corrupted).sum(1) == 1).all()
+        assert (split.correct.shape, split.wrong.shape) == ((100, 1), (100, 1))
+    assert not {t for t, _ in data.discovery.texts} & {t for t, _ in data.held_out.texts}
+
+
+def test_gender_bias_is_balanced_and_swaps_stereotypes(tokenizer: Tokenizer) -> None:
+    task = load_task("gender-bias")
+    split = make_data(task, tokenizer, 100, 0).discovery
+    women, men = (set(task.data.slots[name]) for name in ("woman", "man"))  # type: ignore[call-overload]
+    assert not women & men
+    answers = zip(texts(tokenizer, split.correct), texts(tokenizer, split.wrong), strict=True)
+    for i, ((clean, corrupted), (correct, wrong)) in enumerate(zip(split.texts, answers, strict=True)):
+        (_, was, *rest), (_, other, *rest_corrupted) = clean.split(), corrupted.split()
+        assert rest == rest_corrupted
+        assert (was in women, other in men) == ((True, True) if i % 2 == 0 else (False, False))
+        assert (correct, wrong) == ((["she"], ["he"]) if was in women else (["he"], ["she"]))
+
+
+@pytest.mark.parametrize("name", ["causal-because", "causal-because-nonsense"])
+def test_causal_because(name: str, tokenizer: Tokenizer) -> None:
+    places = load_task(name).data.lists["places"]
+    assert isinstance(places, Table)
+    actions = dict(places.rows)
+    split = make_data(load_task(name), tokenizer, 100, 0).discovery
+    for (clean, corrupted), (correct,), (wrong,) in zip(
+        split.texts, texts(tokenizer, split.correct), texts(tokenizer, split.wrong), strict=True
+    ):
+        here, there = (text.split()[4] for text in (clean, corrupted))
+        assert clean == corrupted.replace(f" {there} ", f" {here} ")
+        assert actions[here] == correct != wrong
+        assert wrong in actions.values()
+        assert (wrong == actions[there]) if name == "causal-because" else there not in actions
+
+
+@pytest.mark.parametrize(("name", "words"), [("capital-country", "capitals"), ("hypernymy", "words")])
+def test_recall_of_a_relation(name: str, words: str, tokenizer: Tokenizer) -> None:
+    """The answer belongs to the word asked for, and to neither of the other two."""
+    table = load_task(name).data.lists[words]
+    assert isinstance(table, Table)
+    relation = dict(table.rows)
+    assert len(relation) == len(table.rows)
+    split = make_data(load_task(name), tokenizer, 100, 0).discovery
+    for (clean, corrupted), (correct,), (wrong,) in zip(
+        split.texts, texts(tokenizer, split.correct), texts(tokenizer, split.wrong), strict=True
+    ):
+        shown, asked = (word for word in re.findall(r"\w+", clean) if word in relation)
+        assert corrupted == re.sub(rf"\b{asked}\b", (set(corrupted.split()) - set(clean.split())).pop(), clean)
+        assert (correct, len({correct, wrong, relation[shown]})) == (relation[asked], 3)
+
+
+def test_tens_are_greater_less_or_neither() -> None:
+    digits, task = Digits(), load_task("greater-than-digits")
+    split = make_data(task, digits, 100, 0).discovery
+    check_split(task, split)
+    rows = zip(split.texts, texts(digits, split.correct), texts(digits, split.wrong), strict=True)
+    for (clean, corrupted), correct, wrong in rows:
+        tens = int(re.findall(r"\d+", clean)[0][2])
+        assert [int(digit) for digit in correct] == list(range(tens + 1, 10)) != []
+        assert [int(digit) for digit in wrong] == list(range(tens)) != []
+        assert corrupted == re.sub(r"(\d\d)\d\d", r"\g<1>01", clean)
+
+
+def test_gpt2_cannot_serve_single_digits() -> None:
+    from acdc.model.tokenizer import Tokenizer as Checkpoint
+
+    with pytest.raises(TaskError) as error:
+        make_data(load_task("greater-than-digits"), Checkpoint(gpt2_tokenizer(), "gpt2"), 10, 0)
+    one_line(error, "greater-than-digits: data.pieces:", "tokenizer gpt2 makes '", "can't serve the task")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_tiny_says_why_it_cannot_serve_a_task(name: str) -> None:
+    with pytest.raises(TaskError) as error:
+        make_data(load_task(name), Fast("tiny"), 10, 0)
+    if name == "greater-than-digits":
+        one_line(error, f"{name}: data.pieces:", "tokenizer tiny makes '", "this tokenizer can't serve the task")
+    else:
+        one_line(error, f"{name}: example 1", "words that tokenizer tiny doesn't know", "'<unk>'", "another model")
+
+
+@pytest.mark.parametrize("name", ["docstring", "subject-verb-agreement"])
+def test_words_of_more_tokens_are_redrawn(name: str) -> None:
+    """As SmolLM2 splits " bankers" and "morning": every prompt still has the same length."""
+
+    class Splits(Pieces):
+        pattern = re.compile(r" bank(?=ers?)|mor(?=ning)|" + Pieces.pattern.pattern)
+
+    split = make_data(load_task(name), Splits(), 100, 0).discovery
+    check_split(load_task(name), split)
+    assert not [clean for clean, _ in split.texts if " banker" in clean or '"""morning' in clean]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "least"),
+    [
+        ("capital-country", 0.98),
+        ("causal-because", 0.9),
+        ("causal-because-nonsense", 0.9),
+        ("docstring", 0.7),
+        ("gender-bias", 0.9),
+        ("gendered-pronoun", 0.98),
+        ("greater-than-digits", 0.98),
+        ("hypernymy", 0.98),
+        ("induction", 0.6),
+        ("ioi", 0.98),
+        ("subject-verb-agreement", 0.8),
+    ],
+)
+def test_smollm2_does_the_tasks(name: str, least: float) -> None:
+    """A real language model of 135 million weights is competent, and reads what the corruption changes."""
+    smollm2()
+    from acdc.competence import competence
+    from acdc.config import resolve
+    from acdc.run import load
+
+    given = {"task": name, "model": "smollm2", "examples": 50, "device": "cpu"}
+    config, task, _ = resolve(given, None, lambda: ("smollm2", None))
+    found = competence(load(config, task))
+    assert found is not None
+    assert found.able
+    assert found.accuracy >= least
+    assert found.accuracy_corrupted <= 0.55
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -281,6 +443,35 @@ def test_positions_do_not_count_bos(tmp_path: Path) -> None:
     split = make_data(task_of(tmp_path, change), Pieces(), 2, 0).discovery
     assert split.rows.tolist() == [[0, 2], [0, 5], [1, 2], [1, 5]]
     assert split.correct.shape == (4, 0)
+
+
+def test_different_fields_are_never_alike(tmp_path: Path) -> None:
+    """Also where the words come from different lists; a tie of all draws ends as too few prompts."""
+    words = {"a": ["cat", "dog", "cow"], "b": ["cat", "dog", "hen"]}
+    task = task_of(tmp_path, {"data": {"slots": words, "different": [["a", "b"]]}, "defaults": {"examples": 3}})
+    data = make_data(task, Pieces(), 3, 0)
+    drawn = {tuple(clean.split()[1:4:2]) for split in (data.discovery, data.held_out) for clean, _ in split.texts}
+    assert len(drawn) == 6
+    assert all(a != b for a, b in drawn)
+    with pytest.raises(TaskError) as error:
+        make_data(task, Pieces(), 4, 0)
+    one_line(error, "has only 7 different prompts")
+
+
+def test_rows_of_unequal_length_are_padded(tmp_path: Path) -> None:
+    rows = [
+        {"clean": clean, "corrupted": f"b{clean[1:]}", "correct": " x", "wrong": " y"} for clean in ("a b", "a b c d")
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    own = {"template": None, "slots": None, "file": "r.jsonl", "splits": "same"}
+    with pytest.raises(TaskError) as error:
+        make_data(task_of(tmp_path, {"data": own, "corrupt": None, "answers": None}), Pieces(), 2, 0)
+    one_line(error, "t: example 1 'a b': has 2 tokens, most have 4", "data.padding: left", "'a'|' b'")
+    padded = task_of(tmp_path, {"data": own | {"padding": "left"}, "corrupt": None, "answers": None})
+    split = make_data(padded, Pieces(), 2, 0).discovery
+    check_split(padded, split)
+    assert sorted(split.pad) == [0, 2]
+    assert (split.rows[:, 1] == 3).all()
 
 
 def test_rows_are_literal_and_come_from_jsonl(tmp_path: Path) -> None:
@@ -479,6 +670,27 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
         {"data": {"template": None, "generator": {"name": "repeated-tokens", "words": list("wxyz"), "length": 2}}},
         ["data.generator: brings its own prompts"],
     ),
+    (
+        "compare equal",
+        {
+            "data": {"slots": {"a": ["1", "2"]}},
+            "answers": {
+                "correct": None,
+                "wrong": None,
+                "compare": {"slot": "a", "relation": "greater", "among": {"range": [0, 9]}, "equal": "right"},
+            },
+        },
+        ["answers.compare.equal: should be 'wrong' or 'neither'", "'right'"],
+    ),
+    ("different", {"data": {"different": [["a", "c"]]}}, ["data.different: unknown slot 'c'"]),
+    ("different of one", {"data": {"different": [["a"]]}}, ["data.different: ['a'] should be two or more slots"]),
+    ("different twice", {"data": {"different": [["a", "a"]]}}, ["data.different: ['a', 'a'] should be two or more"]),
+    (
+        "different but alike",
+        {"data": {"slots": {"a": ["cat"], "b": ["cat"]}, "different": [["a", "b"]]}, "corrupt": {"redraw": ["b"]}},
+        ["data.different: ['a', 'b'] can't all be different: there are fewer words than slots"],
+    ),
+    ("different not a list", {"data": {"different": ["a"]}}, ["data.different.0: should be a list", "'a'"]),
     ("name", {"name": "other"}, ["name: 'other' should be the file's name, 't'"]),
     (
         "no file",
@@ -532,7 +744,21 @@ JSON = st.recursive(
     max_leaves=5,
 )
 PLACES = st.sampled_from(
-    [("data", key) for key in ("template", "templates", "rows", "slots", "lists", "pieces", "bos", "padding", "splits")]
+    [
+        ("data", key)
+        for key in (
+            "template",
+            "templates",
+            "rows",
+            "slots",
+            "lists",
+            "pieces",
+            "different",
+            "bos",
+            "padding",
+            "splits",
+        )
+    ]
     + [("corrupt", key) for key in ("redraw", "fix", "template", "shuffle")]
     + [("answers", key) for key in ("correct", "wrong", "compare", "next")]
     + [("defaults", key) for key in ("metric", "threshold", "examples", "models")]
@@ -599,6 +825,10 @@ BAD_ROWS = [
         ["r.jsonl line 1: unknown key 'corupted'", "Did you mean 'corrupted'"],
     ),
     ("no clean", '{"corrupted": "b b"}', ["r.jsonl line 1: clean: is missing"]),
+    ("no corrupted", '{"clean": "a b"}', ["corrupt: is missing and prompt 1 of data has no corrupted of its own"]),
+    ("no text", '\n{"clean": 5, "corrupted": "b b"}', ["r.jsonl line 2: clean: should be a text", "got 5"]),
+    ("empty text", '{"clean": "", "corrupted": "b b"}', ["r.jsonl line 1: clean:", "should have at least 1 character"]),
+    ("empty file", "", ["r.jsonl: has no rows"]),
     ("empty", "\n\n", ["r.jsonl: has no rows"]),
     ("a list", "[1]", ["r.jsonl line 1: should be a mapping"]),
     (
