@@ -77,8 +77,9 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     if found is None or found.able:
         return None
     low, high = found.interval
+    says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
-        f"warning: {inputs.config.model_name} can't do {inputs.task.name}: accuracy {found.accuracy:.0%} "
+        f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
         f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure "
         f"means little (acdc tasks {inputs.config.task} --model {inputs.config.model_name})"
     )

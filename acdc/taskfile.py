@@ -102,11 +102,11 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if not isinstance(data, dict) or not isinstance(data.get("file"), str) or "rows" in data:
         return content
     file, rows = path.parent / data["file"], []
-    for number, line in enumerate(read_text(file, MAX_ROWS_BYTES).splitlines(), start=1):
+    for number, line in enumerate(read_text(file, MAX_ROWS_BYTES).split("\n"), start=1):
         if not line.strip():
             continue
         try:
-            rows.append(Prompt.model_validate(json.loads(line)))
+            rows.append(Prompt.model_validate(json.loads(line, object_pairs_hook=_once)))
         except ValidationError as error:
             raise TaskError(explain(f"{file} line {number}", error)) from None
         except (ValueError, RecursionError) as error:
@@ -114,6 +114,15 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if not rows:
         raise TaskError(f"{file}: has no rows; it should have a JSON object a line: clean, corrupted, correct, wrong")
     return content | {"data": {**data, "rows": rows}}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON whose keys are all different."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def explain(where: str, error: ValidationError) -> str:

@@ -831,6 +831,8 @@ BAD_ROWS = [
     ("empty file", "", ["r.jsonl: has no rows"]),
     ("empty", "\n\n", ["r.jsonl: has no rows"]),
     ("a list", "[1]", ["r.jsonl line 1: should be a mapping"]),
+    ("key twice", '{"clean": "a", "clean": "b", "corrupted": "c"}', ["r.jsonl line 1:", "key 'clean' is there twice"]),
+    ("\u2028 ends no line", '{"clean": "\u2028", "corrupted": "b"}\n{', ["r.jsonl line 2: not valid JSON"]),
     (
         "some answers",
         '{"clean": "a", "corrupted": "b", "correct": "c"}\n{"clean": "b", "corrupted": "a"}',
@@ -841,7 +843,7 @@ BAD_ROWS = [
 
 @pytest.mark.parametrize(("text", "expected"), [bad[1:] for bad in BAD_ROWS], ids=[bad[0] for bad in BAD_ROWS])
 def test_bad_rows(tmp_path: Path, text: str, expected: list[str]) -> None:
-    (tmp_path / "r.jsonl").write_text(text)
+    (tmp_path / "r.jsonl").write_text(text, encoding="utf-8")
     change = {
         "data": {"template": None, "slots": None, "file": "r.jsonl"},
         "corrupt": None,
