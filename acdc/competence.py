@@ -89,5 +89,6 @@ def _final_rows(inputs: Inputs, tokens: np.ndarray) -> Tensor:
     """The model's normalised final stream at the scored positions of some prompts: Float[row d_model]."""
     model, prompts = inputs.model.transformer, inputs.data.discovery
     ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (tokens, prompts.pad, prompts.rows))
-    parts = [model.run(t, p)[1][-1] for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
+    # A view of the last layer would keep the streams of all layers, of all prompts.
+    parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
     return model.normalise(torch.cat(parts)[rows[:, 0], rows[:, 1]])
