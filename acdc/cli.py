@@ -19,7 +19,7 @@ from acdc.errors import UserError
 
 if TYPE_CHECKING:
     from acdc.formats.circuit_file import CircuitFile
-    from acdc.methods.acdc import Progress
+    from acdc.progress import Progress
 
 UsageError: Any = typer.BadParameter.__base__  # click's, which typer brings along under changing names
 
@@ -75,6 +75,13 @@ def run(
     threshold: Annotated[
         str | None, typer.Option("--threshold", "-T", help="τ in the metric's units; several, with commas: a run each.")
     ] = None,
+    edges: Annotated[int | None, typer.Option(help="Keep the N edges with the highest scores (not for acdc).")] = None,
+    greedy: Annotated[
+        bool | None, typer.Option("--greedy/--top", help="Grow the N edges from the logits instead.")
+    ] = None,
+    prefilter: Annotated[
+        str | None, typer.Option(help="METHOD:SHARE: acdc decides among its best edges only, as eap-ig:0.05.")
+    ] = None,
     metric: Annotated[
         str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
     ] = None,
@@ -85,7 +92,13 @@ def run(
         bool | None, typer.Option("--direct/--no-direct", help="Test whole q, k, v vectors first.")
     ] = None,
     order: Annotated[str | None, typer.Option(help="paper, heads-ascending, parents-ascending or random.")] = None,
-    abs_: Annotated[bool | None, typer.Option("--abs/--signed", help="Compare the size of a change with τ.")] = None,
+    abs_: Annotated[
+        bool | None, typer.Option("--abs/--signed", help="Go by the size of a change or score, not its sign.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Points on the path, for eap-ig.")] = None,
+    updates: Annotated[int | None, typer.Option(help="Updates of a method that trains gates.")] = None,
+    penalty: Annotated[float | None, typer.Option(help="Price of an open gate, for subnetwork-probing.")] = None,
+    sparsity: Annotated[float | None, typer.Option(help="Share of edges to close, for edge-pruning.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Most candidates evaluated at once.")] = None,
@@ -117,31 +130,35 @@ def run(
         "dtype": dtype,
         "device": device,
         "batch": batch,
+        "edges": edges,
+        "greedy": greedy,
+        "prefilter": prefilter,
+        "steps": steps,
+        "updates": updates,
+        "penalty": penalty,
+        "sparsity": sparsity,
     }
     from acdc.config import resolve
 
     settings, checked, notes = resolve(given, config, _default_model)
     for note in notes:
         say(note)
-    from acdc import run as runner  # torch is loaded here, after all that can be wrong without it
-    from acdc.competence import competence, warning
+    from acdc.inputs import load  # torch is loaded here, after all that can be wrong without it
+    from acdc.run import run as execute
 
-    inputs = runner.load(settings, checked, _bytes(memory) if memory else None)
-    if doubt := warning(inputs, competence(inputs)):
-        notes.append(doubt)
-        say(doubt)
+    inputs = load(settings, checked, _bytes(memory) if memory else None)
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
         folder = out / f"threshold-{value:g}" if out and len(thresholds) > 1 else out
         with _bar() as progress:
-            found.append(runner.run(at, folder, force, tuple(notes), progress))
+            found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         typer.echo(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]", nl=len(files) > 1)
     else:
         typer.echo(_table(*found[0]) if len(found) == 1 else _overview(found))
-    for note in notes:
+    for note in found[0][0].notes:
         say(note)
 
 
@@ -185,17 +202,19 @@ def _default_model() -> tuple[str, str | None]:
 
 @contextmanager
 def _bar() -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr, where that is a terminal: edges decided of all, removed, kept, current node, metric, ETA."""
+    """A bar on stderr, where that is a terminal: what is done of all, what the method says of it, ETA."""
     from tqdm import tqdm
 
-    with tqdm(unit=" edges", disable=None, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+    with tqdm(disable=None, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
 
         def show(p: Progress) -> None:
-            bar.total = p.removed + p.kept + p.left
-            bar.set_postfix_str(
-                f"removed {p.removed}, kept {p.kept}, left {p.left}, {p.node}, metric {p.metric:.4f}", refresh=False
-            )
-            bar.update(p.removed + p.kept - bar.n)
+            if bar.disable:
+                return
+            if p.unit != bar.desc:  # another stage
+                bar.reset()
+            bar.total, bar.desc = p.total, p.unit
+            bar.set_postfix_str(p.note, refresh=False)
+            bar.update(p.done - bar.n)
 
         yield show
 
@@ -208,7 +227,7 @@ def _table(file: CircuitFile, folder: Path) -> str:
         counts += f"; {both.kept:,} of {both.total:,} with direct edges"
     lines = [
         f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes",
-        f"method    {method.name}, {method.metric}, τ = {method.threshold:g}, {method.ablation} ablation, "
+        f"method    {method.name}, {method.metric}, {_bound(file)}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}",
         "",
         f"{'(↓ lower, ↑ higher is better)':32}{'full model':>12}{'circuit':>12}{'ablated':>12}",
@@ -220,12 +239,24 @@ def _table(file: CircuitFile, folder: Path) -> str:
             row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
             label = f"{half.replace('_', ' ')} {name} {'↑' if name == 'accuracy' else '↓'}"
             lines.append(f"{label:32}{row}")
-    lines += ["", f"{'strongest edges':32}{'rise of ' + method.metric:>12}"]
-    residual = [e for e in file.edges if e.change is not None and e.name not in file.model.graph.direct_index]
-    for edge in sorted(residual, key=lambda e: -(e.change or 0.0))[:8]:
-        lines.append(f"  {edge.name:30}{edge.change:>12.4f}")
+    by = "change" if method.name == "acdc" else "score"
+    title = f"rise of {method.metric}" if by == "change" else "score"
+    lines += ["", f"{'strongest edges':32}{title:>12}"]
+    strength = {e.name: getattr(e, by) for e in file.edges if e.name not in file.model.graph.direct_index}
+    for name, value in sorted(((n, x) for n, x in strength.items() if x is not None), key=lambda e: -e[1])[:8]:
+        lines.append(f"  {name:30}{value:>12.4f}")
     lines += ["", f"files     {folder}{'/'}"]
     return "\n".join(lines)
+
+
+def _bound(file: CircuitFile) -> str:
+    """How many edges were kept, and by what."""
+    method, options = file.method, file.method.options
+    filtered = f" among {options['prefilter']}" if "prefilter" in options else ""
+    if method.threshold is not None:
+        return f"{'τ' if method.name == 'acdc' else 'score from'} = {method.threshold:g}{filtered}"
+    ranked = ", by magnitude" if options.get("abs") else ""
+    return f"{'greedy' if options.get('greedy') else 'top'} {options['edges']}{ranked}"
 
 
 def _overview(found: list[tuple[CircuitFile, Path]]) -> str:
@@ -348,10 +379,10 @@ def _competence(task: str, model: str) -> str:
     from acdc.config import resolve
 
     settings, checked, _ = resolve({"task": task, "model": model}, None, _default_model)
-    from acdc import run as runner
     from acdc.competence import competence, warning
+    from acdc.inputs import load
 
-    inputs = runner.load(settings, checked)
+    inputs = load(settings, checked)
     found = competence(inputs)
     if found is None:
         return f"{checked.name} has no answers, so there is nothing to be right about"
@@ -404,13 +435,73 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, for its d
     from acdc.errors import unknown
 
     if name is None:
-        _list(METHODS)
+        _list({n: m.what for n, m in METHODS.items()})
     elif name in METHODS:
-        orders = "; ".join(f"{k}: {v}" for k, v in ORDERS.items())
-        ablations = "; ".join(f"{k}: {v}" for k, v in ABLATIONS.items())
-        _details({"name": name, "what": METHODS[name], "orders": orders, "ablations": ablations})
+        method = METHODS[name]
+        details = {"name": name, "what": method.what, "options": ", ".join(method.options), "threshold": method.bound}
+        if "order" in method.options:
+            details["orders"] = "; ".join(f"{k}: {v}" for k, v in ORDERS.items())
+        _details(details | {"ablations": "; ".join(f"{k}: {v}" for k, v in ABLATIONS.items())})
     else:
         raise UserError(unknown("method", name, METHODS))
+
+
+@app.command()
+def compare(
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="Tasks or YAML files, with commas between them.")],
+    methods: Annotated[
+        str, typer.Option(help="Methods with commas, or all; eap-ig:0.05+acdc is acdc among another one's best edges.")
+    ] = "all",
+    sizes: Annotated[str, typer.Option(help="How many edges to keep, with commas.")] = "5,10,20,50,100",
+    model: ModelOption = None,
+    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the prompts, random scores and intervals.")] = None,
+    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
+    greedy: Annotated[bool, typer.Option("--greedy/--top", help="Grow the edges from the logits instead.")] = False,
+    abs_: Annotated[
+        bool | None, typer.Option("--abs/--signed", help="Go by the size of a change or score, not its sign.")
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            help="A circuit.json that is taken for true, or TASK=FILE with commas. "
+            "[default: acdc's at the task's threshold]"
+        ),
+    ] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Updates of the methods that train gates.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the comparison. [default: compare/<tasks>-<model>]")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print compare.json instead of tables.")] = False,
+    plots: Annotated[bool, typer.Option(help="Draw faithfulness and ROC curves; needs matplotlib.")] = True,
+) -> None:
+    """Compare methods on tasks: faithfulness by size, cost, ROC against a reference, overlap.
+
+    Example: acdc compare --tasks ioi,greater-than --model tiny --examples 50
+    """
+    from acdc.compare import compare as execute
+    from acdc.compare import make_plan
+    from acdc.formats.comparison_file import to_json
+    from acdc.report.comparison import to_text
+
+    given = {
+        "model": model,
+        "examples": examples,
+        "seed": seed,
+        "ablation": ablation,
+        "abs": abs_,
+        "device": device,
+    }
+    plan, notes = make_plan(given, tasks, methods, sizes, greedy, reference, updates, out, _default_model)
+    for note in notes:
+        say(note)
+    with _bar() as progress:
+        result = execute(plan, _bytes(memory) if memory else None, plots, progress, say)
+    typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 
 def _list(lines: dict[str, str]) -> None:

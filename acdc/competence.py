@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.inputs import Inputs
 from acdc.metrics import accuracy
-from acdc.run import Inputs
 from acdc.runs import CHUNK
 
 Z = 1.96  # of a two-sided 95 % interval

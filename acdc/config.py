@@ -10,7 +10,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -19,7 +19,75 @@ from acdc.errors import FileError, UserError, unknown
 from acdc.taskfile import load_task, read_yaml
 from acdc.taskschema import METRICS, Task
 
-METHODS = {"acdc": "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)"}
+
+class Method(NamedTuple):
+    """What a method does, and what can be known of it without running it.
+
+    Args:
+        options: those that it has beside those of every run
+        threshold: where it comes from if none is given: a number, "task" (scores are in the metric's units), or None
+            (the user has to choose)
+        slope: whether it needs the metric's gradient at the full model, which kl and l2 don't have
+        paired: whether it needs corrupted prompts
+    """
+
+    what: str
+    options: tuple[str, ...]
+    threshold: float | Literal["task"] | None = "task"
+    slope: bool = False
+    paired: bool = False
+
+    @property
+    def bound(self) -> str:
+        """The default threshold in words."""
+        if self.threshold is None:
+            return "none: give --edges or --threshold"
+        return "the task's, in the metric's units" if self.threshold == "task" else f"{self.threshold}, of 0 to 1"
+
+
+SELECT = ("threshold", "edges", "greedy", "abs", "direct")
+METHODS = {
+    "acdc": Method(
+        "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
+        ("threshold", "abs", "direct", "order", "batch", "prefilter"),
+    ),
+    "eap": Method("gradient × difference at the clean run, for every edge (Syed et al. 2023)", SELECT, slope=True),
+    "eap-ig": Method(
+        "the same, with the gradient's mean over inputs from corrupted to clean (Hanna et al. 2024)",
+        (*SELECT, "steps"),
+        paired=True,
+    ),
+    "eap-ig-activations": Method(
+        "the same, with each layer's output in turn going from ablated to clean (Hanna et al. 2024)",
+        (*SELECT, "steps"),
+    ),
+    "eap-ig-clean-corrupted": Method(
+        "the same, with the clean and the corrupted run (Hanna et al. 2024)", SELECT, paired=True
+    ),
+    "edge-patching": Method("the exact effect of removing each edge alone from the full model", SELECT),
+    "hisp": Method(
+        "gradient × difference of every head and MLP, per layer (Michel et al. 2019)", SELECT, None, slope=True
+    ),
+    "causal-mediation": Method("the exact effect of each head and MLP alone (Vig et al. 2020)", SELECT),
+    "subnetwork-probing": Method(
+        "a trained gate for every head and MLP, as few open as can be (Cao et al. 2021)",
+        (*SELECT, "updates", "penalty"),
+        0.5,
+    ),
+    "edge-pruning": Method(
+        "a trained gate for every edge, a given share of them closed (Bhaskar et al. 2024)",
+        (*SELECT, "updates", "sparsity"),
+        0.5,
+    ),
+    "diffmask": Method(
+        "the fewest heads and MLPs whose corrupted outputs give the corrupted prediction (Chintam et al. 2023)",
+        (*SELECT, "updates"),
+        0.5,
+    ),
+    "random": Method("a random number for every edge: the baseline", SELECT, None),
+}
+FLAT = ("kl", "l2")  # metrics that are smallest at the full model
+METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {
     "corrupted": "a removed edge carries the sender's output on the paired corrupted prompt",
     "zero": "a removed edge carries nothing; attention output biases stay",
@@ -56,7 +124,9 @@ class Config(BaseModel):
     model: str
     method: str = "acdc"
     metric: str
-    threshold: float
+    threshold: float | None = None
+    edges: int | None = None
+    greedy: bool | None = None
     abs: bool = False
     ablation: str
     direct: bool = True
@@ -66,23 +136,42 @@ class Config(BaseModel):
     dtype: str = "float32"
     device: str = "auto"
     batch: int = 64
+    prefilter: str | None = None
+    steps: int | None = None
+    updates: int | None = None
+    penalty: float | None = None
+    sparsity: float | None = None
     part: int | None = None
     model_hash: str | None = None
     data_hash: str | None = None
 
-    @field_validator("threshold", mode="before")
+    @field_validator("threshold", "penalty", "sparsity", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    @field_validator("threshold")
+    @field_validator("threshold", "penalty")
     @classmethod
-    def _finite(cls, value: float) -> float:
-        if not math.isfinite(value) or value < 0:
+    def _finite(cls, value: float | None) -> float | None:
+        if value is not None and (not math.isfinite(value) or value < 0):
             raise ValueError(f"is {value}; it must be a finite number, 0 or above, in the metric's units")
         return value
 
-    @field_validator("examples", "batch", "part")
+    @field_validator("sparsity")
+    @classmethod
+    def _share(cls, value: float | None) -> float | None:
+        if value is not None and not 0 <= value < 1:
+            raise ValueError(f"is {value}; it must be from 0 to less than 1, the share of edges that go")
+        return value
+
+    @field_validator("prefilter")
+    @classmethod
+    def _filter(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_filter(value)
+        return value
+
+    @field_validator("examples", "batch", "part", "edges", "steps", "updates")
     @classmethod
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
@@ -123,10 +212,34 @@ class Config(BaseModel):
     def command(self) -> str:
         """The command that makes this run again."""
         flags = [f"--task {self.task_name if '/' in self.task else self.task}", f"--model {self.model_name}"]
-        flags += [f"--{k} {getattr(self, k)}" for k in ("method", "metric", "threshold", "ablation", "order")]
+        stated = [f"--{k} {v}" for k, v in self.options().items() if not isinstance(v, bool)]
+        flags += [f"--method {self.method}", f"--metric {self.metric}", f"--ablation {self.ablation}", *stated]
         flags += [f"--examples {self.examples}", f"--seed {self.seed}", f"--dtype {self.dtype}"]
         flags += ["--direct" if self.direct else "--no-direct"] + (["--abs"] if self.abs else [])
-        return "acdc run " + " ".join(flags)
+        return "acdc run " + " ".join(flags + (["--greedy"] if self.greedy else []))
+
+    def options(self) -> dict[str, bool | int | float | str]:
+        """The options that decide what the method finds; `batch` only says how fast."""
+        names = [name for name in METHODS[self.method].options if name != "batch"]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+def parse_filter(text: str) -> tuple[str, float]:
+    """Method and share of `--prefilter METHOD:SHARE`.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    name, _, share = text.partition(":")
+    if name not in METHODS or name == "acdc":
+        raise ValueError("is " + repr(text) + "; " + unknown("method", name, set(METHODS) - {"acdc"}))
+    try:
+        value = float(share)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 1:
+        raise ValueError(f"is {text!r}; write METHOD:SHARE with a share above 0 and up to 1, as eap-ig:0.05")
+    return name, value
 
 
 def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tuple[Config, Task, list[str]]:
@@ -157,6 +270,17 @@ def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tup
     defaults = task.defaults_for(str(explicit["model"])).model_dump(
         include={"metric", "threshold", "examples", "seed", "ablation"}
     )
+    name = str(explicit.get("method", "acdc"))
+    if name not in METHODS:
+        raise UserError(f"{where('method')}: {unknown('method', name, METHODS)}")
+    method = METHODS[name]
+    for key in METHOD_OPTIONS:
+        if key in explicit and key not in method.options:
+            raise UserError(f"{where(key)}: method {name} has no {key}; it has {', '.join(method.options)}")
+    if "edges" in explicit or method.threshold is None:
+        defaults.pop("threshold")
+    elif method.threshold != "task":
+        defaults["threshold"] = method.threshold
     values = {**defaults, **explicit}
     for key, names in NAMES.items():
         if key in values and values[key] not in names:
@@ -166,18 +290,46 @@ def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tup
             f"{where('metric')}: task {task.name} has no answers for {values['metric']}; "
             f"it has {', '.join(task.metrics)}"
         )
-    if values["metric"] != defaults["metric"] and "threshold" not in explicit:
+    by_task = "threshold" in defaults and method.threshold == "task" and "threshold" not in explicit
+    if by_task and values["metric"] != defaults["metric"]:
         raise UserError(
-            f"{where('metric')}: the task's default threshold is for {defaults['metric']}; "
-            f"give --threshold for {values['metric']}"
+            f"{where('metric')}: the task's default threshold is for {defaults['metric']}; give --threshold "
+            f"for {values['metric']}" + (" or --edges" if "edges" in method.options else "")
         )
+    if "threshold" in explicit and "edges" in explicit:
+        raise UserError(f"{where('edges')}: --threshold says already which edges to keep; give one of the two")
+    if "threshold" not in values and "edges" not in values:
+        raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X")
+    if values.get("greedy") and "edges" not in values:
+        raise UserError(f"{where('greedy')}: needs --edges N, the number of edges to grow to")
     try:
-        return Config(**values), task, notes
+        config = Config(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
         message = str(first["msg"]).removeprefix("Value error, ")
         raise UserError(f"{where(key)}: {message}") from None
+    for used in (name, *([parse_filter(config.prefilter)[0]] if config.prefilter else [])):
+        check_method(used, config.metric, config.ablation)
+    return config, task, notes
+
+
+def check_method(name: str, metric: str, ablation: str) -> None:
+    """Whether a method can work with a metric and an ablation.
+
+    Raises:
+        UserError: it can't.
+    """
+    if METHODS[name].slope and metric in FLAT:
+        raise UserError(
+            f"--metric {metric}: its gradient at the full model is zero, so {name} can't rank edges by it; choose "
+            "another one (logit-diff, prob-diff, nll), or --method eap-ig"
+        )
+    if METHODS[name].paired and ablation != "corrupted":
+        raise UserError(
+            f"--ablation {ablation}: {name} goes from the corrupted to the clean inputs and needs corrupted prompts; "
+            "use --ablation corrupted, or --method eap-ig-activations"
+        )
 
 
 def _read(file: Path) -> dict[str, Any]:

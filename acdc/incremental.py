@@ -117,7 +117,7 @@ class Engine:
         self.model, self.graph, self.runs = model, graph, runs
         self.metric_of, self.guess_of = metric, guess
         self.kept = graph.edges.copy()
-        self.start = min(runs.start, int(runs.rows[:, 1].min()))
+        self.start = runs.first
         self.batch, self.n_live = len(runs.pad), runs.mask.shape[1] - self.start
         columns = torch.unique(runs.rows[:, 1]) - self.start
         self.all_scored = len(columns) == self.n_live

@@ -58,7 +58,7 @@ class Parts:
     def __init__(self, model: Transformer, prompts: Prompts, ablation: str, size: int | None = None) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
-        self._model, self._ablation = model, ablation
+        self._model, self.ablation = model, ablation
         self._mean = means(model, prompts) if ablation != "corrupted" else None
         self._folder = tempfile.TemporaryDirectory(prefix="acdc-") if size < n else None
         self._parts: list[Runs | Path] = []
@@ -119,7 +119,7 @@ class Parts:
         if self._mean is None:
             ablated = Activations(*(t[f"ablated {f.name}"] for f in fields(Activations)))
         else:
-            ablated = unpaired(self._ablation, self._mean, len(pad))
+            ablated = unpaired(self.ablation, self._mean, len(pad))
         targets = Targets(t["targets example"], len(pad), t["targets correct"], t["targets wrong"], t["targets clean"])
         mask = self._model.attention_mask(pad, t["residual"].shape[2])
         return Runs(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))

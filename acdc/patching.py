@@ -1,37 +1,23 @@
-"""Run the whole model with any set of edges: plain, and differentiable in the edges.
+"""Run the whole model with any set of edges or nodes, or on from one changed node: plain, and differentiable.
 
-Receiver input = Σ kept edges: sender's current output + Σ removed edges: sender's ablated output + biases.
+Receiver input = Σ kept edges: sender's current output + Σ removed edges: sender's ablated output + biases. Only live
+positions are computed: before the first one at which the clean and the ablated run differ, everything is clean.
 """
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
-from acdc.graph import QKV, Circuit, Graph
-from acdc.model.transformer import Activations, Transformer, positions_of
+from acdc.graph import QKV, Circuit, Graph, Receiver
+from acdc.model.transformer import Transformer, positions_of
 from acdc.runs import Runs
 
-CHUNK = 16  # prompts per patched forward pass; bounds the senders × positions × d_model table
-
-
-def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) -> Tensor:
-    """The normalised final residual stream at the scored rows when only some edges carry the current activation.
-
-    Args:
-        edges: Float[sender receiver], 1 for a kept edge, 0 for a removed one; anything between mixes the two
-    Returns:
-        Float[row d_model], to be given to a metric of `runs`
-    """
-    n = len(runs.pad)
-    finals = []
-    for start in range(0, n, CHUNK):
-        chunk = slice(start, min(start + CHUNK, n))
-        clean = runs.clean.inputs[:, chunk]
-        ablated, positions = runs.ablated.examples(chunk), positions_of(runs.pad[chunk], runs.mask.shape[1])
-        finals.append(_forward(model, graph, clean, ablated, runs.mask[chunk], positions, edges))
-    return runs.scored(model, torch.cat(finals))
+Heads = Tensor | slice  # some heads of a layer; a slice, where it is all of them, copies no weights
+ALL = slice(None)
+TABLE_BYTES = 256 << 20  # of what all senders write, for the prompts of one pass
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
@@ -42,44 +28,188 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
     return torch.as_tensor(kept).to(model.device, model.dtype)
 
 
-def _forward(
-    model: Transformer,
-    graph: Graph,
-    inputs: Tensor,
-    ablated: Activations,
-    mask: Tensor,
-    positions: Tensor,
-    edges: Tensor,
-) -> Tensor:
-    """Final residual stream Float[batch pos d_model] of one chunk of prompts; inputs Float[input batch pos d_model].
+def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) -> Tensor:
+    """The normalised final residual stream at the scored rows when only some edges carry the current activation.
 
-    A node that nothing reads is not computed.
+    Args:
+        edges: Float[sender receiver], 1 for a kept edge, 0 for a removed one and where there is none; anything between
+            mixes the two
+    Returns:
+        Float[row d_model], to be given to a metric of `runs`
     """
-    kept = (edges.detach() != 0).cpu().numpy()
-    removed = [model.written(ablated, s) for s in graph.senders]
-    current: dict[int, Tensor] = {}  # sender → what a kept edge from it adds over a removed one
-    below, n_below = torch.zeros_like(inputs[0]), 0  # sum over the first senders of what they write when removed
+    n_live = runs.mask.shape[1] - runs.first
+    size = len(graph.senders) * n_live * model.config.d_model * model.dtype.itemsize
+    return _in_chunks(runs, max(1, TABLE_BYTES // size), lambda part: _Live(model, part).edges(graph, edges))
 
-    def receive(receiver: int) -> Tensor:
-        nonlocal below, n_below
-        r = graph.receivers[receiver]
-        n = graph.n_parents(r)  # never falls from one receiver to the next
-        below, n_below = sum(removed[n_below:n], below), n
-        x = below + model.bias(r.layer, before_mlp=r.kind == "mlp")
-        for sender in np.flatnonzero(kept[:, receiver]).tolist():
-            x = torch.addcmul(x, edges[sender, receiver], current[sender])
-        return x
 
-    for index, s in enumerate(graph.senders):
-        if not kept[index].any():
-            continue
-        own = graph.own_receivers[index]
-        if s.kind == "input":
-            written = inputs[s.head]
-        elif s.kind == "mlp":
-            written = model.mlp(s.layer, receive(own[0]))
-        else:
-            q, k, v = (model.project(c, s.layer, s.head, receive(r), positions) for c, r in zip(QKV, own, strict=True))
-            written = model.write(s.layer, s.head, model.attend(q, k, v, model.window(s.layer, mask)))
-        current[index] = written - removed[index]
-    return receive(graph.receiver_index["logits"])
+def node_rows(model: Transformer, runs: Runs, nodes: Tensor) -> Tensor:
+    """The same when nodes rather than edges are removed: nodes Float[sender], 1 for kept, 0 for removed, for all that
+    read the sender's output."""
+    return _Live(model, runs).nodes(nodes)
+
+
+def rows_without_edges(model: Transformer, graph: Graph, runs: Runs, receiver: int, written: Tensor) -> Tensor:
+    """The normalised final rows of the full model without one edge into a receiver, for each of some edges.
+
+    Args:
+        written: Float[edge batch live d_model], ablated − clean output of the edges' senders at the live positions
+    Returns:
+        Float[edge row d_model]
+    """
+    return _Live(model, runs).without_edges(graph.receivers[receiver], written)
+
+
+def rows_without_node(model: Transformer, runs: Runs, layer: int, written: Tensor, head: bool) -> Tensor:
+    """The normalised final rows of the full model without one node, for each of some heads, or for the MLP, of a layer.
+
+    Args:
+        written: Float[node batch live d_model], ablated − clean output of the nodes at the live positions
+    Returns:
+        Float[node row d_model]
+    """
+    return _Live(model, runs).changed(layer, written, head)
+
+
+def _in_chunks(runs: Runs, size: int, rows: Callable[[Runs], Tensor]) -> Tensor:
+    n = len(runs.pad)
+    return torch.cat([rows(runs.examples(slice(start, start + size))) for start in range(0, n, size)])
+
+
+class _Live:
+    """The live positions of some prompts."""
+
+    def __init__(self, model: Transformer, runs: Runs) -> None:
+        self.model, self.runs, self.start = model, runs, runs.first
+        self.positions = positions_of(runs.pad, runs.mask.shape[1])
+
+    def edges(self, graph: Graph, edges: Tensor) -> Tensor:
+        """Rows for some edges; a node that nothing reads is not computed."""
+        model, runs = self.model, self.runs
+        kept = (edges.detach() != 0).cpu().numpy()
+        index, receivers = graph.sender_index, graph.receiver_index
+        ablated = runs.ablated.inputs[:, :, self.start :]
+        current = [runs.clean.inputs[:, :, self.start :] - ablated]  # what kept edges add over removed ones
+        senders = list(range(len(current[0])))
+        x = ablated.sum(0)  # the stream with all edges removed
+
+        def receive(to: Sequence[int], x: Tensor) -> Tensor:
+            weight = edges.index_select(0, self._index(senders)).index_select(1, self._index(to))
+            added = weight.T @ torch.cat(current).flatten(1)
+            return x + added.view(-1, *x.shape)
+
+        for layer in range(graph.n_layers):
+            heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
+            which = self._index(heads) if len(heads) < graph.n_heads else ALL
+            z = runs.ablated.z[layer][:, :, self.start :]
+            before, x = x, x + self._write(layer, z).sum(0) + model.weights[f"layers.{layer}.o.bias"]
+            if heads:
+                new = receive([receivers[f"a{layer}.h{h}<{c}>"] for c in QKV for h in heads], before)
+                own = [self._project(c, layer, y, which) for c, y in zip(QKV, new.chunk(3), strict=True)]
+                delta = self._attend(layer, own, which) - z[:, which].transpose(0, 1)
+                current.append(delta @ model.weights[f"layers.{layer}.o.weight"][which][:, None])
+                senders += [index[f"a{layer}.h{h}"] for h in heads]
+            if graph.mlp:
+                removed = runs.ablated.mlp[layer][:, self.start :]
+                if kept[index[f"m{layer}"]].any():
+                    (new,) = receive([receivers[f"m{layer}"]], before if graph.parallel else x)
+                    current.append((model.mlp(layer, new) - removed)[None])
+                    senders.append(index[f"m{layer}"])
+                x = x + removed
+        return self._rows(receive([receivers["logits"]], x)[0])
+
+    def nodes(self, nodes: Tensor) -> Tensor:
+        """Rows for some nodes."""
+        model, graph, clean, ablated = self.model, self.model.config.graph(), self.runs.clean, self.runs.ablated
+        index = graph.sender_index
+
+        def mixed(current: Tensor, removed: Tensor, weight: Tensor) -> Tensor:
+            return removed + weight * (current - removed)
+
+        inputs, removed = (a[:, :, self.start :] for a in (clean.inputs, ablated.inputs))
+        x = mixed(inputs, removed, nodes[: len(inputs), None, None, None]).sum(0)
+        for layer in range(graph.n_layers):
+            own = [self._project(c, layer, x[None], ALL) for c in QKV]
+            first = index[f"a{layer}.h0"]
+            weight = nodes[first : first + graph.n_heads, None, None, None]
+            removed = ablated.z[layer][:, :, self.start :].transpose(0, 1)
+            z = mixed(self._attend(layer, own, ALL), removed, weight)
+            at = f"layers.{layer}.o."
+            before, x = (
+                x,
+                x + torch.einsum("hbte,hed->btd", z, model.weights[at + "weight"]) + model.weights[at + "bias"],
+            )
+            if graph.mlp:
+                written = model.mlp(layer, before if graph.parallel else x)
+                x = x + mixed(written, ablated.mlp[layer][:, self.start :], nodes[index[f"m{layer}"]])
+        return self._rows(x)
+
+    def without_edges(self, r: Receiver, written: Tensor) -> Tensor:
+        """Rows of the full model without each of some edges into a receiver."""
+        model, runs, layer = self.model, self.runs, r.layer
+        x = runs.residual[layer][:, self.start :]
+        if r.kind == "logits":
+            return self._rows(x + written)
+        if r.kind == "mlp":
+            clean = runs.clean.mlp[layer][:, self.start :]
+            x = x if model.config.parallel else runs.residual[layer + 1][:, self.start :] - clean
+            return self.changed(layer, model.mlp(layer, x + written) - clean, False)
+        own = [self._project(c, layer, (x + written if c == r.kind else x)[None], slice(r.head, r.head + 1)) for c in QKV]
+        own = [
+            y if c == r.kind else y[:, None].expand(-1, len(written), *y.shape[1:])
+            for c, y in zip(QKV, own, strict=True)
+        ]
+        z = self._attend(layer, own, slice(r.head, r.head + 1))[0] - runs.clean.z[layer][:, r.head, self.start :]
+        return self.changed(layer, model.write(layer, r.head, z), True)
+
+    def changed(self, layer: int, written: Tensor, head: bool) -> Tensor:
+        """Rows of the full model when a node of a layer, a head or its MLP, writes that much more."""
+        model = self.model
+        x = self.runs.residual[layer + 1][:, self.start :] + written
+        if head and model.config.d_mlp and not model.config.parallel:
+            clean = self.runs.clean.mlp[layer][:, self.start :]
+            x = x + (model.mlp(layer, x - clean) - clean)
+        for above in range(layer + 1, model.config.n_layers):
+            own = [self._project(c, above, x[None], ALL) for c in QKV]
+            z, at = self._attend(above, own, ALL), f"layers.{above}.o."
+            before = x
+            x = x + torch.einsum("h...te,hed->...td", z, model.weights[at + "weight"]) + model.weights[at + "bias"]
+            if model.config.d_mlp:
+                x = x + model.mlp(above, before if model.config.parallel else x)
+        return self._rows(x)
+
+    def _index(self, of: Sequence[int]) -> Tensor:
+        return torch.tensor(list(of)).to(self.model.device)
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Final streams Float[... batch live d_model] to normalised rows Float[... row d_model]."""
+        rows = self.runs.rows
+        return self.model.normalise(x[..., rows[:, 0], rows[:, 1] - self.start, :])
+
+    def _project(self, kind: str, layer: int, x: Tensor, heads: Heads) -> Tensor:
+        """q, k or v, not yet placed, of some heads from their inputs: Float[head or 1, ... pos d_model] to
+        Float[head ... pos d_head]."""
+        at = f"layers.{layer}.{kind}."
+        weight, bias = (self.model.weights[at + name][heads] for name in ("weight", "bias"))
+        flat = self.model.normalise(x).flatten(1, -2)
+        y = torch.matmul(flat, weight) + bias[:, None]
+        return y.view(len(y), *x.shape[1:-1], -1)
+
+    def _attend(self, layer: int, own: Sequence[Tensor], heads: Heads) -> Tensor:
+        """z of some heads from their q, k and v at the live positions, Float[head ... batch live d_head], with the
+        clean keys and values before them."""
+        model, start, (q, k, v) = self.model, self.start, own
+        if start:
+            x = self.runs.residual[layer][None, :, :start]
+            fixed = (self._project(c, layer, x, heads) for c in "kv")
+            lead = q.shape[1:-3]
+            k, v = (
+                torch.cat([f.view(len(f), *[1] * len(lead), *f.shape[1:]).expand(-1, *lead, *f.shape[1:]), y], -2)
+                for f, y in zip(fixed, (k, v), strict=True)
+            )
+        q = model.place("q", layer, q, self.positions[:, start:])
+        k = model.place("k", layer, k, self.positions)
+        return model.attend(q, k, v, model.window(layer, self.runs.mask[:, start:], start))
+
+    def _write(self, layer: int, z: Tensor) -> Tensor:
+        """What the heads of a layer write: Float[batch head pos d_head] to Float[head batch pos d_model]."""
+        return torch.einsum("bhte,hed->hbtd", z, self.model.weights[f"layers.{layer}.o.weight"])

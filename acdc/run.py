@@ -7,14 +7,13 @@ A run owns one directory. `config.yaml` is written when it starts, `log.jsonl` g
 from __future__ import annotations
 
 import json
-import os
 import platform
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,7 +21,9 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from acdc.competence import competence, warning
 from acdc.config import Config
+from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
 from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
@@ -36,78 +37,14 @@ from acdc.formats.circuit_file import (
     write_circuit,
 )
 from acdc.graph import Circuit
-from acdc.incremental import Engine
-from acdc.journal import Journal
-from acdc.methods.acdc import Options, Progress, discover
+from acdc.inputs import Inputs
 from acdc.metrics import accuracy
-from acdc.model.load import Model, load_model
-from acdc.parts import PartedEngine, Parts, prompts_at_once
 from acdc.patching import circuit_edges, patched_rows
+from acdc.progress import Progress, silent
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
-from acdc.task import Data, make_data
-from acdc.taskschema import Task
 
-FILES = ("config.yaml", "log.jsonl", "metrics.json", "circuit.svg", "report.html", "circuit.json")
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What a config names, loaded and checked; nothing has been written yet. Copies at other thresholds share all."""
-
-    config: Config
-    task: Task
-    model: Model
-    data: Data
-    _parts: dict[str, Parts] = field(default_factory=dict)
-
-    def at(self, threshold: float) -> Inputs:
-        """The same at another threshold."""
-        return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
-
-    def parts(self, half: str) -> Parts:
-        """The clean and ablated runs of the prompts of one half, `discovery` or `held_out`."""
-        if half not in self._parts:
-            prompts = getattr(self.data, half)
-            self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
-        return self._parts[half]
-
-
-def load(config: Config, task: Task, memory: float | None = None) -> Inputs:
-    """Load the model, draw the prompts and check all; the returned config states the hashes of both.
-
-    Args:
-        memory: bytes to stay below; by default half of what the machine has
-    """
-    model = load_model(config.model, config.device, config.dtype)
-    data = make_data(task, model.tokenizer, config.examples, config.seed)
-    model.check_fits(data.discovery, data.held_out)
-    for key, found in (("model_hash", model.hash), ("data_hash", data.hash[:16])):
-        stated = getattr(config, key)
-        if stated not in (None, found):
-            raise FileError(f"config: {key} is {stated}, but it is {found} now; the {key[:5].rstrip('_')} has changed")
-    part = _part(config, model, data, memory)
-    resolved = config.model_copy(update={"model_hash": model.hash, "data_hash": data.hash[:16], "part": part})
-    return Inputs(resolved, task, model, data)
-
-
-def _part(config: Config, model: Model, data: Data, memory: float | None) -> int | None:
-    """How many prompts are held in memory at once, if not all."""
-    if config.part is not None:
-        return config.part
-    t, d = model.transformer, data.discovery
-    n_pos = n_live = d.clean.shape[1]
-    if config.ablation == "corrupted" and t.config.causal:
-        n_live -= int((d.clean == d.corrupted).all(0).cumprod().sum())
-    n = prompts_at_once(t.config, n_pos, n_live, t.dtype.itemsize, memory or default_memory(t.device))
-    return n if n < len(d.clean) else None
-
-
-def default_memory(device: torch.device) -> float:
-    """Half of the memory that the device has, in bytes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory / 2
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2
+FILES = ("config.yaml", LOG, CHECKPOINT, SCORES, "metrics.json", "circuit.svg", "report.html", "circuit.json")
 
 
 def run(
@@ -115,9 +52,14 @@ def run(
     out: Path | None = None,
     force: bool = False,
     notes: tuple[str, ...] = (),
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[Progress], None] = silent,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CircuitFile, Path]:
     """Find the circuit and write its directory; a finished run is only read, an interrupted one goes on.
+
+    Args:
+        notes: what the circuit's file should say beside what is found out here
+        say: told at once what the user should know before it is done
 
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
@@ -128,19 +70,19 @@ def run(
         if (out / "circuit.json").exists():
             return read_circuit(out / "circuit.json"), out
         started = time.monotonic()
-        with torch.inference_mode():
-            engine = make_engine(inputs)
-            journal = Journal(out / "log.jsonl")
-            found = discover(engine, options(config), journal, progress)
-            circuit = found.pruned()
-            measures = measure(inputs, circuit)
-        file = describe(inputs, circuit, found, measures, notes)
+        if doubt := warning(inputs, competence(inputs)):
+            notes = (*notes, doubt)
+            say(doubt)
+        found = find(inputs, out, progress)
+        circuit = found.circuit.pruned()
+        measures = measure(inputs, circuit)
+        file = describe(inputs, circuit, found.circuit, measures, notes)
         cost = {
             "seconds": time.monotonic() - started,
             "peak_memory_mb": peak_memory(),
-            "evaluations": engine.evaluations,
+            "evaluations": found.evaluations,
         }
-        log = [asdict(d) for d in journal.decisions]
+        log = [asdict(d) for d in found.decisions]
         svg = to_svg(circuit, title=f"{task.name} in {file.model.name}")
         write_atomic(out / "metrics.json", _json({"metrics": measures, "cost": cost}))
         write_atomic(out / "circuit.svg", svg)
@@ -149,20 +91,7 @@ def run(
     return file, out
 
 
-def make_engine(inputs: Inputs) -> Engine | PartedEngine:
-    """The engine for a config's metric on the prompts for discovery."""
-    model, name, parts = inputs.model.transformer, inputs.config.metric, inputs.parts("discovery")
-    graph, metric, guess = model.config.graph(), parts.metric(name), parts.guess(name)
-    if len(parts) == 1:
-        return Engine(model, graph, parts[0], metric, guess)
-    return PartedEngine(model, graph, parts, metric, guess)
-
-
-def options(config: Config) -> Options:
-    """The options of ACDC that a config states."""
-    return Options(config.threshold, config.abs, config.order, config.direct, config.seed, config.batch)
-
-
+@torch.inference_mode()
 def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
     """Every metric of the task and the accuracy, for the full model, the circuit and the fully ablated model, on both
     halves.
@@ -194,7 +123,9 @@ def describe(
 ) -> CircuitFile:
     """The content of circuit.json."""
     config, task, model, graph = inputs.config, inputs.task, inputs.model, circuit.graph
-    changes = {graph.edge_name(s, r): float(x) for (s, r), x in _scored(circuit.scores)}
+    changes: dict[str, float] = {}
+    if config.method == "acdc":
+        changes = {graph.edge_name(s, r): float(x) for (s, r), x in _scored(circuit.scores)}
     if circuit.direct_scores is not None:
         changes |= {graph.direct_name(r): float(x) for (r,), x in _scored(circuit.direct_scores)}
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
@@ -224,7 +155,7 @@ def describe(
             dtype=config.dtype,
             device=model.transformer.device.type,
             threshold=config.threshold,
-            options={"order": config.order, "abs": config.abs, "direct": config.direct},
+            options={k: v for k, v in config.options().items() if k != "threshold"},
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,

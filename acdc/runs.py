@@ -66,6 +66,37 @@ class Runs:
     def guess(self, name: str, model: Transformer) -> Metric | None:
         return make_guess(name, model, self.targets, model.config.vocab_out)
 
+    @property
+    def first(self) -> int:
+        """The first position that has to be computed: nothing changes before it, and no row before it is scored."""
+        return min(self.start, int(self.rows[:, 1].min()))
+
+    @property
+    def difference(self) -> Activations:
+        """What every sender writes when removed, minus what it writes on the clean prompts, from `first` on."""
+        live = (self.ablated.map(self._live), self.clean.map(self._live))
+        return Activations(*(getattr(live[0], f) - getattr(live[1], f) for f in ("inputs", "z", "mlp")))
+
+    def _live(self, x: Tensor) -> Tensor:
+        return x[..., self.first :, :]
+
+    def examples(self, chunk: slice) -> Runs:
+        """The runs of some of the prompts."""
+        begin, end, _ = chunk.indices(len(self.pad))
+        inside = (self.rows[:, 0] >= begin) & (self.rows[:, 0] < end)
+        t, rows = self.targets, self.rows[inside]
+        targets = Targets(t.example[inside] - begin, end - begin, t.correct[inside], t.wrong[inside], t.clean[inside])
+        return Runs(
+            self.pad[chunk],
+            self.mask[chunk],
+            torch.stack([rows[:, 0] - begin, rows[:, 1]], 1),
+            targets,
+            self.clean.examples(chunk),
+            self.ablated.examples(chunk),
+            self.residual[:, chunk],
+            self.start,
+        )
+
     def scored(self, model: Transformer, x: Tensor) -> Tensor:
         """Normalised rows of the final stream: Float[batch pos d_model] to Float[row d_model]."""
         return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from acdc import run as runner
+from acdc.inputs import load
 from acdc.config import resolve
 from acdc.formats.circuit_file import CircuitFile
 
@@ -28,7 +29,7 @@ def discover(task: str, folder: Path) -> CircuitFile:
     """The circuit of a shipped task in its bundled model at the task's defaults, in float64."""
     given = {"task": task, "dtype": "float64", "device": "cpu"}
     config, spec, _ = resolve(given, None, lambda: ("tiny", None))
-    return runner.run(runner.load(config, spec), folder)[0]
+    return runner.run(load(config, spec), folder)[0]
 
 
 def main() -> None:

@@ -146,8 +146,10 @@ class Naive:
         return float(((logits - clean) ** 2).mean())
 
 
-def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = False):
-    """Kept residual edges, kept direct edges and the final metric, edge by edge in the paper's order."""
+def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = False, allowed: set[str] | None = None):
+    """Kept residual edges, kept direct edges and the final metric, edge by edge in the paper's order.
+
+    Edges that are not allowed go untested when the turn of their receiver's group comes."""
     g = naive.graph
     kept = {g.edge_name(s, r) for s, r in np.argwhere(g.edges)}
     direct_kept = {g.direct_name(j) for j in np.flatnonzero(g.direct)} if direct else set()
@@ -174,16 +176,26 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
     def used(node: str) -> bool:
         return any(e.split("->")[0] == node for e in kept)
 
+    def forbid(*receivers: str) -> None:
+        nonlocal kept, current
+        for receiver in receivers if allowed is not None else ():
+            kept -= set(into(receiver)) - allowed
+            if direct and "<" in receiver and not into(receiver):
+                direct_kept.discard(f"{receiver}->{receiver.split('<')[0]}")
+        current = naive.metric(kept) if allowed is not None else current
+
     def visit(receiver: str) -> None:
         for e in into(receiver):
             consider({e})
 
+    forbid("logits")
     visit("logits")
 
     def mlp(layer: int) -> None:
         nonlocal kept
         if g.mlp:
             if used(f"m{layer}"):
+                forbid(f"m{layer}")
                 visit(f"m{layer}")
             else:
                 kept -= set(into(f"m{layer}"))
@@ -196,6 +208,7 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
                 for x in "qkv":
                     kept -= set(into(f"a{layer}.h{h}<{x}>"))
                     direct_kept.discard(f"a{layer}.h{h}<{x}>->a{layer}.h{h}")
+        forbid(*(f"a{layer}.h{h}<{x}>" for h in range(g.n_heads) for x in "qkv"))
         if direct:
             for x in "vkq":
                 for h in reversed(range(g.n_heads)):
@@ -207,4 +220,4 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
                 visit(f"a{layer}.h{h}<{x}>")
         if g.parallel:
             mlp(layer)
-    return kept, direct_kept, current, min(margins)
+    return kept, direct_kept, current, min(margins, default=math.inf)

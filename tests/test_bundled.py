@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from acdc import run as runner
+from acdc.inputs import load
 from acdc.bundled.compile_tracr import PROGRAMS, load_model, structure
 from acdc.config import resolve
 from acdc.incremental import Engine
@@ -22,7 +23,7 @@ LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun",
 
 def found(tmp_path, **given):
     config, task, _ = resolve({"dtype": "float64", "device": "cpu", **given}, None, None)
-    return runner.run(runner.load(config, task), tmp_path / "run")[0]
+    return runner.run(load(config, task), tmp_path / "run")[0]
 
 
 def residual(file):
@@ -64,7 +65,7 @@ def test_tiny_gives_the_edges_of_the_naive_algorithm(task, ablation):
         None,
         None,
     )
-    loaded = runner.load(config, spec)
+    loaded = load(config, spec)
     model, prompts = loaded.model.transformer, loaded.data.discovery
     runs = prepare(model, prompts, ablation)
     engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
@@ -92,5 +93,5 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
     hashes = []
     for seed in (0, 0, 1):
         config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 5, "seed": seed}, None, None)
-        hashes.append(runner.load(config, task).data.hash)
+        hashes.append(load(config, task).data.hash)
     assert hashes[0] == hashes[1] != hashes[2]

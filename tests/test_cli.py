@@ -41,6 +41,32 @@ def acdc(monkeypatch, capfd, tmp_path):
     return call
 
 
+BAD_OPTIONS = {
+    "a flat metric": (["--method", "eap", "--edges", "5"], "--metric kl"),
+    "a flat metric of the filter": (["--prefilter", "hisp:0.1"], "--metric kl"),
+    "an option of another method": (["--edges", "5"], "method acdc has no edges"),
+    "no number of edges": (["--method", "hisp", "--metric", "logit-diff"], "--edges N"),
+    "both bounds": (["--method", "eap-ig", "--edges", "3", "--threshold", "0.1"], "one of the two"),
+    "more edges than there are": (["--method", "eap-ig", "--edges", "4000"], "4000 of 479"),
+    "growth without a size": (["--method", "eap-ig", "--greedy"], "--edges N"),
+    "unknown method": (["--method", "eep"], "Did you mean 'eap'"),
+    "an ablation without pairs": (["--method", "eap-ig", "--ablation", "zero"], "--ablation zero"),
+    "a filter without a share": (["--prefilter", "eap"], "eap-ig:0.05"),
+    "a filter by acdc": (["--prefilter", "acdc:0.1"], "unknown method"),
+    "a share above 1": (["--prefilter", "eap-ig:2"], "up to 1"),
+    "a sparsity of 1": (["--method", "edge-pruning", "--sparsity", "1"], "less than 1"),
+    "no updates": (["--method", "diffmask", "--updates", "0"], "1 or more"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_OPTIONS)
+def test_options_that_a_method_can_not_have_are_one_line_before_anything_runs(acdc, tmp_path, name):
+    options, says = BAD_OPTIONS[name]
+    result = acdc("run", "--task", "ioi", "--model", "tiny", "--out", "folder", *options)
+    assert result.code == 2 and says in result.err and result.err.count("\n") == 1
+    assert not result.out and not (tmp_path / "folder").exists()
+
+
 TASK = """
 name: mine
 version: 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from acdc import run as runner
+from acdc.inputs import load
 from acdc.config import resolve
 from acdc.incremental import Engine
 from acdc.journal import Journal
@@ -43,11 +44,11 @@ def test_a_run_in_parts_is_recorded_resumes_and_leaves_nothing_behind(tmp_path, 
     files = {}
     for name, part in {"whole": None, "parts": 4, "resumed": 4}.items():
         config, task, _ = resolve({**given, "part": part}, None, None)
-        loaded = runner.load(config, task)
+        loaded = load(config, task)
         if name == "resumed":
             with pytest.raises(Killed):
                 runner.run(loaded, tmp_path / name, progress=killer(9))
-            loaded = runner.load(config, task)
+            loaded = load(config, task)
         files[name] = runner.run(loaded, tmp_path / name)[0]
         del loaded
     assert [e.name for e in files["parts"].edges] == [e.name for e in files["whole"].edges]
@@ -65,5 +66,5 @@ def test_memory_decides_how_many_prompts_are_held():
     assert sizes == sorted(set(sizes))
     assert prompts_at_once(gpt2, 64, 14, 4, 4e9) > sizes[2]
     config, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
-    assert runner.load(config, task).config.part is None
-    assert 1 <= runner.load(config, task, memory=2e7).config.part < 100
+    assert load(config, task).config.part is None
+    assert 1 <= load(config, task, memory=2e7).config.part < 100

@@ -13,9 +13,12 @@ import torch
 from filelock import FileLock
 
 from acdc import run as runner
-from acdc.config import resolve
+from acdc.config import METHODS, resolve
+from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
+from acdc.formats.scores_file import read_scores
 from acdc.graph import Circuit
+from acdc.inputs import load
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
 
@@ -25,7 +28,7 @@ COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.h
 def inputs(**given):
     given = {"task": "tracr-reverse", "ablation": "zero", "dtype": "float64", "device": "cpu", "batch": 4, **given}
     config, task, _ = resolve(given, None, None)
-    return runner.load(config, task)
+    return load(config, task)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -61,7 +64,7 @@ def killer(after: int):
 
 def test_a_run_writes_its_files(loaded, tmp_path):
     file, out = runner.run(loaded, tmp_path / "run")
-    assert sorted(p.name for p in out.iterdir()) == sorted(runner.FILES)
+    assert {p.name for p in out.iterdir()} == set(runner.FILES) - {SCORES, CHECKPOINT}
     assert file == runner.read_circuit(out / "circuit.json")
     decisions = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {d["edge"] for d in decisions if d["kept"]} >= {e.name for e in file.edges}
@@ -91,6 +94,56 @@ def test_a_run_killed_at_every_batch_ends_with_the_same_bytes(loaded, reference,
         runner.run(loaded, tmp_path)
         assert lines <= reference["log.jsonl"].count(b"\n")
     assert contents(tmp_path) == reference
+
+
+def scoring(method, **given):
+    """A run of a method on `tiny`."""
+    options = {name: 3 for name in ("updates", "steps") if name in METHODS[method].options}
+    limit = {"edges": 30} if "edges" in METHODS[method].options else {"threshold": 0.02}
+    metric = "logit-diff" if METHODS[method].slope else "kl"
+    basic = {"task": "ioi", "model": "tiny", "examples": 6, "ablation": "corrupted", "batch": None, "metric": metric}
+    return inputs(**basic, method=method, **limit, **options, **given)
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"acdc"}))
+def test_every_method_runs_and_goes_on_after_a_kill_to_the_same_bytes(method, tmp_path):
+    files = ("circuit.json", "config.yaml", "circuit.svg", SCORES)
+    file, out = runner.run(scoring(method), tmp_path / "whole")
+    assert {p.name for p in out.iterdir()} == set(runner.FILES) - {"log.jsonl", CHECKPOINT}
+    assert file.graph.edges.kept + file.graph.dead >= 30
+    residual = [e for e in file.edges if e.name not in file.model.graph.direct_index]
+    assert all(e.score is not None for e in residual) and all(e.change is None for e in file.edges)
+    if method == "random":
+        return
+    with pytest.raises(Killed):
+        runner.run(scoring(method), tmp_path / "killed", progress=killer(1))
+    runner.run(scoring(method), tmp_path / "killed")
+    for name in files:
+        assert (tmp_path / "killed" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_acdc_behind_a_filter_keeps_filtered_edges_only_and_goes_on_after_a_kill(tmp_path):
+    chosen = scoring("acdc", prefilter="eap-ig:0.1")
+    file, out = runner.run(chosen, tmp_path / "whole")
+    graph = file.model.graph
+    best = read_scores(out / SCORES, graph).top(round(0.1 * graph.n_edges), magnitude=True)
+    assert 0 < file.graph.edges.kept <= best.sum()
+    assert not (file.circuit().kept & ~best).any()
+    for after in (1, 2, 5, 9):
+        with pytest.raises(Killed):
+            runner.run(chosen, tmp_path / str(after), progress=killer(after))
+        runner.run(scoring("acdc", prefilter="eap-ig:0.1"), tmp_path / str(after))
+        for name in ("circuit.json", "log.jsonl", SCORES):
+            assert (tmp_path / str(after) / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_scores_of_another_graph_are_refused(loaded, tmp_path):
+    _, out = runner.run(scoring("random"), tmp_path)
+    with pytest.raises(FileError, match="no scores of a graph"):
+        read_scores(out / SCORES, loaded.model.transformer.config.graph())
+    (out / SCORES).write_bytes(b"nothing")
+    with pytest.raises(FileError, match="no file of scores"):
+        read_scores(out / SCORES, loaded.model.transformer.config.graph())
 
 
 PROGRAM = """
@@ -172,14 +225,14 @@ def test_the_saved_config_makes_the_same_bytes(loaded, reference, tmp_path):
     (tmp_path / "c.yaml").write_bytes(reference["config.yaml"])
     config, task, _ = resolve({}, tmp_path / "c.yaml", None)
     assert config == loaded.config
-    runner.run(runner.load(config, task), tmp_path / "run")
+    runner.run(load(config, task), tmp_path / "run")
     assert contents(tmp_path / "run") == reference
 
 
 def test_changed_weights_or_prompts_are_refused(loaded):
     for key in ("model_hash", "data_hash"):
         with pytest.raises(FileError, match=f"{key} is 0123"):
-            runner.load(loaded.config.model_copy(update={key: "0123"}), loaded.task)
+            load(loaded.config.model_copy(update={key: "0123"}), loaded.task)
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])

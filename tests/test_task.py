@@ -341,7 +341,7 @@ def test_smollm2_does_the_tasks(name: str, least: float) -> None:
     smollm2()
     from acdc.competence import competence
     from acdc.config import resolve
-    from acdc.run import load
+    from acdc.inputs import load
 
     given = {"task": name, "model": "smollm2", "examples": 50, "device": "cpu"}
     config, task, _ = resolve(given, None, lambda: ("smollm2", None))

@@ -25,6 +25,7 @@ from acdc.graph import Circuit, Graph
 from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
 from acdc.parts import PartedEngine
+from acdc.progress import Progress, silent
 
 MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
@@ -51,29 +52,23 @@ class Options:
     batch: int = MAX_BATCH
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a discovery is: edges (direct ones included) removed, kept and left, the current node and metric."""
-
-    removed: int
-    kept: int
-    left: int
-    node: str
-    metric: float
-
-
 def discover(
     engine: Engine | PartedEngine,
     options: Options,
     journal: Journal | None = None,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Callable[[Progress], None] = silent,
+    allowed: np.ndarray | None = None,
 ) -> Circuit:
     """The circuit that ACDC finds; its scores are the changes of the metric (dead edges are still in it).
 
     Decisions that the journal already holds are taken over without evaluating them.
+
+    Args:
+        allowed: Bool[sender receiver], the edges that may be kept: when its receiver's turn comes, any other one is
+            removed without a test
     """
     journal = journal or Journal()
-    search = _Search(engine, options, journal, progress)
+    search = _Search(engine, options, journal, progress, allowed)
     for stage in stages(engine.graph, options):
         search.decide(stage)
     return search.circuit()
@@ -125,9 +120,14 @@ class _Search:
     """The state of one discovery beside the engine's."""
 
     def __init__(
-        self, engine: Engine | PartedEngine, options: Options, journal: Journal, progress: Callable[[Progress], None]
+        self,
+        engine: Engine | PartedEngine,
+        options: Options,
+        journal: Journal,
+        progress: Callable[[Progress], None],
+        allowed: np.ndarray | None,
     ) -> None:
-        g = engine.graph
+        g, self.allowed = engine.graph, allowed
         self.engine, self.graph, self.options, self.journal, self.progress = engine, g, options, journal, progress
         self.scores = np.full(g.edges.shape, np.nan)
         self.direct_scores = np.full(len(g.receivers), np.nan)
@@ -152,11 +152,17 @@ class _Search:
         if not alive:
             return
         self.engine.open(alive)
+        if self.allowed is not None:
+            self._filter(alive)
+            alive = [r for r in alive if self.engine.kept[:, r].any()]
+            if not alive:
+                return
         self.capacity = self.engine.capacity(alive)
         if self.options.direct and self.graph.direct[alive[0]]:
             self._queue([Removal(r, None) for r in alive])
             alive = [r for r in alive if self.direct[r]]
-        self._queue([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options)])
+        kept = self.engine.kept
+        self._queue([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]])
 
     def circuit(self) -> Circuit:
         direct = self.options.direct
@@ -167,6 +173,24 @@ class _Search:
             self.scores,
             self.direct_scores if direct else None,
         )
+
+    def _filter(self, receivers: list[int]) -> None:
+        """Remove the edges that may not be kept."""
+        assert self.allowed is not None
+        gone = [
+            Removal(r, s)
+            for r in receivers
+            for s in np.flatnonzero(self.engine.kept[:, r] & ~self.allowed[:, r]).tolist()
+        ]
+        count = len(gone)
+        self.engine.commit(gone)
+        for r in receivers:
+            if self.options.direct and self.direct[r] and not self.engine.kept[:, r].any():
+                self.direct[r] = False
+                count += 1
+        self.n_removed += count
+        self.left -= count
+        (self.metric,) = self.engine.metric(self.engine.rows([]))
 
     def _drop(self, receiver: int) -> None:
         count = self.engine.drop(receiver)
@@ -256,7 +280,9 @@ class _Search:
         self.metric = decisions[-1].metric
         self._adapt(len(gone), decisions[-1].kept)
         node = self.graph.receivers[removals[-1].receiver].name
-        self.progress(Progress(self.n_removed, self.n_kept, self.left, node, self.metric))
+        done = self.n_removed + self.n_kept
+        note = f"removed {self.n_removed}, kept {self.n_kept}, left {self.left}, {node}, metric {self.metric:.4f}"
+        self.progress(Progress(done, done + self.left, "edges", note))
 
     def _name(self, removal: Removal) -> str:
         if removal.sender is None:

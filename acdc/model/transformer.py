@@ -11,7 +11,7 @@ difference, and in float32 they lose less to rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -105,6 +105,9 @@ class Config:
                 out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
                 out[at + "mlp_out.bias"] = (c.d_model,)
         return out
+
+
+Edit = Callable[[str, int, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -221,9 +224,15 @@ class Transformer:
         """
         w, at = self.weights, f"layers.{layer}.{kind}."
         y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
-        return self._place(kind, layer, y.view(*x.shape[:-1], -1), positions)
+        return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
-    def _place(self, kind: str, layer: int, y: Tensor, positions: Tensor) -> Tensor:
+    def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
+        """Queries, keys or values of all heads of a layer, not yet placed: normalised Float[batch pos d_model] to
+        Float[batch head pos d_head]."""
+        at = f"layers.{layer}.{kind}."
+        return torch.einsum("btd,hde->bhte", h, self.weights[at + "weight"]) + self.weights[at + "bias"][:, None]
+
+    def place(self, kind: str, layer: int, y: Tensor, positions: Tensor) -> Tensor:
         """Norm and rotation of queries and keys Float[... pos d_head]; values stay as they are."""
         if kind == "v":
             return y
@@ -324,20 +333,27 @@ class Transformer:
             what every sender writes, and the residual stream before each layer and after the last one, before its norm:
             Float[layer+1 batch pos d_model]
         """
-        inputs = self.embed(tokens, pad)
-        x, mask = inputs.sum(0), self.attention_mask(pad, tokens.shape[1])[:, None]
-        positions = positions_of(pad, tokens.shape[1])[:, None]  # the same for every head
+        return self.run_inputs(self.embed(tokens, pad), pad)
+
+    def run_inputs(self, inputs: Tensor, pad: Tensor, edit: Edit | None = None) -> tuple[Activations, Tensor]:
+        """A forward pass from what the inputs write, Float[input batch pos d_model]; see `run`.
+
+        Args:
+            edit: what a layer's heads (`z`) or its MLP (`mlp`) write instead of what they computed
+        """
+        x, mask = inputs.sum(0), self.attention_mask(pad, inputs.shape[2])[:, None]
+        positions = positions_of(pad, inputs.shape[2])[:, None]  # the same for every head
         stream, zs, mlps, w = [x], [], [], self.weights
         for layer in range(self.config.n_layers):
             at, h = f"layers.{layer}.", self.normalise(x)
-            q, k, v = (
-                torch.einsum("btd,hde->bhte", h, w[f"{at}{c}.weight"]) + w[f"{at}{c}.bias"][:, None] for c in "qkv"
-            )
-            q, k = self._place("q", layer, q, positions), self._place("k", layer, k, positions)
-            zs.append(self.attend(q, k, v, self.window(layer, mask)))
+            q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
+            q, k = self.place("q", layer, q, positions), self.place("k", layer, k, positions)
+            z = self.attend(q, k, v, self.window(layer, mask))
+            zs.append(edit("z", layer, z) if edit else z)
             before, x = x, x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
             if self.config.d_mlp:
-                mlps.append(self.mlp(layer, before if self.config.parallel else x))
+                written = self.mlp(layer, before if self.config.parallel else x)
+                mlps.append(edit("mlp", layer, written) if edit else written)
                 x = x + mlps[-1]
             stream.append(x)
         mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)
@@ -348,3 +364,18 @@ class Transformer:
         if sender.kind == "head":
             return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
+
+    def written_by(self, a: Activations, n: int) -> Iterator[tuple[int, Tensor]]:
+        """What the first n senders add to the residual stream, block by block (the inputs; the heads and the MLP of
+        each layer): index of the block's first sender, and Float[sender batch pos d_model]. The last block may reach
+        beyond."""
+        yield 0, a.inputs
+        first = len(a.inputs)
+        for layer in range(self.config.n_layers):
+            if first < n:
+                yield first, torch.einsum("bhte,hed->hbtd", a.z[layer], self.weights[f"layers.{layer}.o.weight"])
+            first += self.config.n_heads
+            if self.config.d_mlp:
+                if first < n:
+                    yield first, a.mlp[layer][None]
+                first += 1

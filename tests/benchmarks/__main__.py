@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="everything, as JSON")
     parser.add_argument("--md", type=Path, help="the tables, as Markdown")
     parser.add_argument("--quick", action="store_true", help="small models, under three minutes")
-    parser.add_argument("--only", action="append", help="a setting's name, or `exact`, `scaling`, `larger`; repeatable")
+    parser.add_argument("--only", action="append", help="a setting's name, or a part (docs/benchmarks.md); repeatable")
     parser.add_argument("--peer", help="the Python of an environment with auto-circuit 1.0.1")
     parser.add_argument("--repeats", type=int, help="runs per setting instead of the setting's own number")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that one part may take")
@@ -72,7 +72,7 @@ def main() -> None:
     found: dict[str, Any] = {"machine": machine(), "quick": a.quick, "settings": {}, "started": time.strftime("%F %T")}
     settings = QUICK if a.quick else (*FULL, *LARGER)
     larger = {s.name for s in LARGER}
-    names = {*(s.name for s in settings), "exact", "scaling", "larger", "overlap"}
+    names = {*(s.name for s in settings), "exact", "scaling", "larger", "overlap", "attribution"}
     if a.only and not set(a.only) <= names:
         parser.error(f"--only is one of {', '.join(sorted(names))}")
     quick = ["--quick"] if a.quick else []
@@ -105,6 +105,8 @@ def main() -> None:
         found["overlap"] = peer.overlap(a.peer, a.limit)
     if wanted("scaling"):
         _, found["scaling"] = part("scaling", *quick, timeout=a.limit)
+    for what in ("time", "memory") if wanted("attribution") and not a.quick else ():
+        _, found[f"attribution {what}"] = part("attribution", what, timeout=a.limit)
     found["machine"]["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
     text = markdown(found)
     say("\n" + text)

@@ -112,12 +112,12 @@ def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transfor
 
 def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Part]:
     """The bundled model and the prompts of one of its tasks."""
-    from acdc import run as runner
     from acdc.config import resolve
+    from acdc.inputs import load
 
     given = {"task": task, "dtype": str(dtype).removeprefix("torch."), "device": "cpu", "examples": examples}
     resolved, spec, _ = resolve(given, None, lambda: ("tiny", None))
-    inputs = runner.load(resolved, spec)
+    inputs = load(resolved, spec)
     d = inputs.data.discovery
     return inputs.model.transformer, Part(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
 

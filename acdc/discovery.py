@@ -1,0 +1,134 @@
+"""Config → circuit: the one place that knows all methods."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+
+from acdc.config import Config, parse_filter
+from acdc.formats.scores_file import read_scores, write_scores
+from acdc.graph import Circuit
+from acdc.incremental import Engine
+from acdc.inputs import Inputs
+from acdc.journal import Decision, Journal
+from acdc.methods import (
+    causal_mediation,
+    diffmask,
+    eap,
+    eap_ig,
+    edge_patching,
+    edge_pruning,
+    hisp,
+    random_scores,
+    subnetwork_probing,
+)
+from acdc.methods.acdc import Options, discover
+from acdc.parts import PartedEngine
+from acdc.progress import Progress
+from acdc.scores import Scores
+
+SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
+
+Show = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found.
+
+    Args:
+        circuit: with the scores, and with dead edges
+        decisions: those that were logged, for ACDC
+        evaluations: metrics of the whole model that ACDC took
+    """
+
+    circuit: Circuit
+    decisions: tuple[Decision, ...] = ()
+    evaluations: int = 0
+
+
+def find(inputs: Inputs, out: Path, progress: Show) -> Found:
+    """Run a config's method; what it writes into `out` on the way is what it goes on from after an interruption."""
+    config = inputs.config
+    if config.method != "acdc":
+        scores = scored(inputs, config.method, out, progress)
+        return Found(scores.circuit(select(config, scores), config.direct))
+    allowed = None
+    if config.prefilter is not None:
+        method, share = parse_filter(config.prefilter)
+        scores = scored(inputs, method, out, progress)
+        allowed = scores.top(max(1, round(share * scores.graph.n_edges)), magnitude=True)
+    with torch.inference_mode():
+        engine, journal = make_engine(inputs), Journal(out / LOG)
+        circuit = discover(engine, options(config), journal, progress, allowed)
+    return Found(circuit, tuple(journal.decisions), engine.evaluations)
+
+
+def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
+    """The scores that a method gives all edges: from the file where it has been run already, else the file is
+    written."""
+    path, known = out / SCORES, inputs.scores
+    if path.exists():
+        return read_scores(path, inputs.problem("discovery").graph)
+    if method not in known:  # the same at every threshold
+        known[method] = score(inputs, method, out / CHECKPOINT, progress)
+    write_scores(path, known[method])
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return known[method]
+
+
+def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) -> Scores:
+    """The scores that a method gives all edges.
+
+    Args:
+        checkpoint: where a method that trains keeps its state
+    """
+    c, problem = inputs.config, inputs.problem("discovery")
+    steps = c.steps or eap_ig.STEPS
+
+    def trained(module: ModuleType, **own: float | None) -> Scores:
+        stated = {k: v for k, v in own.items() if v is not None} | ({"updates": c.updates} if c.updates else {})
+        scores: Scores = module.score(problem, **stated, seed=c.seed, checkpoint=checkpoint, progress=progress)
+        return scores
+
+    run: dict[str, Callable[[], Scores]] = {
+        "eap": lambda: eap.score(problem, progress),
+        "eap-ig": lambda: eap_ig.score(problem, "inputs", steps, progress),
+        "eap-ig-activations": lambda: eap_ig.score(problem, "activations", steps, progress),
+        "eap-ig-clean-corrupted": lambda: eap_ig.score(problem, "clean-corrupted", 2, progress),
+        "edge-patching": lambda: edge_patching.score(problem, progress),
+        "hisp": lambda: hisp.score(problem, progress),
+        "causal-mediation": lambda: causal_mediation.score(problem, progress),
+        "subnetwork-probing": lambda: trained(subnetwork_probing, penalty=c.penalty),
+        "edge-pruning": lambda: trained(edge_pruning, sparsity=c.sparsity),
+        "diffmask": lambda: trained(diffmask),
+        "random": lambda: random_scores.score(problem.graph, c.seed),
+    }
+    with torch.no_grad():
+        return run[method]()
+
+
+def select(config: Config, scores: Scores) -> np.ndarray:
+    """Bool[sender receiver]: the edges that a config keeps."""
+    if config.edges is None:
+        return scores.above(config.threshold or 0.0, config.abs)
+    return (scores.greedy if config.greedy else scores.top)(config.edges, config.abs)
+
+
+def make_engine(inputs: Inputs) -> Engine | PartedEngine:
+    """The engine for a config's metric on the prompts for discovery."""
+    model, name, parts = inputs.model.transformer, inputs.config.metric, inputs.parts("discovery")
+    graph, metric, guess = model.config.graph(), parts.metric(name), parts.guess(name)
+    if len(parts) == 1:
+        return Engine(model, graph, parts[0], metric, guess)
+    return PartedEngine(model, graph, parts, metric, guess)
+
+
+def options(config: Config) -> Options:
+    """The options of ACDC that a config states."""
+    return Options(config.threshold or 0.0, config.abs, config.order, config.direct, config.seed, config.batch)

@@ -1,0 +1,149 @@
+"""`compare.json` and `table.csv`: what a comparison of methods found. Numbers that there are none of are null."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A circuit without dead edges, and how it does on the prompts for evaluation.
+
+    Args:
+        size: how many edges were asked for; None for ACDC, which has a threshold
+        threshold: τ, in the metric's units
+        edges: residual edges after pruning
+        components: heads and MLPs that they touch
+        metric: its mean, lower is better
+        faithfulness: 1 is the full model, 0 everything ablated; `low` to `high` is its 95 % interval
+        accuracy: share of scored positions with the right answer
+        lost: edges that ACDC on the whole graph keeps and that the filter before it had dropped; None without a filter,
+            and where ACDC on the whole graph is not compared
+    """
+
+    size: int | None
+    threshold: float | None
+    edges: int
+    components: int
+    metric: float
+    faithfulness: float
+    low: float
+    high: float
+    accuracy: float
+    lost: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class MethodPart:
+    """What a method gives on a task.
+
+    Args:
+        ranked_by: the metric that its scores are made of
+        seconds, peak_memory_mb: see `acdc.cost.Cost`
+        circuits: from few edges asked for to many, or from low to high threshold
+        auc, pessimistic_auc: under `roc`; NaN where the reference is of the same method
+        roc: points (false positive rate, true positive rate) of its scores against the reference
+    """
+
+    name: str
+    ranked_by: str
+    seconds: float
+    peak_memory_mb: float
+    circuits: tuple[Judged, ...]
+    auc: float
+    pessimistic_auc: float
+    roc: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """How alike the methods are, Float[method method] each, in the order of the methods.
+
+    Args:
+        size: edges of the circuits that `edges` and `components` compare, or nearest to it where there are thresholds
+        edges, components: Jaccard indices
+        scores: Spearman's ρ over all edges of the graph
+    """
+
+    size: int
+    edges: list[list[float]]
+    components: list[list[float]]
+    scores: list[list[float]]
+
+
+@dataclass(frozen=True)
+class TaskPart:
+    """A task, and what the methods give on it.
+
+    Args:
+        half: the prompts for evaluation, `held_out`, or `discovery` for a task that has no others
+        full, ablated: mean metric of the full model, and with everything ablated; and their accuracies
+        reference: what the scores are compared with
+        total: residual edges of the graph
+    """
+
+    name: str
+    model: str
+    model_hash: str
+    data_hash: str
+    metric: str
+    ablation: str
+    examples: int
+    seed: int
+    half: str
+    full: float
+    ablated: float
+    full_accuracy: float
+    ablated_accuracy: float
+    reference: str
+    reference_edges: int
+    total: int
+    methods: tuple[MethodPart, ...]
+    overlap: Overlap
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The content of `compare.json`."""
+
+    sizes: tuple[int, ...]
+    greedy: bool
+    abs: bool
+    tasks: tuple[TaskPart, ...]
+
+
+def to_json(comparison: Comparison) -> str:
+    """The same values give the same text."""
+    content = {"format_version": 1, **asdict(comparison)}
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A line per circuit."""
+    of_circuit = ("size", "threshold", "edges", "components", "metric", "faithfulness", "low", "high", "accuracy")
+    of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc")
+    out = io.StringIO()
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(("task", "model", "method", *of_method, *of_circuit, "lost"))
+    for task in comparison.tasks:
+        for method in task.methods:
+            for c in method.circuits:
+                lost = None if c.lost is None else len(c.lost)
+                values = [*(getattr(method, k) for k in of_method), *(getattr(c, k) for k in of_circuit), lost]
+                write([task.name, task.model, method.name, *map(_plain, values)])
+    return out.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """None for what is not a number."""
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

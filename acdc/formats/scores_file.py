@@ -1,0 +1,42 @@
+"""`scores.safetensors`: the scores of all edges that a method gave, in the circuit or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from acdc.errors import FileError
+from acdc.formats.atomic import write_atomic
+from acdc.graph import Graph
+from acdc.scores import Scores
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write tensors `edges` Float[sender receiver] and, for a method that scores nodes, `nodes` Float[sender].
+
+    Raises:
+        FileError: it can't be written.
+    """
+    tensors = {"edges": scores.edges} | ({} if scores.nodes is None else {"nodes": scores.nodes})
+    write_atomic(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
+
+
+def read_scores(path: Path, graph: Graph) -> Scores:
+    """Read scores of a graph.
+
+    Raises:
+        FileError: it can't be read, or belongs to another graph.
+    """
+    try:
+        tensors = load(path.read_bytes())
+    except OSError as error:
+        raise FileError(f"{path}: can't be read ({error.strerror})") from None
+    except SafetensorError as error:
+        raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
+    edges, nodes = tensors.get("edges"), tensors.get("nodes")
+    if edges is None or edges.shape != graph.edges.shape or (nodes is not None and nodes.shape != edges.shape[:1]):
+        raise FileError(f"{path}: holds no scores of a graph with {graph.n_layers} layers and {graph.n_heads} heads")
+    return Scores(graph, edges, nodes)

@@ -1,0 +1,132 @@
+"""The gradient of the metric at the input of every receiver, layer by layer from the last.
+
+Nothing is kept for all layers but the residual stream, from which each layer is computed again; and nothing is computed
+before the first live position, where no sender's output can change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from acdc.graph import QKV
+from acdc.metrics import Metric
+from acdc.model.transformer import Activations, Transformer, positions_of
+from acdc.runs import Runs
+
+
+class Gradient(NamedTuple):
+    """What the metric's gradient, summed over the prompts, is at some receivers that read the same stream.
+
+    Args:
+        receivers: their indices, from first to last + 1
+        inputs: Float[receiver batch live d_model], at the input of each, before its norm
+        written: Float[batch live d_model], at what the receivers' nodes write; for the logits, at the final stream
+    """
+
+    receivers: slice
+    inputs: Tensor
+    written: Tensor
+
+
+def receiver_gradients(
+    model: Transformer,
+    runs: Runs,
+    at: Activations,
+    residual: Tensor,
+    metric: Metric,
+    cut: tuple[str, int] | None = None,
+) -> Iterator[Gradient]:
+    """Gradients at a run of the model that is the clean one before the first live position: the logits', then, per
+    layer from last to first, that of the MLP and that of all queries, keys and values.
+
+    Args:
+        at, residual: the run, as `Transformer.run_inputs` returns it
+        metric: on its scored rows
+        cut: ("z" or "mlp", layer) whose output was set by hand, so that nothing flows back through it
+    """
+    graph, start, b = model.config.graph(), runs.first, runs.rows[:, 0]
+    index, t = graph.receiver_index, runs.rows[:, 1] - start
+    final = residual[-1][:, start:]
+    x = final[b, t].detach().requires_grad_()
+    with torch.enable_grad():
+        value = metric(model.normalise(x)).sum()
+    flow = torch.zeros_like(final)
+    flow[b, t] = torch.autograd.grad(value, x)[0]
+    last = index["logits"]
+    yield Gradient(slice(last, last + 1), flow[None], flow)
+    per_layer = 3 * graph.n_heads + int(graph.mlp)
+    for layer in reversed(range(graph.n_layers)):
+        first, n = layer * per_layer, 3 * graph.n_heads
+        written = flow
+        if graph.mlp:
+            x = residual[layer] if graph.parallel else _after_attention(model, layer, at, residual)
+            inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
+            yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
+            flow = flow + inputs
+        if not graph.parallel:
+            written = flow
+        if cut == ("z", layer):
+            continue
+        heads = _heads(model, layer, runs, residual[layer], written)
+        yield Gradient(slice(first, first + n), heads, written)
+        flow = flow + heads.sum(0)
+
+
+def _after_attention(model: Transformer, layer: int, at: Activations, residual: Tensor) -> Tensor:
+    w = model.weights
+    written = torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
+    return residual[layer] + written + w[f"layers.{layer}.o.bias"]
+
+
+def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        y = model.mlp(layer, x)
+    return torch.autograd.grad(y, x, written)[0]
+
+
+def _heads(model: Transformer, layer: int, runs: Runs, x: Tensor, written: Tensor) -> Tensor:
+    """Gradients at the queries, keys and values of a layer: Float[3·head batch live d_model]."""
+    start, w = runs.first, model.weights
+    h = model.normalise(x)
+    positions = positions_of(runs.pad, x.shape[1])[:, None]
+    mask = model.window(layer, runs.mask[:, start:], start)[:, None]
+    own = [model.project_heads(c, layer, h[:, start:] if c == "q" else h) for c in QKV]
+    live = [(y if c == "q" else y[:, :, start:]).detach().requires_grad_() for c, y in zip(QKV, own, strict=True)]
+    with torch.enable_grad():
+        q, k, v = (
+            y if c == "q" else torch.cat([o[:, :, :start], y], 2) for c, o, y in zip(QKV, own, live, strict=True)
+        )
+        z = model.attend(
+            model.place("q", layer, q, positions[..., start:]), model.place("k", layer, k, positions), v, mask
+        )
+    to_z = torch.einsum("btd,hed->bhte", written, w[f"layers.{layer}.o.weight"])
+    gradients = torch.autograd.grad(z, live, to_z)
+    out = x.new_empty(3, model.config.n_heads, len(x), x.shape[1] - start, x.shape[2])
+    for into, c, g in zip(out, QKV, gradients, strict=True):
+        weight = w[f"layers.{layer}.{c}.weight"].transpose(1, 2)
+        torch.matmul(g.transpose(0, 1).flatten(1, 2), weight, out=into.flatten(1, 2))
+    return _through_norm(model, x[:, start:], h[:, start:], out.flatten(0, 1))
+
+
+def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -> Tensor:
+    """Gradients at normalised rows h Float[batch pos d_model], turned in place into gradients at the rows x themselves.
+
+    For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the middle term for RMSNorm.
+    """
+    if model.config.norm == "none":
+        return gradients
+    aligned = torch.einsum("rbtd,btd->rbt", gradients, h) / x.shape[-1]
+    if model.config.norm == "layer":
+        gradients -= gradients.mean(-1, keepdim=True)
+        spread = x.var(-1, unbiased=False)
+    else:
+        spread = x.square().mean(-1)
+    scale = (spread + model.config.norm_eps).rsqrt()
+    for g, a in zip(gradients, aligned, strict=True):  # a receiver at a time: no second table
+        g.addcmul_(h, a[..., None], value=-1).mul_(scale[..., None])
+    return gradients

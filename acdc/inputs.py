@@ -1,0 +1,86 @@
+"""What a config names, loaded and checked: task, model, prompts, and their clean and ablated runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from acdc.config import Config
+from acdc.errors import FileError
+from acdc.model.load import Model, load_model
+from acdc.parts import Parts, prompts_at_once
+from acdc.problem import Problem
+from acdc.scores import Scores
+from acdc.task import Data, make_data
+from acdc.taskschema import Task
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a config names, loaded and checked; nothing has been written yet. Copies at other thresholds share all."""
+
+    config: Config
+    task: Task
+    model: Model
+    data: Data
+    scores: dict[str, Scores] = field(default_factory=dict)  # by method, of those that have been run
+    _parts: dict[str, Parts] = field(default_factory=dict)
+
+    def at(self, threshold: float) -> Inputs:
+        """The same at another threshold."""
+        return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
+
+    def parts(self, half: str) -> Parts:
+        """The clean and ablated runs of the prompts of one half, `discovery` or `held_out`."""
+        if half not in self._parts:
+            prompts = getattr(self.data, half)
+            # No inference mode: methods take gradients through what is kept here.
+            with torch.inference_mode(False), torch.no_grad():
+                self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
+        return self._parts[half]
+
+    def problem(self, half: str) -> Problem:
+        """What a method is given of one half."""
+        return Problem(self.model.transformer, self.parts(half), self.config.metric)
+
+
+def load(config: Config, task: Task, memory: float | None = None) -> Inputs:
+    """Load the model, draw the prompts and check all; the returned config states the hashes of both.
+
+    Args:
+        memory: bytes to stay below; by default half of what the machine has
+    """
+    model = load_model(config.model, config.device, config.dtype)
+    data = make_data(task, model.tokenizer, config.examples, config.seed)
+    model.check_fits(data.discovery, data.held_out)
+    for key, found in (("model_hash", model.hash), ("data_hash", data.hash[:16])):
+        stated = getattr(config, key)
+        if stated not in (None, found):
+            raise FileError(f"config: {key} is {stated}, but it is {found} now; the {key[:5].rstrip('_')} has changed")
+    graph = model.transformer.config.graph()
+    if config.edges is not None and config.edges > graph.n_edges:
+        raise FileError(f"--edges: {config.edges} of {graph.n_edges} residual edges; ask for fewer")
+    part = _part(config, model, data, memory)
+    resolved = config.model_copy(update={"model_hash": model.hash, "data_hash": data.hash[:16], "part": part})
+    return Inputs(resolved, task, model, data)
+
+
+def _part(config: Config, model: Model, data: Data, memory: float | None) -> int | None:
+    """How many prompts are held in memory at once, if not all."""
+    if config.part is not None:
+        return config.part
+    t, d = model.transformer, data.discovery
+    n_pos = n_live = d.clean.shape[1]
+    if config.ablation == "corrupted" and t.config.causal:
+        n_live -= int((d.clean == d.corrupted).all(0).cumprod().sum())
+    n = prompts_at_once(t.config, n_pos, n_live, t.dtype.itemsize, memory or default_memory(t.device))
+    return n if n < len(d.clean) else None
+
+
+def default_memory(device: torch.device) -> float:
+    """Half of the memory that the device has, in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory / 2
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2

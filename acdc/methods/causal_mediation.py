@@ -1,0 +1,37 @@
+"""Causal mediation analysis (Vig et al. 2020, arXiv 2004.12265): the indirect effect of every head and MLP.
+
+Score of a node = metric of the model in which that node alone writes what it wrote on the corrupted prompt − metric of
+the full model: the effect of the changed prompt that passes through the node. Vig et al. state it as a ratio of
+probabilities; here it is in the units of the metric, and positive where the node works for the behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from acdc.patching import rows_without_node
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.scores import Scores
+
+
+@torch.inference_mode()
+def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+    """Scores of all nodes, and of all edges by them."""
+    graph, model = problem.graph, problem.model
+    total, done = np.zeros(len(graph.senders)), 0
+    for runs in problem.chunks(problem.few(4 * graph.n_heads)):
+        metric = runs.metric(problem.metric, model)
+        full = metric(runs.targets.clean)
+        for first, written in model.written_by(runs.difference, len(graph.senders)):
+            sender = graph.senders[first]
+            if sender.kind == "input":
+                continue
+            rows = rows_without_node(model, runs, sender.layer, written, sender.kind == "head")
+            total[first : first + len(written)] += (metric(rows) - full).double().sum(1).cpu().numpy()
+            done += len(written) * len(runs.pad)
+            progress(Progress(done // problem.n_prompts, len(graph.senders) - len(graph.inputs), "nodes", sender.name))
+    return Scores.of_nodes(graph, total / problem.n_prompts)

@@ -1,0 +1,81 @@
+"""Edge attribution patching (Syed et al. 2023, arXiv 2310.10348).
+
+Score of an edge = (sender's ablated − clean output) · (gradient of the metric at the receiver's input, full model on
+the clean prompts), summed over positions, mean over the prompts: to first order the rise of the metric when the edge is
+removed. Sign as in EAP-IG, whose users minimise a loss; EAP-IG sums over the prompts of a batch what its metric
+returns, so its numbers equal these where the metric is summed (`mean=False`), and are these over the batch size where
+it is averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import torch
+
+from acdc.config import check_method
+from acdc.gradients import Gradient, receiver_gradients
+from acdc.model.transformer import Activations, Transformer
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.runs import Runs
+from acdc.scores import Scores
+
+CHUNK = 32  # prompts per backward pass
+
+
+def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+    """Scores of all edges.
+
+    Raises:
+        UserError: the metric compares with the full model, so that its gradient there is zero.
+    """
+    check_method("eap", problem.metric, problem.parts.ablation)
+    total = Attribution(problem)
+    for runs in total.chunks(progress):
+        metric = runs.metric(problem.metric, problem.model)
+        total.add(runs, receiver_gradients(problem.model, runs, runs.clean, runs.residual, metric))
+    return total.scores()
+
+
+class Attribution:
+    """Sums of differences times gradients, over positions and prompts."""
+
+    def __init__(self, problem: Problem, points: int = 1) -> None:
+        """`points`: at how many runs per prompt gradients are taken."""
+        self._problem, self._points = problem, points
+        self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
+        self._seen = 0
+
+    def chunks(self, progress: Callable[[Progress], None]) -> Iterator[Runs]:
+        """The prompts, some at a time."""
+        for runs in self._problem.chunks(CHUNK):
+            yield runs
+            self._seen += len(runs.pad)
+            progress(Progress(self._seen, self._problem.n_prompts, "prompts", ""))
+
+    def add(self, runs: Runs, gradients: Iterable[Gradient]) -> None:
+        """Add what the gradients of one run say."""
+        model, graph, difference = self._problem.model, self._problem.graph, runs.difference
+        pending: list[Gradient] = []
+        for gradient in gradients:
+            pending.append(gradient)
+            if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP goes with the heads of its layer
+                self._flush(model, difference, pending)
+                pending = []
+        self._flush(model, difference, pending)
+
+    def scores(self) -> Scores:
+        mean = (self._total / (self._problem.n_prompts * self._points)).numpy()
+        return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
+
+    def _flush(self, model: Transformer, difference: Activations, gradients: list[Gradient]) -> None:
+        """Multiply some gradients with all senders below them; a head is projected to the stream once for all."""
+        graph = self._problem.graph
+        parents = [graph.n_parents(graph.receivers[g.receivers.start]) for g in gradients]
+        for first, written in model.written_by(difference, max(parents, default=0)):
+            for gradient, n in zip(gradients, parents, strict=True):
+                if first < n:
+                    product = written.flatten(1) @ gradient.inputs.flatten(1).T
+                    self._total[first : first + len(written), gradient.receivers] += product.double().cpu()

@@ -1,0 +1,89 @@
+"""Edge attribution patching with integrated gradients (Hanna et al. 2024, arXiv 2403.17806), in three forms.
+
+The score is that of `acdc.methods.eap`, with the mean of the gradient over several runs between corrupted and clean:
+
+inputs           k = 0 … steps − 1: the inputs write corrupted + k/steps (clean − corrupted)
+activations      for the inputs, for the heads of each layer and for each MLP, k = 1 … steps: they write
+                 ablated + k/steps (clean − ablated) in an otherwise clean run; gradients at all receivers count
+clean-corrupted  the clean run and the corrupted run
+
+as EAP-IG (github.com/hannamw/EAP-IG) computes them. Summed over the edges from the inputs, the scores of the first tend
+to metric(corrupted) − metric(clean), as the steps grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from acdc.config import check_method
+from acdc.gradients import receiver_gradients
+from acdc.methods.eap import Attribution
+from acdc.model.transformer import Activations
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.runs import Runs
+from acdc.scores import Scores
+
+STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
+
+Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, and what was set by hand in it
+
+
+def score(
+    problem: Problem,
+    form: str = "inputs",
+    steps: int = STEPS,
+    progress: Callable[[Progress], None] = silent,
+) -> Scores:
+    """Scores of all edges.
+
+    Args:
+        form: inputs, activations or clean-corrupted
+        steps: points on each path; clean-corrupted always has 2
+    Raises:
+        UserError: the form needs corrupted prompts, and the ablation has none.
+    """
+    if form != "activations":
+        check_method("eap-ig", problem.metric, problem.parts.ablation)
+    points = {"inputs": _inputs, "activations": _activations, "clean-corrupted": _ends}[form]
+    n_blocks = 1 + problem.model.config.n_layers * (1 + int(problem.graph.mlp))
+    total = Attribution(problem, {"inputs": steps, "activations": steps * n_blocks, "clean-corrupted": 2}[form])
+    for runs in total.chunks(progress):
+        metric = runs.metric(problem.metric, problem.model)
+        for at, residual, cut in points(problem, runs, steps):
+            total.add(runs, receiver_gradients(problem.model, runs, at, residual, metric, cut))
+    return total.scores()
+
+
+def _inputs(problem: Problem, runs: Runs, steps: int) -> Iterator[Point]:
+    clean, corrupted = runs.clean.inputs, runs.ablated.inputs
+    for k in range(steps):
+        yield *problem.model.run_inputs(corrupted + k / steps * (clean - corrupted), runs.pad), None
+
+
+def _ends(problem: Problem, runs: Runs, _: int) -> Iterator[Point]:
+    yield runs.clean, runs.residual, None
+    yield *problem.model.run_inputs(runs.ablated.inputs, runs.pad), None
+
+
+def _activations(problem: Problem, runs: Runs, steps: int) -> Iterator[Point]:
+    clean, ablated = runs.clean, runs.ablated
+    blocks = [("inputs", 0)]
+    for layer in range(problem.model.config.n_layers):
+        blocks += [("z", layer)] + [("mlp", layer)] * int(problem.graph.mlp)
+    for block in blocks:
+        for k in range(1, steps + 1):
+
+            def mixed(a: Tensor, c: Tensor, share: float = k / steps) -> Tensor:
+                return torch.lerp(a, c, share)
+
+            def edit(kind: str, layer: int, computed: Tensor, block: tuple[str, int] = block) -> Tensor:
+                if (kind, layer) != block:
+                    return computed
+                return mixed(getattr(ablated, kind)[layer], getattr(clean, kind)[layer])
+
+            inputs = mixed(ablated.inputs, clean.inputs) if block[0] == "inputs" else clean.inputs
+            yield *problem.model.run_inputs(inputs, runs.pad, edit), block

@@ -1,0 +1,39 @@
+"""Exact patching of every edge alone (leave one out): each is removed from the full model, and put back.
+
+Score of an edge = metric without it − metric of the full model: what attribution estimates, and what ACDC measures as
+long as it has removed nothing. The cost is a patched pass from the receiver on for every edge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from acdc.patching import rows_without_edges
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.scores import Scores
+
+VERSIONS = 16  # edges of one receiver that are removed side by side
+
+
+@torch.inference_mode()
+def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+    """Scores of all edges."""
+    graph, model = problem.graph, problem.model
+    total, done = np.where(graph.edges, 0.0, np.nan), 0
+    for runs in problem.chunks(problem.few(len(graph.senders))):
+        metric = runs.metric(problem.metric, model)
+        full = metric(runs.targets.clean)
+        written = torch.cat([x for _, x in model.written_by(runs.difference, len(graph.senders))])
+        for receiver, r in enumerate(graph.receivers):
+            n = graph.n_parents(r)
+            for first in range(0, n, VERSIONS):
+                last = min(n, first + VERSIONS)
+                rows = rows_without_edges(model, graph, runs, receiver, written[first:last])
+                total[first:last, receiver] += (metric(rows) - full).double().sum(1).cpu().numpy()
+            done += n * len(runs.pad)
+            progress(Progress(done // problem.n_prompts, graph.n_edges, "edges", r.node))
+    return Scores(graph, total / problem.n_prompts)

@@ -1,0 +1,56 @@
+"""Head importance score for pruning (Michel et al. 2019, arXiv 1905.10650), as Conmy et al. 2023 use it for circuits.
+
+Importance of a node = |(ablated − clean output) · gradient of the metric at the output|, summed over positions before
+the magnitude is taken, mean over the prompts; divided by the ℓ2 norm of the importances of its layer, as Michel et al.
+do, where the MLP counts as one more head. No unit; never negative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from acdc.config import check_method
+from acdc.gradients import receiver_gradients
+from acdc.methods.eap import CHUNK
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.scores import Scores
+
+
+def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+    """Scores of all nodes, and of all edges by them.
+
+    Raises:
+        UserError: the metric compares with the full model, so that its gradient there is zero.
+    """
+    check_method("hisp", problem.metric, problem.parts.ablation)
+    graph, model = problem.graph, problem.model
+    total, done = torch.zeros(len(graph.senders), dtype=torch.float64), 0
+    index = graph.sender_index
+    for runs in problem.chunks(CHUNK):
+        metric, difference = runs.metric(problem.metric, model), runs.difference
+        for gradient in receiver_gradients(model, runs, runs.clean, runs.residual, metric):
+            r = graph.receivers[gradient.receivers.start]
+            if r.kind == "logits":
+                continue
+            if r.kind == "mlp":
+                effect, first = (difference.mlp[r.layer] * gradient.written).sum((1, 2))[:, None], index[r.node]
+            else:
+                w = model.weights[f"layers.{r.layer}.o.weight"]
+                flow = torch.einsum("btd,hed->bhte", gradient.written, w)
+                effect, first = (difference.z[r.layer] * flow).sum((2, 3)), index[f"a{r.layer}.h0"]
+            total[first : first + effect.shape[1]] += effect.abs().double().sum(0).cpu()
+        done += len(runs.pad)
+        progress(Progress(done, problem.n_prompts, "prompts", ""))
+    return Scores.of_nodes(graph, _per_layer(problem, (total / problem.n_prompts).numpy()))
+
+
+def _per_layer(problem: Problem, nodes: np.ndarray) -> np.ndarray:
+    out, layers = nodes.copy(), np.array([s.layer for s in problem.graph.senders])
+    for layer in range(problem.graph.n_layers):
+        norm = np.linalg.norm(nodes[layers == layer])
+        out[layers == layer] /= norm or 1.0
+    return out

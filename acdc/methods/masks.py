@@ -1,0 +1,217 @@
+"""Masks of hard-concrete gates (Louizos et al. 2018, arXiv 1712.01312), and the training that three methods share.
+
+A gate is σ((logit(u) + α) / T), u uniform in (0, 1), stretched from (0, 1) to (LOW, HIGH) and clamped to [0, 1]:
+exactly closed or exactly open with some probability, and differentiable in α in between. The larger α, the more open.
+
+Everything that is random in an update is a function of the seed and the update's number alone, and prompts come in a
+fixed cycle. So a training that goes on from a checkpoint ends as it would have without a break, on a CPU bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from acdc.errors import FileError, UserError
+from acdc.formats.atomic import write_atomic
+from acdc.problem import Problem
+from acdc.progress import Progress
+from acdc.runs import Runs
+
+LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. choose them
+START = 2.0  # α of all gates at first: open with probability 0.97, yet only 0.6 of the samples are clamped to 1
+LIMIT = 7.0  # of |α|: a gate beyond is as good as certain, and would need many updates to come back
+RATE = 0.1  # Adam's step in α over the first half of the updates; over the second it falls linearly to 0
+# Adam's: the second moment is forgotten sooner than usual, since training is short and starts with large gradients; ε
+# is smaller, since a gradient is as small as 1 / gates.
+MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.98, 1e-12
+BATCH = 16  # prompts per update, at most
+SAVED_EVERY = 25  # updates between two checkpoints
+
+
+def sample(alpha: Tensor, uniform: Tensor) -> Tensor:
+    """Gates Float[gate] in [0, 1] for some noise: uniform Float[gate] in (0, 1)."""
+    return _stretched((torch.logit(uniform) + alpha) / TEMPERATURE)
+
+
+def settled(alpha: Tensor) -> Tensor:
+    """The gates without noise, for evaluation, as Louizos et al. take them: Float[gate] in [0, 1]."""
+    return _stretched(alpha)
+
+
+def p_open(alpha: Tensor) -> Tensor:
+    """Probability that a sample of each gate is above 0, Float[gate]; its mean is the expected share of open gates."""
+    return torch.sigmoid(alpha - TEMPERATURE * math.log(-LOW / HIGH))
+
+
+def _stretched(x: Tensor) -> Tensor:
+    return (torch.sigmoid(x) * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What the objective of an update is made of.
+
+    Args:
+        runs: those of the update's prompts
+        batch: which of the batches they are
+        alpha: Float[gate]
+        gates: Float[gate], sampled
+        multipliers: Float[multiplier]
+        share: of the training that is done, from 0 to 1
+    """
+
+    runs: Runs
+    batch: int
+    alpha: Tensor
+    gates: Tensor
+    multipliers: Tensor
+    share: float
+
+
+@dataclass(frozen=True)
+class Training:
+    """How gates are trained: they go down the gradient of an objective by Adam, its Lagrange multipliers go up it.
+
+    Args:
+        method: its name, for messages
+        settings: of the method, by name: in what another training may differ
+        gates: how many there are
+        objective: what is minimised, and for the multipliers maximised
+        multipliers: where each begins
+        ascent: step of each per unit of its gradient
+    """
+
+    method: str
+    settings: dict[str, float]
+    updates: int
+    seed: int
+    gates: int
+    objective: Callable[[Update], Tensor]
+    multipliers: tuple[float, ...] = ()
+    ascent: tuple[float, ...] = ()
+    least: float = -math.inf  # below which no multiplier falls
+
+
+class Batches:
+    """The prompts of a problem in batches of like size, the same ones in the same order in every cycle."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._problem, self._where = problem, list[tuple[int, slice]]()
+        for index, runs in enumerate(problem.parts):
+            n = len(runs.pad)
+            bounds = np.linspace(0, n, -(-n // BATCH) + 1).round().astype(int).tolist()
+            self._where += [(index, slice(*at)) for at in pairwise(bounds)]
+            self._part = index, runs  # what is in memory
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, batch: int) -> Runs:
+        part, at = self._where[batch]
+        if part != self._part[0]:
+            self._part = (part, self._problem.parts[part])
+        return self._part[1].examples(at)
+
+    def __iter__(self) -> Iterator[Runs]:
+        return (self[i] for i in range(len(self)))
+
+
+def train(
+    training: Training,
+    problem: Problem,
+    batches: Batches,
+    checkpoint: Path | None,
+    progress: Callable[[Progress], None],
+) -> Tensor:
+    """Train all gates.
+
+    Args:
+        checkpoint: where the state is kept, from time to time and at the end, and where an earlier one goes on from
+    Returns:
+        Float[gate], the α of every gate
+    Raises:
+        UserError: a loss is not finite.
+        FileError: the checkpoint is none, or one of another training; or it can't be written.
+    """
+    model, mark = problem.model, _fingerprint(training, problem)
+    alpha = torch.full((training.gates,), START, dtype=model.dtype)
+    state = {"alpha": alpha, "mean": torch.zeros_like(alpha), "square": torch.zeros_like(alpha)}
+    state["multipliers"] = torch.tensor(training.multipliers, dtype=model.dtype)
+    begin = 0
+    if checkpoint is not None and checkpoint.exists():
+        begin, state = _read(checkpoint, mark, state)
+    state = {name: x.to(model.device) for name, x in state.items()}
+    ascent = torch.tensor(training.ascent, dtype=model.dtype, device=model.device)
+    for done in range(begin, training.updates):
+        alpha, multipliers = (state[name].clone().requires_grad_() for name in ("alpha", "multipliers"))
+        noise = torch.from_numpy(_noise(training.seed, done, training.gates)).to(model.device, model.dtype)
+        batch, share = done % len(batches), done / training.updates
+        with torch.enable_grad():
+            update = Update(batches[batch], batch, alpha, sample(alpha, noise), multipliers, share)
+            loss = training.objective(update)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise UserError(
+                f"--method {training.method}: the loss is {value} at update {done + 1}; choose another --metric, or "
+                "--dtype float64"
+            )
+        down, up = torch.autograd.grad(loss, (alpha, multipliers), allow_unused=True, materialize_grads=True)
+        with torch.no_grad():
+            state["mean"] = MEAN_DECAY * state["mean"] + (1 - MEAN_DECAY) * down
+            state["square"] = SQUARE_DECAY * state["square"] + (1 - SQUARE_DECAY) * down.square()
+            length = (state["square"] / (1 - SQUARE_DECAY ** (done + 1))).sqrt() + TINY
+            step = state["mean"] / (1 - MEAN_DECAY ** (done + 1)) / length
+            state["alpha"] = (alpha - RATE * min(1.0, 2 - 2 * share) * step).clamp(-LIMIT, LIMIT)
+            state["multipliers"] = (multipliers + ascent * up).clamp(min=training.least)
+            kept = float((p_open(state["alpha"]) >= 0.5).double().mean())
+        if checkpoint is not None and ((done + 1) % SAVED_EVERY == 0 or done + 1 == training.updates):
+            _write(checkpoint, mark, state, done + 1)
+        progress(Progress(done + 1, training.updates, "updates", f"loss {value:.4g}, kept {kept:.1%}"))
+    return state["alpha"]
+
+
+def _noise(seed: int, update: int, n: int) -> np.ndarray:
+    """Float[gate], inside (0, 1) even after rounding to float32."""
+    noise: np.ndarray = np.random.default_rng([seed, update]).uniform(1e-6, 1 - 1e-6, n)
+    return noise
+
+
+def _fingerprint(training: Training, problem: Problem) -> str:
+    """Of what a training's course depends on. Weights and ablation are compared by who keeps the checkpoint."""
+    targets = problem.parts.targets
+    ids = [x.tolist() for x in (targets.example, targets.correct, targets.wrong)]
+    of = [training.method, training.settings, training.updates, training.seed, training.gates, problem.metric]
+    of += [str(problem.model.config), str(problem.model.dtype), ids]
+    return hashlib.sha256(json.dumps(of).encode()).hexdigest()
+
+
+def _write(path: Path, mark: str, state: dict[str, Tensor], done: int) -> None:
+    tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
+    write_atomic(path, save(tensors, {"training": mark, "updates": str(done)}))
+
+
+def _read(path: Path, mark: str, like: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
+    """Number of updates, and state."""
+    try:
+        with safe_open(path, "pt") as f:
+            metadata = f.metadata() or {}
+            state = {name: f.get_tensor(name).clone() for name in like}
+    except (OSError, SafetensorError):
+        raise FileError(f"{path}: can't be read as a checkpoint; remove it or use --force") from None
+    if metadata.get("training") != mark:
+        raise FileError(f"{path}: is the checkpoint of a training with other settings; remove it or use --force")
+    if {k: (x.shape, x.dtype) for k, x in state.items()} != {k: (x.shape, x.dtype) for k, x in like.items()}:
+        raise FileError(f"{path}: is damaged; remove it or use --force")
+    return int(metadata["updates"]), state

@@ -1,0 +1,61 @@
+"""Subnetwork probing (Cao et al. 2021, arXiv 2104.03514), as Conmy et al. 2023 (appendix D) use it for circuits.
+
+A mask of hard-concrete gates is trained, one gate per head and MLP; the inputs are always in. Where a gate is closed,
+the node writes its ablated output. What is minimised is
+
+    metric + penalty × expected share of open gates
+
+Conmy et al. train for thousands of updates with a small step; here the step is larger and falls to 0, so that hundreds
+do. Score of a node = probability that its gate is open, from 0 to 1: 0.5 is the natural threshold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from acdc.methods.masks import Batches, Training, Update, p_open, train
+from acdc.patching import node_rows
+from acdc.problem import Problem
+from acdc.progress import Progress, silent
+from acdc.scores import Scores
+
+UPDATES = 300
+PENALTY = 3.0  # metric units: what all nodes together cost
+
+
+def score(
+    problem: Problem,
+    updates: int = UPDATES,
+    penalty: float = PENALTY,
+    seed: int = 0,
+    checkpoint: Path | None = None,
+    progress: Callable[[Progress], None] = silent,
+) -> Scores:
+    """Scores of all nodes, and of all edges by them.
+
+    Args:
+        penalty: in the units of the metric; the larger, the fewer nodes
+        checkpoint: see `acdc.methods.masks.train`
+    Raises:
+        UserError, FileError: see `acdc.methods.masks.train`.
+    """
+    model, batches, n_inputs = problem.model, Batches(problem), len(problem.graph.inputs)
+    metrics = [runs.metric(problem.metric, model) for runs in batches]
+
+    def objective(u: Update) -> Tensor:
+        nodes = torch.cat([u.gates.new_ones(n_inputs), u.gates])
+        return metrics[u.batch](node_rows(model, u.runs, nodes)).mean() + penalty * p_open(u.alpha).mean()
+
+    n = len(problem.graph.senders) - n_inputs
+    training = Training("subnetwork-probing", {"penalty": penalty}, updates, seed, n, objective)
+    return of_gates(problem, p_open(train(training, problem, batches, checkpoint, progress)))
+
+
+def of_gates(problem: Problem, gates: Tensor) -> Scores:
+    """Scores of all nodes but the inputs, Float[gate]; an input has none."""
+    nodes = torch.cat([torch.full((len(problem.graph.inputs),), torch.nan), gates.double().cpu()])
+    return Scores.of_nodes(problem.graph, nodes.numpy())

@@ -1,0 +1,43 @@
+"""What every method is given: a model, the runs of its prompts, and what is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+from acdc.graph import Graph
+from acdc.model.transformer import Transformer
+from acdc.parts import Parts
+from acdc.runs import Runs
+
+BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, the clean and ablated runs of some prompts, and the name of a metric (`acdc.metrics`)."""
+
+    model: Transformer
+    parts: Parts
+    metric: str
+
+    @cached_property
+    def graph(self) -> Graph:
+        return self.model.config.graph()
+
+    @property
+    def n_prompts(self) -> int:
+        return self.parts.targets.n_examples
+
+    def few(self, versions: int = 1) -> int:
+        """How many prompts may be run at once in so many versions; bounds the memory of what all senders write."""
+        runs, c = self.parts[0], self.model.config
+        n_live = runs.mask.shape[1] - runs.first
+        return max(1, BYTES // (versions * n_live * c.d_model * self.model.dtype.itemsize))
+
+    def chunks(self, size: int) -> Iterator[Runs]:
+        """The runs, at most `size` prompts at a time."""
+        for runs in self.parts:
+            for start in range(0, len(runs.pad), size):
+                yield runs.examples(slice(start, start + size))

@@ -1,0 +1,110 @@
+"""Scores of edges, and how they become a circuit.
+
+A score says how much worse the metric gets, or is estimated to get, without the edge: the larger, the more important;
+a negative one says that the model does better without it. Methods that score nodes give an edge the score of its
+weaker end, so that the edges above a bound are those between the nodes above it; inputs and logits are always in.
+"""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass
+
+import numpy as np
+
+from acdc.errors import UserError
+from acdc.graph import Circuit, Graph
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a method says of every edge.
+
+    Args:
+        edges: Float[sender receiver], NaN where the graph has no edge; larger is more important
+        nodes: Float[sender], for a method that scores nodes (NaN for the inputs), else None
+    """
+
+    graph: Graph
+    edges: Array
+    nodes: Array | None = None
+
+    @classmethod
+    def of_nodes(cls, graph: Graph, nodes: Array) -> Scores:
+        """Scores of nodes, Float[sender] (those of inputs don't count), as scores of edges."""
+        nodes = np.where([s.kind == "input" for s in graph.senders], np.nan, nodes)
+        return cls(graph, _weaker_end(graph, nodes), nodes)
+
+    def importance(self, magnitude: bool) -> Array:
+        """Float[sender receiver] by which edges are ranked: the score or its magnitude, −inf where there is no edge."""
+        ranked = self.edges
+        if magnitude:
+            ranked = np.abs(ranked) if self.nodes is None else _weaker_end(self.graph, np.abs(self.nodes))
+        return np.where(self.graph.edges, ranked, -np.inf)
+
+    def above(self, threshold: float, magnitude: bool = False) -> Array:
+        """Bool[sender receiver]: the edges whose score is `threshold` or more."""
+        kept: Array = self.importance(magnitude) >= threshold
+        return kept
+
+    def top(self, n: int, magnitude: bool = False) -> Array:
+        """Bool[sender receiver]: the n edges with the largest scores; of equal ones, the earlier in (sender, receiver)
+        order.
+
+        Raises:
+            UserError: the graph has fewer edges.
+        """
+        self._check(n)
+        flat = self.importance(magnitude).ravel()
+        kept = np.zeros(flat.size, dtype=bool)
+        kept[np.argsort(-flat, kind="stable")[:n]] = True
+        return kept.reshape(self.edges.shape)
+
+    def greedy(self, n: int, magnitude: bool = False) -> Array:
+        """Bool[sender receiver]: n edges grown from the logits, each time the edge with the largest score of those into
+        a node that is reached already (Hanna et al. 2024, section 3).
+
+        Raises:
+            UserError: the graph has fewer edges.
+        """
+        self._check(n)
+        g, ranked = self.graph, self.importance(magnitude)
+        kept = np.zeros_like(g.edges)
+        reached: set[int] = set()
+        frontier: list[tuple[float, int, int]] = []
+
+        def reach(receivers: tuple[int, ...]) -> None:
+            for r in receivers:
+                for s in np.flatnonzero(g.edges[:, r]).tolist():
+                    heapq.heappush(frontier, (-float(ranked[s, r]), s, r))
+
+        reach((g.receiver_index["logits"],))
+        for _ in range(n):
+            _, s, r = heapq.heappop(frontier)
+            kept[s, r] = True
+            if s not in reached:
+                reached.add(s)
+                reach(g.own_receivers[s])
+        return kept
+
+    def circuit(self, kept: Array, direct: bool = True) -> Circuit:
+        """The circuit of some edges, with all scores. A direct edge is in it if an edge into its receiver is."""
+        whole = self.graph.direct & kept.any(axis=0) if direct else None
+        return Circuit(self.graph, kept, whole, self.edges)
+
+    def _check(self, n: int) -> None:
+        if n > self.graph.n_edges:
+            raise UserError(f"--edges: {n} of {self.graph.n_edges} residual edges; ask for fewer")
+
+
+def _weaker_end(graph: Graph, nodes: Array) -> Array:
+    """Float[sender receiver]: the smaller one of what sender and receiver have, Float[sender]."""
+    writer = np.where(np.isnan(nodes), np.inf, nodes)
+    reader = np.full(len(graph.receivers), np.inf)
+    for sender, own in enumerate(graph.own_receivers):
+        reader[list(own)] = nodes[sender]
+    edges = np.minimum(writer[:, None], reader[None, :])
+    edges[np.isinf(edges)] = np.nanmax(nodes)  # from an input to the logits: like the most important node
+    return np.where(graph.edges, edges, np.nan)
