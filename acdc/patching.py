@@ -153,7 +153,9 @@ class _Live:
             clean = runs.clean.mlp[layer][:, self.start :]
             x = x if model.config.parallel else runs.residual[layer + 1][:, self.start :] - clean
             return self.changed(layer, model.mlp(layer, x + written) - clean, False)
-        own = [self._project(c, layer, (x + written if c == r.kind else x)[None], slice(r.head, r.head + 1)) for c in QKV]
+        own = [
+            self._project(c, layer, (x + written if c == r.kind else x)[None], slice(r.head, r.head + 1)) for c in QKV
+        ]
         own = [
             y if c == r.kind else y[:, None].expand(-1, len(written), *y.shape[1:])
             for c, y in zip(QKV, own, strict=True)

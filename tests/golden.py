@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 
 from acdc import run as runner
-from acdc.inputs import load
 from acdc.config import resolve
 from acdc.formats.circuit_file import CircuitFile
+from acdc.inputs import load
 
 FOLDER = Path(__file__).parent / "golden"
 TASKS = (

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from acdc import run as runner
-from acdc.inputs import load
 from acdc.bundled.compile_tracr import PROGRAMS, load_model, structure
 from acdc.config import resolve
 from acdc.incremental import Engine
+from acdc.inputs import load
 from acdc.methods.acdc import Options, discover
 from acdc.model.find import BUNDLED
 from acdc.patching import circuit_edges, patched_rows

@@ -271,7 +271,7 @@ def test_lists_are_one_line_each_and_names_have_details(acdc, command):
 
 
 def test_every_command_has_help_with_an_example(acdc):
-    for command in ("run", "export", "diff", "tasks", "models", "methods"):
+    for command in ("run", "compare", "export", "diff", "tasks", "models", "methods"):
         result = acdc(command, "--help")
         assert result.code == 0
         assert f"Example: acdc {command}" in result.out

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from acdc import run as runner
-from acdc.inputs import load
 from acdc.config import resolve
 from acdc.incremental import Engine
+from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import Config

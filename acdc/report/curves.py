@@ -94,7 +94,7 @@ def _figure(task: TaskPart, title: str, x: str, y: str, width: float) -> tuple[A
 
     figure = Figure(figsize=(width, 4.8), layout="constrained")
     axes = figure.subplots()
-    axes.set_title(f"{task.name} in {task.model}: {title}", fontsize=11)
+    axes.set_title(f"{task.name} in {task.model}: {title}", fontsize=10, wrap=True)
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,521 @@
+"""Tasks × methods × sizes: how faithful the circuits of each method are, what they cost, and where methods agree.
+
+Every method sees the same prompts. A method that scores edges gives a circuit for every size, of its best edges; ACDC
+gives one for each of some thresholds, and an edge's score is the largest threshold at which it was kept. All circuits
+are pruned, and run as a whole on the held-out prompts. What a method found lies in `<out>/<task>/<method>/`, from where
+a second call goes on.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from acdc.competence import competence, warning
+from acdc.config import METHODS, Config, check_method, parse_filter, resolve
+from acdc.cost import Cost, metered, read_cost
+from acdc.discovery import LOG, SCORES, Show, make_engine, options, scored
+from acdc.errors import FileError, UserError, unknown
+from acdc.evaluate import (
+    auc,
+    circuit_rows,
+    corners,
+    faithfulness,
+    jaccard,
+    pessimistic_auc,
+    prompt_values,
+    rank_correlation,
+    roc,
+    share_right,
+)
+from acdc.formats.atomic import read_text, write_atomic
+from acdc.formats.circuit_file import read_circuit, write_circuit
+from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
+from acdc.formats.scores_file import write_scores
+from acdc.graph import Circuit, Graph
+from acdc.inputs import Inputs, load
+from acdc.journal import Journal
+from acdc.methods.acdc import discover
+from acdc.report import curves
+from acdc.run import describe, measure
+from acdc.scores import Scores
+from acdc.taskschema import Task
+
+Array = np.ndarray
+
+COST, THEN_ACDC = "cost.json", "+acdc"
+LOWEST, HIGHEST, THRESHOLDS = 0.001, 0.3, 8  # of ACDC, in shares of what ablating everything costs; a log grid
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is compared.
+
+    Args:
+        tasks: each with its config: method acdc, at the task's own threshold
+        methods: names; `eap-ig:0.05+acdc` is ACDC among the best edges of another method
+        named: those that were asked for by name; another one that can't do a task is left out
+        references: by task, a circuit that is taken for true; by default ACDC's at the task's own threshold
+        updates: of methods that train
+    """
+
+    tasks: tuple[tuple[Config, Task], ...]
+    methods: tuple[str, ...]
+    named: frozenset[str]
+    sizes: tuple[int, ...]
+    greedy: bool
+    references: dict[str, Path]
+    updates: int | None
+    out: Path
+
+
+def make_plan(
+    given: dict[str, Any],
+    tasks: str,
+    methods: str,
+    sizes: str,
+    greedy: bool,
+    reference: str | None,
+    updates: int | None,
+    out: Path | None,
+    default_model: Any,
+) -> tuple[Plan, list[str]]:
+    """What the options of the command line ask for, checked as far as it can be without a model; and notes.
+
+    Args:
+        given: options of every task's config, None where not given
+        tasks, methods, sizes: with commas between them; methods may be `all`
+        reference: a file, or for each task `TASK=FILE`
+    Raises:
+        UserError: one line that names the option.
+    """
+    resolved, notes = [], list[str]()
+    for name in tasks.split(","):
+        config, task, said = resolve(given | {"task": name.strip()}, None, default_model)
+        resolved.append((config, task))
+        notes += [note for note in said if note not in notes]
+    names = [config.task_name for config, _ in resolved]
+    if len(set(names)) < len(names):
+        raise UserError(f"--tasks: {tasks!r} has a task twice")
+    every, named = _methods(methods)
+    for config, task in resolved:
+        for method in named:
+            ranked_by(config, task, method)
+    models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
+    out = out or Path("compare") / "-".join([*names, *models])
+    references = _references(reference, names)
+    return Plan(tuple(resolved), every, named, _sizes(sizes), greedy, references, updates, out), notes
+
+
+def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """All methods, and those that were named."""
+    names = [name.strip() for name in text.split(",")]
+    every = [m for name in names for m in (METHODS if name == "all" else [name])]
+    for name in every:
+        if name.endswith(THEN_ACDC):
+            try:
+                parse_filter(name.removesuffix(THEN_ACDC))
+            except ValueError as error:
+                raise UserError(f"--methods: {name} {error}") from None
+        elif name not in METHODS:
+            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS])}")
+    return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        sizes = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise UserError(f"--sizes: {text!r} is not a whole number, nor several with commas between them") from None
+    if sizes[0] < 1:
+        raise UserError(f"--sizes: {sizes[0]} edges; it must be 1 or more")
+    return tuple(sizes)
+
+
+def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
+    if text is None:
+        return {}
+    out = {}
+    for part in text.split(","):
+        task, equals, file = part.rpartition("=")
+        if not equals and len(tasks) > 1:
+            raise UserError(f"--reference: {file} for which task? With several tasks, write TASK=FILE,TASK=FILE")
+        if equals and task not in tasks:
+            raise UserError(f"--reference: {unknown('task', task, tasks)}")
+        out[task or tasks[0]] = Path(file)
+    return out
+
+
+def ranked_by(config: Config, task: Task, method: str) -> str:
+    """The metric that a method ranks edges by: the task's, or where it can't use that one the first other that it can.
+
+    Raises:
+        UserError: it can use none.
+    """
+    if method == "random":
+        return "none"
+    if method == "diffmask":  # whatever the metric
+        return "kl"
+    if method.endswith(THEN_ACDC):
+        first = ranked_by(config, task, parse_filter(method.removesuffix(THEN_ACDC))[0])
+        return first if first == config.metric else f"{first}, {config.metric}"
+    refusals = []
+    for metric in (config.metric, *task.metrics):
+        try:
+            check_method(method, metric, config.ablation)
+            return metric
+        except UserError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: Callable[[str], None]) -> Comparison:
+    """Run all methods on all tasks, judge their circuits, and write the files.
+
+    Args:
+        memory: bytes to stay below; by default half of what the machine has
+        say: told what is going on
+    Raises:
+        UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
+            the graph; a reference is of another graph.
+    """
+    if plots:
+        curves.check()
+    loaded = _load(plan, memory)
+    with _owned(plan.out):
+        tasks = []
+        while loaded:  # what is kept of a task goes before the next one
+            tasks.append(_on_task(plan, loaded.pop(0), progress, say))
+        first = plan.tasks[0][0]
+        result = Comparison(plan.sizes, plan.greedy, first.abs, tuple(tasks))
+        write_atomic(plan.out / "compare.json", to_json(result))
+        write_atomic(plan.out / "table.csv", to_csv(result))
+        if plots:
+            for task in tasks:
+                for kind, draw in (("faithfulness", curves.faithfulness), ("roc", curves.roc)):
+                    for suffix, data in draw(task).items():
+                        write_atomic(plan.out / f"{kind}-{task.name}.{suffix}", data)
+    return result
+
+
+def _load(plan: Plan, memory: float | None) -> list[tuple[Inputs, Circuit | None]]:
+    """The inputs of every task, and its reference where that is a file."""
+    out: list[tuple[Inputs, Circuit | None]] = []
+    for config, task in plan.tasks:
+        inputs, reference = load(config, task, memory), None
+        for other, _ in out:
+            if other.model.hash == inputs.model.hash:  # one copy of the weights is enough
+                inputs = replace(inputs, model=other.model)
+        graph = inputs.model.transformer.config.graph()
+        if plan.sizes[-1] > graph.n_edges:
+            raise UserError(f"--sizes: {plan.sizes[-1]} of {graph.n_edges} edges of {config.model_name}; ask for fewer")
+        if path := plan.references.get(config.task_name):
+            reference = read_circuit(path).circuit()
+            if reference.graph != graph:
+                raise FileError(f"--reference {path}: is a circuit of another graph than that of {config.model_name}")
+        out.append((inputs, reference))
+    return out
+
+
+@contextmanager
+def _owned(out: Path) -> Iterator[None]:
+    """The directory, locked against other processes."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise FileError(f"{out}: another acdc process is writing there; wait for it or choose another --out") from None
+    except OSError as error:
+        raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (out / ".lock").unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a method found.
+
+    Args:
+        circuits: by size or threshold, without dead edges
+        allowed: Bool[sender receiver], what a filter left
+    """
+
+    method: str
+    cost: Cost
+    scores: Scores
+    circuits: dict[float, Circuit]
+    allowed: Array | None = None
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """The methods at work on one task.
+
+    Args:
+        grid: thresholds of ACDC, in the metric's units, rising
+    """
+
+    plan: Plan
+    inputs: Inputs
+    progress: Show
+    grid: list[float]
+
+    @property
+    def graph(self) -> Graph:
+        return self.inputs.problem("discovery").graph
+
+    def find(self, method: str) -> _Found:
+        """The circuits of a method, at every size or threshold."""
+        if _has_threshold(method):
+            return self.swept(method)
+        scores, cost = self.scores(method)
+        pick, config = scores.greedy if self.plan.greedy else scores.top, self.inputs.config
+        circuits: dict[float, Circuit] = {
+            n: scores.circuit(pick(n, config.abs), config.direct).pruned() for n in self.plan.sizes
+        }
+        return _Found(method, cost, scores, circuits)
+
+    def scores(self, method: str) -> tuple[Scores, Cost]:
+        """The scores that a method gives all edges, and what they cost."""
+        config = self.inputs.config
+        ranked = ranked_by(config, self.inputs.task, method)
+        changes = {"method": method, "metric": ranked if ranked != "none" else config.metric, "abs": False}
+        if "updates" in METHODS[method].options:
+            changes["updates"] = self.plan.updates
+        inputs = self._with(**changes)
+        folder = self._folder(method, inputs.config)
+        if not (folder / SCORES).exists():
+            with metered(folder / COST, self._device):
+                scored(inputs, method, folder, self.progress)
+        return scored(inputs, method, folder, self.progress), read_cost(folder / COST)
+
+    def swept(self, method: str) -> _Found:
+        """The circuits of ACDC over the grid of thresholds, among the edges that a filter leaves if there is one."""
+        allowed, cost, prefilter = None, Cost(), None
+        if method != "acdc":
+            prefilter = method.removesuffix(THEN_ACDC)
+            name, share = parse_filter(prefilter)
+            scores, cost = self.scores(name)
+            allowed = scores.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
+        inputs = self._with(prefilter=prefilter)
+        folder = self._folder(method, inputs.config)
+        circuits, edges = {}, np.where(self.graph.edges, 0.0, np.nan)
+        for threshold in self.grid:
+            at = folder / f"threshold-{threshold:g}"
+            circuits[threshold] = self.acdc(inputs.at(threshold), at, folder / COST, allowed)
+            edges[circuits[threshold].kept] = threshold
+        scores = Scores(self.graph, edges)
+        write_scores(folder / SCORES, scores)
+        return _Found(method, cost + read_cost(folder / COST), scores, circuits, allowed)
+
+    def reference(self) -> Circuit:
+        """What ACDC finds at the task's own threshold."""
+        folder = self._folder("reference", self.inputs.config)
+        return self.acdc(self.inputs, folder, folder / COST, None)
+
+    def acdc(self, inputs: Inputs, folder: Path, cost: Path, allowed: Array | None) -> Circuit:
+        """The circuit of ACDC at one threshold, without dead edges."""
+        path = folder / "circuit.json"
+        if path.exists():
+            return read_circuit(path).circuit()
+        folder.mkdir(exist_ok=True)
+        with metered(cost, self._device), torch.inference_mode():
+            engine, journal = make_engine(inputs), Journal(folder / LOG)
+            found = discover(engine, options(inputs.config), journal, self.progress, allowed)
+        circuit = found.pruned()
+        write_circuit(path, describe(inputs, circuit, found, measure(inputs, circuit), ()))
+        return circuit
+
+    @property
+    def _device(self) -> torch.device:
+        return self.inputs.model.transformer.device
+
+    def _with(self, **changes: Any) -> Inputs:
+        """The inputs of a method, without a threshold."""
+        return replace(self.inputs, config=self.inputs.config.model_copy(update={"threshold": None, **changes}))
+
+    def _folder(self, name: str, config: Config) -> Path:
+        """Where a method's work lies, which belongs to one config."""
+        folder = self.plan.out / config.task_name / re.sub(r"[^\w.-]+", "-", name)
+        stated = folder / "config.yaml"
+        if not stated.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(stated, config.to_yaml())
+        if read_text(stated) != config.to_yaml():
+            raise FileError(f"{folder}: was made with other options, prompts or weights; choose another --out")
+        return folder
+
+
+class _Judge:
+    """The evaluation of circuits on one task."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.half = "discovery" if inputs.data.held_out is inputs.data.discovery else "held_out"
+        graph = inputs.problem(self.half).graph
+        self.full, self.full_right = self._values(None)
+        self.ablated, self.ablated_right = self._values(Circuit.empty(graph))
+
+    def judged(self, circuit: Circuit, size: int | None, threshold: float | None, lost: Sequence[str] | None) -> Judged:
+        """How a circuit does."""
+        values, right = self._values(circuit)
+        value, low, high = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
+        return Judged(
+            size=size,
+            threshold=threshold,
+            edges=circuit.n_edges,
+            components=int(_components(circuit).sum()),
+            metric=float(values.mean()),
+            faithfulness=value,
+            low=low,
+            high=high,
+            accuracy=right,
+            lost=None if lost is None else tuple(lost),
+        )
+
+    def _values(self, circuit: Circuit | None) -> tuple[Array, float]:
+        rows = circuit_rows(self.inputs, self.half, circuit)
+        return (
+            prompt_values(self.inputs, self.half, rows, self.inputs.config.metric),
+            share_right(self.inputs, self.half, rows),
+        )
+
+
+def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, say: Callable[[str], None]) -> TaskPart:
+    inputs, reference = loaded
+    config, graph, notes = inputs.config, inputs.problem("discovery").graph, list[str]()
+    if doubt := warning(inputs, competence(inputs)):
+        notes.append(doubt)
+        say(doubt)
+    judge = _Judge(inputs)
+    finder = _Finder(plan, inputs, progress, _grid(inputs))
+    own = reference is None
+    if reference is None:
+        reference = finder.reference()
+        said = f"acdc at τ = {config.threshold:g}, the task's own"
+    else:
+        said = str(plan.references[config.task_name])
+    found: list[_Found] = []
+    for method in plan.methods:
+        try:
+            found.append(finder.find(method))
+        except FileError:
+            raise
+        except UserError as error:
+            if method in plan.named:
+                raise
+            notes.append(f"{method} is left out: {error}")
+            say(f"{config.task_name}: {notes[-1]}")
+        else:
+            say(f"{config.task_name}: {method} took {found[-1].cost.seconds:.1f} s")
+    whole = {f.method: f.circuits for f in found}.get("acdc")
+    return TaskPart(
+        name=config.task_name,
+        model=config.model_name,
+        model_hash=config.model_hash or "",
+        data_hash=config.data_hash or "",
+        metric=config.metric,
+        ablation=config.ablation,
+        examples=config.examples,
+        seed=config.seed,
+        half=judge.half,
+        full=float(judge.full.mean()),
+        ablated=float(judge.ablated.mean()),
+        full_accuracy=judge.full_right,
+        ablated_accuracy=judge.ablated_right,
+        reference=said,
+        reference_edges=reference.n_edges,
+        total=graph.n_edges,
+        methods=tuple(_method_part(judge, f, reference, own, whole) for f in found),
+        overlap=_overlap(found, min(plan.sizes, key=lambda n: abs(n - reference.n_edges)), config.abs),
+        notes=tuple(notes),
+    )
+
+
+def _grid(inputs: Inputs) -> list[float]:
+    """The thresholds of ACDC, in the metric's units, rising."""
+    none = Circuit.empty(inputs.problem("discovery").graph)
+    ablated, full = (
+        prompt_values(inputs, "discovery", circuit_rows(inputs, "discovery", c), inputs.config.metric).mean()
+        for c in (none, None)
+    )
+    if not ablated > full:
+        raise UserError(
+            f"--tasks: {inputs.config.model_name} does {inputs.config.task_name} as well with everything ablated "
+            f"({inputs.config.metric} {ablated:.4g}, full model {full:.4g}): there is nothing to look for"
+        )
+    return [float(f"{x:.3g}") for x in np.geomspace(LOWEST, HIGHEST, THRESHOLDS) * (ablated - full)]
+
+
+def _method_part(
+    judge: _Judge, found: _Found, reference: Circuit, own: bool, whole: dict[float, Circuit] | None
+) -> MethodPart:
+    """A method's circuits and scores, judged.
+
+    Args:
+        own: whether the reference is of ACDC itself
+        whole: the circuits of ACDC without a filter, by threshold
+    """
+    swept, circuits = _has_threshold(found.method), []
+    for bound, circuit in found.circuits.items():
+        lost = None
+        if found.allowed is not None and whole is not None:
+            lost = [circuit.graph.edge_name(s, r) for s, r in np.argwhere(whole[bound].kept & ~found.allowed)]
+        size, threshold = (None, bound) if swept else (int(bound), None)
+        circuits.append(judge.judged(circuit, size, threshold, lost))
+    config, points, areas = judge.inputs.config, np.zeros((0, 2)), (np.nan, np.nan)
+    exist = reference.graph.edges
+    if not (swept and own) and 0 < reference.n_edges < exist.sum():
+        curve = roc(found.scores.importance(config.abs)[exist], reference.kept[exist])
+        points, areas = corners(curve), (auc(curve), pessimistic_auc(curve))
+    return MethodPart(
+        name=found.method,
+        ranked_by=ranked_by(config, judge.inputs.task, found.method),
+        seconds=found.cost.seconds,
+        peak_memory_mb=found.cost.peak_memory_mb,
+        circuits=tuple(circuits),
+        auc=areas[0],
+        pessimistic_auc=areas[1],
+        roc=tuple((float(x), float(y)) for x, y in points),
+    )
+
+
+def _overlap(found: list[_Found], size: int, magnitude: bool) -> Overlap:
+    near = [
+        min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)) if _has_threshold(f.method) else f.circuits[size]
+        for f in found
+    ]
+    scores = [f.scores.importance(magnitude)[f.scores.graph.edges] for f in found]
+    return Overlap(
+        size=size,
+        edges=_pairs(jaccard, [c.kept for c in near]),
+        components=_pairs(jaccard, [_components(c) for c in near]),
+        scores=_pairs(rank_correlation, scores),
+    )
+
+
+def _has_threshold(method: str) -> bool:
+    """Whether a method is ACDC, with or without a filter, which has thresholds instead of sizes."""
+    return method == "acdc" or method.endswith(THEN_ACDC)
+
+
+def _pairs(measure: Callable[[Array, Array], float], of: Sequence[Array]) -> list[list[float]]:
+    return [[measure(a, b) for b in of] for a in of]
+
+
+def _components(circuit: Circuit) -> Array:
+    """Bool[sender]: the heads and MLPs that an edge touches."""
+    touched = set(circuit.nodes())
+    return np.array([s.kind != "input" and s.name in touched for s in circuit.graph.senders])
