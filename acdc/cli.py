@@ -97,7 +97,7 @@ def run(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Points on the path, for eap-ig.")] = None,
     updates: Annotated[int | None, typer.Option(help="Updates of a method that trains gates.")] = None,
-    penalty: Annotated[float | None, typer.Option(help="Price of an open gate, for subnetwork-probing.")] = None,
+    penalty: Annotated[float | None, typer.Option(help="Price of open gates, for subnetwork-probing.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of edges to close, for edge-pruning.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,

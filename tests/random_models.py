@@ -29,7 +29,7 @@ def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) ->
         if name.endswith("bias"):
             x *= 0.3
         elif not name.startswith(("token", "position", "rotary")):
-            x *= scale * 2 / x.shape[-2] ** 0.5
+            x *= scale * 2 / x.shape[-min(2, x.ndim)] ** 0.5
     return Transformer(c, {k: v.to(dtype) for k, v in weights.items()})
 
 

@@ -46,8 +46,8 @@ def score(
     Raises:
         UserError: the form needs corrupted prompts, and the ablation has none.
     """
-    if form != "activations":
-        check_method("eap-ig", problem.metric, problem.parts.ablation)
+    names = {"inputs": "eap-ig", "activations": "eap-ig-activations", "clean-corrupted": "eap-ig-clean-corrupted"}
+    check_method(names[form], problem.metric, problem.parts.ablation)
     points = {"inputs": _inputs, "activations": _activations, "clean-corrupted": _ends}[form]
     n_blocks = 1 + problem.model.config.n_layers * (1 + int(problem.graph.mlp))
     total = Attribution(problem, {"inputs": steps, "activations": steps * n_blocks, "clean-corrupted": 2}[form])

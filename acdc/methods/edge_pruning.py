@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.methods.masks import Batches, Training, Update, p_open, train
+from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import patched_rows
 from acdc.problem import Problem
 from acdc.progress import Progress, silent
@@ -61,7 +61,7 @@ def score(
     model, graph, batches = problem.model, problem.graph, Batches(problem)
     metrics = [runs.metric(problem.metric, model) for runs in batches]
     exist = torch.from_numpy(graph.edges).to(model.device)
-    unit = _span(problem, batches) / max(1 - sparsity, 1 / graph.n_edges)
+    unit = span(problem, batches) / max(1 - sparsity, 1 / graph.n_edges)
 
     def objective(u: Update) -> Tensor:
         edges = u.gates.new_zeros(exist.shape).masked_scatter(exist, u.gates)
@@ -77,14 +77,3 @@ def score(
     edges = np.full(graph.edges.shape, np.nan)
     edges[graph.edges] = p_open(alpha).double().cpu().numpy()
     return Scores(graph, edges)
-
-
-@torch.no_grad()
-def _span(problem: Problem, batches: Batches) -> float:
-    """How far the metric without any edge is from that of the full model; 1 where it is the same."""
-    model, graph, total = problem.model, problem.graph, 0.0
-    none = torch.zeros(graph.edges.shape, dtype=model.dtype, device=model.device)
-    for runs in batches:
-        metric = runs.metric(problem.metric, model)
-        total += float((metric(patched_rows(model, graph, runs, none)) - metric(runs.targets.clean)).sum())
-    return abs(total) / problem.n_prompts or 1.0

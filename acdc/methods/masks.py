@@ -25,6 +25,7 @@ from torch import Tensor
 
 from acdc.errors import FileError, UserError
 from acdc.formats.atomic import write_atomic
+from acdc.patching import node_rows
 from acdc.problem import Problem
 from acdc.progress import Progress
 from acdc.runs import Runs
@@ -126,6 +127,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[Runs]:
         return (self[i] for i in range(len(self)))
+
+
+@torch.no_grad()
+def span(problem: Problem, batches: Batches) -> float:
+    """How far the metric with everything ablated is from that of the full model; 1 where it is the same."""
+    model, total = problem.model, 0.0
+    none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
+    for runs in batches:
+        metric = runs.metric(problem.metric, model)
+        total += float((metric(node_rows(model, runs, none)) - metric(runs.targets.clean)).sum())
+    return abs(total) / problem.n_prompts or 1.0
 
 
 def train(

@@ -3,10 +3,11 @@
 A mask of hard-concrete gates is trained, one gate per head and MLP; the inputs are always in. Where a gate is closed,
 the node writes its ablated output. What is minimised is
 
-    metric + penalty × expected share of open gates
+    metric + penalty × span × expected share of open gates
 
-Conmy et al. train for thousands of updates with a small step; here the step is larger and falls to 0, so that hundreds
-do. Score of a node = probability that its gate is open, from 0 to 1: 0.5 is the natural threshold.
+The span, what ablating everything costs in the metric, is ours: with it one penalty does for all metrics. Conmy et al.
+train for thousands of updates with a small step; here the step is larger and falls to 0, so that hundreds do.
+Score of a node = probability that its gate is open, from 0 to 1: 0.5 is the natural threshold.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from acdc.methods.masks import Batches, Training, Update, p_open, train
+from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import node_rows
 from acdc.problem import Problem
 from acdc.progress import Progress, silent
 from acdc.scores import Scores
 
 UPDATES = 300
-PENALTY = 3.0  # metric units: what all nodes together cost
+PENALTY = 0.3  # what all nodes together cost, in shares of the span
 
 
 def score(
@@ -38,17 +39,18 @@ def score(
     """Scores of all nodes, and of all edges by them.
 
     Args:
-        penalty: in the units of the metric; the larger, the fewer nodes
+        penalty: price of all nodes together, in shares of the span; the larger, the fewer nodes
         checkpoint: see `acdc.methods.masks.train`
     Raises:
         UserError, FileError: see `acdc.methods.masks.train`.
     """
     model, batches, n_inputs = problem.model, Batches(problem), len(problem.graph.inputs)
+    price = penalty * span(problem, batches)
     metrics = [runs.metric(problem.metric, model) for runs in batches]
 
     def objective(u: Update) -> Tensor:
         nodes = torch.cat([u.gates.new_ones(n_inputs), u.gates])
-        return metrics[u.batch](node_rows(model, u.runs, nodes)).mean() + penalty * p_open(u.alpha).mean()
+        return metrics[u.batch](node_rows(model, u.runs, nodes)).mean() + price * p_open(u.alpha).mean()
 
     n = len(problem.graph.senders) - n_inputs
     training = Training("subnetwork-probing", {"penalty": penalty}, updates, seed, n, objective)
