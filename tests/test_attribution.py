@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models
 
 from acdc.errors import UserError
 from acdc.methods import eap, eap_ig
+from acdc.methods.eap import Attribution
 from acdc.model.load import load_model
 from acdc.model.transformer import Activations, Transformer
 from acdc.parts import Part, Parts
@@ -400,6 +401,32 @@ def test_neither_chunks_nor_parts_change_scores(family, monkeypatch):
         assert np.nanmax(np.abs(a)) > 1e-3
         assert np.allclose(a, b, rtol=0, atol=1e-12, equal_nan=True)
         assert np.allclose(a, c, rtol=0, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("family", ["layer norm", "no norm, not causal, split position"])
+def test_senders_that_do_not_fit_into_memory_at_once_score_the_same(family, monkeypatch):
+    problem = make_problem(family, batch=5, pad=True, scored="two")
+    whole = all_scores(problem)
+    monkeypatch.setattr("acdc.problem.BYTES", 1)
+    monkeypatch.setattr(Attribution, "_flush", counted := Counted(Attribution._flush))
+    for a, b in zip(whole, all_scores(problem), strict=True):
+        assert np.nanmax(np.abs(a)) > 1e-3
+        assert np.allclose(a, b, rtol=0, atol=1e-12, equal_nan=True)
+    assert counted.calls > 0
+
+
+class Counted:
+    """A method that counts its calls."""
+
+    def __init__(self, method):
+        self.method, self.calls = method, 0
+
+    def __get__(self, instance, owner):
+        def call(*arguments):
+            self.calls += 1
+            return self.method(instance, *arguments)
+
+        return call
 
 
 def test_scores_are_means_over_prompts():

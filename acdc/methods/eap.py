@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from acdc.config import check_method
 from acdc.gradients import Gradient, receiver_gradients
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.transformer import Activations
 from acdc.problem import Problem
 from acdc.progress import Progress, silent
 from acdc.runs import Runs
@@ -58,24 +59,36 @@ class Attribution:
     def add(self, runs: Runs, gradients: Iterable[Gradient]) -> None:
         """Add what the gradients of one run say."""
         model, graph, difference = self._problem.model, self._problem.graph, runs.difference
+        everything = len(graph.senders)
+        if self._problem.few(everything) >= len(runs.pad):  # what all senders write fits into memory at once
+            whole = torch.cat([x for _, x in model.written_by(difference, everything)])
+            for gradient in gradients:
+                self._multiply(0, whole[: self._parents(gradient)], gradient)
+            return
         pending: list[Gradient] = []
         for gradient in gradients:
             pending.append(gradient)
             if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP goes with the heads of its layer
-                self._flush(model, difference, pending)
+                self._flush(difference, pending)
                 pending = []
-        self._flush(model, difference, pending)
+        self._flush(difference, pending)
 
     def scores(self) -> Scores:
         mean = (self._total / (self._problem.n_prompts * self._points)).numpy()
         return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
 
-    def _flush(self, model: Transformer, difference: Activations, gradients: list[Gradient]) -> None:
+    def _flush(self, difference: Activations, gradients: list[Gradient]) -> None:
         """Multiply some gradients with all senders below them; a head is projected to the stream once for all."""
-        graph = self._problem.graph
-        parents = [graph.n_parents(graph.receivers[g.receivers.start]) for g in gradients]
-        for first, written in model.written_by(difference, max(parents, default=0)):
+        parents = [self._parents(g) for g in gradients]
+        for first, written in self._problem.model.written_by(difference, max(parents, default=0)):
             for gradient, n in zip(gradients, parents, strict=True):
                 if first < n:
-                    product = written.flatten(1) @ gradient.inputs.flatten(1).T
-                    self._total[first : first + len(written), gradient.receivers] += product.double().cpu()
+                    self._multiply(first, written, gradient)
+
+    def _multiply(self, first: int, written: Tensor, gradient: Gradient) -> None:
+        product = written.flatten(1) @ gradient.inputs.flatten(1).T
+        self._total[first : first + len(written), gradient.receivers] += product.double().cpu()
+
+    def _parents(self, gradient: Gradient) -> int:
+        graph = self._problem.graph
+        return graph.n_parents(graph.receivers[gradient.receivers.start])
