@@ -1,0 +1,255 @@
+"""Regression checks: is a circuit still the golden one, or near enough to a published one?
+
+What is asked must be the same: a golden circuit of another task, model, metric, ablation, method, threshold or graph
+can't be compared, and is the user's mistake (exit code 2). Other weights, prompts or versions are not: a difference
+that they make is what a check is for (exit code 1).
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+from xml.etree import ElementTree
+
+from pydantic import Field, ValidationError, model_validator
+
+from acdc.config import resolve
+from acdc.errors import FileError, TaskError, UserError
+from acdc.evaluate import auc, roc
+from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.formats.diff import diff
+from acdc.formats.scores_file import read_scores
+from acdc.inputs import load
+from acdc.progress import Progress, silent
+from acdc.published import load_published, recovery
+from acdc.run import run
+from acdc.taskfile import explain, read_yaml
+from acdc.taskschema import Number, Strict, Text, Whole
+
+TOLERANCE = 1e-4  # what float32 leaves the same on other machines
+SCORES = "scores.safetensors"
+
+Share = Annotated[Number, Field(ge=0, le=1)]
+
+
+class Bounds(Strict):
+    """What a circuit has to fulfil.
+
+    Against a golden circuit: at most `edits` edges added or removed, and metrics and scores within `tolerance`
+    (absolute, or relative to the larger one). Against a published one: at least this `recall` and `precision` of its
+    residual edges, this many component `classes` (one node of each is enough), this `auc` of the scores of all edges.
+    """
+
+    edits: Annotated[Whole, Field(ge=0)] | None = None
+    tolerance: Annotated[Number, Field(ge=0)] | None = None
+    recall: Share | None = None
+    precision: Share | None = None
+    classes: Annotated[Whole, Field(ge=0)] | None = None
+    auc: Share | None = None
+
+
+GOLDEN, PUBLISHED = ("edits", "tolerance"), ("recall", "precision", "classes", "auc")
+
+
+class Entry(Bounds):
+    """One check of a list: a run to be made (options of `acdc run`) or a circuit that is there, and against what."""
+
+    name: Text
+    run: dict[str, Any] | None = None
+    circuit: Text | None = None
+    against: Text
+
+    @model_validator(mode="after")
+    def _one(self) -> Entry:
+        if (self.run is None) == (self.circuit is None):
+            raise ValueError("give either run (options of `acdc run`) or circuit (a file)")
+        return self
+
+
+class Checks(Strict):
+    """The content of a file of checks."""
+
+    checks: Annotated[tuple[Entry, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check said.
+
+    Args:
+        problems: one line each; none, if it passed
+        facts: what was compared and found, in lines
+    """
+
+    name: str
+    problems: tuple[str, ...]
+    facts: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        return not self.problems
+
+    def text(self) -> str:
+        """For people: passed or not, the problems, the facts."""
+        head = f"{'passed' if self.passed else 'FAILED'}  {self.name}"
+        return "\n".join([head, *(f"  {line}" for line in (*self.problems, *self.facts))])
+
+
+def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
+    """Check a circuit.json.
+
+    Args:
+        against: a circuit.json, or the name or YAML file of a published circuit
+    Raises:
+        UserError: they can't be compared, or a bound is not one for this kind of comparison.
+    """
+    file, golden = read_circuit(path), against.endswith(".json")
+    _check_bounds(bounds, GOLDEN if golden else PUBLISHED, against)
+    if golden:
+        problems, facts = _golden(file, read_circuit(Path(against)), bounds)
+    else:
+        problems, facts = _published(file, path, against, bounds)
+    return Outcome(name or f"{path} against {against}", tuple(problems), tuple(facts))
+
+
+def check_list(
+    path: Path, say: Callable[[str], None] = lambda _: None, progress: Callable[[Progress], None] = silent
+) -> list[Outcome]:
+    """Make the runs and the checks that a YAML file lists; files in it are relative to its folder.
+
+    Raises:
+        UserError: the file, or one of its runs, can't be used; nothing was run if it is the file.
+    """
+    entries = _read(path)
+    folder, outcomes = path.parent, []
+    for entry in entries:
+        against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
+        if against.endswith(".json") and not Path(against).is_file():
+            outcomes.append(Outcome(entry.name, (f"{against}: the golden circuit is missing",)))
+        elif entry.circuit is not None:
+            outcomes.append(check_circuit(folder / entry.circuit, against, entry, entry.name))
+        else:
+            with tempfile.TemporaryDirectory() as temporary:
+                config, task, _ = resolve(entry.run or {}, None, _no_default)
+                run(load(config, task), Path(temporary) / "run", progress=progress)
+                outcomes.append(check_circuit(Path(temporary) / "run" / "circuit.json", against, entry, entry.name))
+        say(outcomes[-1].text())
+    return outcomes
+
+
+def junit(outcomes: list[Outcome]) -> str:
+    """The outcomes as JUnit XML, as CI services read it."""
+    failed = sum(not o.passed for o in outcomes)
+    suite = ElementTree.Element("testsuite", name="acdc check", tests=str(len(outcomes)), failures=str(failed))
+    for o in outcomes:
+        case = ElementTree.SubElement(suite, "testcase", classname="acdc.check", name=o.name)
+        if not o.passed:
+            ElementTree.SubElement(case, "failure", message=o.problems[0]).text = o.text()
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list[str], list[str]]:
+    for what, a, b in (
+        ("task", golden.task.name, now.task.name),
+        ("model", golden.model.name, now.model.name),
+        ("method", golden.method.name, now.method.name),
+        ("metric", golden.method.metric, now.method.metric),
+        ("ablation", golden.method.ablation, now.method.ablation),
+        ("threshold", golden.method.threshold, now.method.threshold),
+        ("count of direct edges", golden.graph.edges_with_direct is None, now.graph.edges_with_direct is None),
+    ):
+        if a != b:
+            raise FileError(f"the golden circuit is of another {what}: {a}, and not {b}")
+    tolerance = TOLERANCE if bounds.tolerance is None else bounds.tolerance
+    changed = diff(golden, now, tolerance)
+    problems = []
+    edits, allowed = len(changed.added) + len(changed.removed), bounds.edits or 0
+    if edits > allowed:
+        problems.append(
+            f"{len(changed.added)} edges added, {len(changed.removed)} removed; {allowed} edits are allowed"
+        )
+    if changed.rescored:
+        problems.append(f"{len(changed.rescored)} edges re-scored by more than {tolerance:g}")
+    for key in sorted(golden.metrics.keys() | now.metrics.keys()):
+        a, b = golden.metrics.get(key), now.metrics.get(key)
+        if a is None or b is None:
+            problems.append(f"metric {key}: only one of the two has it")
+        elif abs(a - b) > tolerance * max(1.0, abs(a), abs(b)):
+            problems.append(f"metric {key}: {a:.6g} → {b:.6g}")
+    facts = [f"+ {name}" for name in changed.added] + [f"- {name}" for name in changed.removed]
+    facts += [f"~ {name}  {a:.4g} → {b:.4g}" for name, a, b in changed.rescored]
+    return problems, [*facts, *(f"note: {note}" for note in changed.notes)]
+
+
+def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:
+    published, circuit = load_published(name), file.circuit()
+    found = recovery(published, circuit)
+    facts = [found.summary()]
+    facts += [
+        f"{c}: {len(f.found)} of {len(f.found) + len(f.missed)}" + (f" ({', '.join(f.found)})" if f.found else "")
+        for c, f in found.classes.items()
+    ]
+    problems = []
+
+    def at_least(what: str, bound: float | None, value: float) -> None:
+        facts.append(f"{what} {value:.3f}")
+        if bound is not None and value < bound:
+            problems.append(f"{what} is {value:.3f}; it should be at least {bound:g}")
+
+    if bounds.classes is not None and found.found_types < bounds.classes:
+        problems.append(f"{found.summary()} found; it should be at least {bounds.classes}")
+    edges = found.edges
+    if edges is None:
+        if any(x is not None for x in (bounds.recall, bounds.precision, bounds.auc)):
+            raise UserError(f"{name}: only nodes of this circuit were published; a bound can be on classes only")
+        return problems, facts
+    at_least("recall of residual edges", bounds.recall, _share(edges.true, edges.missed))
+    at_least("precision of residual edges", bounds.precision, _share(edges.true, edges.false))
+    if bounds.auc is not None:
+        beside = path.with_name(SCORES)
+        if not beside.is_file():
+            raise FileError(f"{beside}: is missing, and auc needs the scores of all edges; acdc itself gives none")
+        assert published.circuit is not None
+        exist, scores = circuit.graph.edges, read_scores(beside, circuit.graph).edges
+        at_least("edge AUC", bounds.auc, auc(roc(scores[exist], published.circuit.kept[exist])))
+    return problems, facts
+
+
+def _share(true: int, other: int) -> float:
+    return true / (true + other) if true + other else 0.0
+
+
+def _check_bounds(bounds: Bounds, meant: tuple[str, ...], against: str) -> None:
+    kind = "golden circuit (a .json)" if meant is GOLDEN else "published circuit"
+    for name in (*GOLDEN, *PUBLISHED):
+        if getattr(bounds, name) is not None and name not in meant:
+            raise UserError(f"{name}: is no bound against {against}, a {kind}; those are {', '.join(meant)}")
+
+
+def _read(path: Path) -> tuple[Entry, ...]:
+    try:
+        checks = Checks.model_validate(read_yaml(path, Checks.model_fields)).checks
+    except TaskError as error:
+        raise FileError(str(error)) from None
+    except ValidationError as error:
+        raise FileError(explain(str(path), error)) from None
+    names = [entry.name for entry in checks]
+    for entry in checks:
+        where = f"{path}: {entry.name}"
+        if names.count(entry.name) > 1:
+            raise FileError(f"{where}: two checks have this name")
+        _check_bounds(entry, GOLDEN if entry.against.endswith(".json") else PUBLISHED, entry.against)
+        if entry.run is not None:
+            try:
+                resolve(entry.run, None, _no_default)
+            except UserError as error:
+                raise FileError(f"{where}: run: {error}") from None
+    return checks
+
+
+def _no_default() -> tuple[str, str | None]:
+    raise FileError("a check names its model")

@@ -1,0 +1,313 @@
+"""Circuits that others published, and the true ones of the compiled models, as data in `tasks/circuits/`; and how much
+of one a circuit of ours recovers.
+
+A file lists component classes (name → nodes) and edges as rules, `senders -> receivers <inputs>`. Both sides are
+separated by commas: classes, groups (more names for nodes, for use in rules only), nodes, and ranges of MLPs (`m0-m3`).
+A rule stands for all residual edges that the graph has from any of the senders to any of the receivers; `<kv>` takes,
+of the inputs of heads, only k and v. An edge's own name, `a0.h5->a1.h4<v>`, is a rule, too. The direct edges are those
+of every head input that a residual edge enters: all circuits with published direct edges are like that.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from acdc.errors import FileError, TaskError, UserError, unknown
+from acdc.graph import QKV, Circuit, Graph
+from acdc.taskfile import explain, read_yaml, task_dir, task_names
+from acdc.taskschema import Flag, Strict, Text, Texts, Whole
+
+Array = np.ndarray
+
+RULE = re.compile(r"(?P<senders>[^<>]+?)\s*->\s*(?P<receivers>[^<>]+?)\s*(<(?P<inputs>[qkv]+)>)?")
+NAME = re.compile(r"[^,<>\s]([^,<>]*[^,<>\s])?")
+NODE = re.compile(r"(a\d+\.h|m)\d+")
+MLPS = re.compile(r"m(\d+)-m(\d+)")
+
+Size = Annotated[Whole, Field(ge=1, le=128)]
+Count = Annotated[Whole, Field(ge=0)]
+
+
+class Sizes(Strict):
+    """The graph's sizes, as in `acdc.graph.Graph`."""
+
+    layers: Size
+    heads: Size
+    mlp: Flag = True
+    inputs: Annotated[Texts, Field(min_length=1)] = ("input",)
+    parallel: Flag = False
+
+
+class Counts(Strict):
+    """How many edges the rules make: residual ones, and residual and direct ones."""
+
+    edges: Count
+    with_direct: Count
+
+
+class PublishedFile(Strict):
+    """The content of a file in `tasks/circuits/`; without `edges` only nodes are known."""
+
+    name: Text
+    task: Text
+    model: Text
+    source: Text
+    graph: Sizes
+    classes: Annotated[dict[Text, Texts], Field(min_length=1)]
+    groups: dict[Text, Texts] = Field(default_factory=dict)
+    edges: Annotated[tuple[Text, ...], Field(min_length=1)] | None = None
+    counts: Counts | None = None
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published circuit.
+
+    Args:
+        name, task, model, source: of the file; the model is a name for people, sizes are what is compared.
+        graph: the graph of the model.
+        classes: the nodes of each component class.
+        circuit: its edges, direct ones included; None if only nodes are known.
+    """
+
+    name: str
+    task: str
+    model: str
+    source: str
+    graph: Graph
+    classes: dict[str, tuple[str, ...]]
+    circuit: Circuit | None
+
+    def nodes(self) -> set[str]:
+        """The heads and MLPs that an edge touches; those of the classes where no edges are known."""
+        if self.circuit is None:
+            return {node for nodes in self.classes.values() for node in nodes}
+        return _nodes(self.circuit)
+
+
+class Found(NamedTuple):
+    """Nodes of a class that are in a circuit, and those that are not."""
+
+    found: tuple[str, ...]
+    missed: tuple[str, ...]
+
+
+class Overlap(NamedTuple):
+    """A circuit against the published one: true positives, false positives, false negatives."""
+
+    true: int
+    false: int
+    missed: int
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How much of a published circuit a circuit has.
+
+    Args:
+        classes: of each component class, the nodes that are in the circuit and those that are not.
+        nodes: heads and MLPs; a node is in a circuit if an edge of the circuit touches it. Inputs and logits are not
+            counted.
+        edges: residual edges; None if no published ones are known.
+        edges_with_direct: residual and direct edges; None, too, if the circuit doesn't consider direct ones.
+    """
+
+    classes: dict[str, Found]
+    nodes: Overlap
+    edges: Overlap | None
+    edges_with_direct: Overlap | None
+
+    @property
+    def found_types(self) -> int:
+        """The component types found, which Conmy et al. 2023 report as "5/5": a class is found if at least one of its
+        nodes is in the circuit."""
+        return sum(bool(found) for found, _ in self.classes.values())
+
+    def summary(self) -> str:
+        """`k of n component types`."""
+        return f"{self.found_types} of {len(self.classes)} component types"
+
+
+def recovery(published: Published, circuit: Circuit) -> Recovery:
+    """Compare a circuit with a published one.
+
+    Raises:
+        UserError: they are of different graphs.
+    """
+    if circuit.graph != published.graph:
+        raise UserError(
+            f"the published circuit {published.name!r} is of {published.model}, {_said(published.graph)}; "
+            f"this one is of a model of {_said(circuit.graph)}"
+        )
+    nodes, true = _nodes(circuit), published.nodes()
+    classes = {
+        name: Found(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
+        for name, members in published.classes.items()
+    }
+    edges = both = None
+    if published.circuit is not None:
+        edges = _overlap(circuit.kept, published.circuit.kept)
+        if circuit.direct is not None and published.circuit.direct is not None:
+            direct = _overlap(circuit.direct, published.circuit.direct)
+            both = Overlap(*(a + b for a, b in zip(edges, direct, strict=True)))
+    return Recovery(classes, Overlap(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
+
+
+def _overlap(found: Array, true: Array) -> Overlap:
+    return Overlap(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
+
+
+def _nodes(circuit: Circuit) -> set[str]:
+    return set(circuit.nodes()) - {"logits", *circuit.graph.inputs}
+
+
+def _said(graph: Graph) -> str:
+    """The graph in words, as far as graphs of one size can differ."""
+    extra = ("" if graph.mlp else ", no MLPs") + (", parallel blocks" if graph.parallel else "")
+    inputs = "" if graph.inputs == ("input",) else f", inputs {' and '.join(graph.inputs)}"
+    return f"{graph.n_layers} layers, {graph.n_heads} heads{extra}{inputs}"
+
+
+# ---------------------------------------------------------------- files
+
+
+def published_names() -> list[str]:
+    """The names of the shipped circuits."""
+    return sorted(path.stem for path in (task_dir() / "circuits").glob("*.yaml"))
+
+
+def load_published(name_or_path: str) -> Published:
+    """Read and check a published circuit: the name of a shipped one, or the path of a .yaml file.
+
+    Raises:
+        FileError: one line that says what is wrong and where.
+    """
+    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path:
+        path = Path(name_or_path)
+    elif name_or_path in published_names():
+        path = task_dir() / "circuits" / f"{name_or_path}.yaml"
+    else:
+        message = unknown("published circuit", name_or_path, published_names())
+        raise FileError(f"{message}; for a file of your own, give its path ending in .yaml")
+    try:
+        file = PublishedFile.model_validate(read_yaml(path, PublishedFile.model_fields))
+    except TaskError as error:
+        raise FileError(str(error)) from None
+    except ValidationError as error:
+        raise FileError(explain(str(path), error)) from None
+    try:
+        return _published(file, path.stem)
+    except FileError as error:
+        raise FileError(f"{path}: {error}") from None
+
+
+def _published(file: PublishedFile, stem: str) -> Published:
+    if file.name != stem:
+        raise FileError(f"name: {file.name!r} should be the file's name, {stem!r}")
+    if file.task not in task_names() and not file.task.endswith((".yaml", ".yml")):
+        raise FileError("task: " + unknown("task", file.task, task_names()))
+    sizes = file.graph
+    graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
+    if len(graph.sender_index) < len(graph.senders) or "logits" in graph.inputs:
+        raise FileError(f"graph.inputs: {', '.join(graph.inputs)} are not names of their own")
+    names = _names(file, graph)
+    classes = {name: tuple(names[name]) for name in file.classes}
+    circuit = None
+    if file.edges is None:
+        if file.counts or file.groups:
+            raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
+    else:
+        circuit = _circuit(file.edges, names, graph)
+        _check_circuit(circuit, classes, file.counts)
+    return Published(file.name, file.task, file.model, file.source, graph, classes, circuit)
+
+
+def _names(file: PublishedFile, graph: Graph) -> dict[str, list[str]]:
+    """The nodes of every class and group."""
+    names: dict[str, list[str]] = {}
+    for key, entries in (("classes", file.classes), ("groups", file.groups)):
+        for name, members in entries.items():
+            where = f"{key}.{name}"
+            taken = name in names or name in (*graph.sender_index, "logits")
+            if taken or not NAME.fullmatch(name) or MLPS.fullmatch(name) or "->" in name:
+                raise FileError(f"{where}: should be a name of its own, without commas, ->, < and >")
+            known = names if key == "groups" else {}  # classes are made of nodes, groups also of what is above them
+            nodes = [node for member in members for node in _resolve(member, known, graph, where)]
+            outside = [node for node in nodes if not NODE.fullmatch(node)]
+            if key == "classes" and outside:
+                raise FileError(f"{where}: {outside[0]!r} is no component; heads and MLPs are")
+            twice = [node for node in nodes if nodes.count(node) > 1]
+            if twice or not nodes:
+                raise FileError(f"{where}: " + (f"{twice[0]} is there twice" if twice else "is empty"))
+            names[name] = nodes
+    return names
+
+
+def _resolve(name: str, names: dict[str, list[str]], graph: Graph, where: str) -> list[str]:
+    """The nodes that a class, a group, a node's name or a range of MLPs stands for."""
+    if name in names:
+        return names[name]
+    if name in graph.sender_index or name == "logits":
+        return [name]
+    mlps = MLPS.fullmatch(name)
+    first, last = (int(x) for x in mlps.groups()) if mlps else (0, 0)
+    if mlps and graph.mlp and first < last < graph.n_layers:
+        return [f"m{layer}" for layer in range(first, last + 1)]
+    if mlps or NODE.fullmatch(name):
+        raise FileError(f"{where}: the graph of {_said(graph)} has no {name!r}")
+    known = [*names, *graph.inputs, "logits"]
+    raise FileError(f"{where}: {unknown('node or class', name, known)}, and heads and MLPs such as a0.h0, m0, m0-m1")
+
+
+def _circuit(rules: tuple[str, ...], names: dict[str, list[str]], graph: Graph) -> Circuit:
+    kept = np.zeros_like(graph.edges)
+    for i, rule in enumerate(rules):
+        kept |= _edges(rule, names, graph, f"edges.{i}")
+    return Circuit(graph, kept, graph.direct & kept.any(axis=0))
+
+
+def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> Array:
+    """Bool[sender receiver]: the edges that a rule stands for."""
+    parsed = RULE.fullmatch(rule)
+    if not parsed:
+        raise FileError(f"{where}: should be 'senders -> receivers' or 'senders -> receivers <qkv>', got {rule!r}")
+    inputs = parsed["inputs"] or QKV
+
+    def terms(side: str, nodes: list[str]) -> Array:
+        """Bool[term node]: which nodes each of the names on one side stands for."""
+        return np.array([np.isin(nodes, _resolve(x.strip(), names, graph, where)) for x in parsed[side].split(",")])
+
+    senders = terms("senders", [s.name for s in graph.senders])
+    receivers = terms("receivers", [r.node for r in graph.receivers])
+    taken = np.array([r.kind in inputs or r.kind not in QKV for r in graph.receivers])
+    edges: Array = graph.edges & np.outer(senders.any(0), receivers.any(0) & taken)
+    if not ((senders & edges.any(1)).any(1).all() and (receivers & edges.any(0)).any(1).all()):
+        raise FileError(
+            f"{where}: {rule!r}: the graph of {_said(graph)} has no such edge, or none for one of the names"
+        )
+    if parsed["inputs"] and not graph.direct[edges.any(0)].any():
+        raise FileError(f"{where}: {rule!r}: <{inputs}> is for heads, and no receiver is one")
+    return edges
+
+
+def _check_circuit(circuit: Circuit, classes: dict[str, tuple[str, ...]], counts: Counts | None) -> None:
+    touched = circuit.nodes()
+    for name, nodes in classes.items():
+        for node in nodes:
+            if node not in touched:
+                raise FileError(f"classes.{name}: no edge touches {node}")
+    dead = Circuit(circuit.graph, circuit.kept & ~circuit.live()).edge_names()
+    if dead:
+        raise FileError(f"edges: {dead[0]} is on no path from an input to the logits")
+    made = {"edges": circuit.n_edges, "with_direct": circuit.n_edges + circuit.n_direct}
+    if counts is None:
+        raise FileError(f"counts: is missing; the edges make {made}")
+    for key, n in made.items():
+        if getattr(counts, key) != n:
+            raise FileError(f"counts.{key}: says {getattr(counts, key)}, but the edges make {n}")
