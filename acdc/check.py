@@ -7,9 +7,10 @@ that they make is what a check is for (exit code 1).
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
@@ -30,6 +31,7 @@ from acdc.taskfile import explain, read_yaml
 from acdc.taskschema import Number, Strict, Text, Whole
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
+WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data
 SCORES = "scores.safetensors"
 
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -55,18 +57,38 @@ GOLDEN, PUBLISHED = ("edits", "tolerance"), ("recall", "precision", "classes", "
 
 
 class Entry(Bounds):
-    """One check of a list: a run to be made (options of `acdc run`) or a circuit that is there, and against what."""
+    """One check of a list: a run to be made (options of `acdc run`) or a circuit that is there, and against what.
+
+    With `counts`, the published number of edges by threshold, it is one check per threshold: the run is made at each,
+    and every one has to fulfil the bounds. Counts are of residual and direct edges, dead ones included, as the code of
+    Conmy et al. 2023 counts those that it leaves (`count_no_edges`, in runs with `remove_redundant=False`). They may
+    differ by the share `within`, rounded up to whole edges, by default a quarter.
+    """
 
     name: Text
     run: dict[str, Any] | None = None
     circuit: Text | None = None
     against: Text
+    counts: Annotated[dict[Number, Annotated[Whole, Field(ge=1)]], Field(min_length=1)] | None = None
+    within: Share | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Entry:
         if (self.run is None) == (self.circuit is None):
             raise ValueError("give either run (options of `acdc run`) or circuit (a file)")
+        if self.counts is None and self.within is not None:
+            raise ValueError("within is for counts, and there are none")
+        if self.counts is not None and (self.run is None or self.against.endswith(".json")):
+            raise ValueError("counts are of a run against a published circuit")
+        if self.counts is not None and self.run is not None and "threshold" in self.run:
+            raise ValueError("run.threshold: counts has the thresholds already; give one of the two")
         return self
+
+    def options(self) -> list[dict[str, Any]]:
+        """The options of every run to be made; they differ in the threshold only."""
+        if self.run is None:
+            return []
+        return [{**self.run, "threshold": t} for t in self.counts] if self.counts else [self.run]
 
 
 class Checks(Strict):
@@ -118,26 +140,50 @@ def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = N
 def check_list(
     path: Path, say: Callable[[str], None] = lambda _: None, progress: Callable[[Progress], None] = silent
 ) -> list[Outcome]:
-    """Make the runs and the checks that a YAML file lists; files in it are relative to its folder.
+    """Make the runs and the checks that a YAML file lists.
+
+    `circuit` and `against` are relative to its folder; what `run` states is as on the command line.
 
     Raises:
         UserError: the file, or one of its runs, can't be used; nothing was run if it is the file.
     """
-    entries = _read(path)
-    folder, outcomes = path.parent, []
-    for entry in entries:
-        against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
-        if against.endswith(".json") and not Path(against).is_file():
-            outcomes.append(Outcome(entry.name, (f"{against}: the golden circuit is missing",)))
-        elif entry.circuit is not None:
-            outcomes.append(check_circuit(folder / entry.circuit, against, entry, entry.name))
-        else:
-            with tempfile.TemporaryDirectory() as temporary:
-                config, task, _ = resolve(entry.run or {}, None, _no_default)
-                run(load(config, task), Path(temporary) / "run", progress=progress)
-                outcomes.append(check_circuit(Path(temporary) / "run" / "circuit.json", against, entry, entry.name))
-        say(outcomes[-1].text())
+    outcomes = []
+    for entry in _read(path):
+        for outcome in _outcomes(entry, path.parent, progress):
+            outcomes.append(outcome)
+            say(outcome.text())
     return outcomes
+
+
+def _outcomes(entry: Entry, folder: Path, progress: Callable[[Progress], None]) -> Iterator[Outcome]:
+    against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
+    if against.endswith(".json") and not Path(against).is_file():
+        yield Outcome(entry.name, (f"{against}: the golden circuit is missing",))
+    elif entry.circuit is not None:
+        yield check_circuit(folder / entry.circuit, against, entry, entry.name)
+    else:
+        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        inputs = load(config, task)
+        for threshold in entry.counts or [None]:
+            with tempfile.TemporaryDirectory() as temporary:
+                at = inputs if threshold is None else inputs.at(threshold)
+                file, out = run(at, Path(temporary) / "run", progress=progress)
+                name = entry.name if threshold is None else f"{entry.name}, τ = {threshold:g}"
+                outcome = check_circuit(out / "circuit.json", against, entry, name)
+            yield outcome if threshold is None else _counted(outcome, file, entry, threshold)
+
+
+def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
+    """The outcome with the number of edges beside the published one."""
+    assert entry.counts is not None
+    published, within = entry.counts[threshold], WITHIN if entry.within is None else entry.within
+    kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
+    allowed = math.ceil(within * published)
+    line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
+    if abs(kept - published) <= allowed:
+        return replace(outcome, facts=(line, *outcome.facts))
+    line += f"; it should be from {published - allowed} to {published + allowed}"
+    return replace(outcome, problems=(line, *outcome.problems))
 
 
 def junit(outcomes: list[Outcome]) -> str:
@@ -243,9 +289,9 @@ def _read(path: Path) -> tuple[Entry, ...]:
         if names.count(entry.name) > 1:
             raise FileError(f"{where}: two checks have this name")
         _check_bounds(entry, GOLDEN if entry.against.endswith(".json") else PUBLISHED, entry.against)
-        if entry.run is not None:
+        for options in entry.options():
             try:
-                resolve(entry.run, None, _no_default)
+                resolve(options, None, _no_default)
             except UserError as error:
                 raise FileError(f"{where}: run: {error}") from None
     return checks

@@ -239,6 +239,7 @@ def _table(file: CircuitFile, folder: Path) -> str:
             row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
             label = f"{half.replace('_', ' ')} {name} {'↑' if name == 'accuracy' else '↓'}"
             lines.append(f"{label:32}{row}")
+    lines += _faithful(folder)
     by = "change" if method.name == "acdc" else "score"
     title = f"rise of {method.metric}" if by == "change" else "score"
     lines += ["", f"{'strongest edges':32}{title:>12}"]
@@ -247,6 +248,23 @@ def _table(file: CircuitFile, folder: Path) -> str:
         lines.append(f"  {name:30}{value:>12.4f}")
     lines += ["", f"files     {folder}{'/'}"]
     return "\n".join(lines)
+
+
+def _faithful(folder: Path) -> list[str]:
+    """The lines on faithfulness, from metrics.json if it is there."""
+    from acdc.formats.atomic import read_json
+
+    path = folder / "metrics.json"
+    stated = read_json(path).get("faithfulness", {}) if path.exists() else {}
+    lines = []
+    for half in ("held_out", "discovery"):
+        value, low, high = stated.get(half, (None, None, None))
+        if value is not None:
+            interval = "" if low is None else f"  [{low:.4f}, {high:.4f}], 95 %"
+            lines.append(
+                f"{half.replace('_', ' ') + ' faithfulness':32}{'':12}{round(value, 4) + 0.0:>12.4f}{interval}"
+            )
+    return ["", *lines] if lines else []
 
 
 def _bound(file: CircuitFile) -> str:
@@ -277,6 +295,48 @@ def _overview(found: list[tuple[CircuitFile, Path]]) -> str:
             f"{round(file.metrics[f'{half}.circuit.{metric}'], 4) + 0.0:>18.4f}  {folder}/"
         )
     return "\n".join(lines)
+
+
+@app.command()
+def evaluate(
+    circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    task: Annotated[
+        str | None,
+        typer.Option("--task", "-t", help="Another task, or where its YAML file is. [default: the circuit's]"),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Where the circuit's model is. [default: where it was]")
+    ] = None,
+    examples: Annotated[int | None, typer.Option(help="Prompts. [default: as many as it was found with]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the prompts, random circuits and intervals.")] = None,
+    minimality: Annotated[
+        int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
+    ] = 200,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the JSON, beside what is printed.")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """How good a circuit is on held-out prompts: faithfulness, completeness, minimality, with intervals.
+
+    Example: acdc evaluate runs/…/circuit.json
+    """
+    given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
+    bound = _bytes(memory) if memory else None
+    from acdc.evaluation import evaluate as execute
+    from acdc.evaluation import to_json
+    from acdc.formats.atomic import write_atomic
+    from acdc.report.evaluation import to_text
+
+    with _bar() as progress:
+        result = execute(circuit, given, bound, minimality, progress)
+    if out:
+        write_atomic(out, to_json(result))
+    typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
+    for note in result.notes:
+        say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
 @app.command()
@@ -502,6 +562,66 @@ def compare(
     with _bar() as progress:
         result = execute(plan, _bytes(memory) if memory else None, plots, progress, say)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {plan.out}/")
+
+
+@app.command()
+def stability(
+    task: TaskOption = None,
+    model: ModelOption = None,
+    method: Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")] = None,
+    threshold: Annotated[float | None, typer.Option("--threshold", "-T", help="τ in the metric's units.")] = None,
+    edges: Annotated[int | None, typer.Option(help="Keep the N edges with the highest scores (not for acdc).")] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
+    ] = None,
+    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
+    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the base run; the others follow.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A YAML file with any of the options of `acdc run`.")] = None,
+    seeds: Annotated[int | None, typer.Option(min=0, help="Runs on the prompts of other seeds. [default: 5]")] = None,
+    resamples: Annotated[
+        int | None, typer.Option(min=0, help="Runs on bootstrap resamples of the prompts. [default: 5]")
+    ] = None,
+    orders: Annotated[
+        int | None, typer.Option(min=0, help="Runs with the edges in other orders; acdc only. [default: 5]")
+    ] = None,
+    core: Annotated[float, typer.Option(help="An edge of the core is found in this share of the runs.")] = 0.9,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print stability.json instead of a table.")] = False,
+) -> None:
+    """How often each edge is found again with other seeds, prompts and orders; and the core of those that nearly
+    always are.
+
+    Example: acdc stability --task greater-than --model tiny
+    """
+    from acdc.report.stability import to_text
+    from acdc.stability import make_plan, to_json
+    from acdc.stability import stability as execute
+
+    given = {
+        "task": task,
+        "model": model,
+        "method": method,
+        "threshold": threshold,
+        "edges": edges,
+        "metric": metric,
+        "ablation": ablation,
+        "examples": examples,
+        "seed": seed,
+        "device": device,
+    }
+    bound = _bytes(memory) if memory else None
+    counts = {"seeds": seeds, "resamples": resamples, "orders": orders}
+    plan, notes = make_plan(given, config, counts, core, out, _default_model)
+    for note in notes:
+        say(note)
+    with _bar() as progress:
+        result, folder = execute(plan, bound, progress, say)
+    typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {folder}/")
 
 
 def _list(lines: dict[str, str]) -> None:

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap, spearmanr
 from torch import Tensor
 
-from acdc.graph import Circuit
+from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs
 from acdc.metrics import accuracy
 from acdc.patching import circuit_edges, patched_rows
+from acdc.progress import Progress, silent
 
 Array = np.ndarray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+FLOOR = 0.05  # of a resample's squared standard error that is the sample's own
+ROUNDING = 100  # times a dtype's precision: a change of the metric by less is none
+MISSES = 100  # paths in a row that are too long, before a random circuit is begun anew
 
 
 class Estimate(NamedTuple):
@@ -56,35 +62,135 @@ def share_right(inputs: Inputs, half: str, rows: Tensor) -> float:
     return float(accuracy(inputs.model.transformer, targets, rows).double().mean())
 
 
+def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate:
+    """mean(values) / mean(per) with its 95 % interval, from what every prompt has, Float[prompt] each; without `per`,
+    mean(values). What a circuit has more than another one, prompt by prompt, is compared in pairs. NaN where the mean
+    of `per` is 0, and no interval for one prompt.
+
+    The interval is a bootstrap over prompts, with the same resamples for all quantities, and studentised (Efron and
+    Tibshirani 1993, section 12.5): a resample's deviation is taken in units of its own standard error, of the ratio to
+    first order. A twentieth of each squared standard error is the sample's own, so that resamples without the few
+    prompts that matter have one, too. For means of 50 prompts it covers 94.6 % (normal values) and 94.3 % (exponential
+    ones), plain percentiles 93.6 % and 92.6 %. Where all prompts agree, as at the ends of a scale, it has no width.
+    """
+    n, per = len(values), np.ones_like(values) if per is None else per
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(values.mean() / per.mean())
+        if n < 2 or not np.isfinite(value):
+            return Estimate(value if np.isfinite(value) else np.nan, np.nan, np.nan)
+        own = np.square(values - value * per).mean() / per.mean() ** 2
+        if own == 0:
+            return Estimate(value, value, value)
+        x, y, xx, xy, yy = (_resamples(n, seed) @ np.stack([values, per, values**2, values * per, per**2], 1)).T
+        drawn = x / y
+        squared = np.maximum(0, xx - 2 * drawn * xy + drawn**2 * yy) / y**2
+        moved = (drawn - value) / np.sqrt((1 - FLOOR) * squared + FLOOR * own)
+    if not np.isfinite(moved).all():
+        return Estimate(value, np.nan, np.nan)
+    least, most = np.quantile(moved, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2]) * own**0.5
+    return Estimate(value, float(value - most), float(value - least))
+
+
+@lru_cache(maxsize=4)
+def _resamples(n: int, seed: int) -> Array:
+    """Float[resample prompt]: what share of each resample every prompt is."""
+    shares: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
+    return shares
+
+
+def share(right: float, n: int) -> Estimate:
+    """A share of n prompts with Wilson's 95 % interval, which has a width also where all are right; NaN as it is."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    centre, spread = right + z**2 / (2 * n), z * (right * (1 - right) / n + z**2 / (4 * n**2)) ** 0.5
+    low, high = ((centre + side) / (1 + z**2 / n) for side in (-spread, spread))
+    return Estimate(right, max(0.0, low), min(1.0, high)) if np.isfinite(right) else Estimate(right, right, right)
+
+
 def faithfulness(circuit: Array, full: Array, ablated: Array, seed: int = 0) -> Estimate:
     """How much of what the full model has over the fully ablated one a circuit has, from a metric's values for every
     prompt, Float[prompt] each: (mean ablated − mean circuit) / (mean ablated − mean full). 1 is the full model, 0 is
-    everything ablated; NaN where the two don't differ.
+    everything ablated; NaN where the two don't differ. As in Hanna et al. 2024 (section 3) and MIB (Mueller et al.
+    2025).
 
-    The interval is a bootstrap over prompts, the same resample for all three. It is of percentiles, not BCa: the two
-    ends of the scale, which are 1 and 0 in every resample, have an interval then, too.
+    Of the complement of a circuit it is Wang et al.'s (2022) completeness, with all of the circuit knocked out: what
+    the rest of the model does without it, the lower the better.
     """
-    value = float(_recovered(circuit, full, ablated))
-    if len(circuit) < 2 or not np.isfinite(value):
-        return Estimate(value, np.nan, np.nan)
-    interval = bootstrap(
-        (circuit, full, ablated),
-        _recovered,
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        confidence_level=CONFIDENCE,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return Estimate(value, float(interval.low), float(interval.high))
+    return estimate(ablated - circuit, ablated - full, seed)
 
 
-def _recovered(circuit: Array, full: Array, ablated: Array, axis: int = -1) -> Array:
-    nothing = ablated.mean(axis)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share: Array = (nothing - circuit.mean(axis)) / (nothing - full.mean(axis))
-    return np.where(np.isfinite(share), share, np.nan)
+def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
+    """The same for every prompt alone, Float[prompt]; NaN where the full model has nothing over the ablated one.
+
+    Its mean is not the faithfulness, which weighs prompts by what there is to recover (Miller et al. 2024).
+    """
+    span = ablated - full
+    some = span > ROUNDING * np.finfo(np.float32).eps * np.abs(ablated).max()
+    return np.where(some, (ablated - circuit) / np.where(some, span, 1), np.nan)
+
+
+def complement(circuit: Circuit) -> Circuit:
+    """All edges but the circuit's."""
+    kept = circuit.kept if circuit.direct is None else circuit.kept & (circuit.direct | ~circuit.graph.direct)
+    return Circuit(circuit.graph, circuit.graph.edges & ~kept)
+
+
+@torch.inference_mode()
+def values_without(
+    inputs: Inputs,
+    half: str,
+    circuit: Circuit,
+    edges: Sequence[tuple[int, int]],
+    metric: str,
+    progress: Callable[[Progress], None] = silent,
+) -> Array:
+    """A metric's value for every prompt when one edge alone is removed from a circuit, for each of some edges, by an
+    exact patched pass each: Float[edge prompt].
+
+    The rise over the circuit itself is the edge's minimality: Wang et al.'s (2022) criterion that nothing in a circuit
+    is there for nothing, with the rest of the circuit as the set that the edge must matter beside.
+
+    Args:
+        edges: (sender, receiver) of each
+    """
+    parts, model = inputs.parts(half), inputs.model.transformer
+    kept, values = circuit_edges(circuit, model), []
+    for i, runs in enumerate(parts):  # outside: a part may have to be read from its file
+        measure, of_part = runs.metric(metric, model), []
+        for edge in edges:
+            fewer = kept.clone()
+            fewer[edge] = 0
+            of_part.append(measure(patched_rows(model, circuit.graph, runs, fewer)).double().cpu().numpy())
+            done = i * len(edges) + len(of_part)
+            progress(Progress(done, len(parts) * len(edges), "edges", circuit.graph.edge_name(*edge)))
+        values.append(np.stack(of_part))
+    return np.concatenate(values, 1)
+
+
+def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:
+    """A random circuit of n residual edges, all of them on a path from an input to the logits; n is the number of such
+    edges of some circuit.
+
+    It grows by random paths: an edge into a node that is reached already (the logits are), and on from its sender by
+    one of the sender's receivers to one of that receiver's senders, up to a node that is reached or an input. A path
+    that is longer than what is left is drawn again.
+    """
+    while True:
+        kept, misses = np.zeros_like(graph.edges), 0
+        reached = np.array([s.kind == "input" for s in graph.senders])
+        open_ = np.zeros(len(graph.receivers), dtype=bool)  # receivers of the nodes that are reached
+        open_[graph.receiver_index["logits"]] = True
+        while (left := n - int(kept.sum())) and misses < MISSES:
+            free = np.argwhere(graph.edges & open_ & ~kept)
+            path = [tuple(map(int, draw.choice(free)))]
+            while not reached[sender := path[-1][0]]:
+                receiver = int(draw.choice(graph.own_receivers[sender]))
+                path.append((int(draw.integers(graph.n_parents(graph.receivers[receiver]))), receiver))
+            misses = misses + 1 if len(path) > left else 0
+            for s, r in path if not misses else ():
+                kept[s, r] = reached[s] = True
+                open_[list(graph.own_receivers[s])] = True
+        if not left:
+            return Circuit(graph, kept)
 
 
 def roc(scores: Array, true: Array) -> Array:
@@ -134,4 +240,34 @@ def rank_correlation(a: Array, b: Array) -> float:
     """Spearman's ρ of two scores of the same edges, Float[edge] each; NaN where one of them is the same for all."""
     if np.ptp(a) == 0 or np.ptp(b) == 0:
         return np.nan
+    from scipy.stats import spearmanr  # takes a second to import, which not every run needs
+
     return float(spearmanr(a, b).statistic)
+
+
+def node_scores(graph: Graph, importance: Array) -> Array:
+    """The scores of heads and MLPs by those of edges, for `roc`: the largest of an edge that touches the node, as
+    Float[node] in the order of the graph's senders without its inputs.
+
+    Args:
+        importance: Float[sender receiver], −inf where there is no edge (`acdc.scores.Scores.importance`); or a
+            circuit's `kept`, which gives the nodes it has
+    """
+    nodes = [(s, list(own)) for s, own in enumerate(graph.own_receivers) if own]
+    scores: Array = np.array([max(importance[s].max(), importance[:, own].max()) for s, own in nodes])
+    return scores
+
+
+class Areas(NamedTuple):
+    """MIB's two numbers (Mueller et al. 2025): `cpr`, the area under faithfulness by share of edges (more is better, no
+    upper bound), and `cmd`, the area between it and 1 (0 is best)."""
+
+    cpr: float
+    cmd: float
+
+
+def faithfulness_areas(points: Array) -> Areas:
+    """CPR and CMD from Float[point 2], (share of edges, faithfulness) by rising share: trapezoids over the shares from
+    the first to the last, MIB's being 0.001, 0.002, 0.005, …, 0.5, 1."""
+    share, value = points.T
+    return Areas(auc(points), auc(np.stack([share, np.abs(1 - value)], 1)))

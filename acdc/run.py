@@ -20,11 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from acdc.competence import competence, warning
 from acdc.config import Config
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
+from acdc.evaluate import Estimate, circuit_rows, faithfulness, prompt_values
 from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
     CircuitFile,
@@ -39,7 +41,6 @@ from acdc.formats.circuit_file import (
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.metrics import accuracy
-from acdc.patching import circuit_edges, patched_rows
 from acdc.progress import Progress, silent
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
@@ -75,7 +76,8 @@ def run(
             say(doubt)
         found = find(inputs, out, progress)
         circuit = found.circuit.pruned()
-        measures = measure(inputs, circuit)
+        rows = final_rows(inputs, circuit)
+        measures = measured(inputs, rows)
         file = describe(inputs, circuit, found.circuit, measures, notes)
         cost = {
             "seconds": time.monotonic() - started,
@@ -84,37 +86,58 @@ def run(
         }
         log = [asdict(d) for d in found.decisions]
         svg = to_svg(circuit, title=f"{task.name} in {file.model.name}")
-        write_atomic(out / "metrics.json", _json({"metrics": measures, "cost": cost}))
+        write_atomic(
+            out / "metrics.json", _json({"metrics": measures, "faithfulness": shares(inputs, rows), "cost": cost})
+        )
         write_atomic(out / "circuit.svg", svg)
         write_atomic(out / "report.html", render_report(file, svg, log))
         write_circuit(out / "circuit.json", file)
     return file, out
 
 
-@torch.inference_mode()
+Rows = dict[str, dict[str, Tensor]]
+
+
 def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
     """Every metric of the task and the accuracy, for the full model, the circuit and the fully ablated model, on both
     halves.
 
     Keys are `<half>.<what>.<metric>`. The circuit is run as a whole by plain patching, not by the engine that found it.
     """
-    model, graph = inputs.model.transformer, circuit.graph
+    return measured(inputs, final_rows(inputs, circuit))
+
+
+def final_rows(inputs: Inputs, circuit: Circuit) -> Rows:
+    """The normalised final stream at the scored rows, Float[row d_model], by half and by `model`, `circuit` and
+    `ablated`."""
     halves = ["discovery"] if inputs.data.held_out is inputs.data.discovery else ["discovery", "held_out"]
-    none = circuit_edges(Circuit.empty(graph), model)
-    out: dict[str, float] = {}
-    for half in halves:
+    which = {"model": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph)}
+    return {half: {what: circuit_rows(inputs, half, c) for what, c in which.items()} for half in halves}
+
+
+@torch.inference_mode()
+def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
+    """The numbers of `measure`, from what `final_rows` gives."""
+    model, out = inputs.model.transformer, dict[str, float]()
+    for half, of in rows.items():
         parts = inputs.parts(half)
-        rows = {
-            "model": parts.targets.clean,
-            "circuit": torch.cat([patched_rows(model, graph, runs, circuit_edges(circuit, model)) for runs in parts]),
-            "ablated": torch.cat([patched_rows(model, graph, runs, none) for runs in parts]),
-        }
         for name in inputs.task.metrics:
             metric = parts.metric(name)
-            out |= {f"{half}.{what}.{name}": float(metric(h).double().mean()) for what, h in rows.items()}
+            out |= {f"{half}.{what}.{name}": float(metric(h).double().mean()) for what, h in of.items()}
         if parts.targets.correct.shape[1]:
-            for what, h in rows.items():
+            for what, h in of.items():
                 out[f"{half}.{what}.accuracy"] = float(accuracy(model, parts.targets, h).double().mean())
+    return out
+
+
+def shares(inputs: Inputs, rows: Rows) -> dict[str, list[float | None]]:
+    """The circuit's faithfulness by the run's metric with its 95 % interval (`acdc.evaluate.faithfulness`), by half:
+    value, low, high, None where there is no such number."""
+    config, out = inputs.config, {}
+    for half, of in rows.items():
+        full, circuit, ablated = (prompt_values(inputs, half, h, config.metric) for h in of.values())
+        found: Estimate = faithfulness(circuit, full, ablated, config.seed)
+        out[half] = [x if np.isfinite(x) else None for x in found]
     return out
 
 

@@ -1,0 +1,429 @@
+"""How good a circuit is, on prompts that it was not found with: circuit.json → model, prompts → quantities, intervals.
+
+The prompts are those of the held-out half; where a task has one set of prompts only, those of the discovery.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from acdc.config import ABLATIONS, NAMES, Config, resolve
+from acdc.errors import FileError, UserError, unknown
+from acdc.evaluate import (
+    ROUNDING,
+    Array,
+    Estimate,
+    circuit_rows,
+    complement,
+    estimate,
+    faithfulness,
+    prompt_faithfulness,
+    prompt_values,
+    random_circuit,
+    share,
+    share_right,
+    values_without,
+)
+from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.graph import Circuit
+from acdc.inputs import Inputs, load
+from acdc.model.load import Model, load_model
+from acdc.progress import Progress
+from acdc.task import make_data
+from acdc.taskfile import read_yaml
+from acdc.taskschema import Task
+
+DRAWS, WORST, MOST = 20, 5, 0.5
+
+LEGEND = {
+    "intervals": "95 %, studentised bootstrap over prompts, in pairs where two things are compared; accuracy: Wilson",
+    "faithfulness": "(everything ablated − circuit) / (everything ablated − full model), of the mean metric: 1 is the "
+    "full model, 0 everything ablated (Hanna et al. 2024; MIB, Mueller et al. 2025)",
+    "completeness": "the same of all edges but the circuit's: what the rest of the model does without the circuit, low "
+    "is good (Wang et al. 2022, with the whole circuit knocked out; Conmy et al. 2023)",
+    "minimality": "the rise of the metric when one edge alone is removed from the circuit, an exact pass each (Wang et "
+    "al. 2022); superfluous: the interval reaches 0 or below. No correction for the number of edges: of edges "
+    "without effect, 1 in 40 seems to have one",
+    "random": f"{DRAWS} random circuits of as many residual edges, all on a path from an input to the logits, as the "
+    "circuit's are: edges drawn one by one almost never connect, and would be no match",
+    "prompts": "each prompt alone; the mean of its faithfulness is not the one above, which weighs prompts by what "
+    "there is to recover (Miller et al. 2024)",
+    "ablations": "what a removed edge carries: the sender's output on the corrupted prompt, nothing, or its mean over "
+    "the clean prompts; a circuit is found under one of them",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Means over prompts under one ablation; metrics are minimised.
+
+    Args:
+        full, circuit, ablated, rest: metric of the full model, the circuit, everything ablated, and all edges but the
+            circuit's
+        accuracy: by these names, the share of scored positions with the right answer; NaN for a task without answers
+        faithfulness, completeness: see `acdc.evaluate.faithfulness`
+    """
+
+    ablation: str
+    full: Estimate
+    circuit: Estimate
+    ablated: Estimate
+    rest: Estimate
+    accuracy: dict[str, Estimate]
+    faithfulness: Estimate
+    completeness: Estimate
+
+
+@dataclass(frozen=True)
+class EdgePart:
+    """An edge of the circuit: how much the metric rises when it alone is removed, and whether that may be nothing."""
+
+    name: str
+    rise: Estimate
+    superfluous: bool
+
+
+@dataclass(frozen=True)
+class Minimality:
+    """The edges that were removed one by one, from the least to the most needed.
+
+    Args:
+        kept: how many residual edges the circuit has; where it is more than were tested, those with the smallest scores
+            were
+    """
+
+    kept: int
+    edges: tuple[EdgePart, ...]
+
+
+@dataclass(frozen=True)
+class Random:
+    """Random circuits of the size of this one.
+
+    Args:
+        edges: of each; the circuit's own without dead ones
+        metric: means of all draws, sorted
+        faithfulness: of their mean, per prompt
+        advantage: how much lower the circuit's metric is than their mean, prompt by prompt
+        rank: of the circuit among them and itself, 1 is the lowest metric
+    """
+
+    edges: int
+    metric: tuple[float, ...]
+    faithfulness: Estimate
+    advantage: Estimate
+    rank: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, the circuit's metric on it, and its faithfulness."""
+
+    text: str
+    metric: float
+    faithfulness: float
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The circuit on each prompt alone.
+
+    Args:
+        metric, faithfulness: minimum, quartiles, maximum
+        undefined: prompts on which the full model is not better than everything ablated: they have no faithfulness
+        worst: those with the highest metric
+    """
+
+    metric: tuple[float, ...]
+    faithfulness: tuple[float, ...]
+    undefined: int
+    worst: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a circuit is.
+
+    Args:
+        edges, total: residual edges
+        half: the prompts, `held_out`, or `discovery` for a task that has no others
+        measured: under the circuit's own ablation; `others` under the others
+        minimality: None if it was not asked for
+        random: None for a circuit without edges
+    """
+
+    task: str
+    model: str
+    model_hash: str
+    data_hash: str
+    method: str
+    metric: str
+    dtype: str
+    examples: int
+    seed: int
+    half: str
+    edges: int
+    total: int
+    measured: Measured
+    others: tuple[Measured, ...]
+    minimality: Minimality | None
+    random: Random | None
+    spread: Spread
+    notes: tuple[str, ...]
+
+
+def evaluate(
+    path: Path,
+    given: dict[str, Any],
+    memory: float | None,
+    most: int,
+    progress: Callable[[Progress], None],
+) -> Evaluation:
+    """Evaluate a circuit.json.
+
+    Args:
+        given: task, model, examples, seed and device, where they should not be the circuit's own, else None
+        memory: bytes to stay below; by default half of what the machine has
+        most: how many edges are removed one by one, those with the smallest scores
+    Raises:
+        UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
+    """
+    file = read_circuit(path)
+    config, task = _config(path, file, given, memory)
+    try:
+        inputs = load(config, task, memory)
+    except UserError:
+        _check_model(path, file, load_model(config.model, config.device, config.dtype))  # says it better
+        raise
+    _check_model(path, file, inputs.model)
+    notes = [*file.notes, *_other_prompts(path, file, inputs, given)]
+    circuit, half = file.circuit(), "discovery" if inputs.data.held_out is inputs.data.discovery else "held_out"
+    if half == "discovery":
+        notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
+    values, measured = _measured(inputs, half, circuit)
+    judged = _Judged(inputs, half, circuit, values, progress)
+    minimality, random, spread = judged.minimality(most), judged.random(), judged.spread()
+    others = tuple(_measured(_under(inputs, a), half, circuit)[1] for a in ABLATIONS if a != inputs.config.ablation)
+    notes += _claim([measured, *others])
+    return Evaluation(
+        task=task.name,
+        model=inputs.config.model_name,
+        model_hash=inputs.model.hash,
+        data_hash=inputs.config.data_hash or "",
+        method=file.method.name,
+        metric=config.metric,
+        dtype=config.dtype,
+        examples=config.examples,
+        seed=config.seed,
+        half=half,
+        edges=circuit.n_edges,
+        total=circuit.graph.n_edges,
+        measured=measured,
+        others=others,
+        minimality=minimality,
+        random=random,
+        spread=spread,
+        notes=tuple(notes),
+    )
+
+
+def _config(path: Path, file: CircuitFile, given: dict[str, Any], memory: float | None) -> tuple[Config, Task]:
+    """What the circuit was found with, by its file; where task and model lie, by the config.yaml beside it."""
+    method = file.method
+    stated = {
+        "task": file.task.name,
+        "model": file.model.name,
+        "examples": file.task.examples,
+        "seed": file.task.seed,
+        **{key: getattr(method, key) for key in ("metric", "ablation", "dtype")},
+    }
+    for key in ("metric", "ablation", "dtype"):
+        if stated[key] not in NAMES[key]:
+            raise FileError(f"{path}: method.{key}: {unknown(key, str(stated[key]), NAMES[key])}")
+    beside = path.with_name("config.yaml")
+    if beside.exists():
+        try:
+            config = Config(**read_yaml(beside, Config.model_fields))
+        except ValidationError:
+            raise FileError(f"{beside}: lies beside {path.name} and is no config of a run; move it away") from None
+        if (config.task_name, config.model_name) == (stated["task"], stated["model"]):
+            stated |= {"task": config.task, "model": config.model, "device": config.device}
+            stated |= {"part": config.part} if memory is None and config.part else {}
+    # The threshold says which edges to keep, and that is known.
+    own = {key: value for key, value in given.items() if value is not None}
+    config, task, _ = resolve({**stated, **own, "threshold": 0.0}, None, None)
+    return config, task
+
+
+def _check_model(path: Path, file: CircuitFile, model: Model) -> None:
+    """Raise FileError unless these are the weights, and this is the graph, of the circuit."""
+    graph = model.transformer.config.graph()
+    if graph != file.model.graph:
+        sizes = [f"{g.n_layers} layers, {g.n_heads} heads, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
+        raise FileError(f"{path}: the circuit is of a graph of {sizes[0]}; that of {model.name} has {sizes[1]}")
+    if model.hash != file.model.hash:
+        raise FileError(
+            f"{path}: the weights are not those that the circuit was found in: hash {file.model.hash} of "
+            f"{file.model.name}, but {model.hash} of {model.name} (another one: --model)"
+        )
+
+
+def _other_prompts(path: Path, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
+    """What is to be said of prompts that are not those of the circuit, if they are not.
+
+    Raises:
+        FileError: they are others, though no others were asked for.
+    """
+    config, stated = inputs.config, file.task
+    if config.data_hash == stated.data_hash:
+        return []
+    asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
+    if not asked:
+        raise FileError(
+            f"{path}: the prompts are not those of the circuit: data hash {stated.data_hash}, but {config.data_hash} "
+            f"now; the task has changed since (its version was {stated.version}, now {inputs.task.version}); to take "
+            "others, give --task, --examples or --seed"
+        )
+    note = f"{', '.join(asked)}: other prompts than those that were held out when the circuit was found"
+    if given["task"] is None:
+        first = make_data(inputs.task, inputs.model.tokenizer, stated.examples, stated.seed)
+        texts = inputs.data.held_out.texts
+        seen = len({clean for clean, _ in texts} & {clean for clean, _ in first.discovery.texts})
+        if first.hash[:16] == stated.data_hash and seen:
+            note += f"; {seen} of these {len(texts)} are among those that it was found with"
+    return [note]
+
+
+def _under(inputs: Inputs, ablation: str) -> Inputs:
+    """The same under another ablation, without what is kept of this one."""
+    return replace(inputs, config=inputs.config.model_copy(update={"ablation": ablation}), _parts={})
+
+
+def _measured(inputs: Inputs, half: str, circuit: Circuit) -> tuple[dict[str, Array], Measured]:
+    """The metric for every prompt, and all means, under the inputs' ablation."""
+    graph, metric, seed = circuit.graph, inputs.config.metric, inputs.config.seed
+    values, right = {}, {}
+    which = {"full": None, "circuit": circuit, "ablated": Circuit.empty(graph), "rest": complement(circuit)}
+    for name, edges in which.items():
+        rows = circuit_rows(inputs, half, edges)
+        values[name] = prompt_values(inputs, half, rows, metric)
+        right[name] = share(share_right(inputs, half, rows), len(values[name]))
+    full, ablated = values["full"], values["ablated"]
+    return values, Measured(
+        ablation=inputs.config.ablation,
+        **{name: estimate(x, seed=seed) for name, x in values.items()},
+        accuracy=right,
+        faithfulness=faithfulness(values["circuit"], full, ablated, seed),
+        completeness=faithfulness(values["rest"], full, ablated, seed),
+    )
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A circuit under judgement, with the metric for every prompt."""
+
+    inputs: Inputs
+    half: str
+    circuit: Circuit
+    values: dict[str, Array]
+    progress: Callable[[Progress], None]
+
+    def minimality(self, most: int) -> Minimality | None:
+        """Every edge removed alone, or the `most` with the smallest scores."""
+        c, config = self.circuit, self.inputs.config
+        edges = [(int(s), int(r)) for s, r in np.argwhere(c.graph.edges & ~complement(c).kept)]
+        if not most or not edges:
+            return None
+        if len(edges) > most:
+            scores = c.kept.astype(float) if c.scores is None else np.nan_to_num(c.scores, nan=-np.inf)
+            edges = sorted(edges, key=lambda e: float(scores[e]))[:most]
+        own = self.values["circuit"]
+        without = values_without(self.inputs, self.half, c, edges, config.metric, self.progress)
+        precision = np.finfo(config.dtype).eps * ROUNDING
+        parts = []
+        for edge, values in zip(edges, without, strict=True):
+            rise = estimate(values - own, seed=config.seed)
+            least = precision * float(np.abs(values).max())
+            useless = not _surely(rise) > least
+            parts.append(EdgePart(c.graph.edge_name(*edge), rise, useless))
+        return Minimality(c.n_edges, tuple(sorted(parts, key=lambda p: p.rise.value)))
+
+    def random(self) -> Random | None:
+        """Random circuits of as many edges."""
+        circuit, config = self.circuit.pruned(), self.inputs.config
+        if not circuit.n_edges:
+            return None
+        draw, drawn = np.random.default_rng(config.seed), []
+        for i in range(DRAWS):
+            other = random_circuit(circuit.graph, circuit.n_edges, draw)
+            rows = circuit_rows(self.inputs, self.half, other)
+            drawn.append(prompt_values(self.inputs, self.half, rows, config.metric))
+            self.progress(Progress(i + 1, DRAWS, "random circuits", ""))
+        means, own, mean = np.mean(drawn, 1), self.values["circuit"], np.mean(drawn, 0)
+        return Random(
+            edges=circuit.n_edges,
+            metric=tuple(map(float, np.sort(means))),
+            faithfulness=faithfulness(mean, self.values["full"], self.values["ablated"], config.seed),
+            advantage=estimate(mean - own, seed=config.seed),
+            rank=1 + int((means < own.mean()).sum()),
+        )
+
+    def spread(self) -> Spread:
+        """Quartiles over prompts, and the prompts on which the circuit does worst."""
+        own, texts = self.values["circuit"], getattr(self.inputs.data, self.half).texts
+        each = prompt_faithfulness(own, self.values["full"], self.values["ablated"])
+        some = each[np.isfinite(each)]
+        return Spread(
+            metric=_quartiles(own),
+            faithfulness=_quartiles(some if len(some) else each),
+            undefined=len(each) - len(some),
+            worst=tuple(Prompt(texts[i][0], float(own[i]), float(each[i])) for i in np.argsort(-own)[:WORST]),
+        )
+
+
+def _surely(x: Estimate) -> float:
+    """What a value is at least: the lower end of its interval, if it has one."""
+    return x.value if math.isnan(x.low) else x.low
+
+
+def _at_most(x: Estimate) -> float:
+    return x.value if math.isnan(x.high) else x.high
+
+
+def _quartiles(x: Array) -> tuple[float, ...]:
+    return tuple(map(float, np.quantile(x, [0, 0.25, 0.5, 0.75, 1])))
+
+
+def _claim(measured: list[Measured]) -> list[str]:
+    """A note unless the circuit does most of what the model does, and the rest does not, under every ablation that
+    leaves something to do."""
+    measured = [m for m in measured if math.isfinite(m.faithfulness.value)]
+    holds = [m.ablation for m in measured if _surely(m.faithfulness) > MOST > _at_most(m.completeness)]
+    rest = [m.ablation for m in measured if m.ablation not in holds]
+    where = (
+        f"under {' and '.join(holds)} ablation only, not under {' or '.join(rest)}" if holds else "under no ablation"
+    )
+    claim = f"faithfulness above {MOST:g} and completeness below, with their intervals"
+    return [f"{claim}: {where}"] if rest else []
+
+
+def to_json(evaluation: Evaluation) -> str:
+    """The same values give the same text; an estimate is [value, low, high], null where there is no number."""
+    content = {"format_version": 1, **asdict(evaluation), "legend": LEGEND}
+    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
