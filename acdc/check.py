@@ -120,6 +120,18 @@ class Outcome:
         return "\n".join([head, *(f"  {line}" for line in (*self.problems, *self.facts))])
 
 
+def make_bounds(given: dict[str, Any]) -> Bounds:
+    """Bounds from the options of the command line.
+
+    Raises:
+        UserError: one is not of its kind.
+    """
+    try:
+        return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
+    except ValidationError as error:
+        raise UserError("--" + explain("", error)) from None
+
+
 def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
     """Check a circuit.json.
 
@@ -148,14 +160,15 @@ def check_list(
         UserError: the file, or one of its runs, can't be used; nothing was run if it is the file.
     """
     outcomes = []
-    for entry in _read(path):
-        for outcome in _outcomes(entry, path.parent, progress):
+    for entry in read_checks(path):
+        for outcome in check_entry(entry, path.parent, progress):
             outcomes.append(outcome)
             say(outcome.text())
     return outcomes
 
 
-def _outcomes(entry: Entry, folder: Path, progress: Callable[[Progress], None]) -> Iterator[Outcome]:
+def check_entry(entry: Entry, folder: Path, progress: Callable[[Progress], None] = silent) -> Iterator[Outcome]:
+    """Make one check of a list in a folder; with counts, one for each threshold."""
     against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
     if against.endswith(".json") and not Path(against).is_file():
         yield Outcome(entry.name, (f"{against}: the golden circuit is missing",))
@@ -276,7 +289,12 @@ def _check_bounds(bounds: Bounds, meant: tuple[str, ...], against: str) -> None:
             raise UserError(f"{name}: is no bound against {against}, a {kind}; those are {', '.join(meant)}")
 
 
-def _read(path: Path) -> tuple[Entry, ...]:
+def read_checks(path: Path) -> tuple[Entry, ...]:
+    """Read and check a list, and the options of its runs, without running anything.
+
+    Raises:
+        FileError: one line that says what is wrong and where.
+    """
     try:
         checks = Checks.model_validate(read_yaml(path, Checks.model_fields)).checks
     except TaskError as error:

@@ -340,6 +340,59 @@ def evaluate(
 
 
 @app.command()
+def check(
+    target: Annotated[Path, typer.Argument(help="A circuit.json, or a YAML list of checks.")],
+    against: Annotated[
+        str | None, typer.Option(help="A golden circuit.json, or a published circuit: its name or YAML file.")
+    ] = None,
+    edits: Annotated[int | None, typer.Option(help="Edges that may be added or removed. [default: 0]")] = None,
+    tolerance: Annotated[
+        float | None, typer.Option(help="By how much metrics and scores may differ. [default: 0.0001]")
+    ] = None,
+    recall: Annotated[float | None, typer.Option(help="Least share of the published edges that is found.")] = None,
+    precision: Annotated[float | None, typer.Option(help="Least share of the edges that is published.")] = None,
+    classes: Annotated[int | None, typer.Option(help="Least number of published component classes found.")] = None,
+    auc: Annotated[float | None, typer.Option(help="Least area under the ROC curve of the scores.")] = None,
+    junit: Annotated[Path | None, typer.Option(help="File for a report in JUnit's XML.")] = None,
+) -> None:
+    """Whether a circuit is still the golden one, or near enough to a published one; exit code 1 where it isn't.
+
+    Example: acdc check runs/…/circuit.json --against golden.json
+    """
+    bounds = {
+        "edits": edits,
+        "tolerance": tolerance,
+        "recall": recall,
+        "precision": precision,
+        "classes": classes,
+        "auc": auc,
+    }
+    a_list = target.suffix in (".yaml", ".yml")
+    given = [f"--{name}" for name, value in {"against": against, **bounds}.items() if value is not None]
+    if a_list and given:
+        raise UserError(f"{given[0]}: {target} is a list, and says that itself for each of its checks")
+    if not a_list and against is None:
+        raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
+    from acdc.check import check_circuit, check_list, make_bounds
+    from acdc.check import junit as to_junit
+    from acdc.formats.atomic import write_atomic
+
+    if a_list:
+        with _bar() as progress:
+            outcomes = check_list(target, typer.echo, progress)
+    else:
+        outcomes = [check_circuit(target, str(against), make_bounds(bounds))]
+        typer.echo(outcomes[0].text())
+    if junit:
+        write_atomic(junit, to_junit(outcomes))
+    failed = sum(not outcome.passed for outcome in outcomes)
+    if len(outcomes) > 1:
+        typer.echo(f"{len(outcomes) - failed} passed, {failed} failed")
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def export(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
     to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, html or eap-ig.")],

@@ -1,4 +1,4 @@
-"""Golden circuits of the bundled models, in tests/golden/. `make golden` renews them; look at the difference first."""
+"""`make golden` renews the golden circuits of configs/regression.yaml; look at the difference before you commit it."""
 
 from __future__ import annotations
 
@@ -7,37 +7,19 @@ import tempfile
 from pathlib import Path
 
 from acdc import run as runner
+from acdc.check import read_checks
 from acdc.config import resolve
-from acdc.formats.circuit_file import CircuitFile
 from acdc.inputs import load
 
-FOLDER = Path(__file__).parent / "golden"
-TASKS = (
-    "greater-than",
-    "ioi",
-    "induction",
-    "docstring",
-    "gendered-pronoun",
-    "subject-verb-agreement",
-    "tracr-reverse",
-    "tracr-xproportion",
-    "or-gate",
-)
-
-
-def discover(task: str, folder: Path) -> CircuitFile:
-    """The circuit of a shipped task in its bundled model at the task's defaults, in float64."""
-    given = {"task": task, "dtype": "float64", "device": "cpu"}
-    config, spec, _ = resolve(given, None, lambda: ("tiny", None))
-    return runner.run(load(config, spec), folder)[0]
+LIST = Path(__file__).parent.parent / "configs" / "regression.yaml"
 
 
 def main() -> None:
-    FOLDER.mkdir(exist_ok=True)
-    for task in TASKS:
+    for entry in read_checks(LIST):
+        config, task, _ = resolve(entry.run or {}, None, None)
         with tempfile.TemporaryDirectory() as folder:
-            discover(task, Path(folder))
-            shutil.copy(Path(folder) / "circuit.json", FOLDER / f"{task}.json")
+            runner.run(load(config, task), Path(folder) / "run")
+            shutil.copy(Path(folder) / "run" / "circuit.json", LIST.parent / entry.against)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from acdc import cli, config
+from acdc.check import read_checks
 from tests.test_model import checkpoint
 
 GATE = ["run", "--task", "or-gate"]
@@ -271,7 +272,7 @@ def test_lists_are_one_line_each_and_names_have_details(acdc, command):
 
 
 def test_every_command_has_help_with_an_example(acdc):
-    for command in ("run", "compare", "export", "diff", "tasks", "models", "methods"):
+    for command in ("run", "evaluate", "check", "compare", "export", "diff", "tasks", "models", "methods"):
         result = acdc(command, "--help")
         assert result.code == 0
         assert f"Example: acdc {command}" in result.out
@@ -291,10 +292,32 @@ def test_help_does_not_load_torch_and_is_quick():
 
 def test_every_shipped_config_resolves():
     folder = Path(__file__).parent.parent / "configs"
-    files = sorted(folder.glob("*.yaml"))
+    files = sorted(folder.glob("**/*.yaml"))
     assert files
     for file in files:
-        assert config.resolve({}, file, None)
+        if "checks:" in file.read_text(encoding="utf-8"):
+            assert read_checks(file)
+        else:
+            assert config.resolve({}, file, None)
+
+
+def test_check_says_what_differs_and_its_exit_code_says_whether(acdc, tmp_path):
+    acdc(*GATE, "--out", "a")
+    same = acdc("check", "a/circuit.json", "--against", "a/circuit.json", "--junit", "report.xml")
+    assert (same.code, same.err) == (0, "") and same.out.startswith("passed")
+    assert (tmp_path / "report.xml").read_text().startswith("<?xml")
+    missed = acdc("check", "a/circuit.json", "--against", "or-gate", "--recall", "1")
+    assert missed.code == 1 and "recall" in missed.out
+    for command, says in (
+        (["check", "a/circuit.json"], "against what"),
+        (["check", "a/circuit.json", "--against", "or-gatee"], "Did you mean 'or-gate'"),
+        (["check", "a/circuit.json", "--against", "or-gate", "--recall", "2"], "recall"),
+        (["check", "list.yaml", "--edits", "1"], "is a list"),
+        (["check", "list.yaml"], "can't be read"),
+        (["check", "b.json", "--against", "or-gate"], "can't be read"),
+    ):
+        result = acdc(*command)
+        assert result.code == 2 and says in result.err and result.err.count("\n") == 1
 
 
 def test_how_well_a_model_does_a_task(acdc):

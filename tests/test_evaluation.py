@@ -31,7 +31,7 @@ from acdc.inputs import Inputs, load
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
 from acdc.task import Data
-from tests.golden import FOLDER
+from tests.golden import LIST
 from tests.oracle import Naive
 from tests.random_models import random_model, random_prompts
 
@@ -152,7 +152,7 @@ def test_the_complement_has_what_a_removed_direct_edge_removes():
 def good(tmp_path_factory) -> Path:
     """The golden circuit of greater-than in tiny, in a folder of its own."""
     folder = tmp_path_factory.mktemp("good")
-    shutil.copy(FOLDER / "greater-than.json", folder / "circuit.json")
+    shutil.copy(LIST.parent / "golden" / "greater-than.json", folder / "circuit.json")
     return folder / "circuit.json"
 
 
@@ -182,7 +182,7 @@ def damaged(circuit: Circuit, draw) -> Circuit:
 
 def test_a_damaged_circuit_is_told_from_the_good_one():
     config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 50}, None, None)
-    inputs, good = load(config, task), read_circuit(FOLDER / "ioi.json").circuit()
+    inputs, good = load(config, task), read_circuit(LIST.parent / "golden" / "ioi.json").circuit()
 
     def values(which):
         return prompt_values(inputs, "held_out", circuit_rows(inputs, "held_out", which), "kl")
@@ -248,11 +248,11 @@ def test_the_whole_evaluation_of_a_circuit(good):
 
 
 def test_one_prompt_and_no_edges(tmp_path):
-    found = assess(FOLDER / "or-gate.json")
+    found = assess(LIST.parent / "golden" / "or-gate.json")
     assert found.half == "discovery"
     assert any("one set of prompts" in note for note in found.notes)
     assert "nan" not in to_text(found)
-    file = read_circuit(FOLDER / "or-gate.json")
+    file = read_circuit(LIST.parent / "golden" / "or-gate.json")
     none = Circuit.empty(file.model.graph, direct=False)
     write_circuit(tmp_path / "c.json", file.model_copy(update={"graph": GraphPart.of(none), "edges": ()}))
     empty = assess(tmp_path / "c.json", most=200)

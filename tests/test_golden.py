@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pytest
 
-from acdc.formats.circuit_file import read_circuit
-from acdc.formats.diff import diff
-from tests.golden import FOLDER, TASKS, discover
+from acdc.check import check_entry, read_checks
+from acdc.taskfile import task_names
+from tests.golden import LIST
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_circuit_is_the_golden_one(task, tmp_path):
-    golden = read_circuit(FOLDER / f"{task}.json")
-    now = discover(task, tmp_path / "run")
-    changed = diff(golden, now, 1e-6)
-    assert not (changed.added or changed.removed or changed.rescored or changed.notes), (
-        f"{changed}\nIf this is meant: `make golden` renews the golden circuits."
-    )
-    assert now.task == golden.task
-    assert now.metrics == pytest.approx(golden.metrics, abs=1e-6)
+def test_every_task_that_a_bundled_model_does_has_a_golden_circuit():
+    golden = {path.stem for path in (LIST.parent / "golden").glob("*.json")}
+    # tiny knows no words or digits of these: docs/models.md
+    others = {"gender-bias", "causal-because", "causal-because-nonsense", "capital-country", "hypernymy"}
+    assert golden == set(task_names()) - others - {"greater-than-digits"}
+
+
+@pytest.mark.parametrize("entry", read_checks(LIST), ids=lambda entry: entry.name)
+def test_circuit_is_the_golden_one(entry):
+    (outcome,) = check_entry(entry, LIST.parent)
+    assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."
