@@ -202,7 +202,8 @@ def roc(scores: Array, true: Array) -> Array:
         true: Bool[edge], of which some are true and some are not
     """
     order = np.argsort(-scores, kind="stable")
-    last = np.append(np.diff(scores[order]) != 0, True)  # of those with an equal score
+    ranked = scores[order]
+    last = np.append(ranked[1:] != ranked[:-1], True)  # of those with an equal score
     counts = np.stack([np.cumsum(~true[order]), np.cumsum(true[order])], 1)[last]
     points: Array = np.vstack([[0, 0], counts]) / [(~true).sum(), true.sum()]
     return points
