@@ -42,11 +42,12 @@ def main() -> None:
     except UsageError as error:
         code = _fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted; the same command goes on from here")
         code = 130
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    if code == 130:  # newer versions of typer return it instead of raising
+        say("interrupted; the same command goes on from here")
     sys.exit(code if isinstance(code, int) else 0)
 
 

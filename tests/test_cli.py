@@ -272,7 +272,7 @@ def test_lists_are_one_line_each_and_names_have_details(acdc, command):
 
 
 def test_every_command_has_help_with_an_example(acdc):
-    for command in ("run", "evaluate", "check", "compare", "export", "diff", "tasks", "models", "methods"):
+    for command in ("run", "evaluate", "stability", "check", "compare", "export", "diff", "tasks", "models", "methods"):
         result = acdc(command, "--help")
         assert result.code == 0
         assert f"Example: acdc {command}" in result.out
@@ -299,6 +299,15 @@ def test_every_shipped_config_resolves():
             assert read_checks(file)
         else:
             assert config.resolve({}, file, None)
+
+
+def test_an_interrupt_says_how_to_go_on(acdc, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("acdc.run.find", interrupted)
+    result = acdc(*GATE, "--out", "folder")
+    assert result.code == 130 and "the same command goes on" in result.err
 
 
 def test_check_says_what_differs_and_its_exit_code_says_whether(acdc, tmp_path):

@@ -259,7 +259,7 @@ def test_one_prompt_and_no_edges(tmp_path):
     assert (empty.random, empty.minimality) == (None, None)
     assert empty.measured.faithfulness.value == 0
     assert any("under no ablation" in note for note in empty.notes)
-    assert "superfluous: interval" not in to_text(empty)
+    assert "edges superfluous" not in to_text(empty)
 
 
 class Result:

@@ -18,7 +18,7 @@ from acdc.graph import Circuit, Graph
 from acdc.inputs import load
 from acdc.journal import Journal
 
-BASE = ["--task", "gendered-pronoun", "--model", "tiny", "--examples", "4", "--threshold", "0.01"]
+BASE = ["--task", "greater-than", "--model", "tiny", "--examples", "8", "--threshold", "0.05"]
 COMMAND = ["stability", *BASE, "--seeds", "2", "--resamples", "2", "--orders", "3"]
 GATE = ["stability", "--task", "or-gate", "--resamples", "0", "--orders", "0"]
 FOLDERS = {

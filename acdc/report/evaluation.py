@@ -61,11 +61,10 @@ def _minimality(e: Evaluation) -> str:
     useless, needed = [x for x in edges if x.superfluous], [x for x in edges if not x.superfluous]
     few = "" if len(edges) == e.minimality.kept else f" with the smallest scores, of {e.minimality.kept},"
     lines = [
-        f"{'minimality':{LABEL}}{len(useless) or 'none'} of {len(edges)} edges{few} superfluous: interval at 0 or "
-        "below (not corrected for many edges)"
+        f"{'minimality':{LABEL}}{len(useless) or 'none'} of {len(edges)} edges{few} superfluous, by the rise of "
+        f"{e.metric} without the edge"
     ]
-    title = f"superfluous{f', the first {SHOWN}' if len(useless) > SHOWN else ''}"
-    lines += _edges(f"{title}; rise of {e.metric}", useless[:SHOWN])
+    lines += _edges(f"superfluous{f', the first {SHOWN}' if len(useless) > SHOWN else ''}", useless[:SHOWN])
     lines += _edges("least needed", needed[:SHOWN])
     return "\n".join(
         [*lines, *_edges("most needed of these" if few else "most needed", needed[SHOWN:][: -SHOWN - 1 : -1])]
