@@ -208,9 +208,14 @@ def attn_only(tmp_path, monkeypatch, capsys):
     return tmp_path / "attn-only-4l"
 
 
-def test_docstring_runs_as_it_stands_on_a_random_model_of_its_shape(attn_only, tmp_path):
+def test_the_script_of_the_docs_makes_a_model_of_the_published_shape(attn_only):
     graph = load_model(str(attn_only)).transformer.config.graph()
     assert (graph.n_edges, graph.n_edges_direct) == SIZES["docstring"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("attn_only")
+def test_docstring_runs_as_it_stands_on_a_random_model_of_its_shape(tmp_path):
     path = ROOT / "configs" / "paper" / "docstring.yaml"
     few = tmp_path / "few.yaml"
     few.write_text(path.read_text(encoding="utf-8").replace("examples: 50", "examples: 4, device: cpu"))
