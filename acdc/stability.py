@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import combinations, islice
+from itertools import combinations, count, islice
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -304,9 +304,7 @@ def take(prompts: Split, examples: list[int]) -> Split:
 def orders(config: Config) -> Iterator[tuple[str, int]]:
     """All orders but the config's own, with their seeds: first those that are not random."""
     yield from ((order, config.seed) for order in ORDERS if order not in ("random", config.order))
-    seed = config.seed
-    while seed := seed + 1:
-        yield "random", seed
+    yield from (("random", seed) for seed in count(config.seed + 1))
 
 
 def in_order(base: Inputs, order: str, seed: int, out: Path, progress: Show) -> Inputs:

@@ -16,7 +16,9 @@ def to_text(s: Stability) -> str:
 
 def _head(s: Stability) -> str:
     m = s.method
-    bound = f"τ = {m['threshold']:g}" if m["threshold"] is not None else f"{m['options'].get('edges')} edges"
+    by = "τ =" if m["name"] == "acdc" else "score from"
+    bound = f"{m['options'].get('edges')} edges" if m["threshold"] is None else f"{by} {m['threshold']:g}"
+    bound += f" among {m['options']['prefilter']}" if "prefilter" in m["options"] else ""
     how = f"{m['name']}, {m['metric']}, {bound}, {m['ablation']} ablation, {s.examples} prompts, seed {s.seed}"
     done = "; ".join(f"{k.runs} on {KINDS[k.name]}" for k in s.kinds if k.name in KINDS)
     return f"{'base run':{LABEL}}{s.task} in {s.model}: {how}\n{'reruns':{LABEL}}{done}"
