@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from pydantic import Field, ValidationError, model_validator
 
 from acdc.config import resolve
+from acdc.discovery import SCORES
 from acdc.errors import FileError, TaskError, UserError
 from acdc.evaluate import auc, roc
 from acdc.formats.circuit_file import CircuitFile, read_circuit
@@ -32,7 +33,6 @@ from acdc.taskschema import Number, Strict, Text, Whole
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
 WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data
-SCORES = "scores.safetensors"
 
 Share = Annotated[Number, Field(ge=0, le=1)]
 

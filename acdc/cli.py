@@ -18,7 +18,6 @@ import typer
 from acdc.errors import UserError
 
 if TYPE_CHECKING:
-    from acdc.formats.circuit_file import CircuitFile
     from acdc.progress import Progress
 
 UsageError: Any = typer.BadParameter.__base__  # click's, which typer brings along under changing names
@@ -66,46 +65,50 @@ ModelOption = Annotated[
     str | None,
     typer.Option("--model", "-m", help="A bundled model, a local directory or a Hugging Face id. [default: gpt2]"),
 ]
+MethodOption = Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")]
+EdgesOption = Annotated[int | None, typer.Option(help="Keep the N edges with the highest scores (not for acdc).")]
+MetricOption = Annotated[str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")]
+AblationOption = Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")]
+ExamplesOption = Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")]
+AbsOption = Annotated[
+    bool | None, typer.Option("--abs/--signed", help="Go by the size of a change or score, not its sign.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+MemoryOption = Annotated[str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")]
 
 
 @app.command()
 def run(
     task: TaskOption = None,
     model: ModelOption = None,
-    method: Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")] = None,
+    method: MethodOption = None,
     threshold: Annotated[
         str | None, typer.Option("--threshold", "-T", help="τ in the metric's units; several, with commas: a run each.")
     ] = None,
-    edges: Annotated[int | None, typer.Option(help="Keep the N edges with the highest scores (not for acdc).")] = None,
+    edges: EdgesOption = None,
     greedy: Annotated[
         bool | None, typer.Option("--greedy/--top", help="Grow the N edges from the logits instead.")
     ] = None,
     prefilter: Annotated[
         str | None, typer.Option(help="METHOD:SHARE: acdc decides among its best edges only, as eap-ig:0.05.")
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
-    ] = None,
-    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    metric: MetricOption = None,
+    ablation: AblationOption = None,
+    examples: ExamplesOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the prompts and of random orders.")] = None,
     direct: Annotated[
         bool | None, typer.Option("--direct/--no-direct", help="Test whole q, k, v vectors first.")
     ] = None,
     order: Annotated[str | None, typer.Option(help="paper, heads-ascending, parents-ascending or random.")] = None,
-    abs_: Annotated[
-        bool | None, typer.Option("--abs/--signed", help="Go by the size of a change or score, not its sign.")
-    ] = None,
+    abs_: AbsOption = None,
     steps: Annotated[int | None, typer.Option(help="Points on the path, for eap-ig.")] = None,
     updates: Annotated[int | None, typer.Option(help="Updates of a method that trains gates.")] = None,
     penalty: Annotated[float | None, typer.Option(help="Price of open gates, for subnetwork-probing.")] = None,
     sparsity: Annotated[float | None, typer.Option(help="Share of edges to close, for edge-pruning.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 or float64.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
+    device: DeviceOption = None,
     batch: Annotated[int | None, typer.Option(help="Most candidates evaluated at once.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
-    ] = None,
+    memory: MemoryOption = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file with any of these options.")] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
@@ -145,6 +148,7 @@ def run(
     for note in notes:
         say(note)
     from acdc.inputs import load  # torch is loaded here, after all that can be wrong without it
+    from acdc.report.run import overview, to_text
     from acdc.run import run as execute
 
     inputs = load(settings, checked, _bytes(memory) if memory else None)
@@ -158,7 +162,7 @@ def run(
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         typer.echo(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]", nl=len(files) > 1)
     else:
-        typer.echo(_table(*found[0]) if len(found) == 1 else _overview(found))
+        typer.echo(to_text(*found[0]) if len(found) == 1 else overview(found))
     for note in found[0][0].notes:
         say(note)
 
@@ -220,84 +224,6 @@ def _bar() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _table(file: CircuitFile, folder: Path) -> str:
-    """The result as a short table."""
-    edges, both, method = file.graph.edges, file.graph.edges_with_direct, file.method
-    counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
-    if both:
-        counts += f"; {both.kept:,} of {both.total:,} with direct edges"
-    lines = [
-        f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes",
-        f"method    {method.name}, {method.metric}, {_bound(file)}, {method.ablation} ablation, "
-        f"{file.task.examples} prompts, seed {file.task.seed}",
-        "",
-        f"{'(↓ lower, ↑ higher is better)':32}{'full model':>12}{'circuit':>12}{'ablated':>12}",
-    ]
-    for half in ("held_out", "discovery"):
-        names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
-        for name in sorted(names, key=lambda n: (n != method.metric, n)):
-            values = (file.metrics[f"{half}.{what}.{name}"] for what in ("model", "circuit", "ablated"))
-            row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
-            label = f"{half.replace('_', ' ')} {name} {'↑' if name == 'accuracy' else '↓'}"
-            lines.append(f"{label:32}{row}")
-    lines += _faithful(folder)
-    by = "change" if method.name == "acdc" else "score"
-    title = f"rise of {method.metric}" if by == "change" else "score"
-    lines += ["", f"{'strongest edges':32}{title:>12}"]
-    strength = {e.name: getattr(e, by) for e in file.edges if e.name not in file.model.graph.direct_index}
-    for name, value in sorted(((n, x) for n, x in strength.items() if x is not None), key=lambda e: -e[1])[:8]:
-        lines.append(f"  {name:30}{value:>12.4f}")
-    lines += ["", f"files     {folder}{'/'}"]
-    return "\n".join(lines)
-
-
-def _faithful(folder: Path) -> list[str]:
-    """The lines on faithfulness, from metrics.json if it is there."""
-    from acdc.formats.atomic import read_json
-
-    path = folder / "metrics.json"
-    stated = read_json(path).get("faithfulness", {}) if path.exists() else {}
-    lines = []
-    for half in ("held_out", "discovery"):
-        value, low, high = stated.get(half, (None, None, None))
-        if value is not None:
-            interval = "" if low is None else f"  [{low:.4f}, {high:.4f}], 95 %"
-            lines.append(
-                f"{half.replace('_', ' ') + ' faithfulness':32}{'':12}{round(value, 4) + 0.0:>12.4f}{interval}"
-            )
-    return ["", *lines] if lines else []
-
-
-def _bound(file: CircuitFile) -> str:
-    """How many edges were kept, and by what."""
-    method, options = file.method, file.method.options
-    filtered = f" among {options['prefilter']}" if "prefilter" in options else ""
-    if method.threshold is not None:
-        return f"{'τ' if method.name == 'acdc' else 'score from'} = {method.threshold:g}{filtered}"
-    ranked = ", by magnitude" if options.get("abs") else ""
-    return f"{'greedy' if options.get('greedy') else 'top'} {options['edges']}{ranked}"
-
-
-def _overview(found: list[tuple[CircuitFile, Path]]) -> str:
-    """One line per threshold."""
-    first = found[0][0]
-    metric = first.method.metric
-    half = "held_out" if f"held_out.circuit.{metric}" in first.metrics else "discovery"
-    total = f"of {first.graph.edges.total:,}"
-    lines = [
-        f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation",
-        f"{'τ':>10}{'residual edges ' + total:>28}{'with direct':>14}{half.replace('_', ' ') + ' ' + metric:>18}"
-        "  files",
-    ]
-    for file, folder in found:
-        both = file.graph.edges_with_direct
-        lines.append(
-            f"{file.method.threshold:>10g}{file.graph.edges.kept:>28,}{both.kept if both else '–':>14}"
-            f"{round(file.metrics[f'{half}.circuit.{metric}'], 4) + 0.0:>18.4f}  {folder}/"
-        )
-    return "\n".join(lines)
-
-
 @app.command()
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
@@ -313,10 +239,8 @@ def evaluate(
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
     ] = 200,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
-    ] = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="File for the JSON, beside what is printed.")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -568,13 +492,11 @@ def compare(
     ] = "all",
     sizes: Annotated[str, typer.Option(help="How many edges to keep, with commas.")] = "5,10,20,50,100",
     model: ModelOption = None,
-    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    examples: ExamplesOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the prompts, random scores and intervals.")] = None,
-    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
+    ablation: AblationOption = None,
     greedy: Annotated[bool, typer.Option("--greedy/--top", help="Grow the edges from the logits instead.")] = False,
-    abs_: Annotated[
-        bool | None, typer.Option("--abs/--signed", help="Go by the size of a change or score, not its sign.")
-    ] = None,
+    abs_: AbsOption = None,
     reference: Annotated[
         str | None,
         typer.Option(
@@ -583,10 +505,8 @@ def compare(
         ),
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Updates of the methods that train gates.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
-    ] = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Directory of the comparison. [default: compare/<tasks>-<model>]")
     ] = None,
@@ -622,19 +542,15 @@ def compare(
 def stability(
     task: TaskOption = None,
     model: ModelOption = None,
-    method: Annotated[str | None, typer.Option(help="Method of discovery (`acdc methods`).")] = None,
+    method: MethodOption = None,
     threshold: Annotated[float | None, typer.Option("--threshold", "-T", help="τ in the metric's units.")] = None,
-    edges: Annotated[int | None, typer.Option(help="Keep the N edges with the highest scores (not for acdc).")] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="kl, logit-diff, prob-diff, nll or l2, as the task allows.")
-    ] = None,
-    ablation: Annotated[str | None, typer.Option(help="What a removed edge carries: corrupted, zero or mean.")] = None,
-    examples: Annotated[int | None, typer.Option(help="Prompts for discovery, and as many held out.")] = None,
+    edges: EdgesOption = None,
+    metric: MetricOption = None,
+    ablation: AblationOption = None,
+    examples: ExamplesOption = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the base run; the others follow.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")] = None,
-    memory: Annotated[
-        str | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]")
-    ] = None,
+    device: DeviceOption = None,
+    memory: MemoryOption = None,
     config: Annotated[Path | None, typer.Option(help="A YAML file with any of the options of `acdc run`.")] = None,
     seeds: Annotated[int | None, typer.Option(min=0, help="Runs on the prompts of other seeds. [default: 5]")] = None,
     resamples: Annotated[

@@ -9,24 +9,23 @@ a second call goes on.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
 from acdc.competence import competence, warning
 from acdc.config import METHODS, Config, check_method, parse_filter, resolve
 from acdc.cost import Cost, metered, read_cost
-from acdc.discovery import LOG, SCORES, Show, make_engine, options, scored
+from acdc.discovery import SCORES, Show, scored, search
 from acdc.errors import FileError, UserError, unknown
 from acdc.evaluate import (
     auc,
     circuit_rows,
+    circuit_values,
     corners,
     faithfulness,
     jaccard,
@@ -34,16 +33,14 @@ from acdc.evaluate import (
     prompt_values,
     rank_correlation,
     roc,
-    share_right,
 )
-from acdc.formats.atomic import read_text, write_atomic
+from acdc.folder import claim, locked
+from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
 from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
-from acdc.journal import Journal
-from acdc.methods.acdc import discover
 from acdc.report import curves
 from acdc.run import describe, measure
 from acdc.scores import Scores
@@ -190,7 +187,7 @@ def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: 
     if plots:
         curves.check()
     loaded = _load(plan, memory)
-    with _owned(plan.out):
+    with locked(plan.out):
         tasks = []
         while loaded:  # what is kept of a task goes before the next one
             tasks.append(_on_task(plan, loaded.pop(0), progress, say))
@@ -223,24 +220,6 @@ def _load(plan: Plan, memory: float | None) -> list[tuple[Inputs, Circuit | None
                 raise FileError(f"--reference {path}: is a circuit of another graph than that of {config.model_name}")
         out.append((inputs, reference))
     return out
-
-
-@contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """The directory, locked against other processes."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise FileError(f"{out}: another acdc process is writing there; wait for it or choose another --out") from None
-    except OSError as error:
-        raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
-    try:
-        yield
-    finally:
-        lock.release()
-        (out / ".lock").unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -308,7 +287,7 @@ class _Finder:
             prefilter = method.removesuffix(THEN_ACDC)
             name, share = parse_filter(prefilter)
             scores, cost = self.scores(name)
-            allowed = scores.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
+            allowed = scores.best(share)
         inputs = self._with(prefilter=prefilter)
         folder = self._folder(method, inputs.config)
         circuits, edges = {}, np.where(self.graph.edges, 0.0, np.nan)
@@ -331,9 +310,8 @@ class _Finder:
         if path.exists():
             return read_circuit(path).circuit()
         folder.mkdir(exist_ok=True)
-        with metered(cost, self._device), torch.inference_mode():
-            engine, journal = make_engine(inputs), Journal(folder / LOG)
-            found = discover(engine, options(inputs.config), journal, self.progress, allowed)
+        with metered(cost, self._device):
+            found = search(inputs, folder, self.progress, allowed).circuit
         circuit = found.pruned()
         write_circuit(path, describe(inputs, circuit, found, measure(inputs, circuit), ()))
         return circuit
@@ -349,12 +327,7 @@ class _Finder:
     def _folder(self, name: str, config: Config) -> Path:
         """Where a method's work lies, which belongs to one config."""
         folder = self.plan.out / config.task_name / re.sub(r"[^\w.-]+", "-", name)
-        stated = folder / "config.yaml"
-        if not stated.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(stated, config.to_yaml())
-        if read_text(stated) != config.to_yaml():
-            raise FileError(f"{folder}: was made with other options, prompts or weights; choose another --out")
+        claim(folder, config.to_yaml())
         return folder
 
 
@@ -363,7 +336,7 @@ class _Judge:
 
     def __init__(self, inputs: Inputs) -> None:
         self.inputs = inputs
-        self.half = "discovery" if inputs.data.held_out is inputs.data.discovery else "held_out"
+        self.half = inputs.judged_half
         graph = inputs.problem(self.half).graph
         self.full, self.full_right = self._values(None)
         self.ablated, self.ablated_right = self._values(Circuit.empty(graph))
@@ -386,11 +359,7 @@ class _Judge:
         )
 
     def _values(self, circuit: Circuit | None) -> tuple[Array, float]:
-        rows = circuit_rows(self.inputs, self.half, circuit)
-        return (
-            prompt_values(self.inputs, self.half, rows, self.inputs.config.metric),
-            share_right(self.inputs, self.half, rows),
-        )
+        return circuit_values(self.inputs, self.half, circuit)
 
 
 def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, say: Callable[[str], None]) -> TaskPart:

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.evaluate import share
 from acdc.inputs import Inputs
 from acdc.metrics import accuracy
 from acdc.runs import CHUNK
-
-Z = 1.96  # of a two-sided 95 % interval
 
 
 @dataclass(frozen=True)
@@ -39,9 +37,8 @@ class Competence:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy."""
-        n, p = self.rows, self.accuracy
-        centre, spread = p + Z**2 / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return max(0.0, (centre - spread) / (1 + Z**2 / n)), min(1.0, (centre + spread) / (1 + Z**2 / n))
+        _, low, high = share(self.accuracy, self.rows)
+        return low, high
 
     @property
     def able(self) -> bool:

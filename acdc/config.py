@@ -103,7 +103,6 @@ DTYPES = ("float32", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_MODEL, FALLBACK_MODEL = "gpt2", "tiny"
 NAMES: dict[str, tuple[str, ...]] = {
-    "method": tuple(METHODS),
     "metric": METRICS,
     "ablation": tuple(ABLATIONS),
     "order": tuple(ORDERS),

@@ -61,11 +61,19 @@ def find(inputs: Inputs, out: Path, progress: Show) -> Found:
     allowed = None
     if config.prefilter is not None:
         method, share = parse_filter(config.prefilter)
-        scores = scored(inputs, method, out, progress)
-        allowed = scores.top(max(1, round(share * scores.graph.n_edges)), magnitude=True)
+        allowed = scored(inputs, method, out, progress).best(share)
+    return search(inputs, out, progress, allowed)
+
+
+def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None) -> Found:
+    """Run ACDC, or go on with it from its log in `out`.
+
+    Args:
+        allowed: Bool[sender receiver], what a filter left; None where there is none
+    """
     with torch.inference_mode():
         engine, journal = make_engine(inputs), Journal(out / LOG)
-        circuit = discover(engine, options(config), journal, progress, allowed)
+        circuit = discover(engine, options(inputs.config), journal, progress, allowed)
     return Found(circuit, tuple(journal.decisions), engine.evaluations)
 
 

@@ -62,6 +62,12 @@ def share_right(inputs: Inputs, half: str, rows: Tensor) -> float:
     return float(accuracy(inputs.model.transformer, targets, rows).double().mean())
 
 
+def circuit_values(inputs: Inputs, half: str, circuit: Circuit | None) -> tuple[Array, float]:
+    """The run's metric for every prompt, Float[prompt], and the share that is right, of a circuit or the full model."""
+    rows = circuit_rows(inputs, half, circuit)
+    return prompt_values(inputs, half, rows, inputs.config.metric), share_right(inputs, half, rows)
+
+
 def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate:
     """mean(values) / mean(per) with its 95 % interval, from what every prompt has, Float[prompt] each; without `per`,
     mean(values). What a circuit has more than another one, prompt by prompt, is compared in pairs. NaN where the mean

@@ -5,7 +5,6 @@ The prompts are those of the held-out half; where a task has one set of prompts 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from acdc.evaluate import (
     Array,
     Estimate,
     circuit_rows,
+    circuit_values,
     complement,
     estimate,
     faithfulness,
@@ -29,9 +29,9 @@ from acdc.evaluate import (
     prompt_values,
     random_circuit,
     share,
-    share_right,
     values_without,
 )
+from acdc.formats.atomic import plain_json
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
@@ -205,7 +205,7 @@ def evaluate(
         raise
     _check_model(path, file, inputs.model)
     notes = [*file.notes, *_other_prompts(path, file, inputs, given)]
-    circuit, half = file.circuit(), "discovery" if inputs.data.held_out is inputs.data.discovery else "held_out"
+    circuit, half = file.circuit(), inputs.judged_half
     if half == "discovery":
         notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
     values, measured = _measured(inputs, half, circuit)
@@ -309,13 +309,12 @@ def _under(inputs: Inputs, ablation: str) -> Inputs:
 
 def _measured(inputs: Inputs, half: str, circuit: Circuit) -> tuple[dict[str, Array], Measured]:
     """The metric for every prompt, and all means, under the inputs' ablation."""
-    graph, metric, seed = circuit.graph, inputs.config.metric, inputs.config.seed
+    graph, seed = circuit.graph, inputs.config.seed
     values, right = {}, {}
     which = {"full": None, "circuit": circuit, "ablated": Circuit.empty(graph), "rest": complement(circuit)}
     for name, edges in which.items():
-        rows = circuit_rows(inputs, half, edges)
-        values[name] = prompt_values(inputs, half, rows, metric)
-        right[name] = share(share_right(inputs, half, rows), len(values[name]))
+        values[name], correct = circuit_values(inputs, half, edges)
+        right[name] = share(correct, len(values[name]))
     full, ablated = values["full"], values["ablated"]
     return values, Measured(
         ablation=inputs.config.ablation,
@@ -417,13 +416,4 @@ def _claim(measured: list[Measured]) -> list[str]:
 
 def to_json(evaluation: Evaluation) -> str:
     """The same values give the same text; an estimate is [value, low, high], null where there is no number."""
-    content = {"format_version": 1, **asdict(evaluation), "legend": LEGEND}
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return plain_json({"format_version": 1, **asdict(evaluation), "legend": LEGEND})

@@ -32,6 +32,11 @@ class Inputs:
         """The same at another threshold."""
         return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
 
+    @property
+    def judged_half(self) -> str:
+        """The prompts that a circuit is judged on: `held_out`, or `discovery` for a task that has no others."""
+        return "discovery" if self.data.held_out is self.data.discovery else "held_out"
+
     def parts(self, half: str) -> Parts:
         """The clean and ablated runs of the prompts of one half, `discovery` or `held_out`."""
         if half not in self._parts:

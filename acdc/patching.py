@@ -6,7 +6,7 @@ positions are computed: before the first one at which the clean and the ablated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,6 @@ from acdc.runs import Runs
 
 Heads = Tensor | slice  # some heads of a layer; a slice, where it is all of them, copies no weights
 ALL = slice(None)
-TABLE_BYTES = 256 << 20  # of what all senders write, for the prompts of one pass
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
@@ -37,9 +36,9 @@ def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) ->
     Returns:
         Float[row d_model], to be given to a metric of `runs`
     """
-    n_live = runs.mask.shape[1] - runs.first
-    size = len(graph.senders) * n_live * model.config.d_model * model.dtype.itemsize
-    return _in_chunks(runs, max(1, TABLE_BYTES // size), lambda part: _Live(model, part).edges(graph, edges))
+    size = runs.at_once(model, len(graph.senders))
+    chunks = (runs.examples(slice(start, start + size)) for start in range(0, len(runs.pad), size))
+    return torch.cat([_Live(model, chunk).edges(graph, edges) for chunk in chunks])
 
 
 def node_rows(model: Transformer, runs: Runs, nodes: Tensor) -> Tensor:
@@ -68,11 +67,6 @@ def rows_without_node(model: Transformer, runs: Runs, layer: int, written: Tenso
         Float[node row d_model]
     """
     return _Live(model, runs).changed(layer, written, head)
-
-
-def _in_chunks(runs: Runs, size: int, rows: Callable[[Runs], Tensor]) -> Tensor:
-    n = len(runs.pad)
-    return torch.cat([rows(runs.examples(slice(start, start + size))) for start in range(0, n, size)])
 
 
 class _Live:

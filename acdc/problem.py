@@ -11,8 +11,6 @@ from acdc.model.transformer import Transformer
 from acdc.parts import Parts
 from acdc.runs import Runs
 
-BYTES = 256 << 20
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -32,9 +30,7 @@ class Problem:
 
     def few(self, versions: int = 1) -> int:
         """How many prompts may be run at once in so many versions; bounds the memory of what all senders write."""
-        runs, c = self.parts[0], self.model.config
-        n_live = runs.mask.shape[1] - runs.first
-        return max(1, BYTES // (versions * n_live * c.d_model * self.model.dtype.itemsize))
+        return self.parts[0].at_once(self.model, versions)
 
     def chunks(self, size: int) -> Iterator[Runs]:
         """The runs, at most `size` prompts at a time."""

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
 from acdc.competence import competence, warning
@@ -27,6 +26,7 @@ from acdc.config import Config
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
 from acdc.evaluate import Estimate, circuit_rows, faithfulness, prompt_values
+from acdc.folder import locked
 from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
     CircuitFile,
@@ -110,7 +110,7 @@ def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
 def final_rows(inputs: Inputs, circuit: Circuit) -> Rows:
     """The normalised final stream at the scored rows, Float[row d_model], by half and by `model`, `circuit` and
     `ablated`."""
-    halves = ["discovery"] if inputs.data.held_out is inputs.data.discovery else ["discovery", "held_out"]
+    halves = dict.fromkeys(("discovery", inputs.judged_half))
     which = {"model": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph)}
     return {half: {what: circuit_rows(inputs, half, c) for what, c in which.items()} for half in halves}
 
@@ -203,17 +203,7 @@ def _scored(scores: object) -> Iterator[tuple[tuple[int, ...], float]]:
 def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
     """The run's directory, locked against other processes; it holds this config's run and no other."""
     created = not out.exists()
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        lock.acquire()
-    except Timeout:
-        raise FileError(
-            f"{out}: another acdc process is writing this run; wait for it or choose another --out"
-        ) from None
-    except OSError as error:
-        raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
-    try:
+    with locked(out, "this run"):
         stated = out / "config.yaml"
         if stated.exists() and not force and read_text(stated) != config.to_yaml():
             raise FileError(f"{out}: holds a run with another config; choose another --out, or --force to replace it")
@@ -225,9 +215,6 @@ def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
         if not stated.exists():
             write_atomic(stated, config.to_yaml())
         yield
-    finally:
-        lock.release()
-        (out / ".lock").unlink(missing_ok=True)
 
 
 def peak_memory() -> float:

@@ -18,6 +18,7 @@ from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer
 
 CHUNK = 32  # prompts per plain forward pass
+TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
 
 
 class Prompts(Protocol):
@@ -79,6 +80,11 @@ class Runs:
 
     def _live(self, x: Tensor) -> Tensor:
         return x[..., self.first :, :]
+
+    def at_once(self, model: Transformer, versions: int) -> int:
+        """How many of the prompts may be written out to the stream at once in so many versions; bounds memory."""
+        n_live = self.mask.shape[1] - self.first
+        return max(1, TABLE_BYTES // (versions * n_live * model.config.d_model * model.dtype.itemsize))
 
     def examples(self, chunk: slice) -> Runs:
         """The runs of some of the prompts."""

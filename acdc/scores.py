@@ -62,6 +62,10 @@ class Scores:
         kept[np.argsort(-flat, kind="stable")[:n]] = True
         return kept.reshape(self.edges.shape)
 
+    def best(self, share: float) -> Array:
+        """Bool[sender receiver]: what a filter leaves, this share of the edges, at least one, by magnitude."""
+        return self.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
+
     def greedy(self, n: int, magnitude: bool = False) -> Array:
         """Bool[sender receiver]: n edges grown from the logits, each time the edge with the largest score of those into
         a node that is reached already (Hanna et al. 2024, section 3).

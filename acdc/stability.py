@@ -7,7 +7,6 @@ count: it is what the reruns are compared with. Every run lies in `<out>/<name>/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, count, islice
@@ -17,13 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from acdc.compare import _owned
 from acdc.competence import competence, warning
 from acdc.config import METHODS, ORDERS, Config, parse_filter, resolve
 from acdc.discovery import Show, find, scored
-from acdc.errors import FileError, UserError
-from acdc.evaluate import circuit_rows, faithfulness, jaccard, prompt_values, share_right
-from acdc.formats.atomic import read_text, write_atomic
+from acdc.errors import UserError
+from acdc.evaluate import circuit_values, faithfulness, jaccard
+from acdc.folder import claim, locked
+from acdc.formats.atomic import plain_json, write_atomic
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
@@ -198,8 +197,8 @@ def stability(plan: Plan, memory: float | None, progress: Show, say: Callable[[s
     """
     inputs = load(plan.config, plan.task, memory)
     out = plan.out or Path("stability") / inputs.config.folder
-    with _owned(out):
-        _claim(out, inputs.config)
+    with locked(out):
+        claim(out, inputs.config.to_yaml())
         notes = []
         if doubt := warning(inputs, competence(inputs)):
             notes.append(doubt)
@@ -320,15 +319,6 @@ def _changed(config: Config, **values: str | int) -> Config:
     return config.model_copy(update=values)
 
 
-def _claim(out: Path, config: Config) -> None:
-    """The directory is for the reruns of one config."""
-    stated = out / "config.yaml"
-    if not stated.exists():
-        write_atomic(stated, config.to_yaml())
-    if read_text(stated) != config.to_yaml():
-        raise FileError(f"{out}: was made with other options, prompts or weights; choose another --out")
-
-
 def _found(rerun: Rerun, out: Path, progress: Show, say: Callable[[str], None]) -> Circuit:
     """The circuit of a run, without dead edges: from its file where it has been done already."""
     folder = out / rerun.name
@@ -443,7 +433,7 @@ class _Judge:
 
     def __init__(self, inputs: Inputs, base: Circuit) -> None:
         self.inputs, self.base = inputs, base
-        self.half = "discovery" if inputs.data.held_out is inputs.data.discovery else "held_out"
+        self.half = inputs.judged_half
         self.full, _ = self._values(None)
         self.ablated, _ = self._values(Circuit.empty(base.graph))
 
@@ -461,9 +451,7 @@ class _Judge:
         )
 
     def _values(self, circuit: Circuit | None) -> tuple[np.ndarray, float]:
-        rows = circuit_rows(self.inputs, self.half, circuit)
-        values = prompt_values(self.inputs, self.half, rows, self.inputs.config.metric)
-        return values, share_right(self.inputs, self.half, rows)
+        return circuit_values(self.inputs, self.half, circuit)
 
 
 def _finite(x: float) -> float | None:
@@ -488,5 +476,4 @@ def _core_file(plan: Plan, inputs: Inputs, core: Circuit, result: Stability) -> 
 def to_json(result: Stability) -> str:
     """The same values give the same text; a range is [mean, lowest, highest], an estimate [value, low, high], null
     where there is no number."""
-    content = {"format_version": 1, **asdict(result)}
-    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return plain_json({"format_version": 1, **asdict(result)})

@@ -3,11 +3,49 @@
 from __future__ import annotations
 
 import os
+import sys
 
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # also for the processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pytest
 import torch
 
+from acdc import cli
+
 torch.set_num_threads(1)
+
+
+class Result:
+    """What a command gave."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def acdc(monkeypatch, capfd, tmp_path):
+    """Run a command in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
+        capfd.readouterr()  # what the test itself printed
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Result(end.value.code, out, err)
+
+    return call
+
+
+@pytest.fixture
+def call(acdc):
+    """Run a command in an empty folder: exit code, stdout, stderr."""
+
+    def run(*arguments):
+        result = acdc(*arguments)
+        return result.code, result.out, result.err
+
+    return run

@@ -407,7 +407,7 @@ def test_neither_chunks_nor_parts_change_scores(family, monkeypatch):
 def test_senders_that_do_not_fit_into_memory_at_once_score_the_same(family, monkeypatch):
     problem = make_problem(family, batch=5, pad=True, scored="two")
     whole = all_scores(problem)
-    monkeypatch.setattr("acdc.problem.BYTES", 1)
+    monkeypatch.setattr("acdc.runs.TABLE_BYTES", 1)
     monkeypatch.setattr(Attribution, "_flush", counted := Counted(Attribution._flush))
     for a, b in zip(whole, all_scores(problem), strict=True):
         assert np.nanmax(np.abs(a)) > 1e-3

@@ -14,32 +14,11 @@ import networkx as nx
 import pytest
 import yaml
 
-from acdc import cli, config
+from acdc import config
 from acdc.check import read_checks
 from tests.test_model import checkpoint
 
 GATE = ["run", "--task", "or-gate"]
-
-
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def acdc(monkeypatch, capfd, tmp_path):
-    """Run a command in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
-        capfd.readouterr()  # what the test itself printed
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Result(end.value.code, out, err)
-
-    return call
 
 
 BAD_OPTIONS = {

@@ -31,21 +31,6 @@ def quick():
         yield
 
 
-@pytest.fixture
-def call(monkeypatch, capfd, tmp_path):
-    """Run a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code, *capfd.readouterr())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """A comparison: its folder, and what it printed."""

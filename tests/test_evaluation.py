@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from acdc import cli
 from acdc.config import resolve
 from acdc.evaluate import (
     circuit_rows,
@@ -262,25 +260,10 @@ def test_one_prompt_and_no_edges(tmp_path):
     assert "edges superfluous" not in to_text(empty)
 
 
-class Result:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
-def command(monkeypatch, capfd, tmp_path):
+def command(acdc):
     """`acdc evaluate` in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments, do="evaluate"):
-        monkeypatch.setattr(sys, "argv", ["acdc", do, *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Result(end.value.code, out, err)
-
-    return call
+    return lambda *arguments, do="evaluate": acdc(do, *arguments)
 
 
 def test_a_run_states_its_faithfulness_and_is_evaluated(command, tmp_path):

@@ -29,21 +29,6 @@ FOLDERS = {
 ALL = [name for names in FOLDERS.values() for name in names]
 
 
-@pytest.fixture
-def call(monkeypatch, capfd, tmp_path):
-    """Run a command in an empty folder: exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        return (end.value.code, *capfd.readouterr())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     """The folder of one call."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 from pathlib import Path
@@ -33,6 +34,20 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         raise FileError(f"{path}: can't be written ({error.strerror})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain_json(content: dict[str, Any]) -> str:
+    """JSON, where the same values give the same text, and numbers that there are none of are null."""
+    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def plain(value: Any) -> Any:
+    """None for every float that is not finite, at any depth."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_text(path: Path) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import math
 from dataclasses import asdict, dataclass
-from typing import Any
+
+from acdc.formats.atomic import plain, plain_json
 
 
 @dataclass(frozen=True)
@@ -120,8 +119,7 @@ class Comparison:
 
 def to_json(comparison: Comparison) -> str:
     """The same values give the same text."""
-    content = {"format_version": 1, **asdict(comparison)}
-    return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    return plain_json({"format_version": 1, **asdict(comparison)})
 
 
 def to_csv(comparison: Comparison) -> str:
@@ -136,14 +134,5 @@ def to_csv(comparison: Comparison) -> str:
             for c in method.circuits:
                 lost = None if c.lost is None else len(c.lost)
                 values = [*(getattr(method, k) for k in of_method), *(getattr(c, k) for k in of_circuit), lost]
-                write([task.name, task.model, method.name, *map(_plain, values)])
+                write([task.name, task.model, method.name, *map(plain, values)])
     return out.getvalue()
-
-
-def _plain(value: Any) -> Any:
-    """None for what is not a number."""
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, TaskPart
+from acdc.report.text import grid, number
 
 
 def to_text(comparison: Comparison) -> str:
@@ -21,10 +22,10 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
     blocks = [
         f"{task.name} in {task.model}: {task.metric} (lower is better), {task.ablation} ablation, {task.examples} "
         f"prompts each half, seed {task.seed}\n"
-        f"full model {_number(task.full, 4)}{right}; everything ablated {_number(task.ablated, 4)}{wrong}; on the "
+        f"full model {number(task.full, 4)}{right}; everything ablated {number(task.ablated, 4)}{wrong}; on the "
         f"{task.half.replace('_', ' ')} prompts\n"
         f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges",
-        _grid(
+        grid(
             [["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC"], *map(_costs, task.methods)],
             left=2,
         ),
@@ -32,13 +33,13 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
     if sized:
         head = ["method", *(f"top {c.size}" for c in sized[0].circuits)]
         title = f"edges after pruning, faithfulness [95 % interval] of the N edges {grown}"
-        blocks.append(title + "\n" + _grid([head, *([m.name, *map(_cell, m.circuits)] for m in sized)]))
+        blocks.append(title + "\n" + grid([head, *([m.name, *map(_cell, m.circuits)] for m in sized)]))
     if swept:
         head = ["τ", *(m.name for m in swept)]
         rows = [[f"{row[0].threshold:g}", *map(_cell, row)] for row in zip(*(m.circuits for m in swept), strict=True)]
         lost = "; in brackets, edges that the filter lost" if any(m.circuits[0].lost is not None for m in swept) else ""
         title = f"edges after pruning, faithfulness [95 % interval] of ACDC by threshold{lost}"
-        blocks.append(title + "\n" + _grid([head, *rows]))
+        blocks.append(title + "\n" + grid([head, *rows]))
     size = task.overlap.size
     blocks += [
         f"Jaccard index of edges, at {size} edges\n" + _matrix(task, task.overlap.edges),
@@ -49,35 +50,20 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
 
 
 def _costs(m: MethodPart) -> list[str]:
-    areas = (_number(m.auc, 3), _number(m.pessimistic_auc, 3))
+    areas = (number(m.auc, 3), number(m.pessimistic_auc, 3))
     return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
 
 
 def _cell(c: Judged) -> str:
     lost = "" if c.lost is None else f" ({len(c.lost)})"
-    value, low, high = (_number(x, 2) for x in (c.faithfulness, c.low, c.high))
+    value, low, high = (number(x, 2) for x in (c.faithfulness, c.low, c.high))
     return f"{c.edges}  {value:>5} {f'[{low}, {high}]':>13}{lost}"
 
 
 def _matrix(task: TaskPart, values: list[list[float]]) -> str:
     """With numbers for the methods along the top, and what is below the diagonal only: the rest is the same."""
     rows = [
-        [f"{i}", m.name, *(_number(x, 2) for x in values[i - 1][:i])] + [""] * (len(values) - i)
+        [f"{i}", m.name, *(number(x, 2) for x in values[i - 1][:i])] + [""] * (len(values) - i)
         for i, m in enumerate(task.methods, 1)
     ]
-    return _grid([["", "", *map(str, range(1, len(values) + 1))], *rows], left=2)
-
-
-def _grid(rows: list[list[str]], left: int = 1) -> str:
-    """Columns, the first ones to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = (f"{x:<{w}}" if i < left else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def _number(value: float, digits: int) -> str:
-    """– where there is none; no negative zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "–"
+    return grid([["", "", *map(str, range(1, len(values) + 1))], *rows], left=2)

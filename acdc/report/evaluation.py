@@ -7,6 +7,7 @@ from textwrap import wrap
 
 from acdc.evaluate import Estimate
 from acdc.evaluation import DRAWS, LEGEND, EdgePart, Evaluation, Measured
+from acdc.report.text import grid, number
 
 WIDTH, LABEL = 118, 16
 SHOWN = 8  # edges of each kind
@@ -31,7 +32,7 @@ def _means(e: Evaluation) -> str:
     rows = [["", *WHAT.values()], [f"{e.metric} ↓", *(_estimate(getattr(m, name), 4) for name in WHAT)]]
     if math.isfinite(m.accuracy["full"].value):
         rows.append(["accuracy ↑", *(_estimate(m.accuracy[name], 2) for name in WHAT)])
-    return _grid(rows)
+    return grid(rows, first=LABEL - 2)
 
 
 def _faithful(m: Measured) -> list[str]:
@@ -45,11 +46,11 @@ def _random(e: Evaluation) -> list[str]:
     r = e.random
     if r is None:
         return []
-    lowest, highest = (_number(x, 4) for x in (r.metric[0], r.metric[-1]))
+    lowest, highest = (number(x, 4) for x in (r.metric[0], r.metric[-1]))
     return [
         f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} "
-        f"{_number(sum(r.metric) / len(r.metric), 4)} ({lowest} to {highest}), faithfulness "
-        f"{_number(r.faithfulness.value, 3)};",
+        f"{number(sum(r.metric) / len(r.metric), 4)} ({lowest} to {highest}), faithfulness "
+        f"{number(r.faithfulness.value, 3)};",
         f"{'':{LABEL}}the circuit's is lower by {_estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
     ]
 
@@ -78,24 +79,24 @@ def _edges(title: str, edges: list[EdgePart]) -> list[str]:
 def _spread(e: Evaluation) -> str:
     s = e.spread
     rows = [["per prompt", "lowest", "quartile", "median", "quartile", "highest"]]
-    rows.append([f"{e.metric} ↓", *(_number(x, 4) for x in s.metric)])
-    rows.append(["faithfulness ↑", *(_number(x, 2) for x in s.faithfulness)])
-    lines = [_grid(rows)]
+    rows.append([f"{e.metric} ↓", *(number(x, 4) for x in s.metric)])
+    rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness)])
+    lines = [grid(rows, first=LABEL - 2)]
     if s.undefined:
         lines.append(f"  (without {s.undefined} prompts on which the full model is not better than everything ablated)")
     lines.append(f"  worst prompts: {e.metric}, faithfulness")
     for p in s.worst:
         text = p.text if len(p.text) <= 84 else f"…{p.text[-83:]}"
-        lines.append(f"    {_number(p.metric, 4):>10}{_number(p.faithfulness, 2):>9}  {text}")
+        lines.append(f"    {number(p.metric, 4):>10}{number(p.faithfulness, 2):>9}  {text}")
     return "\n".join(lines)
 
 
 def _ablations(measured: list[Measured]) -> str:
     rows = [["ablation", "full model", "circuit", "ablated", "faithfulness ↑", "completeness ↓"]]
     for m in measured:
-        metrics = (_number(x.value, 4) for x in (m.full, m.circuit, m.ablated))
+        metrics = (number(x.value, 4) for x in (m.full, m.circuit, m.ablated))
         rows.append([m.ablation, *metrics, _estimate(m.faithfulness, 3), _estimate(m.completeness, 3)])
-    return _grid(rows)
+    return grid(rows, first=LABEL - 2)
 
 
 def _legend() -> str:
@@ -107,20 +108,6 @@ def _legend() -> str:
     )
 
 
-def _grid(rows: list[list[str]]) -> str:
-    """Columns, the first to the left, the others to the right."""
-    widths = [LABEL - 2, *(max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])]
-    lines = (
-        [f"{x:{'<' if i == 0 else '>'}{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True))] for row in rows
-    )
-    return "\n".join("  ".join(line).rstrip() for line in lines)
-
-
 def _estimate(x: Estimate, digits: int) -> str:
-    interval = f" [{_number(x.low, digits)}, {_number(x.high, digits)}]" if math.isfinite(x.low) else ""
-    return _number(x.value, digits) + interval
-
-
-def _number(value: float, digits: int) -> str:
-    """– where there is none; no negative zero."""
-    return f"{round(value, digits) + 0.0:.{digits}f}" if math.isfinite(value) else "–"
+    interval = f" [{number(x.low, digits)}, {number(x.high, digits)}]" if math.isfinite(x.low) else ""
+    return number(x.value, digits) + interval

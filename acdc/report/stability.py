@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.report.comparison import _grid
+from acdc.report.text import grid, number
 from acdc.stability import KINDS, EdgePart, Range, Run, Stability
 
 LABEL = 12
@@ -28,19 +28,19 @@ def _kinds(s: Stability) -> str:
     rows = [["", "runs", "residual edges", "Jaccard of two", "Jaccard with the base run"]]
     for k in s.kinds:
         rows.append([k.name, f"{k.runs}", _range(k.edges, 0), _range(k.jaccard, 2), _range(k.like_base, 2)])
-    return "mean (lowest to highest)\n" + _grid(rows)
+    return "mean (lowest to highest)\n" + grid(rows)
 
 
 def _runs(s: Stability) -> str:
     half, metric = s.half.replace("_", " "), s.method["metric"]
     rows = [["run", "edges", f"{metric} ↓", "faithfulness ↑", "accuracy ↑", "Jaccard with the base run"]]
     rows += [_run(r) for r in (s.base, *s.runs)]
-    return f"on the {half} prompts of the base run\n" + _grid(rows)
+    return f"on the {half} prompts of the base run\n" + grid(rows)
 
 
 def _run(r: Run) -> list[str]:
-    like = "" if r.kind == "base" else _number(r.like_base, 2)
-    return [r.name, f"{r.edges}", _number(r.metric, 4), _number(r.faithfulness[0], 3), _number(r.accuracy, 3), like]
+    like = "" if r.kind == "base" else number(r.like_base, 2)
+    return [r.name, f"{r.edges}", number(r.metric, 4), number(r.faithfulness[0], 3), number(r.accuracy, 3), like]
 
 
 def _often(s: Stability) -> str:
@@ -57,18 +57,18 @@ def _often(s: Stability) -> str:
     rows.append(row("one rerun only", [e for e in s.edges if 0 < e.frequency < once]))
     rows.append(row("no rerun", [e for e in s.edges if not e.frequency]))
     dead = f"\nleft out of the core, as on no path from an input to the logits: {s.dead}" if s.dead else ""
-    return _grid(rows) + dead
+    return grid(rows) + dead
 
 
 def _core(s: Stability) -> str:
     half, metric = s.half.replace("_", " "), s.method["metric"]
     head = [half, "full model", f"base, {s.base.edges} edges", f"core, {s.core.edges} edges", "ablated"]
-    values = [_number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated)]
+    values = [number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated)]
     rows = [head, [f"{metric} ↓", *values]]
     rows.append(["faithfulness ↑", "1", *(_interval(r) for r in (s.base, s.core)), "0"])
     if s.core.accuracy is not None:
-        rows.append(["accuracy ↑", "", *(_number(r.accuracy, 3) for r in (s.base, s.core)), ""])
-    return _grid(rows)
+        rows.append(["accuracy ↑", "", *(number(r.accuracy, 3) for r in (s.base, s.core)), ""])
+    return grid(rows)
 
 
 def _odd(s: Stability) -> str:
@@ -89,20 +89,15 @@ def _edges(s: Stability, title: str, edges: list[EdgePart]) -> str:
     rows = [[title, "found", *kinds]]
     rows += [[f"  {e.name}", f"{e.frequency:.0%}", *(f"{e.by_kind[k]:.0%}" for k in kinds)] for e in edges[:SHOWN]]
     more = f"\n  … {len(edges) - SHOWN} more (stability.json)" if len(edges) > SHOWN else ""
-    return _grid(rows) + more
+    return grid(rows) + more
 
 
 def _interval(r: Run) -> str:
-    value, low, high = (_number(x, 3) for x in r.faithfulness)
+    value, low, high = (number(x, 3) for x in r.faithfulness)
     return value if r.faithfulness[1] is None else f"{value} [{low}, {high}]"
 
 
 def _range(x: Range, digits: int) -> str:
     if x.mean is None:
         return "–"
-    return f"{_number(x.mean, max(digits, 1))} ({_number(x.low, digits)} to {_number(x.high, digits)})"
-
-
-def _number(value: float | None, digits: int) -> str:
-    """– where there is none; no negative zero."""
-    return "–" if value is None else f"{round(value, digits) + 0.0:.{digits}f}"
+    return f"{number(x.mean, max(digits, 1))} ({number(x.low, digits)} to {number(x.high, digits)})"

@@ -1,0 +1,48 @@
+"""A directory that one process at a time writes, for one config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from acdc.errors import FileError
+from acdc.formats.atomic import read_text, write_atomic
+
+
+@contextmanager
+def locked(out: Path, what: str = "there") -> Iterator[None]:
+    """The directory, made if need be, locked against other processes.
+
+    Raises:
+        FileError: another process writes `what` there, or it can't be written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(out / ".lock", timeout=0)
+        lock.acquire()
+    except Timeout:
+        raise FileError(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
+    except OSError as error:
+        raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
+    try:
+        yield
+    finally:
+        lock.release()
+        (out / ".lock").unlink(missing_ok=True)
+
+
+def claim(folder: Path, config: str) -> None:
+    """Make the directory that of a config, given as YAML.
+
+    Raises:
+        FileError: it is that of another one.
+    """
+    stated = folder / "config.yaml"
+    if not stated.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(stated, config)
+    if read_text(stated) != config:
+        raise FileError(f"{folder}: was made with other options, prompts or weights; choose another --out")
