@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
 from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
-from acdc.inputs import Inputs, load
+from acdc.inputs import Inputs, load, of_model
 from acdc.report import curves
 from acdc.run import describe, measure
 from acdc.scores import Scores
@@ -207,10 +207,8 @@ def _load(plan: Plan, memory: float | None) -> list[tuple[Inputs, Circuit | None
     """The inputs of every task, and its reference where that is a file."""
     out: list[tuple[Inputs, Circuit | None]] = []
     for config, task in plan.tasks:
-        inputs, reference = load(config, task, memory), None
-        for other, _ in out:
-            if other.model.hash == inputs.model.hash:  # one copy of the weights is enough
-                inputs = replace(inputs, model=other.model)
+        known = (other.model for other, _ in out if of_model(other.config) == of_model(config))
+        inputs, reference = load(config, task, memory, next(known, None)), None
         graph = inputs.model.transformer.config.graph()
         if plan.sizes[-1] > graph.n_edges:
             raise UserError(f"--sizes: {plan.sizes[-1]} of {graph.n_edges} edges of {config.model_name}; ask for fewer")
@@ -322,7 +320,7 @@ class _Finder:
 
     def _with(self, **changes: Any) -> Inputs:
         """The inputs of a method, without a threshold."""
-        return replace(self.inputs, config=self.inputs.config.model_copy(update={"threshold": None, **changes}))
+        return self.inputs.under(self.inputs.config.model_copy(update={"threshold": None, **changes}))
 
     def _folder(self, name: str, config: Config) -> Path:
         """Where a method's work lies, which belongs to one config."""

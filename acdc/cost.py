@@ -54,13 +54,14 @@ def metered(path: Path, device: torch.device) -> Iterator[None]:
     """Add the cost of what is done inside to `cost.json`, also where it is interrupted and goes on later."""
     before = read_cost(path) if path.exists() else Cost()
     _release()
-    with _peak(device) as peak:
+    with watched(device) as memory:
         started = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - started
-            cost = before + Cost(seconds, peak() / 1e6)
+            begin, most = memory()
+            cost = before + Cost(seconds, (most - begin) / 1e6)
             write_atomic(path, json.dumps(asdict(cost), indent=1) + "\n")
 
 
@@ -73,12 +74,13 @@ def _release() -> None:
 
 
 @contextmanager
-def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Gives a function that says by how many bytes memory has grown at most."""
+def watched(device: torch.device) -> Iterator[Callable[[], tuple[int, int]]]:
+    """Gives a function that says how many bytes of memory there were at the beginning, and at most since then: the
+    device's on CUDA, else resident memory, looked at every 10 ms."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         begin = torch.cuda.memory_allocated(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) - begin
+        yield lambda: (begin, torch.cuda.max_memory_allocated(device))
         return
     process, done = psutil.Process(), threading.Event()
     begin = highest = process.memory_info().rss
@@ -91,7 +93,7 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda: max(highest, process.memory_info().rss) - begin
+        yield lambda: (begin, max(highest, process.memory_info().rss))
     finally:
         done.set()
         thread.join()

@@ -80,14 +80,16 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
     """The scores that a method gives all edges: from the file where it has been run already, else the file is
     written."""
-    path, known = out / SCORES, inputs.scores
+    path, known, c = out / SCORES, inputs.scores, inputs.config
+    what = (method, c.metric, c.steps, c.updates, c.penalty, c.sparsity)  # the same at every threshold and size
     if path.exists():
-        return read_scores(path, inputs.problem("discovery").graph)
-    if method not in known:  # the same at every threshold
-        known[method] = score(inputs, method, out / CHECKPOINT, progress)
-    write_scores(path, known[method])
+        known[what] = read_scores(path, inputs.problem("discovery").graph)
+        return known[what]
+    if what not in known:
+        known[what] = score(inputs, method, out / CHECKPOINT, progress)
+    write_scores(path, known[what])
     (out / CHECKPOINT).unlink(missing_ok=True)
-    return known[method]
+    return known[what]
 
 
 def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) -> Scores:

@@ -4,6 +4,7 @@ UserError            printed as one message without a traceback, exit code 2
 ├── TaskError        a task file, its data, or its fit with a tokenizer
 ├── ModelError       a model that can't be found, read or represented
 └── FileError        a circuit, log, config or output file
+    └── InUse        a directory that another process is writing
 
 Anything else that is raised is a bug of ours and keeps its traceback.
 """
@@ -28,6 +29,10 @@ class ModelError(UserError):
 
 class FileError(UserError):
     """A circuit, log, config or output file."""
+
+
+class InUse(FileError):
+    """A directory that another process is writing: what can't be done now can be done later."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from acdc.errors import FileError
+from acdc.errors import FileError, InUse
 from acdc.formats.atomic import read_text, write_atomic
 
 
@@ -17,14 +17,15 @@ def locked(out: Path, what: str = "there") -> Iterator[None]:
     """The directory, made if need be, locked against other processes.
 
     Raises:
-        FileError: another process writes `what` there, or it can't be written.
+        InUse: another process writes `what` there.
+        FileError: it can't be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0)
         lock.acquire()
     except Timeout:
-        raise FileError(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
+        raise InUse(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
     except OSError as error:
         raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
     try:

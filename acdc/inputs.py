@@ -19,18 +19,24 @@ from acdc.taskschema import Task
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a config names, loaded and checked; nothing has been written yet. Copies at other thresholds share all."""
+    """What a config names, loaded and checked; nothing has been written yet."""
 
     config: Config
     task: Task
     model: Model
     data: Data
-    scores: dict[str, Scores] = field(default_factory=dict)  # by method, of those that have been run
+    scores: dict[tuple[object, ...], Scores] = field(default_factory=dict)  # of methods that have been run
     _parts: dict[str, Parts] = field(default_factory=dict)
 
     def at(self, threshold: float) -> Inputs:
         """The same at another threshold."""
-        return replace(self, config=self.config.model_copy(update={"threshold": threshold}))
+        return self.under(self.config.model_copy(update={"threshold": threshold}))
+
+    def under(self, config: Config) -> Inputs:
+        """The same model, prompts, runs and scores, for a config with the same `shared` options."""
+        assert shared(config) == shared(self.config)
+        stated = {key: getattr(self.config, key) for key in ("model_hash", "data_hash", "part")}
+        return replace(self, config=config.model_copy(update=stated))
 
     @property
     def judged_half(self) -> str:
@@ -51,13 +57,24 @@ class Inputs:
         return Problem(self.model.transformer, self.parts(half), self.config.metric)
 
 
-def load(config: Config, task: Task, memory: float | None = None) -> Inputs:
+def shared(config: Config) -> tuple[object, ...]:
+    """The options that say which model, prompts and runs a config needs; what configs agree in, they can share."""
+    return (*of_model(config), config.task, config.examples, config.seed, config.ablation)
+
+
+def of_model(config: Config) -> tuple[object, ...]:
+    """The options that say which model a config needs, and how."""
+    return config.model, config.device, config.dtype
+
+
+def load(config: Config, task: Task, memory: float | None = None, model: Model | None = None) -> Inputs:
     """Load the model, draw the prompts and check all; the returned config states the hashes of both.
 
     Args:
         memory: bytes to stay below; by default half of what the machine has
+        model: the config's, where it is already loaded
     """
-    model = load_model(config.model, config.device, config.dtype)
+    model = model or load_model(config.model, config.device, config.dtype)
     data = make_data(task, model.tokenizer, config.examples, config.seed)
     model.check_fits(data.discovery, data.held_out)
     for key, found in (("model_hash", model.hash), ("data_hash", data.hash[:16])):

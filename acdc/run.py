@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import platform
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,9 +21,10 @@ from torch import Tensor
 
 from acdc.competence import competence, warning
 from acdc.config import Config
+from acdc.cost import watched
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
-from acdc.evaluate import Estimate, circuit_rows, faithfulness, prompt_values
+from acdc.evaluate import circuit_rows, estimate, faithfulness, prompt_values
 from acdc.folder import locked
 from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
@@ -71,24 +70,26 @@ def run(
         if (out / "circuit.json").exists():
             return read_circuit(out / "circuit.json"), out
         started = time.monotonic()
-        if doubt := warning(inputs, competence(inputs)):
-            notes = (*notes, doubt)
-            say(doubt)
-        found = find(inputs, out, progress)
-        circuit = found.circuit.pruned()
-        rows = final_rows(inputs, circuit)
-        measures = measured(inputs, rows)
+        with watched(inputs.model.transformer.device) as memory:
+            if doubt := warning(inputs, competence(inputs)):
+                notes = (*notes, doubt)
+                say(doubt)
+            found = find(inputs, out, progress)
+            circuit = found.circuit.pruned()
+            rows = final_rows(inputs, circuit)
+            measures = measured(inputs, rows)
+            beside = {"metrics": measures, **estimates(inputs, rows)}
+            _, most = memory()
         file = describe(inputs, circuit, found.circuit, measures, notes)
         cost = {
             "seconds": time.monotonic() - started,
-            "peak_memory_mb": peak_memory(),
+            "peak_memory_mb": most / 1e6,
             "evaluations": found.evaluations,
+            "threads": torch.get_num_threads(),
         }
         log = [asdict(d) for d in found.decisions]
         svg = to_svg(circuit, title=f"{task.name} in {file.model.name}")
-        write_atomic(
-            out / "metrics.json", _json({"metrics": measures, "faithfulness": shares(inputs, rows), "cost": cost})
-        )
+        write_atomic(out / "metrics.json", _json({**beside, "cost": cost}))
         write_atomic(out / "circuit.svg", svg)
         write_atomic(out / "report.html", render_report(file, svg, log))
         write_circuit(out / "circuit.json", file)
@@ -130,14 +131,18 @@ def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
     return out
 
 
-def shares(inputs: Inputs, rows: Rows) -> dict[str, list[float | None]]:
-    """The circuit's faithfulness by the run's metric with its 95 % interval (`acdc.evaluate.faithfulness`), by half:
-    value, low, high, None where there is no such number."""
-    config, out = inputs.config, {}
+def estimates(inputs: Inputs, rows: Rows) -> dict[str, dict[str, list[float | None]]]:
+    """Value, low and high end of the 95 % interval (None where there is no such number) of the circuit's `faithfulness`
+    by the run's metric (`acdc.evaluate.faithfulness`) and of its mean `metric`, by half."""
+    config = inputs.config
+    out: dict[str, dict[str, list[float | None]]] = {"faithfulness": {}, "metric": {}}
     for half, of in rows.items():
         full, circuit, ablated = (prompt_values(inputs, half, h, config.metric) for h in of.values())
-        found: Estimate = faithfulness(circuit, full, ablated, config.seed)
-        out[half] = [x if np.isfinite(x) else None for x in found]
+        for name, found in (
+            ("faithfulness", faithfulness(circuit, full, ablated, config.seed)),
+            ("metric", estimate(circuit, seed=config.seed)),
+        ):
+            out[name][half] = [x if np.isfinite(x) else None for x in found]
     return out
 
 
@@ -187,7 +192,6 @@ def describe(
             "acdc": version("acdc-circuits"),
             "python": platform.python_version(),
             "torch": torch.__version__,
-            "threads": str(torch.get_num_threads()),
         },
         command=config.command(),
         notes=notes,
@@ -215,14 +219,6 @@ def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
         if not stated.exists():
             write_atomic(stated, config.to_yaml())
         yield
-
-
-def peak_memory() -> float:
-    """Peak memory of this process in MB: the device's on CUDA, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _json(value: object) -> str:

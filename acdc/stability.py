@@ -308,11 +308,9 @@ def orders(config: Config) -> Iterator[tuple[str, int]]:
 
 def in_order(base: Inputs, order: str, seed: int, out: Path, progress: Show) -> Inputs:
     """The same prompts, edges in another order; a filter, which may draw by the seed, too, leaves what it left."""
-    scores = {}
     if base.config.prefilter is not None:
-        method, _ = parse_filter(base.config.prefilter)
-        scores[method] = scored(base, method, out / BASE, progress)
-    return replace(base, config=_changed(base.config, order=order, seed=seed), scores=scores)
+        scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress)
+    return replace(base, config=_changed(base.config, order=order, seed=seed))
 
 
 def _changed(config: Config, **values: str | int) -> Config:
