@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 a check failed, 2 the user can mend it (one message), 130 
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,7 +150,7 @@ def run(
     from acdc.report.run import overview, to_text
     from acdc.run import run as execute
 
-    inputs = load(settings, checked, _bytes(memory) if memory else None)
+    inputs = load(settings, checked, _bytes(memory))
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
@@ -181,13 +180,14 @@ def _numbers(flag: str, text: str) -> list[float]:
     return values
 
 
-def _bytes(text: str) -> float:
-    """A size such as 4GB, 500MB or 1.5 GiB."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise UserError(f"--memory: {text!r} is not a size; write it as 4GB or 500MB")
-    number, unit, binary = match.groups()
-    return float(number) * (1024 if binary else 1000) ** (2 if unit in "Mm" else 3)
+def _bytes(text: str | None) -> float | None:
+    """The bytes of --memory, None where it is not given."""
+    from acdc.config import parse_bytes
+
+    try:
+        return parse_bytes(text) if text else None
+    except ValueError as error:
+        raise UserError(f"--memory: {error}") from None
 
 
 def _default_model() -> tuple[str, str | None]:
@@ -249,7 +249,7 @@ def evaluate(
     Example: acdc evaluate runs/…/circuit.json
     """
     given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
-    bound = _bytes(memory) if memory else None
+    bound = _bytes(memory)
     from acdc.evaluation import evaluate as execute
     from acdc.evaluation import to_json
     from acdc.formats.atomic import write_atomic
@@ -534,7 +534,7 @@ def compare(
     for note in notes:
         say(note)
     with _bar() as progress:
-        result = execute(plan, _bytes(memory) if memory else None, plots, progress, say)
+        result = execute(plan, _bytes(memory), plots, progress, say)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 
@@ -584,7 +584,7 @@ def stability(
         "seed": seed,
         "device": device,
     }
-    bound = _bytes(memory) if memory else None
+    bound = _bytes(memory)
     counts = {"seeds": seeds, "resamples": resamples, "orders": orders}
     plan, notes = make_plan(given, config, counts, core, out, _default_model)
     for note in notes:
@@ -592,6 +592,92 @@ def stability(
     with _bar() as progress:
         result, folder = execute(plan, bound, progress, say)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {folder}/")
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(help="A YAML file with a base config and a grid.")],
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check all, show the runs, what they cost and what is done; make none.")
+    ] = False,
+    executor: Annotated[str | None, typer.Option(help="local or slurm. [default: the file's, or local]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes. [default: one per core, or GPU]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of each. [default: cores / workers]")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Each process stays below this, as 4GB. [default: half of the machine's, shared]")
+    ] = None,
+    retry: Annotated[bool, typer.Option("--retry-failed", help="Make the runs again that have failed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,
+    plots: Annotated[bool, typer.Option(help="Draw plots, where matplotlib is installed.")] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
+) -> None:
+    """Make a grid of runs, on all cores or a Slurm cluster; called again, it makes what is left. Exit code 1 if a run
+    has failed.
+
+    Example: acdc sweep configs/sweep-tiny.yaml
+    """
+    from acdc.results import to_text
+    from acdc.sweep import make_plan, overview, summary
+    from acdc.sweep import sweep as execute
+
+    given = {
+        "executor": executor,
+        "workers": workers,
+        "threads": threads,
+        "memory": _bytes(memory),
+        "retry": retry,
+        "plots": plots,
+    }
+
+    def sure(runs: int) -> bool:
+        return yes or (sys.stdin.isatty() and typer.confirm(f"{runs:,} runs. Go on?", err=True))
+
+    plan, notes = make_plan(file, out, given, sure, _default_model)
+    for note in notes:
+        say(note)
+    if dry_run:
+        typer.echo(overview(plan))
+        return
+    with _bar() as progress:
+        rows = execute(plan, progress, say)
+    typer.echo(_json(rows) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
+    if any(row["state"] != "done" for row in rows):
+        say("acdc: " + "; ".join(f"{r['run']} failed: {r['message']}" for r in rows if r["state"] == "failed"))
+        raise typer.Exit(1)
+
+
+@app.command()
+def results(
+    directory: Annotated[Path, typer.Argument(help="That of a sweep, or one that holds directories of runs.")],
+    where: Annotated[
+        list[str] | None, typer.Option("--where", "-w", help="COLUMN=VALUE (or !=, <, >, <=, >=); repeatable.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by; -COLUMN from the largest.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas, or all.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """The table of a sweep, or of any runs: filtered, sorted, as text, CSV or JSON. It can be read while they run.
+
+    Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
+    """
+    from acdc.results import chosen, every_column, found_rows, to_csv, to_text
+
+    rows = found_rows(directory)
+    known = every_column(rows)
+    rows = chosen(rows, where or [], sort)
+    names = known if columns == "all" else columns.split(",") if columns else None
+    if json_:
+        typer.echo(_json([{k: row.get(k) for k in names or known} for row in rows]))
+    else:
+        typer.echo(to_csv(rows, names or known) if csv else to_text(rows, names), nl=not csv)
+
+
+def _json(rows: list[dict[str, Any]]) -> str:
+    import json
+
+    return json.dumps(rows, indent=1)
 
 
 def _list(lines: dict[str, str]) -> None:

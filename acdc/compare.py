@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from acdc.competence import competence, warning
-from acdc.config import METHODS, Config, check_method, parse_filter, resolve
+from acdc.config import METHODS, Config, DefaultModel, check_method, parse_filter, resolve
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import SCORES, Show, scored, search
 from acdc.errors import FileError, UserError, unknown
@@ -40,7 +40,7 @@ from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
 from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
-from acdc.inputs import Inputs, load, of_model
+from acdc.inputs import Inputs, load
 from acdc.report import curves
 from acdc.run import describe, measure
 from acdc.scores import Scores
@@ -83,7 +83,7 @@ def make_plan(
     reference: str | None,
     updates: int | None,
     out: Path | None,
-    default_model: Any,
+    default_model: DefaultModel,
 ) -> tuple[Plan, list[str]]:
     """What the options of the command line ask for, checked as far as it can be without a model; and notes.
 
@@ -207,7 +207,7 @@ def _load(plan: Plan, memory: float | None) -> list[tuple[Inputs, Circuit | None
     """The inputs of every task, and its reference where that is a file."""
     out: list[tuple[Inputs, Circuit | None]] = []
     for config, task in plan.tasks:
-        known = (other.model for other, _ in out if of_model(other.config) == of_model(config))
+        known = (other.model for other, _ in out if other.config.needs_model == config.needs_model)
         inputs, reference = load(config, task, memory, next(known, None)), None
         graph = inputs.model.transformer.config.graph()
         if plan.sizes[-1] > graph.n_edges:

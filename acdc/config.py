@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from acdc.errors import FileError, UserError, unknown
 from acdc.taskfile import load_task, read_yaml
 from acdc.taskschema import METRICS, Task
+
+DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
 
 
 class Method(NamedTuple):
@@ -185,6 +188,16 @@ class Config(BaseModel):
         return value
 
     @property
+    def needs_model(self) -> tuple[str, ...]:
+        """The options that say which model it needs, and how; configs that agree in them can share it."""
+        return self.model, self.device, self.dtype
+
+    @property
+    def needs(self) -> tuple[str | int, ...]:
+        """The options that say which model, prompts and clean and ablated runs it needs."""
+        return (*self.needs_model, self.task, self.examples, self.seed, self.ablation)
+
+    @property
     def digest(self) -> str:
         """Eight hex digits that stand for the whole config."""
         return hashlib.sha256(json.dumps(self.model_dump(exclude_none=True), sort_keys=True).encode()).hexdigest()[:8]
@@ -241,13 +254,32 @@ def parse_filter(text: str) -> tuple[str, float]:
     return name, value
 
 
-def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tuple[Config, Task, list[str]]:
+def parse_bytes(text: str) -> float:
+    """A size such as 4GB, 500MB or 1.5 GiB.
+
+    Raises:
+        ValueError: it is no such thing.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
+    number, unit, binary = match.groups()
+    return float(number) * (1024 if binary else 1000) ** (2 if unit in "Mm" else 3)
+
+
+def resolve(
+    given: dict[str, Any],
+    file: Path | None,
+    default_model: DefaultModel | None,
+    load: Callable[[str], Task] = load_task,
+) -> tuple[Config, Task, list[str]]:
     """The config of a run, its task, and notes for the user.
 
     Args:
         given: options of the command line, None where not given
         file: a YAML config, or None
-        default_model: called without arguments when nothing names a model; returns its name and a note (or None)
+        default_model: called when nothing names a model; None where something does
+        load: reads a task; for many configs, one that reads each task once
     Raises:
         UserError: one line that names the flag or the file and key
     """
@@ -260,10 +292,13 @@ def resolve(given: dict[str, Any], file: Path | None, default_model: Any) -> tup
 
     if "task" not in explicit:
         raise UserError("no task; give --task NAME (see `acdc tasks`) or a --config with the key task")
-    task = load_task(str(explicit["task"]))
+    task = load(str(explicit["task"]))
     notes: list[str] = []
     if "model" not in explicit:
-        model, note = (task.defaults.model, None) if task.defaults.model else default_model()
+        if task.defaults.model or default_model is None:
+            model, note = task.defaults.model, None
+        else:
+            model, note = default_model()
         explicit["model"] = model
         notes += [note] if note else []
     defaults = task.defaults_for(str(explicit["model"])).model_dump(

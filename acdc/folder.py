@@ -28,6 +28,8 @@ def locked(out: Path, what: str = "there") -> Iterator[None]:
         raise InUse(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
     except OSError as error:
         raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
+    for left in out.glob(".acdc-*.tmp"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     try:
         yield
     finally:

@@ -33,8 +33,8 @@ class Inputs:
         return self.under(self.config.model_copy(update={"threshold": threshold}))
 
     def under(self, config: Config) -> Inputs:
-        """The same model, prompts, runs and scores, for a config with the same `shared` options."""
-        assert shared(config) == shared(self.config)
+        """The same model, prompts, runs and scores, for a config that needs the same ones."""
+        assert config.needs == self.config.needs
         stated = {key: getattr(self.config, key) for key in ("model_hash", "data_hash", "part")}
         return replace(self, config=config.model_copy(update=stated))
 
@@ -55,16 +55,6 @@ class Inputs:
     def problem(self, half: str) -> Problem:
         """What a method is given of one half."""
         return Problem(self.model.transformer, self.parts(half), self.config.metric)
-
-
-def shared(config: Config) -> tuple[object, ...]:
-    """The options that say which model, prompts and runs a config needs; what configs agree in, they can share."""
-    return (*of_model(config), config.task, config.examples, config.seed, config.ablation)
-
-
-def of_model(config: Config) -> tuple[object, ...]:
-    """The options that say which model a config needs, and how."""
-    return config.model, config.device, config.dtype
 
 
 def load(config: Config, task: Task, memory: float | None = None, model: Model | None = None) -> Inputs:

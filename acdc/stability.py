@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from acdc.competence import competence, warning
-from acdc.config import METHODS, ORDERS, Config, parse_filter, resolve
+from acdc.config import METHODS, ORDERS, Config, DefaultModel, parse_filter, resolve
 from acdc.discovery import Show, find, scored
 from acdc.errors import UserError
 from acdc.evaluate import circuit_values, faithfulness, jaccard
@@ -163,7 +163,7 @@ def make_plan(
     counts: dict[str, int | None],
     core: float,
     out: Path | None,
-    default_model: Any,
+    default_model: DefaultModel,
 ) -> tuple[Plan, list[str]]:
     """What the options of the command line ask for, checked as far as it can be without a model; and notes.
 

@@ -175,3 +175,29 @@ def load_task(name_or_path: str) -> Task:
     if task.name != path.stem:
         raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
     return task
+
+
+class Lines:
+    """Where the keys of a YAML file are, for messages. A file that can't be read has none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._root = yaml.compose(read_text(path), Loader)
+        except (TaskError, yaml.YAMLError):
+            self._root = None
+
+    def of(self, keys: Iterable[str | int]) -> int | None:
+        """The line of a key, given as the keys on the way to it; None where it isn't there."""
+        node, line = self._root, None
+        for key in keys:
+            if isinstance(node, yaml.MappingNode):
+                found = [(k, v) for k, v in node.value if k.value == str(key)]
+            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+                found = [(node.value[key], node.value[key])]
+            else:
+                found = []
+            if not found:
+                return None
+            line, node = found[0][0].start_mark.line + 1, found[0][1]
+        return line

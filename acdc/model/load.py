@@ -17,7 +17,7 @@ from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
 from acdc.model.checkpoint import take, values
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
-from acdc.model.transformer import Transformer
+from acdc.model.transformer import Config, Transformer
 from acdc.runs import Prompts
 
 FAMILIES: dict[str, ModuleType] = {
@@ -79,12 +79,8 @@ class Model:
 def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """Load a model by name. Raises ModelError with one line on what is wrong and where."""
     directory = find_model(name)
-    raw, where = read_json(directory / "config.json"), str(directory / "config.json")
-    family = _family(raw, where)
-    kind = FAMILIES[family]
-    with values(where):
-        config = kind.config(raw, where)
-    to = pick_device(device)
+    raw, family, config = _read_config(directory)
+    kind, to = FAMILIES[family], pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
     tokenizer, files = Tokenizer(directory, name), _weight_files(directory)
@@ -94,6 +90,20 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
         weights = kind.weights(raw, tensors, config, str(directory))
         transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
         return Model(name, family, digest.result(), transformer, tokenizer)
+
+
+def load_tokenizer(name: str) -> tuple[Config, Tokenizer]:
+    """A model's sizes and tokenizer, without its weights. Raises ModelError as `load_model`."""
+    directory = find_model(name)
+    return _read_config(directory)[2], Tokenizer(directory, name)
+
+
+def _read_config(directory: Path) -> tuple[dict[str, Any], str, Config]:
+    """The content of config.json, and what it says: family and sizes."""
+    raw, where = read_json(directory / "config.json"), str(directory / "config.json")
+    family = _family(raw, where)
+    with values(where):
+        return raw, family, FAMILIES[family].config(raw, where)
 
 
 def _family(raw: dict[str, Any], where: str) -> str:

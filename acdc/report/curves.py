@@ -104,11 +104,16 @@ def _figure(task: TaskPart, title: str, x: str, y: str, width: float) -> tuple[A
 
 
 def _files(figure: Any, axes: Any) -> dict[str, bytes]:
-    """As SVG and PNG, the same bytes for the same plot."""
-    import matplotlib
-
+    """As SVG and PNG, with a legend beside the plot if there are lines."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9, handlelength=3)
+    return files(figure)
+
+
+def files(figure: Any) -> dict[str, bytes]:
+    """A figure of matplotlib as SVG and PNG, the same bytes for the same plot."""
+    import matplotlib
+
     out = {}
     with matplotlib.rc_context({"svg.hashsalt": "acdc"}):
         for suffix, metadata in (("svg", {"Date": None}), ("png", {})):

@@ -1,0 +1,76 @@
+"""How long a run takes, before it is made: its arithmetic over what a device does in a second, within a factor of
+about three. Runs of the same kind that have been made say it better.
+
+ACDC needs about three evaluations per receiver (seen at GPT-2 small's size: 1,200 for 445; SmolLM2: 2,500 for 841),
+each of half the layers at the live positions, and of the output layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import median
+
+from acdc.config import Config, parse_filter
+from acdc.model.transformer import Config as Sizes
+from acdc.task import Split
+
+SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations in a second: of a CPU's core, of a GPU
+START = 1.0  # seconds for everything else in a run: files, pictures
+PER_RECEIVER = 3  # evaluations of ACDC
+STEPS = 5  # of eap-ig by default
+UPDATES = 400  # of the methods that train by default
+PASSES = {"eap": 4, "hisp": 4, "eap-ig-clean-corrupted": 6, "random": 0}  # forward passes; a backward one counts as two
+
+
+def seconds(config: Config, sizes: Sizes, prompts: Split, device: str, threads: int) -> float:
+    """About how long a run takes.
+
+    Args:
+        prompts: of one half
+        device: cpu, cuda or mps
+        threads: of the CPU
+    """
+    n, n_pos = prompts.clean.shape
+    live = n_pos
+    if config.ablation == "corrupted" and sizes.causal:
+        live -= int((prompts.clean == prompts.corrupted).all(0).cumprod().sum())
+    layer = 2 * (
+        4 * sizes.d_model * sizes.d_head * sizes.n_heads + (3 if sizes.gated else 2) * sizes.d_model * sizes.d_mlp
+    )
+    output = 2 * sizes.d_model * sizes.vocab_out * len(prompts.rows)
+    whole = n * n_pos * sizes.n_layers * layer + output
+    evaluation = n * live * sizes.n_layers * layer / 2 + output
+    graph = sizes.graph()
+
+    def scored(method: str) -> float:
+        if method in ("eap-ig", "eap-ig-activations"):
+            layers = sizes.n_layers if method == "eap-ig-activations" else 1
+            return 3 * (config.steps or STEPS) * layers * whole
+        if method == "edge-patching":
+            return graph.n_edges * evaluation
+        if method == "causal-mediation":
+            return len(graph.senders) * evaluation
+        return PASSES.get(method, 3 * (config.updates or UPDATES)) * whole
+
+    if config.method != "acdc":
+        work = scored(config.method)
+    else:
+        work = PER_RECEIVER * len(graph.receivers) * evaluation
+        if config.prefilter:
+            work += scored(parse_filter(config.prefilter)[0])
+    speed = SPEED[device] * (threads if device == "cpu" else 1)
+    return START + (4 * whole + work) / speed  # and the passes for the measures, on both halves
+
+
+def corrected(estimates: Sequence[float], taken: Iterable[tuple[float, float]]) -> list[float]:
+    """Estimates by what runs of their kind took, as (estimate, seconds) each."""
+    ratios = [actual / max(guess, 1e-9) for guess, actual in taken]
+    factor = median(ratios) if ratios else 1.0
+    return [guess * factor for guess in estimates]
+
+
+def in_words(x: float) -> str:
+    """A time that is known about."""
+    if x < 90:
+        return f"{x:.0f} s"
+    return f"{x / 60:.0f} min" if x < 90 * 60 else f"{x / 3600:.1f} h"

@@ -1,0 +1,277 @@
+"""The runs of a sweep as one tidy table: a row per run, with its options, counts, metrics, intervals and cost.
+
+Columns are those of `COLUMNS`, then one per measure of the tasks, `<half>_<what>_<metric>`. What a run doesn't have is
+empty. Everything but the cost is the same however often the sweep was interrupted.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import operator
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from acdc.errors import FileError, UserError, unknown
+from acdc.formats.atomic import read_json, read_text
+from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.graph import Circuit
+from acdc.report.text import grid, number
+
+Row = dict[str, Any]
+State = Literal["done", "failed", "begun", "waiting"]
+
+FAILURE = "failure.json"
+OPTIONS = (
+    *("task", "model", "method", "metric", "ablation", "threshold", "edges", "greedy", "abs", "direct", "order"),
+    *("prefilter", "examples", "seed", "dtype", "steps", "updates", "penalty", "sparsity"),
+)
+COUNTS = ("kept", "total", "kept_with_direct", "total_with_direct", "nodes", "dead")
+VALUES = ("judged_on", "value", "value_low", "value_high", "full", "ablated", "accuracy")
+FAITHFUL = ("faithfulness", "faithfulness_low", "faithfulness_high")
+AGAINST = ("true_positives", "false_positives", "true_positive_rate", "false_positive_rate")
+COST = ("seconds", "peak_memory_mb", "evaluations", "threads")
+HASHES = ("model_hash", "data_hash")
+COLUMNS = ("run", "state", *OPTIONS, *COUNTS, *VALUES, *FAITHFUL, *AGAINST, *COST, *HASHES, "message", "folder")
+WHOLE = {"edges", "examples", "seed", "steps", "updates", *COUNTS, *AGAINST[:2], "evaluations", "threads"}
+FLAGS = {"greedy", "abs", "direct"}
+TEXTS = {
+    *("run", "state", "task", "model", "method", "metric", "ablation", "order", "prefilter", "dtype", "judged_on"),
+    *HASHES,
+    *("message", "folder"),
+}
+SHOWN = (
+    *("run", "state", "task", "model", "method", "ablation", "threshold", "edges", "kept", "value", "faithfulness"),
+    *("accuracy", "seconds", "message"),
+)
+COMPARED: dict[str, Callable[[Any, Any], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+    "=": operator.eq,
+}
+
+
+def state(folder: Path) -> State:
+    """What is known of the run of a folder. The circuit comes last, and a run whose measures were lost is made again:
+    from its log, without deciding anything anew."""
+    if (folder / "circuit.json").exists() and (folder / "metrics.json").exists():
+        return "done"
+    if (folder / FAILURE).exists():
+        return "failed"
+    return "begun" if (folder / "config.yaml").exists() else "waiting"
+
+
+def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: Circuit | None = None) -> Row:
+    """The row of a run.
+
+    Args:
+        options: of its config, for a run that has no files yet
+        where: its folder, as the table should say it
+        truth: a circuit of the same graph that is taken for true
+    Raises:
+        FileError: a file of it can't be read; the truth is of another graph.
+    """
+    now = state(folder)
+    row: Row = dict.fromkeys(COLUMNS) | {k: v for k, v in options.items() if k in OPTIONS}
+    row |= {"run": name, "state": now, "folder": where}
+    if now == "failed":
+        row["message"] = str(read_json(folder / FAILURE).get("message"))
+    if now == "done":
+        file = read_circuit(folder / "circuit.json")
+        row |= _of_circuit(file) | _of_measures(folder / "metrics.json", row["metric"])
+        row |= _against(file.circuit(), truth) if truth else {}
+    return row
+
+
+def _of_circuit(file: CircuitFile) -> Row:
+    residual, both = file.graph.edges, file.graph.edges_with_direct
+    return {
+        "task": file.task.name,
+        "model": file.model.name,
+        "kept": residual.kept,
+        "total": residual.total,
+        "kept_with_direct": both.kept if both else None,
+        "total_with_direct": both.total if both else None,
+        "nodes": file.graph.nodes,
+        "dead": file.graph.dead,
+        "model_hash": file.model.hash,
+        "data_hash": file.task.data_hash,
+        **{key.replace(".", "_"): value for key, value in file.metrics.items()},
+    }
+
+
+def _of_measures(path: Path, metric: str) -> Row:
+    """What metrics.json says: the run's own metric on the half that counts, with intervals, and the cost."""
+    content = read_json(path)
+    try:
+        measures, faithful = content["metrics"], content["faithfulness"]
+        half = "held_out" if "held_out" in faithful else "discovery"
+        value = content["metric"][half]
+        return {
+            "judged_on": half,
+            **dict(zip(VALUES[1:4], value, strict=True)),
+            "full": measures[f"{half}.model.{metric}"],
+            "ablated": measures[f"{half}.ablated.{metric}"],
+            "accuracy": measures.get(f"{half}.circuit.accuracy"),
+            **dict(zip(FAITHFUL, faithful[half], strict=True)),
+            **{key: content["cost"][key] for key in COST},
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: is not the metrics.json of a run of this version ({error}); remove it") from None
+
+
+def _against(circuit: Circuit, truth: Circuit) -> Row:
+    """Residual edges that are true, and that are not."""
+    if circuit.graph != truth.graph:
+        raise FileError("references: a reference is of another graph than the circuits of its task")
+    true, kept, exist = truth.kept, circuit.kept, circuit.graph.edges
+    right, wrong = int((kept & true).sum()), int((kept & ~true).sum())
+    rates = (right / max(1, int(true.sum())), wrong / max(1, int((exist & ~true).sum())))
+    return dict(zip(AGAINST, (right, wrong, *rates), strict=True))
+
+
+def found_rows(directory: Path) -> list[Row]:
+    """The rows of all runs in a directory: those of a sweep, or of `acdc run`, at any depth down to three.
+
+    Raises:
+        FileError: there are none, or one can't be read.
+    """
+    if not directory.is_dir():
+        raise FileError(f"{directory}: no such directory; give that of a sweep, or one with directories of runs")
+    stated = sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml"))
+    rows = []
+    for path in stated:
+        options = yaml.safe_load(read_text(path))
+        if isinstance(options, dict) and {"task", "model", "metric", "seed"} <= options.keys():
+            where = path.parent.relative_to(directory)
+            rows.append(row_of(where.name, path.parent, options, str(where)))
+    if not rows:
+        raise FileError(f"{directory}: holds no run; give the directory of a sweep, or one with directories of runs")
+    return rows
+
+
+def every_column(rows: Iterable[Row]) -> list[str]:
+    """All columns of a table, in order."""
+    return [*COLUMNS, *sorted({key for row in rows for key in row} - set(COLUMNS))]
+
+
+def chosen(rows: list[Row], where: Sequence[str], sort: str | None) -> list[Row]:
+    """The rows that fulfil all conditions, as `task=ioi` or `threshold<0.1`, sorted by a column (`-name`: from the
+    largest); empty values come last.
+
+    Raises:
+        UserError: a condition or a column that can't be.
+    """
+    known = every_column(rows)
+    for text in where:
+        match = re.fullmatch(r"(\w+)\s*(<=|>=|!=|<|>|=)\s*(.*)", text.strip())
+        if not match:
+            raise UserError(f"--where: {text!r} is no condition; write COLUMN=VALUE (or !=, <, >, <=, >=)")
+        key, sign, said = match.groups()
+        _check_column("--where", key, known)
+        value = _parsed(key, said)
+        rows = [row for row in rows if row.get(key) is not None and COMPARED[sign](row[key], value)]
+    if sort is None:
+        return rows
+    key = sort.removeprefix("-")
+    _check_column("--sort", key, known)
+    there = sorted((r for r in rows if r.get(key) is not None), key=lambda r: r[key], reverse=sort.startswith("-"))
+    return there + [r for r in rows if r.get(key) is None]
+
+
+def _parsed(key: str, text: str) -> Any:
+    if key in TEXTS:
+        return text
+    if key in FLAGS:
+        if text.lower() not in ("true", "false"):
+            raise UserError(f"--where: {key} is true or false, not {text!r}")
+        return text.lower() == "true"
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"--where: {key} is a number, not {text!r}") from None
+
+
+def _check_column(flag: str, key: str, known: Sequence[str]) -> None:
+    if key not in known:
+        raise UserError(f"{flag}: {unknown('column', key, known)}")
+
+
+def to_csv(rows: list[Row], names: Sequence[str] | None = None) -> str:
+    """As CSV; empty where there is no value."""
+    out, names = io.StringIO(), names or every_column(rows)
+    write = csv.writer(out, lineterminator="\n").writerow
+    write(names)
+    for row in rows:
+        write([{True: "true", False: "false"}.get(v, v) if isinstance(v, bool) else v for v in map(row.get, names)])
+    return out.getvalue()
+
+
+def to_parquet(rows: list[Row]) -> bytes | None:
+    """As Parquet with typed columns; None where pyarrow, of the extra `sweeps`, is not installed."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError:
+        return None
+    names = every_column(rows)
+    kinds = {
+        **dict.fromkeys(WHOLE, pa.int64()),
+        **dict.fromkeys(FLAGS, pa.bool_()),
+        **dict.fromkeys(TEXTS, pa.string()),
+    }
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
+    table = pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema)
+    sink = io.BytesIO()
+    parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def to_text(rows: list[Row], names: Sequence[str] | None = None) -> str:
+    """A table of some columns: of the usual ones by default, those that are not the same in every row. What is the same
+    stands above it.
+
+    Raises:
+        UserError: there is no such column.
+    """
+    known = every_column(rows)
+    for name in names or ():
+        _check_column("--columns", name, known)
+    if not rows:
+        return "no run is like that"
+    same: dict[str, Any] = {}
+    if names is None:
+        candidates = [n for n in SHOWN if any(row.get(n) is not None for row in rows)]
+        if len(rows) > 1:
+            same = {n: rows[0].get(n) for n in candidates if len({row.get(n) for row in rows}) == 1}
+        names = [n for n in candidates if n not in same]
+        varied = [n for n in names if n in OPTIONS]
+        if len({tuple(row.get(n) for n in varied) for row in rows}) == len(rows):
+            names.remove("run")  # it says no more than its options
+    head = "   ".join(f"{key} {_cell(key, value)}" for key, value in same.items())
+    text = grid([list(names), *([_cell(n, row.get(n)) for n in names] for row in rows)], left=_left(names))
+    return f"{head}\n\n{text}" if head else text
+
+
+def _left(names: Sequence[str]) -> int:
+    """How many columns, from the first, are texts."""
+    return next((i for i, name in enumerate(names) if name not in TEXTS), len(names))
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        if name == "seconds":
+            return f"{value:.1f}"
+        return f"{value:g}" if name in OPTIONS else number(value, 4)
+    return str(value)
