@@ -108,7 +108,9 @@ def run(
     device: DeviceOption = None,
     batch: Annotated[int | None, typer.Option(help="Most candidates evaluated at once.")] = None,
     memory: MemoryOption = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file with any of these options.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file with any of these options, or the name of a shipped one.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
@@ -266,7 +268,9 @@ def evaluate(
 
 @app.command()
 def check(
-    target: Annotated[Path, typer.Argument(help="A circuit.json, or a YAML list of checks.")],
+    target: Annotated[
+        Path, typer.Argument(help="A circuit.json, or a list of checks: a YAML file or the name of a shipped one.")
+    ],
     against: Annotated[
         str | None, typer.Option(help="A golden circuit.json, or a published circuit: its name or YAML file.")
     ] = None,
@@ -292,7 +296,10 @@ def check(
         "classes": classes,
         "auc": auc,
     }
-    a_list = target.suffix in (".yaml", ".yml")
+    if a_list := target.suffix != ".json" and not target.is_dir():
+        from acdc.taskfile import find_config
+
+        target = find_config(target)
     given = [f"--{name}" for name, value in {"against": against, **bounds}.items() if value is not None]
     if a_list and given:
         raise UserError(f"{given[0]}: {target} is a list, and says that itself for each of its checks")
@@ -551,7 +558,9 @@ def stability(
     seed: Annotated[int | None, typer.Option(help="Seed of the base run; the others follow.")] = None,
     device: DeviceOption = None,
     memory: MemoryOption = None,
-    config: Annotated[Path | None, typer.Option(help="A YAML file with any of the options of `acdc run`.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="A YAML file with any options of `acdc run`, or the name of a shipped one.")
+    ] = None,
     seeds: Annotated[int | None, typer.Option(min=0, help="Runs on the prompts of other seeds. [default: 5]")] = None,
     resamples: Annotated[
         int | None, typer.Option(min=0, help="Runs on bootstrap resamples of the prompts. [default: 5]")
@@ -596,7 +605,9 @@ def stability(
 
 @app.command()
 def sweep(
-    file: Annotated[Path, typer.Argument(help="A YAML file with a base config and a grid.")],
+    file: Annotated[
+        Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check all, show the runs, what they cost and what is done; make none.")
@@ -615,7 +626,7 @@ def sweep(
     """Make a grid of runs, on all cores or a Slurm cluster; called again, it makes what is left. Exit code 1 if a run
     has failed.
 
-    Example: acdc sweep configs/sweep-tiny.yaml
+    Example: acdc sweep sweep-tiny
     """
     from acdc.results import to_text
     from acdc.sweep import make_plan, overview, summary

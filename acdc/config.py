@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from acdc.errors import FileError, UserError, unknown
-from acdc.taskfile import load_task, read_yaml
+from acdc.taskfile import find_config, load_task, read_yaml
 from acdc.taskschema import METRICS, Task
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
@@ -277,13 +277,14 @@ def resolve(
 
     Args:
         given: options of the command line, None where not given
-        file: a YAML config, or None
+        file: a YAML config, or the name of a shipped one; or None
         default_model: called when nothing names a model; None where something does
         load: reads a task; for many configs, one that reads each task once
     Raises:
         UserError: one line that names the flag or the file and key
     """
     command_line = {k: v for k, v in given.items() if v is not None}
+    file = find_config(file) if file else None
     from_file = _read(file) if file else {}
     explicit = {**from_file, **command_line}
 

@@ -36,6 +36,7 @@ from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task import make_data
+from acdc.taskfile import find_config
 from acdc.tracking import Tracking
 
 HASHED = ("model_hash", "data_hash", "part")  # what a run finds out, and is no option
@@ -74,12 +75,13 @@ def make_plan(
     """Read a sweep file and check everything that can be wrong before a run is made; and notes.
 
     Args:
+        path: of the file, or the name of a shipped one
         given: of the command line, None where not given: executor, workers, threads, memory (bytes), retry, plots
         sure: asked whether so many runs are meant, if they are many
     Raises:
         UserError: one line that says what is wrong, and in which line of the file.
     """
-    file = read_sweep(path)
+    file = read_sweep(find_config(path))
     sweep = file.sweep
     if file.size > MANY and not sure(file.size):
         raise UserError(f"{path}: {file.size:,} runs; say --yes if you mean it")
@@ -104,7 +106,7 @@ def sweep(plan: Plan, progress: Callable[[Progress], None], say: Callable[[str],
     Raises:
         UserError: the directory is in use or can't be written, or the cluster refuses.
     """
-    tracking = Tracking(plan.file.sweep.track, plan.file.path.stem, plan.out)
+    tracking = Tracking(plan.file.sweep.track, plan.file.path.stem, plan.out, say)
     with locked(plan.out, "this sweep"):
         left = plan.left()
         todo, folders = [Job(run.name, plan.folder(run), run.config) for run in left], {r.name: r for r in plan.runs}

@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from acdc.errors import TaskError, unknown
+from acdc.errors import FileError, TaskError, unknown
 from acdc.taskschema import Prompt, Task, short
 
 MAX_YAML_BYTES = 1_000_000  # YAML is read slowly, and its nesting has no bound
@@ -145,10 +145,15 @@ def explain(where: str, error: ValidationError) -> str:
     return "\n".join(lines)
 
 
-def task_dir() -> Path:
-    """Where the shipped task files are: in the package when it is installed, else in the repository."""
+def _shipped(name: str) -> Path:
+    """A folder of shipped files: in the package when it is installed, else in the repository."""
     package = Path(__file__).resolve().parent
-    return package / "tasks" if (package / "tasks").is_dir() else package.parent / "tasks"
+    return package / name if (package / name).is_dir() else package.parent / name
+
+
+def task_dir() -> Path:
+    """Where the shipped task files are."""
+    return _shipped("tasks")
 
 
 def task_names() -> list[str]:
@@ -163,6 +168,21 @@ def find(name: str, folder: Path = Path()) -> Path:
     if name not in task_names():
         raise TaskError(unknown("task", name, task_names()) + "; for a file of your own, give its path ending in .yaml")
     return task_dir() / f"{name}.yaml"
+
+
+def find_config(path: Path) -> Path:
+    """The file of a shipped config (`sweep-tiny`, `paper/ioi`), or the path itself when it ends in .yaml.
+
+    Raises:
+        FileError: neither.
+    """
+    if path.suffix in (".yaml", ".yml"):
+        return path
+    folder = _shipped("configs")
+    known = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("**/*.yaml"))
+    if path.as_posix() not in known:
+        raise FileError(f"{unknown('config', str(path), known)}; for a file of your own, give its path ending in .yaml")
+    return folder / f"{path}.yaml"
 
 
 def load_task(name_or_path: str) -> Task:

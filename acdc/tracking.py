@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ class Tracking:
         tracker: `wandb`, `trackio` or None
         project: name of the project there
         folder: where wandb puts its files
+        say: told when the tracker fails; it is then left alone
     Raises:
         UserError: the tracker is not installed.
     """
 
-    def __init__(self, tracker: str | None, project: str, folder: Path) -> None:
-        self.project, self.folder = PLAIN.sub("-", project), folder
+    def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
+        self.project, self.folder, self.say = PLAIN.sub("-", project), folder, say
         self.module: Any = None
         if tracker is None:
             return
@@ -45,7 +47,12 @@ class Tracking:
         stated = {k: v for k, v in row.items() if v is not None}
         config = {k: v for k, v in stated.items() if k in (*OPTIONS, *HASHES)}
         own = {"dir": str(self.folder)} if self.module.__name__ == "wandb" else {}
-        self.module.init(project=self.project, name=str(row["run"]), config=config, **own)
         numbers = {k: v for k, v in stated.items() if k not in config and isinstance(v, int | float)}
-        self.module.log({**numbers, "failed": int(row["state"] == "failed")})
-        self.module.finish()
+        try:
+            self.module.init(project=self.project, name=str(row["run"]), config=config, **own)
+            self.module.log({**numbers, "failed": int(row["state"] == "failed")})
+            self.module.finish()
+        except Exception as error:  # whatever their network or login has; the runs go on
+            reason = " ".join(str(error).split())
+            self.say(f"warning: {self.module.__name__}: {reason[:300]}; no more runs are logged there")
+            self.module = None

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,39 @@ from acdc.errors import TaskError
 from acdc.task import load_task, make_data
 from tests.test_task import Fast
 
-OWN_DATA = Path(__file__).parent.parent / "docs" / "own-data.md"
+ROOT = Path(__file__).parent.parent
+DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+OWN_DATA, SWEEPS = ROOT / "docs" / "own-data.md", ROOT / "docs" / "sweeps.md"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, path: Path = OWN_DATA) -> list[str]:
     """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", OWN_DATA.read_text(encoding="utf-8"), re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
+def test_what_the_docs_link_to_exists(path: Path) -> None:
+    targets = [t for t in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")) if "://" not in t]
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    missing = [t for t in targets if (path.parent / t).resolve().relative_to(ROOT).as_posix() not in tracked]
+    assert not missing
+    assert targets or path.name != "README.md"
+
+
+def test_the_sweep_of_the_docs_runs_and_its_table_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    (text,) = blocks("yaml", SWEEPS)
+    file = re.match(r"# (\S+): acdc sweep (\S+)\n", text)
+    assert file and file[1] == file[2]
+    (tmp_path / file[1]).write_text(text, encoding="utf-8")
+    code, out, err = call("sweep", file[1], "--workers", "2", "--no-plots")
+    assert code == 0 and "12 runs: 12 done" in out, err
+    commands = [shlex.split(line)[1:] for line in SWEEPS.read_text().splitlines() if line.startswith("acdc results")]
+    assert len(commands) == 2
+    for command in commands:
+        code, out, err = call(*(word.replace("sweep-tiny", "mine-sweep") for word in command))
+        assert code == 0 and len(out.splitlines()) > 3, err
 
 
 @pytest.fixture

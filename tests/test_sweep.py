@@ -640,7 +640,7 @@ def test_runs_are_logged_where_that_is_asked_for(tmp_path, monkeypatch):
     Fake.__name__ = "wandb"
     monkeypatch.setitem(sys.modules, "wandb", Fake)
     row = {"run": "a", "state": "done", "task": "ioi", "threshold": 0.1, "kept": 5, "value": 0.2, "message": None}
-    Tracking("wandb", "my sweep", tmp_path).log(row)
+    Tracking("wandb", "my sweep", tmp_path, seen.append).log(row)
     assert [s[0] for s in seen] == ["init", "log", "finish"]
     assert seen[0][1] == {
         "project": "my-sweep",
@@ -649,11 +649,37 @@ def test_runs_are_logged_where_that_is_asked_for(tmp_path, monkeypatch):
         "dir": str(tmp_path),
     }
     assert seen[1][1] == {"kept": 5, "value": 0.2, "failed": 0}
-    Tracking(None, "x", tmp_path).log(row)
+    Tracking(None, "x", tmp_path, seen.append).log(row)
     assert len(seen) == 3
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(UserError, match=r"track: trackio is not installed; pip install 'acdc-circuits\[trackio\]'"):
-        Tracking("trackio", "x", tmp_path)
+        Tracking("trackio", "x", tmp_path, seen.append)
+
+
+def test_a_tracker_that_fails_is_said_once_and_left_alone(tmp_path, monkeypatch):
+    class Refused:
+        @staticmethod
+        def init(**_):
+            raise ValueError("No API key\nconfigured")
+
+    Refused.__name__, said = "wandb", []
+    monkeypatch.setitem(sys.modules, "wandb", Refused)
+    tracking = Tracking("wandb", "x", tmp_path, said.append)
+    for name in "ab":
+        tracking.log({"run": name, "state": "done"})
+    assert said == ["warning: wandb: No API key configured; no more runs are logged there"]
+
+
+def test_shipped_configs_have_names(call):
+    code, shown, _ = call("sweep", "sweep-tiny", "--dry-run")
+    assert code == 0 and "60 runs: 60 not begun" in shown and "files     sweeps/sweep-tiny/" in shown
+    code, _, error = call("sweep", "sweep-tyni")
+    assert (
+        code == 2
+        and "unknown config 'sweep-tyni'" in error
+        and "sweep-tiny" in error
+        and "path ending in .yaml" in error
+    )
 
 
 def test_columns_come_in_one_order():

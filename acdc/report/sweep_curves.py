@@ -13,6 +13,7 @@ from acdc.report.curves import COLOURS, DASHES, MARKERS, files
 from acdc.results import OPTIONS, Row
 
 ACROSS = 3  # panels in a row
+Plot = Callable[[Any, list[Row], dict[str, Any]], None]  # draws one line
 SWEPT = ("threshold", "edges", "sparsity", "penalty")  # along a line; everything else that differs makes a line
 
 
@@ -27,32 +28,30 @@ def draw(rows: list[Row]) -> dict[str, bytes]:
     if not done:
         return {}
     out: dict[str, bytes] = {}
-    kinds: dict[str, tuple[Callable[[Any, list[Row], dict[str, Any]], None], Callable[[Row], bool]]] = {
-        "pareto": (_pareto, lambda row: row["value"] is not None),
-        "thresholds": (_thresholds, lambda row: row["threshold"] is not None),
-        "roc": (_roc, lambda row: row["true_positive_rate"] is not None),
+    kinds: dict[str, tuple[Plot, str, tuple[str, ...]]] = {
+        "pareto": (_pareto, "value", ("task", "model", "metric")),
+        "thresholds": (_thresholds, "threshold", ("task", "model", "metric")),
+        "roc": (_roc, "true_positive_rate", ("task", "model")),
     }
-    for name, (plot, fits) in kinds.items():
-        if some := [row for row in done if fits(row)]:
-            out |= {f"{name}.{suffix}": data for suffix, data in _panels(some, plot).items()}
+    for name, (plot, needed, panel_keys) in kinds.items():
+        if some := [row for row in done if row[needed] is not None]:
+            out |= {f"{name}.{suffix}": data for suffix, data in _panels(some, plot, panel_keys).items()}
     return out
 
 
-def _panels(rows: list[Row], plot: Callable[[Any, list[Row], dict[str, Any]], None]) -> dict[str, bytes]:
+def _panels(rows: list[Row], plot: Plot, panel_keys: tuple[str, ...]) -> dict[str, bytes]:
     from matplotlib.figure import Figure
 
     panels = defaultdict(list)
     for row in rows:
-        panels[row["task"], row["model"], row["metric"]].append(row)
-    line_keys = [
-        k for k in OPTIONS if k not in (*SWEPT, "task", "model", "metric") and len({row[k] for row in rows}) > 1
-    ]
+        panels[tuple(row[k] for k in panel_keys)].append(row)
+    line_keys = [k for k in OPTIONS if k not in (*SWEPT, *panel_keys) and len({row[k] for row in rows}) > 1]
     labels = list(dict.fromkeys(_label(row, line_keys) for row in rows))
     across = min(ACROSS, len(panels))
     down = math.ceil(len(panels) / across)
     figure = Figure(figsize=(4.2 * across + (2 if len(labels) > 1 else 0), 3.6 * down), layout="constrained")
-    grid = figure.subplots(down, across, squeeze=False).flat
-    for axes, ((task, model, _), members) in zip(grid, panels.items(), strict=False):
+    grid = list(figure.subplots(down, across, squeeze=False).flat)
+    for axes, ((task, model, *_), members) in zip(grid, panels.items(), strict=False):
         axes.set_title(f"{task} in {model}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#eeeeee")
@@ -60,7 +59,7 @@ def _panels(rows: list[Row], plot: Callable[[Any, list[Row], dict[str, Any]], No
         for i, label in enumerate(labels):
             if line := [row for row in members if _label(row, line_keys) == label]:
                 plot(axes, line, _style(i) | {"label": label})
-    for axes in list(grid)[len(panels) :]:
+    for axes in grid[len(panels) :]:
         axes.set_visible(False)
     if len(labels) > 1:
         lines: dict[str, Any] = {}
@@ -78,7 +77,7 @@ def _label(row: Row, keys: Iterable[str]) -> str:
         value = row[key]
         if value is None or value is False:
             continue
-        named = key in ("method", "ablation", "prefilter", "order", "dtype")
+        named = key in ("method", "metric", "ablation", "prefilter", "order", "dtype")
         said.append(key if value is True else str(value) if named else f"{key} {value}")
     return ", ".join(said) or "–"
 
@@ -97,18 +96,28 @@ def _style(i: int) -> dict[str, Any]:
 
 
 def _pareto(axes: Any, rows: list[Row], style: dict[str, Any]) -> None:
-    """Residual edges against the metric on the prompts that count, with its 95 % interval."""
+    """Residual edges against the metric on the prompts that count, with its 95 % interval; dotted, the full
+    model."""
     rows = sorted(rows, key=lambda row: (row["kept"], row["value"]))
     edges, values = [row["kept"] for row in rows], [row["value"] for row in rows]
     axes.plot(edges, values, **style)
     low = [v if row["value_low"] is None else row["value_low"] for v, row in zip(values, rows, strict=True)]
     high = [v if row["value_high"] is None else row["value_high"] for v, row in zip(values, rows, strict=True)]
     axes.fill_between(edges, low, high, color=style["color"], alpha=0.12, lw=0)
-    for key in ("full", "ablated"):
-        axes.axhline(rows[0][key], color="#999999", lw=0.8, ls=":")
-    axes.set_xscale("symlog", linthresh=1)
+    axes.axhline(rows[0]["full"], color="#999999", lw=0.8, ls=":", zorder=0)
+    _count(axes.xaxis, axes.set_xscale)
     axes.set_xlabel("residual edges kept")
     axes.set_ylabel(f"{rows[0]['judged_on'].replace('_', ' ')} {rows[0]['metric']} (lower is better)")
+
+
+def _count(axis: Any, scale: Callable[..., None]) -> None:
+    """A logarithmic axis of edges, on which 0 has a place, too."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    scale("symlog", linthresh=1, linscale=0.3)
+    axis.set_major_locator(FixedLocator([0, *(d * 10**k for k in range(7) for d in (1, 2, 5))]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
 
 
 def _thresholds(axes: Any, rows: list[Row], style: dict[str, Any]) -> None:
@@ -116,7 +125,7 @@ def _thresholds(axes: Any, rows: list[Row], style: dict[str, Any]) -> None:
     rows = sorted(rows, key=lambda row: row["threshold"])
     axes.plot([row["threshold"] for row in rows], [row["kept"] for row in rows], **style)
     axes.set_xscale("log" if all(row["threshold"] > 0 for row in rows) else "symlog")
-    axes.set_yscale("symlog", linthresh=1)
+    _count(axes.yaxis, axes.set_yscale)
     axes.set_xlabel("threshold")
     axes.set_ylabel("residual edges kept")
 
