@@ -42,6 +42,7 @@ from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
 from acdc.report import curves
+from acdc.report.comparison import to_html
 from acdc.run import describe, measure
 from acdc.scores import Scores
 from acdc.taskschema import Task
@@ -195,6 +196,7 @@ def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: 
         result = Comparison(plan.sizes, plan.greedy, first.abs, tuple(tasks))
         write_atomic(plan.out / "compare.json", to_json(result))
         write_atomic(plan.out / "table.csv", to_csv(result))
+        write_atomic(plan.out / "report.html", to_html(result))
         if plots:
             for task in tasks:
                 for kind, draw in (("faithfulness", curves.faithfulness), ("roc", curves.roc)):

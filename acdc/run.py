@@ -25,6 +25,7 @@ from acdc.cost import watched
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
 from acdc.evaluate import circuit_rows, estimate, faithfulness, prompt_values
+from acdc.explain import explain
 from acdc.folder import locked
 from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
@@ -79,6 +80,7 @@ def run(
             rows = final_rows(inputs, circuit)
             measures = measured(inputs, rows)
             beside = {"metrics": measures, **estimates(inputs, rows)}
+            explanation = explain(inputs, circuit, rows[inputs.judged_half])
             _, most = memory()
         file = describe(inputs, circuit, found.circuit, measures, notes)
         cost = {
@@ -91,7 +93,7 @@ def run(
         svg = to_svg(circuit, title=f"{task.name} in {file.model.name}")
         write_atomic(out / "metrics.json", _json({**beside, "cost": cost}))
         write_atomic(out / "circuit.svg", svg)
-        write_atomic(out / "report.html", render_report(file, svg, log))
+        write_atomic(out / "report.html", render_report(file, log, beside, explanation))
         write_circuit(out / "circuit.json", file)
     return file, out
 

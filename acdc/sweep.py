@@ -2,6 +2,7 @@
 
     <out>/runs/<name>/      one directory per run, as `acdc run` writes it; failure.json where it failed
     <out>/results.csv       a row per run (acdc/results.py); results.parquet beside it, where pyarrow is installed
+    <out>/report.html       the same as a page, with plots; every point leads to its run's page
     <out>/*.svg, *.png      plots, where matplotlib is
     <out>/logs/, slurm/     what the processes or jobs said
 
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import yaml
 
@@ -32,13 +34,16 @@ from acdc.model.load import load_tokenizer, pick_device
 from acdc.progress import Progress
 from acdc.published import load_published
 from acdc.report import sweep_curves
+from acdc.report.many import render_many
+from acdc.report.panels import of_rows
 from acdc.report.text import grid
-from acdc.results import FAILURE, OPTIONS, Row, row_of, state, to_csv, to_parquet
+from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task import make_data
 from acdc.taskfile import find_config
 from acdc.tracking import Tracking
 
+HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table
 HASHED = ("model_hash", "data_hash", "part")  # what a run finds out, and is no option
 
 
@@ -135,8 +140,11 @@ def sweep(plan: Plan, progress: Callable[[Progress], None], say: Callable[[str],
         for note in _mixed(rows):
             say(note)
         write_table(plan.out, rows, say)
+        panels = of_rows(rows)
+        page = render_many(plan.file.path.stem, plan.file.sweep.description, summary(rows), *table(rows), panels)
+        write_atomic(plan.out / "report.html", page)
         if plan.plots and sweep_curves.available():
-            for name, data in sweep_curves.draw(rows).items():
+            for name, data in sweep_curves.draw(panels).items():
                 write_atomic(plan.out / name, data)
     return rows
 
@@ -289,6 +297,13 @@ def _mixed(rows: list[Row]) -> list[str]:
                 said = ", ".join(f"{k} {v}" for k, v in zip(keys, kind, strict=True))
                 notes.append(f"warning: runs of {said} were made with different {what}; remove those of the old ones")
     return notes
+
+
+def table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | None]]:
+    """The columns that are shown, their values, and where each run's page is, for a page of the sweep."""
+    columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
+    links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]
+    return columns, [[row.get(c) for c in columns] for row in rows], links
 
 
 def summary(rows: list[Row]) -> str:

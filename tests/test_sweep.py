@@ -26,6 +26,7 @@ from acdc.sweepfile import Range, read_sweep
 from acdc.task import make_data
 from acdc.tracking import Tracking
 from tests import slurm
+from tests.browser import chromium, opened
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 SMALL = {
@@ -295,6 +296,30 @@ def test_the_table_has_everything_and_types(swept):
     table = parquet.read_table(out / "results.parquet").to_pydict()
     assert table["kept"] == [int(row["kept"]) for row in rows] and table["direct"] == [True] * 4
     assert table["edges"] == [None] * 4 and table["threshold"] == [0.03, 0.3, 0.03, 0.3]
+
+
+def test_the_page_of_a_sweep_leads_to_its_runs(swept):
+    out = swept[0] / "sweeps" / "s"
+    with chromium() as browser, opened(browser, out / "report.html") as page:
+        assert page.locator("#plots .plot").count() == 6  # three kinds, two tasks
+        point = page.locator("#plots a").first
+        point.hover()
+        assert "residual edges kept: " in page.locator("#tip").inner_text()
+        assert page.locator("#table tr.marked").count() == 1
+        linked = [a.get_attribute("href") for a in page.locator("#plots a").all()]
+        assert set(linked) == {f"runs/{f.name}/report.html" for f in (out / "runs").iterdir()}
+        assert all((out / link).is_file() for link in linked)
+        page.locator("#search").fill("ioi-0.3")
+        assert page.locator("#table tbody tr").count() == 1
+        page.locator("#search").fill("")
+        page.get_by_role("button", name="kept", exact=True).click()
+        column = page.locator("#table thead th").all_inner_texts().index("kept")
+        kept = [int(r.locator("td").nth(column).inner_text()) for r in page.locator("#table tbody tr").all()]
+        assert kept == sorted(kept) and len(kept) == 4
+        columns = page.locator("#table thead th").count()
+        page.locator("#measures").check()
+        assert page.locator("#table thead th").count() > columns + 10
+        assert page.locator("#table tbody a").count() == 4
 
 
 def test_plots_are_drawn(swept):

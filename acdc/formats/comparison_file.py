@@ -122,17 +122,23 @@ def to_json(comparison: Comparison) -> str:
     return plain_json({"format_version": 1, **asdict(comparison)})
 
 
-def to_csv(comparison: Comparison) -> str:
-    """A line per circuit."""
+def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
+    """Columns and a row per circuit."""
     of_circuit = ("size", "threshold", "edges", "components", "metric", "faithfulness", "low", "high", "accuracy")
     of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc")
-    out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n").writerow
-    write(("task", "model", "method", *of_method, *of_circuit, "lost"))
+    rows: list[list[object]] = []
     for task in comparison.tasks:
         for method in task.methods:
             for c in method.circuits:
                 lost = None if c.lost is None else len(c.lost)
                 values = [*(getattr(method, k) for k in of_method), *(getattr(c, k) for k in of_circuit), lost]
-                write([task.name, task.model, method.name, *map(plain, values)])
+                rows.append([task.name, task.model, method.name, *map(plain, values)])
+    return ["task", "model", "method", *of_method, *of_circuit, "lost"], rows
+
+
+def to_csv(comparison: Comparison) -> str:
+    """A line per circuit."""
+    columns, rows = to_rows(comparison)
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([columns, *rows])
     return out.getvalue()

@@ -1,16 +1,40 @@
-"""A comparison as text."""
+"""A comparison as text, and as a page."""
 
 from __future__ import annotations
 
 import math
 
-from acdc.formats.comparison_file import Comparison, Judged, MethodPart, TaskPart
+from acdc.formats.comparison_file import Comparison, Judged, MethodPart, TaskPart, to_rows
+from acdc.report.many import render_many
+from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
 
 
 def to_text(comparison: Comparison) -> str:
     """Readable tables, for every task: cost and ranking, faithfulness by size and by threshold, overlap."""
     return "\n\n\n".join(_task(comparison, task) for task in comparison.tasks)
+
+
+def to_html(comparison: Comparison) -> str:
+    """The page: faithfulness against edges and ROC, and a row per circuit."""
+    columns, rows = to_rows(comparison)
+    names = [task.name for task in comparison.tasks]
+    methods = dict.fromkeys(m.name for task in comparison.tasks for m in task.methods)
+    sizes = ", ".join(map(str, comparison.sizes))
+    grown = "grown greedily" if comparison.greedy else "with the largest scores"
+    return render_many(
+        " and ".join(names),
+        f"{', '.join(methods)} on the same prompts: the N edges {grown} (N = {sizes}), and ACDC by threshold.",
+        "; ".join(
+            f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {t.examples} prompts; ROC against {t.reference}"
+            for t in comparison.tasks
+        ),
+        columns,
+        rows,
+        [None] * len(rows),
+        of_comparison(comparison),
+        [note for task in comparison.tasks for note in task.notes],
+    )
 
 
 def _task(comparison: Comparison, task: TaskPart) -> str:

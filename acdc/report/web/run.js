@@ -1,0 +1,454 @@
+// The interactive part of a run's page. All that it shows comes from the JSON in the page and is set as text, never as HTML.
+"use strict";
+
+const read = id => JSON.parse(document.getElementById(id).textContent);
+const data = read("data");
+const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
+const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
+const TINTS = ["#9fd3ef", "#f6c667", "#a6dcc5", "#f0b7d3", "#f7e27a", "#c9c0e8", "#e0b591", "#c2d98a"];
+const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
+const ROW = 66, STEP = 72, GAP = 26, WIDE = 62, HIGH = 36, PAGE_OF_LOG = 200, PATHS = 8;
+const number = (x, digits = 4) => x === null || x === undefined ? "–" : Number(x.toPrecision(digits)).toString().replace("-", "−");
+const percent = x => (100 * x).toFixed(1) + " %";
+const interval = ([value, low, high], format) => format(value) + (low === null ? "" : ` [${format(low)}, ${format(high)}]`);
+const classOf = new Map(Object.entries(data.classes).flatMap(([name, nodes]) => nodes.map(node => [node, name])));
+const tintOf = new Map(Object.keys(data.classes).map((name, i) => [name, TINTS[i % TINTS.length]]));
+const effects = new Map(Object.entries(data.direct));
+
+// ------------------------------------------------------------------------------------------------ the circuit
+
+function toEdge([name, score, change, margin]) {
+  const [, from, to, input] = PARTS.exec(name);
+  return { name, from, to, kind: input || "plain", score, change, margin, size: score === null ? 0 : Math.abs(score), status: "kept" };
+}
+
+const own = data.edges.map(toEdge).sort((a, b) => b.size - a.size);
+const state = { strongest: own.length, kinds: new Set(KINDS.map(([kind]) => kind)), found: "", pinned: null, other: null, statuses: new Set(["both", "gone", "new"]) };
+
+function layerOf(node) {  // twice the layer for heads, one more for its MLP
+  if (node === "logits") return 2 * data.graph.layers + 1;
+  const head = HEAD.exec(node), mlp = MLP.exec(node);
+  return head ? 2 * +head[1] : mlp ? 2 * +mlp[1] + 1 : -1;
+}
+
+// Edges on a path from an input to the logits.
+function live(edges) {
+  const into = d3.group(edges, e => e.to), outOf = d3.group(edges, e => e.from);
+  const reach = (starts, next, end) => {
+    const seen = new Set(starts), todo = [...starts];
+    while (todo.length) for (const e of next.get(todo.pop()) || []) if (!seen.has(end(e))) { seen.add(end(e)); todo.push(end(e)); }
+    return seen;
+  };
+  const fed = reach(data.graph.inputs, outOf, e => e.to), used = reach(["logits"], into, e => e.from);
+  return edges.filter(e => fed.has(e.from) && used.has(e.to));
+}
+
+function shownEdges() {
+  const cut = state.strongest < own.length ? live(own.slice(0, state.strongest)) : own;
+  let edges = cut;
+  if (state.other) {
+    const here = new Map(cut.map(e => [e.name, e])), there = new Map(state.other.edges.map(e => [e.name, e]));
+    edges = [...cut.map(e => ({ ...e, status: there.has(e.name) ? "both" : "gone", theirs: there.get(e.name)?.score })),
+             ...state.other.edges.filter(e => !here.has(e.name)).map(e => ({ ...e, status: "new" }))];
+    edges = edges.filter(e => state.statuses.has(e.status));
+  }
+  return edges.filter(e => state.kinds.has(e.kind));
+}
+
+// The path through each edge whose weakest edge is strongest, and the strongest of these.
+function widest(edges) {
+  const inOrder = [...edges].sort((a, b) => layerOf(a.from) - layerOf(b.from) || layerOf(a.to) - layerOf(b.to));
+  const before = new Map(data.graph.inputs.map(node => [node, { width: Infinity, edge: null }])), after = new Map([["logits", { width: Infinity, edge: null }]]);
+  const better = (map, node, width, edge) => { if (!map.has(node) || map.get(node).width < width) map.set(node, { width, edge }); };
+  for (const e of inOrder) if (before.has(e.from)) better(before, e.to, Math.min(before.get(e.from).width, e.size), e);
+  for (const e of [...inOrder].sort((a, b) => layerOf(b.to) - layerOf(a.to) || layerOf(b.from) - layerOf(a.from)))
+    if (after.has(e.to)) better(after, e.from, Math.min(after.get(e.to).width, e.size), e);
+  const through = e => {
+    if (!before.has(e.from) || !after.has(e.to)) return null;
+    const path = [e];
+    for (let edge = before.get(e.from).edge; edge; edge = before.get(edge.from).edge) path.unshift(edge);
+    for (let edge = after.get(e.to).edge; edge; edge = after.get(edge.to).edge) path.push(edge);
+    return { edges: path, width: d3.min(path, x => x.size) };
+  };
+  return { through, best() {
+    const found = new Map();
+    for (const e of edges) { const path = through(e); if (path) found.set(path.edges.map(x => x.name).join(), path); }
+    return [...found.values()].sort((a, b) => b.width - a.width).slice(0, PATHS);
+  } };
+}
+
+// ------------------------------------------------------------------------------------------------ the picture
+
+function place(edges) {
+  const nodes = new Set([...data.graph.inputs, "logits", ...edges.flatMap(e => [e.from, e.to])]);
+  const rows = d3.groups([...nodes].sort((a, b) => d3.ascending(layerOf(a), layerOf(b)) || d3.ascending(+(HEAD.exec(a)?.[2] ?? 0), +(HEAD.exec(b)?.[2] ?? 0))), layerOf);
+  const at = new Map(), near = new Map();
+  for (const e of edges) for (const [a, b] of [[e.from, e.to], [e.to, e.from]]) near.has(a) ? near.get(a).push(b) : near.set(a, [b]);
+  const spread = (row, y) => row.forEach((node, i) => {
+    const x = (i - (row.length - 1) / 2) * STEP, heads = HEAD.test(node);
+    at.set(node, { x: heads ? x + (x < 0 || (x === 0 && y % 2) ? -GAP : GAP) : x, y: -y * ROW });
+  });
+  rows.forEach(([, row], y) => spread(row, y));
+  for (let sweep = 0; sweep < 8; sweep++)  // heads go to where their neighbours are
+    rows.forEach(([, row], y) => {
+      if (!HEAD.test(row[0])) return;
+      const wish = new Map(row.map(node => [node, d3.mean(near.get(node) || [node], other => at.get(other).x)]));
+      spread(row.sort((a, b) => wish.get(a) - wish.get(b)), y);
+    });
+  return { at, rows };
+}
+
+// Between inputs, MLPs and logits, which stand in one column, longer edges take a wider way round.
+function bowOf(e, at) {
+  const rise = at.get(e.from).y - at.get(e.to).y;
+  if (HEAD.test(e.from) || HEAD.test(e.to) || rise < ROW * 1.2) return 0;
+  return (layerOf(e.from) % 4 < 2 ? -1 : 1) * Math.min(24 + rise * .14, 240);
+}
+
+function curve(e, at) {
+  const a = at.get(e.from), b = at.get(e.to), port = { q: -19, k: 0, v: 19, plain: 0 }[e.kind];
+  const x1 = a.x, y1 = a.y - HIGH / 2, x2 = b.x + port, y2 = b.y + HIGH / 2, rise = y1 - y2;
+  const pull = Math.max(14, Math.min(rise * .45, 110));
+  const bow = bowOf(e, at);
+  return `M${x1},${y1}C${x1 + bow},${y1 - pull} ${x2 + bow},${y2 + pull} ${x2},${y2}`;
+}
+
+const svg = d3.select("#picture"), canvas = svg.append("g"), [layers, lines, hits, boxes] = ["layers", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
+const tip = document.getElementById("tip");
+const zoom = d3.zoom().scaleExtent([.1, 4]).filter(event => event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.button)
+  .on("zoom", event => canvas.attr("transform", event.transform));
+svg.call(zoom).on("dblclick.zoom", null).on("click", event => { if (event.target === svg.node()) pin(null); });
+let now = { edges: [], paths: null };
+
+function fit() {
+  const [x0, y0, x1, y1] = layout.box, width = svg.node().clientWidth || 700, most = window.innerHeight * .82;
+  const scale = Math.min(1.25, width / (x1 - x0), Math.max(.6, most / (y1 - y0)));
+  svg.attr("height", (y1 - y0) * scale);
+  svg.call(zoom.transform, d3.zoomIdentity.translate(width / 2 - scale * (x0 + x1) / 2, -y0 * scale).scale(scale));
+}
+
+let layout = null;  // of all edges, whichever are shown: nodes stay where they are
+function lay() {
+  const edges = state.other ? [...own, ...state.other.edges] : own, { at, rows } = place(edges), points = [...at.values()];
+  const half = Math.max(d3.max(points, p => Math.abs(p.x)) + WIDE, 20 + (d3.max(edges, e => Math.abs(bowOf(e, at))) ?? 0));
+  const sizes = edges.filter(e => e.score !== null).map(e => Math.sqrt(e.size)), [low, high] = [d3.min(sizes) ?? 0, d3.max(sizes) ?? 0];
+  const weight = e => e.score === null || high <= low ? .5 : (Math.sqrt(e.size) - low) / (high - low);
+  layout = { at, rows, weight, box: [-half - 60, d3.min(points, p => p.y) - HIGH, half, d3.max(points, p => p.y) + HIGH] };
+}
+
+function draw() {
+  const edges = shownEdges(), { at, weight } = layout;
+  now = { edges, paths: widest(edges) };
+  const heads = new Set(layout.rows.map(([key]) => key));
+  layers.selectAll("text").data(layout.rows.filter(([key, row]) => !["logits", ...data.graph.inputs].includes(row[0]) && (key % 2 === 0 || !heads.has(key - 1))), d => d[0])
+    .join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, row]) => at.get(row[0]).y + 4).text(([key]) => `layer ${key >> 1}`);
+  lines.selectAll("path").data(edges, e => e.name).join("path")
+    .attr("class", e => `edge ${e.kind}${e.score < 0 ? " negative" : ""}${state.other ? " " + e.status : ""}`).attr("d", e => curve(e, at))
+    .attr("stroke-width", e => 1 + 4 * weight(e)).style("opacity", e => state.other ? .8 : .3 + .7 * weight(e));
+  hits.selectAll("path").data(edges, e => e.name).join("path").attr("class", "hit").attr("data-edge", e => e.name).attr("d", e => curve(e, at))
+    .on("pointerenter", (event, e) => { light(e); showTip(event, edgeLines(e)); }).on("pointermove", moveTip)
+    .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, e) => pin(e));
+  drawNodes(at, edges);
+  light(state.pinned);
+  count();
+}
+
+function drawNodes(at, edges) {
+  const used = new Set(edges.flatMap(e => [e.from, e.to])), ports = new Set(edges.map(e => `${e.to}<${e.kind}>`));
+  const nodes = [...at].filter(([name]) => used.has(name) || name === "logits" || data.graph.inputs.includes(name)).map(([name, p]) => ({ node: name, ...p }));
+  const made = boxes.selectAll("g.node").data(nodes, d => d.node).join(enter => {
+    const g = enter.append("g").attr("tabindex", 0).attr("role", "button");
+    g.append("rect").attr("class", "body").attr("rx", 5).attr("x", -WIDE / 2).attr("y", -HIGH / 2).attr("width", WIDE).attr("height", HIGH);
+    g.append("text").attr("class", "name").text(d => d.node).attr("dy", d => HEAD.test(d.node) ? -3 : 4);
+    const heads = g.filter(d => HEAD.test(d.node));
+    ["q", "k", "v"].forEach((c, i) => {
+      heads.append("rect").attr("class", "port").attr("data-port", c).attr("x", -26 + 19 * i - (i === 0 ? 2 : 0) + (i === 2 ? 2 : 0)).attr("y", 5).attr("width", 14).attr("height", 12).attr("rx", 2);
+      heads.append("text").attr("class", "port").attr("x", -19 + 19 * i + (i === 0 ? -2 : 0) + (i === 2 ? 2 : 0)).attr("y", 14).text(c);
+    });
+    return g;
+  });
+  made.attr("class", d => `node ${HEAD.test(d.node) ? "head" : MLP.test(d.node) ? "mlp" : "end"}${classOf.has(d.node) ? " classed" : ""}`)
+    .attr("transform", d => `translate(${d.x},${d.y})`).attr("data-node", d => d.node)
+    .attr("aria-label", d => `${d.node}${classOf.has(d.node) ? ", " + classOf.get(d.node) : ""}: ${edges.filter(e => e.to === d.node).length} edges in, ${edges.filter(e => e.from === d.node).length} out`)
+    .on("pointerenter", (event, d) => { light(d); showTip(event, nodeLines(d.node)); }).on("pointermove", moveTip).on("pointerleave", () => { hideTip(); light(state.pinned); })
+    .on("focus", (event, d) => light(d)).on("blur", () => light(state.pinned)).on("click", (event, d) => pin(d))
+    .on("keydown", (event, d) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(d); } });
+  made.select(".body").style("fill", d => classOf.has(d.node) ? tintOf.get(classOf.get(d.node)) : null);
+  made.selectAll("rect.port").attr("class", function () { const c = this.dataset.port; return `port ${ports.has(`${d3.select(this.parentNode).datum().node}<${c}>`) ? c : ""}`; });
+}
+
+// Light up what belongs to a node (its edges) or an edge (its strongest path), or what a search finds.
+function light(what) {
+  let edges = new Set(), nodes = new Set();
+  if (what?.path) edges = new Set(what.path.map(e => e.name));
+  else if (what?.node) edges = new Set(now.edges.filter(e => e.from === what.node || e.to === what.node).map(e => e.name));
+  else if (what?.name) edges = new Set((now.paths.through(what)?.edges ?? [what]).map(e => e.name));
+  else if (state.found) edges = new Set(now.edges.filter(matches).map(e => e.name));
+  for (const e of now.edges) if (edges.has(e.name)) nodes.add(e.from).add(e.to);
+  if (what?.node) nodes.add(what.node);
+  if (!what && state.found) for (const node of layout.at.keys()) if (node.toLowerCase().includes(state.found)) nodes.add(node);
+  svg.classed("dim", edges.size + nodes.size > 0);
+  lines.selectAll("path").classed("lit", e => edges.has(e.name)).filter(e => edges.has(e.name)).raise();
+  boxes.selectAll("g.node").classed("lit", d => nodes.has(d.node)).classed("chosen", d => d.node === state.pinned?.node)
+    .classed("found", d => state.found !== "" && d.node.toLowerCase().includes(state.found));
+}
+
+const matches = e => e.name.toLowerCase().includes(state.found);
+function pin(what) { state.pinned = what; light(what); panel(); }
+
+function showTip(event, lines_) { tip.replaceChildren(...lines_.map((text, i) => element(i ? "div" : "strong", text))); tip.hidden = false; moveTip(event); }
+function hideTip() { tip.hidden = true; }
+function moveTip(event) {
+  tip.style.left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8) + "px";
+  tip.style.top = Math.min(event.clientY + 14, window.innerHeight - tip.offsetHeight - 8) + "px";
+}
+
+// ------------------------------------------------------------------------------------------------ words
+
+function element(tag, text = "", className = "", ...children) {
+  const made = document.createElement(tag);
+  if (text !== "") made.textContent = text;
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
+function button(text, act, label) { const made = element("button", text); made.type = "button"; made.onclick = act; if (label) made.setAttribute("aria-label", label); return made; }
+
+function edgeLines(e) {
+  const out = [e.name];
+  if (e.status !== "kept") out.push({ both: "in both circuits", gone: "only in this circuit", new: "only in the other circuit" }[e.status]);
+  if (e.score !== null) out.push(`score ${number(e.score)}`);
+  if (e.theirs !== undefined && e.theirs !== null) out.push(`score in the other circuit ${number(e.theirs)}`);
+  if (e.change !== null && e.change !== undefined) out.push(`${data.method.metric} rose by ${number(e.change)} ${data.method.unit} when it was removed`);
+  if (e.margin !== null && e.margin !== undefined) out.push(`${number(Math.abs(e.margin))} ${data.method.unit} from τ = ${number(data.method.threshold)}`);
+  const path = now.paths.through(e);
+  if (path) out.push(`strongest path: ${pathText(path)}`);
+  return out;
+}
+const pathText = path => [path.edges[0].from, ...path.edges.map(e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`))].join(" → ");
+function nodeLines(node) {
+  const out = [node];
+  if (classOf.has(node)) out.push(`${classOf.get(node)}, ${data.published}`);
+  if (effects.has(node)) out.push(`direct effect on the answer: ${number(effects.get(node), 3)} logits`);
+  out.push(`${now.edges.filter(e => e.to === node).length} edges in, ${now.edges.filter(e => e.from === node).length} out; click for more`);
+  return out;
+}
+
+function count() {
+  const text = [];
+  const cut = state.strongest < own.length;
+  const weakest = own[state.strongest - 1]?.score;
+  text.push(cut ? `|score| ≥ ${number(Math.abs(weakest), 3)}: ${live(own.slice(0, state.strongest)).length} edges on a path` : `all ${own.length} edges`);
+  const point = nearest();
+  if (point) text.push(`${point.edges} edges: faithfulness ${interval(point.faithfulness, percent)}`);
+  document.getElementById("count").textContent = text.join(" · ");
+  drawCurve(point);
+  if (state.other) {
+    const here = new Set(own.map(e => e.name)), both = state.other.edges.filter(e => here.has(e.name)).length;
+    document.getElementById("compared").textContent = `${both} in both, ${own.length - both} only here, ${state.other.edges.length - both} only in ${state.other.title}`;
+  }
+}
+// The measured circuit that is not larger than the one shown.
+function nearest() {
+  const edges = state.strongest < own.length ? live(own.slice(0, state.strongest)).length : own.length;
+  return data.curve.filter(p => p.edges <= edges && p.faithfulness[0] !== null).at(-1);
+}
+
+function edgeList(title, edges, end) {
+  const box = element("div");
+  box.append(element("h3", `${title} (${edges.length})`));
+  const list = element("ul");
+  for (const e of [...edges].sort((a, b) => b.size - a.size)) {
+    const item = element("li");
+    item.append(button(end(e), () => pin(e), e.name), element("span", number(e.score, 3), "number"));
+    item.onpointerenter = () => light(e);
+    item.onpointerleave = () => light(state.pinned);
+    list.append(item);
+  }
+  box.append(list);
+  return box;
+}
+
+function pathButton(path) {
+  const box = element("div", "", "path");
+  box.append(button(pathText(path), () => pin({ path: path.edges, width: path.width })), element("span", ` ${number(path.width, 3)}`, "soft"));
+  box.onpointerenter = () => light({ path: path.edges });
+  box.onpointerleave = () => light(state.pinned);
+  return box;
+}
+
+function panel() {
+  const box = document.getElementById("panel"), what = state.pinned;
+  if (!what) return box.replaceChildren(...overview());
+  const back = button("‹ overview", () => pin(null));
+  if (what.path) box.replaceChildren(back, element("h3", "A path"), element("p", pathText({ edges: what.path })), element("p", `Its weakest edge has score ${number(what.width)}.`, "soft"), edgeList("Edges", what.path, e => e.name));
+  else if (what.name) {
+    const [name, ...lines_] = edgeLines(what);
+    box.replaceChildren(back, element("h3", name), ...lines_.map(text => element("p", text)), element("p", "", "", button(what.from, () => pin({ node: what.from })), " → ", button(what.to, () => pin({ node: what.to }))));
+  } else box.replaceChildren(back, ...nodePanel(what.node));
+}
+
+function overview() {
+  const out = [element("h3", "How to read it")];
+  out.push(element("p", "Edges go up, from the inputs to the logits. Hover or click an edge or a node; Tab and Enter do it, too. Drag to move; Ctrl and the wheel zoom.", "small"));
+  const keys = element("p", "", "small");
+  for (const [kind, text] of KINDS) { const key = element("span", "", "key"); key.style.borderColor = `var(--${kind})`; keys.append(key, text + "\u2003"); }
+  if (own.some(e => e.score < 0)) keys.append("dashed: score below 0");
+  out.push(keys);
+  if (data.published) {
+    out.push(element("h3", `Classes of ${data.published}`));
+    for (const [name, nodes] of Object.entries(data.classes)) {
+      const chip = element("span", "", "chip"), line = element("p", "", "small"), here = nodes.filter(n => own.some(e => e.from === n || e.to === n));
+      chip.style.background = tintOf.get(name);
+      line.append(chip, `${name}: ${here.length} of ${nodes.length}`);
+      out.push(line);
+    }
+  }
+  out.push(element("h3", "Strongest paths"), element("p", "By their weakest edge.", "soft small"), ...now.paths.best().map(pathButton));
+  return out;
+}
+
+function nodePanel(node) {
+  const out = [element("h3", node)];
+  if (classOf.has(node)) out.push(element("p", `${classOf.get(node)} (${data.published})`));
+  else if (data.published && HEAD.test(node)) out.push(element("p", `in no class of ${data.published}`, "soft"));
+  if (effects.has(node)) out.push(element("p", `Adds ${number(effects.get(node), 3)} logits directly to the difference between correct and wrong answer, on average over the ${data.half} prompts.`));
+  out.push(edgeList("Incoming", now.edges.filter(e => e.to === node), e => e.from + (e.kind === "plain" ? "" : ` → ${e.kind}`)));
+  out.push(edgeList("Outgoing", now.edges.filter(e => e.from === node), e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`)));
+  if (data.attention[node]) out.push(...attention(node));
+  return out;
+}
+
+function attention(node) {
+  const patterns = data.attention[node], holder = element("div"), choice = element("select");
+  patterns.forEach((_, i) => choice.append(new Option(`prompt ${i + 1}`, i)));
+  choice.setAttribute("aria-label", "prompt");
+  choice.onchange = () => holder.replaceChildren(...heat(node, +choice.value));
+  holder.append(...heat(node, 0));
+  return [element("h3", "Attention"), element("p", "On clean prompts, in the full model. Rows look at columns; darker is more.", "soft small"), choice, holder];
+}
+
+function heat(node, index) {
+  const example = data.examples[index], pattern = data.attention[node][index], n = pattern.length, cell = Math.max(5, Math.min(15, Math.floor(250 / n))), left = 78;
+  const row = pattern[example.scored], best = d3.range(row.length).sort((a, b) => row[b] - row[a]).slice(0, 3).filter(i => row[i] > 0);
+  const text = `From ${JSON.stringify(example.clean[example.scored])}, where the answer is predicted, it looks at ${best.map(i => `${JSON.stringify(example.clean[i])} (${row[i]} %)`).join(", ")}.`;
+  const picture = d3.create("svg").attr("class", "heat").attr("role", "img").attr("aria-label", text).attr("viewBox", `0 0 ${left + n * cell + 4} ${left + n * cell + 4}`).attr("width", left + n * cell + 4);
+  const cells = pattern.flatMap((r, i) => r.map((p, j) => ({ i, j, p }))).filter(c => c.p > 0);
+  picture.selectAll("rect").data(cells).join("rect").attr("x", c => left + c.j * cell).attr("y", c => left + c.i * cell).attr("width", cell - .5).attr("height", cell - .5).attr("opacity", c => .04 + .96 * c.p / 100)
+    .append("title").text(c => `${example.clean[c.i]} looks at ${example.clean[c.j]}: ${c.p} %`);
+  if (cell >= 9) {
+    picture.append("g").selectAll("text").data(example.clean).join("text").attr("x", left - 4).attr("y", (_, i) => left + (i + .75) * cell).attr("text-anchor", "end").text(t => short(t));
+    picture.append("g").selectAll("text").data(example.clean).join("text").attr("transform", (_, j) => `translate(${left + (j + .75) * cell},${left - 4}) rotate(-90)`).text(t => short(t));
+  }
+  return [picture.node(), element("p", text, "small")];
+}
+const short = text => { const letters = [...text.trim()]; return letters.length > 12 ? letters.slice(0, 11).join("") + "…" : letters.join(""); };
+
+// ------------------------------------------------------------------------------------------------ curve, examples, log
+
+function drawCurve(point) {
+  const holder = document.getElementById("curve"), points = data.curve.filter(p => p.faithfulness[0] !== null);
+  if (!holder || !points.length) return;
+  const width = 640, height = 300, [left, right, top, bottom] = [56, 12, 10, 44];
+  const x = d3.scaleLog([Math.max(.8, points[0].edges * .9), points.at(-1).edges * 1.1], [left, width - right]);
+  const low = d3.min(points, p => p.faithfulness[1] ?? p.faithfulness[0]), high = d3.max(points, p => p.faithfulness[2] ?? p.faithfulness[0]);
+  const y = d3.scaleLinear([Math.max(-.6, Math.min(0, low)), Math.min(1.6, Math.max(1, high))], [height - bottom, top]).nice().clamp(true);
+  const plot = d3.create("svg").attr("class", "plot").attr("viewBox", `0 0 ${width} ${height}`).attr("role", "img")
+    .attr("aria-label", "Faithfulness by edges: " + points.map(p => `${p.edges} edges ${interval(p.faithfulness, percent)}`).join("; "));
+  const ticks = d3.range(7).flatMap(k => [1, 2, 5].map(d => d * 10 ** k)).filter(t => t >= x.domain()[0] && t <= x.domain()[1]);
+  plot.append("g").attr("class", "axis").attr("transform", `translate(0,${height - bottom})`).call(d3.axisBottom(x).tickValues(ticks).tickFormat(d3.format(",")));
+  plot.append("g").attr("class", "axis").attr("transform", `translate(${left},0)`).call(d3.axisLeft(y).ticks(5, "%"));
+  for (const level of [0, 1]) plot.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
+  plot.append("path").attr("class", "band").attr("d", d3.area().x(p => x(p.edges)).y0(p => y(p.faithfulness[1] ?? p.faithfulness[0])).y1(p => y(p.faithfulness[2] ?? p.faithfulness[0]))(points));
+  plot.append("path").attr("class", "line").attr("d", d3.line(p => x(p.edges), p => y(p.faithfulness[0]))(points));
+  plot.selectAll("circle.dot").data(points).join("circle").attr("class", "dot").attr("r", 4).attr("cx", p => x(p.edges)).attr("cy", p => y(p.faithfulness[0]))
+    .append("title").text(p => `${p.edges} edges: faithfulness ${interval(p.faithfulness, percent)}; ${data.method.metric} ${interval(p.metric, v => number(v))}`);
+  if (point) plot.append("circle").attr("class", "now").attr("r", 8).attr("cx", x(point.edges)).attr("cy", y(point.faithfulness[0]));
+  plot.append("text").attr("x", (left + width - right) / 2).attr("y", height - 6).attr("text-anchor", "middle").text("strongest residual edges on a path");
+  plot.append("text").attr("transform", `translate(14,${(height - bottom) / 2}) rotate(-90)`).attr("text-anchor", "middle").text("faithfulness");
+  holder.replaceChildren(plot.node());
+}
+
+const log = document.getElementById("log") ? read("log") : [];
+const logState = { found: "", kept: false, by: null, down: false, most: PAGE_OF_LOG };
+function drawLog() {
+  const body = document.querySelector("#decisions tbody");
+  if (!body) return;
+  let rows = log.filter(row => (!logState.found || row[0].toLowerCase().includes(logState.found)) && (!logState.kept || row[4]));
+  if (logState.by !== null) rows = [...rows].sort((a, b) => (logState.down ? d3.descending : d3.ascending)(a[logState.by], b[logState.by]));
+  body.replaceChildren(...rows.slice(0, logState.most).map(([name, change, margin, metric, kept]) => {
+    const row = element("tr");
+    row.append(element("td", name), ...[change, margin, metric].map(x => element("td", number(x), "number")), element("td", kept ? "kept" : "removed"));
+    return row;
+  }));
+  document.getElementById("logcount").textContent = `${Math.min(rows.length, logState.most).toLocaleString("en")} of ${rows.length.toLocaleString("en")}`;
+  document.getElementById("more").hidden = rows.length <= logState.most;
+}
+
+// ------------------------------------------------------------------------------------------------ another circuit
+
+function readOther(text, title) {
+  let found;
+  try { found = JSON.parse(text); } catch { throw new Error(`${title} is no JSON; choose a circuit.json`); }
+  if (!found?.model || !Array.isArray(found.edges)) throw new Error(`${title} is no circuit; choose a circuit.json`);
+  const sizes = m => `${m.n_layers} layers, ${m.n_heads} heads, inputs ${m.inputs}${m.mlp ? "" : ", no MLPs"}`;
+  const mine = sizes({ n_layers: data.graph.layers, n_heads: data.graph.heads, inputs: data.graph.inputs, mlp: data.graph.mlp });
+  if (sizes(found.model) !== mine) throw new Error(`${title} is of a model of ${sizes(found.model)}; this one has ${mine}`);
+  const edges = found.edges.filter(e => typeof e.name === "string" && PARTS.test(e.name)).map(e => toEdge([e.name, e.score ?? null, e.change ?? null, null]));
+  return { title, edges };
+}
+
+function compare(other) {
+  state.other = other;
+  state.pinned = null;
+  for (const e of document.querySelectorAll(".comparing")) e.hidden = !other;
+  document.getElementById("compared").textContent = "";
+  lay();
+  draw();
+  fit();
+  panel();
+}
+
+// ------------------------------------------------------------------------------------------------ controls
+
+const on = (id, event, act) => document.getElementById(id)?.addEventListener(event, act);
+on("slider", "input", event => { state.strongest = own.length + 1 - +event.target.value; draw(); panel(); });
+on("search", "input", event => { state.found = event.target.value.trim().toLowerCase(); light(state.pinned); document.getElementById("hits").textContent = state.found ? `${now.edges.filter(matches).length} edges` : ""; });
+on("search", "keydown", event => { if (event.key === "Enter") { const e = now.edges.find(matches); if (e) pin(layout.at.has(event.target.value.trim()) ? { node: event.target.value.trim() } : e); } });
+for (const [kind] of KINDS) on(`kind-${kind}`, "change", event => { event.target.checked ? state.kinds.add(kind) : state.kinds.delete(kind); draw(); panel(); });
+for (const status of state.statuses) on(`status-${status}`, "change", event => { event.target.checked ? state.statuses.add(status) : state.statuses.delete(status); draw(); panel(); });
+on("other", "change", async event => {
+  const [file] = event.target.files, said = document.getElementById("compare-error");
+  if (!file) return;
+  try { said.textContent = ""; compare(readOther(await file.text(), file.name)); } catch (error) { said.textContent = error.message; compare(null); }
+  event.target.value = "";
+});
+on("stop", "click", () => compare(null));
+on("in", "click", () => svg.call(zoom.scaleBy, 1.3));
+on("out", "click", () => svg.call(zoom.scaleBy, 1 / 1.3));
+on("fit", "click", fit);
+document.addEventListener("keydown", event => { if (event.key === "Escape") { hideTip(); pin(null); } });
+on("logsearch", "input", event => { logState.found = event.target.value.trim().toLowerCase(); logState.most = PAGE_OF_LOG; drawLog(); });
+on("logkept", "change", event => { logState.kept = event.target.checked; logState.most = PAGE_OF_LOG; drawLog(); });
+on("more", "click", () => { logState.most += 5 * PAGE_OF_LOG; drawLog(); });
+document.querySelectorAll("#decisions th button").forEach((head, i) => head.addEventListener("click", () => {
+  logState.down = logState.by === i && !logState.down;
+  logState.by = i;
+  document.querySelectorAll("#decisions th").forEach((th, j) => th.setAttribute("aria-sort", j === i ? (logState.down ? "descending" : "ascending") : "none"));
+  drawLog();
+}));
+for (const copy of document.querySelectorAll("button.copy")) copy.addEventListener("click", async () => {
+  const text = document.getElementById(copy.dataset.of).textContent;
+  try { await navigator.clipboard.writeText(text); copy.textContent = "copied"; } catch { getSelection().selectAllChildren(document.getElementById(copy.dataset.of)); copy.textContent = "selected: press Ctrl+C"; }
+  setTimeout(() => { copy.textContent = "copy"; }, 2000);
+});
+let width = svg.node().clientWidth;
+new ResizeObserver(() => { if (svg.node().clientWidth !== width) { width = svg.node().clientWidth; fit(); } }).observe(svg.node());
+addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach(d => { d.dataset.was = d.open; d.open = true; }); fit(); });
+addEventListener("afterprint", () => { document.querySelectorAll("details").forEach(d => { d.open = d.dataset.was === "true"; }); fit(); });
+lay();
+draw();
+fit();
+panel();
+drawLog();
+document.documentElement.dataset.drawn = performance.now().toFixed(0);
