@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 ASSETS ?= .assets
 
-.PHONY: help setup run test slow check golden assets bench bench-quick
+.PHONY: help setup run test slow check golden docs assets bench bench-quick
 
 help: ## what there is
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
@@ -32,6 +32,9 @@ check: $(BIN)/acdc ## lint and types
 
 golden: $(BIN)/acdc ## renew the golden circuits of the tests (look at the difference before you commit it)
 	$(BIN)/python -m tests.golden
+
+docs: $(BIN)/acdc ## renew the reference in docs/ from the code
+	$(BIN)/python -m tests.reference
 
 bench: $(BIN)/acdc ## the benchmarks, long; PEER=python of an environment with auto-circuit 1.0.1
 	$(BIN)/python -m tests.benchmarks --out bench.json --md bench.md $(if $(PEER),--peer $(PEER))

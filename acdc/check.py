@@ -38,11 +38,15 @@ Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class Bounds(Strict):
-    """What a circuit has to fulfil.
+    """What a circuit has to fulfil: `edits` and `tolerance` against a golden circuit, the rest against a published one.
 
-    Against a golden circuit: at most `edits` edges added or removed, and metrics and scores within `tolerance`
-    (absolute, or relative to the larger one). Against a published one: at least this `recall` and `precision` of its
-    residual edges, this many component `classes` (one node of each is enough), this `auc` of the scores of all edges.
+    Args:
+        edits: edges added or removed, at most; by default 0
+        tolerance: by how much metrics and scores may differ, absolute, or relative to the larger one; by default 0.0001
+        recall: least share of the published residual edges that is found
+        precision: least share of the found residual edges that is published
+        classes: least number of component classes found; one node of a class is enough
+        auc: least area under the ROC curve of the scores of all edges
     """
 
     edits: Annotated[Whole, Field(ge=0)] | None = None
@@ -59,10 +63,17 @@ GOLDEN, PUBLISHED = ("edits", "tolerance"), ("recall", "precision", "classes", "
 class Entry(Bounds):
     """One check of a list: a run to be made (options of `acdc run`) or a circuit that is there, and against what.
 
-    With `counts`, the published number of edges by threshold, it is one check per threshold: the run is made at each,
-    and every one has to fulfil the bounds. Counts are of residual and direct edges, dead ones included, as the code of
-    Conmy et al. 2023 counts those that it leaves (`count_no_edges`, in runs with `remove_redundant=False`). They may
-    differ by the share `within`, rounded up to whole edges, by default a quarter.
+    With `counts` it is one check per threshold: the run is made at each, and every one has to fulfil the bounds. Counts
+    are of residual and direct edges, dead ones included, as the code of Conmy et al. 2023 counts those that it leaves
+    (`count_no_edges`, in runs with `remove_redundant=False`).
+
+    Args:
+        name: of the check, its own in the list
+        run: options of `acdc run`; the model is among them, or the task names it
+        circuit: a circuit.json, relative to the list
+        against: a golden circuit.json or a published circuit's YAML, relative to the list, or the name of a shipped one
+        counts: published number of edges by threshold, in place of a threshold in `run`
+        within: by what share a count may differ, rounded up to whole edges; by default 0.25
     """
 
     name: Text
@@ -92,7 +103,11 @@ class Entry(Bounds):
 
 
 class Checks(Strict):
-    """The content of a file of checks."""
+    """The content of a file of checks.
+
+    Args:
+        checks: what is checked, in this order
+    """
 
     checks: Annotated[tuple[Entry, ...], Field(min_length=1)]
 

@@ -116,8 +116,34 @@ NAMES: dict[str, tuple[str, ...]] = {
 class Config(BaseModel):
     """A resolved run.
 
-    `part` is how many prompts are held in memory at once (None: all). `model_hash` and `data_hash` say what weights and
-    prompts it was resolved with; a run refuses others.
+    Args:
+        task: a shipped task, or the path of a YAML file
+        model: a bundled model, a local directory, a .gguf file or a Hugging Face id; by default the task's, else gpt2,
+            or tiny where that can't be had
+        method: how edges are chosen
+        metric: what is minimised, one of the task's; by default the task's
+        threshold: τ in the metric's units: an edge goes if its removal raises the metric by less. Of a method with
+            scores: the least one to keep. By default the task's, or the method's
+        edges: how many to keep, those with the highest scores, instead of a threshold; not for acdc
+        greedy: grow these edges from the logits
+        abs: go by the size of a change or score, not its sign
+        ablation: what a removed edge carries; by default the task's
+        direct: test whole q, k and v vectors first, and count them
+        order: in which acdc tests edges
+        examples: prompts for discovery, and as many held out; by default the task's
+        seed: of the prompts and of everything random; by default the task's
+        dtype: of weights and activations
+        device: `auto`, `cpu`, `mps`, `cuda` or `cuda:1`; auto is CUDA, else MPS, else the CPU
+        batch: most candidates evaluated at once; it changes speed only
+        prefilter: `METHOD:SHARE`: acdc decides among this share of the edges, the best of another method, as in
+            `eap-ig:0.05`
+        steps: points on the path, for eap-ig and eap-ig-activations; by default 5
+        updates: of a method that trains gates; by default its own number
+        penalty: price of open gates, for subnetwork-probing; by default 0.3
+        sparsity: share of edges to close, for edge-pruning; by default 0.9
+        part: prompts held in memory at once; by default as many as fit
+        model_hash: of the weights it was resolved with; a run refuses others
+        data_hash: of the prompts it was resolved with; a run refuses others
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())

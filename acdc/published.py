@@ -35,7 +35,15 @@ Count = Annotated[Whole, Field(ge=0)]
 
 
 class Sizes(Strict):
-    """The graph's sizes, as in `acdc.graph.Graph`."""
+    """The graph's sizes, as in `acdc.graph.Graph`.
+
+    Args:
+        layers: layers
+        heads: query heads per layer
+        mlp: whether layers have MLPs
+        inputs: the senders that are embeddings: input, or tok and pos where positions are a sender of their own
+        parallel: whether MLPs read the same stream as the heads of their layer
+    """
 
     layers: Size
     heads: Size
@@ -45,14 +53,32 @@ class Sizes(Strict):
 
 
 class Counts(Strict):
-    """How many edges the rules make: residual ones, and residual and direct ones."""
+    """How many edges the rules make.
+
+    Args:
+        edges: residual edges
+        with_direct: residual and direct edges
+    """
 
     edges: Count
     with_direct: Count
 
 
 class PublishedFile(Strict):
-    """The content of a file in `tasks/circuits/`; without `edges` only nodes are known."""
+    """The content of a file in `tasks/circuits/`; without `edges` only nodes are known.
+
+    Args:
+        name: the file's name without .yaml
+        task: a shipped task, or the path of a YAML file
+        model: a name for people; what is compared is the graph
+        source: who published it, and how the rules were made from that
+        graph: the graph of the model
+        classes: nodes of each component class, such as `a9.h6`, `m0` or `m0-m3`
+        groups: more names for nodes and classes, for use in rules only
+        edges: rules `senders -> receivers <inputs>`, each for all edges from any of the senders to any of the
+            receivers; both are names with commas between them, and `<kv>` takes only keys and values of heads
+        counts: how many edges that makes; needed where there are edges
+    """
 
     name: Text
     task: Text
@@ -180,6 +206,14 @@ def _said(graph: Graph) -> str:
 def published_names() -> list[str]:
     """The names of the shipped circuits."""
     return sorted(path.stem for path in (task_dir() / "circuits").glob("*.yaml"))
+
+
+def published_for(task: str, graph: Graph) -> Published | None:
+    """The shipped circuit of a task in a model with this graph, if there is one."""
+    for published in map(load_published, published_names()):
+        if (published.task, published.graph) == (task, graph):
+            return published
+    return None
 
 
 def load_published(name_or_path: str) -> Published:

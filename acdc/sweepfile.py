@@ -37,7 +37,13 @@ MANY = 1000  # runs: for more one has to be asked
 
 
 class Range(Strict):
-    """`count` values from the first to the last, in equal ratios (`log`) or steps (`linear`)."""
+    """`count` values from the first to the last, in equal ratios (`log`) or steps (`linear`): one of the two.
+
+    Args:
+        log: the first and the last value, both above 0
+        linear: the first and the last value
+        count: how many, both ends included
+    """
 
     log: tuple[Number, Number] | None = None
     linear: tuple[Number, Number] | None = None
@@ -65,8 +71,18 @@ class Range(Strict):
 
 
 class Slurm(Strict):
-    """What Slurm is asked for, for each job; `time` in minutes, `memory` as 8GB, `parallel` jobs at most at a time.
-    `extra` are other options of sbatch, by their long names."""
+    """What Slurm is asked for, for each job.
+
+    Args:
+        partition, account: as the cluster calls it
+        time: minutes
+        cpus: cores, and threads of the run
+        gpus: how many
+        memory: as `8GB` or `500MB`
+        parallel: jobs at a time, at most
+        runs_per_job: runs in a job, at most; by default all that share a model and prompts
+        extra: other options of sbatch, by their long names
+    """
 
     partition: Text | None = None
     account: Text | None = None
@@ -86,9 +102,21 @@ Tracker = Literal["wandb", "trackio"]
 class Sweep(Strict):
     """The content of a sweep file.
 
-    `references` are circuits that are taken for true, by task: a circuit.json (relative to the file) or the name of a
-    published circuit; they give the ROC. `workers` processes of `threads` threads each; by default as many as there are
-    cores. `track` logs every run to a service, too.
+    Args:
+        include: other sweep files, relative to this one, which wins
+        description: for people
+        base: options of `acdc run` that are the same for all runs
+        grid: options with their values: one, a list, or a range; every combination is a run. Or a list of such grids
+        exclude: sets of options by name; runs that have all of one set are left out
+        run_name: name of a run's folder, with options as `{task}-{threshold}`; by default what differs among the runs
+        references: circuits that are taken for true, by task: a circuit.json (relative to the file) or the name of a
+            published circuit; they give the ROC
+        executor: where the runs are made: on this machine, or on a cluster
+        workers: processes on this machine; by default one per core, or GPU
+        threads: of each process; by default cores / workers
+        memory: each process stays below it, as `4GB`; by default its share of half the machine's
+        slurm: what jobs ask of Slurm
+        track: a service that every run is logged to, too
     """
 
     include: Text | tuple[Text, ...] = ()

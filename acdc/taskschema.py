@@ -101,7 +101,12 @@ class Strict(BaseModel):
 
 
 class Range(Strict):
-    """The numbers low..high, both included, as texts; `width` pads with zeros on the left."""
+    """The numbers low..high, both included, as texts.
+
+    Args:
+        range: the first and the last number
+        width: digits of each, filled up with zeros on the left; 0: as many as it has
+    """
 
     range: tuple[Whole, Whole]
     width: Whole = Field(default=0, ge=0, le=20)
@@ -119,7 +124,12 @@ class Range(Strict):
 
 
 class Table(Strict):
-    """Words in several forms; a slot that draws from it is written `{slot.column}`."""
+    """Words in several forms; a slot that draws from it is written `{slot.column}`.
+
+    Args:
+        columns: the names of the forms
+        rows: the forms of each word, one per column
+    """
 
     columns: tuple[Text, ...] = Field(min_length=1)
     rows: tuple[tuple[Text, ...], ...]
@@ -166,7 +176,15 @@ Slot = Annotated[
 
 
 class Prompt(Strict):
-    """A clean prompt and what belongs to it; what is left out comes from `corrupt` and `answers`."""
+    """A clean prompt and what belongs to it; what is left out comes from `corrupt` and `answers`. In templates texts
+    have slots; in rows and files they are taken as they are.
+
+    Args:
+        clean: the prompt
+        corrupted: the same with what matters exchanged, in equally many tokens
+        correct: what should follow, one token each
+        wrong: what should not follow, one token each
+    """
 
     clean: Text = Field(min_length=1)
     corrupted: Text | None = Field(default=None, min_length=1)
@@ -179,7 +197,13 @@ def as_prompt(value: Any) -> Any:
 
 
 class Generator(Strict):
-    """`length` distinct words, then the same again. Corrupted: the first half is other words."""
+    """`length` distinct words, then the same again. Corrupted: the first half is other words.
+
+    Args:
+        name: of the generator
+        words: what is drawn from, at least twice as many as `length`; each once
+        length: words of one half of the prompt
+    """
 
     name: Literal["repeated-tokens"]
     words: tuple[Text, ...]
@@ -195,18 +219,35 @@ class Generator(Strict):
 
 
 class Source(Strict):
-    """The task's `data`: where prompts come from."""
+    """The task's `data`: where prompts come from. Exactly one of template, templates, rows, file and generator.
+
+    Args:
+        template: a prompt with slots, written `{slot}` or `{slot.column}`; `{{` and `}}` are braces
+        templates: several, which take turns; each a text, or a mapping where it has a corrupted prompt or answers of
+            its own
+        rows: the prompts themselves; each serves at most once
+        file: JSONL with such a row per line, relative to the YAML
+        generator: a rule that makes prompts
+        slots: what each slot is filled from: words, a range, a table, or the name of one of `lists`
+        lists: words by name; slots that name one list draw different words within an example
+        pieces: templates with `|` between tokens: draws that don't split exactly there are redrawn
+        different: groups of slots: draws that fill two of a group alike are redrawn
+        bos: put the tokenizer's BOS in front, where it has one
+        padding: `left` fills up shorter prompts on the left, and masks that; with `none` all have equally many tokens
+        splits: `disjoint` draws two halves without a prompt in common, one for discovery, one held out; `same` draws
+            one that serves as both
+    """
 
     template: Text | None = None
     templates: tuple[Annotated[Prompt, BeforeValidator(as_prompt)], ...] | None = None
     rows: tuple[Prompt, ...] | None = None
-    file: Text | None = None  # JSONL with a Prompt a line, relative to the YAML; read into rows
+    file: Text | None = None
     generator: Generator | None = None
     slots: dict[Text, Slot] = {}
-    lists: dict[Text, WordList] = {}  # slots that name one list draw different words within an example
-    pieces: Texts = ()  # templates with | between tokens: draws that don't split exactly there are redrawn
-    different: tuple[tuple[Text, ...], ...] = ()  # groups of fields: draws that fill two of a group alike are redrawn
-    bos: Flag = False  # put the tokenizer's BOS in front where it has one
+    lists: dict[Text, WordList] = {}
+    pieces: Texts = ()
+    different: tuple[tuple[Text, ...], ...] = ()
+    bos: Flag = False
     padding: Literal["none", "left"] = "none"
     splits: Literal["disjoint", "same"] = "disjoint"
 
@@ -235,12 +276,19 @@ class Source(Strict):
 
 
 class Corrupt(Strict):
-    """How the corrupted prompt differs. Exactly one key."""
+    """How the corrupted prompt differs. Exactly one key.
 
-    template: Text | None = None  # the paired template
-    fix: dict[Text, Text] | None = None  # slots that get a fixed value
-    redraw: tuple[Text, ...] | None = None  # slots drawn again, different from the clean prompt's
-    shuffle: Literal[True] | None = None  # the clean prompt of another example of the same half
+    Args:
+        template: the corrupted prompt, with the same slots as the clean one
+        fix: slots that get a fixed word
+        redraw: slots that are drawn again, different from the clean prompt's
+        shuffle: the clean prompt of another example of the same half
+    """
+
+    template: Text | None = None
+    fix: dict[Text, Text] | None = None
+    redraw: tuple[Text, ...] | None = None
+    shuffle: Literal[True] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Corrupt:
@@ -255,7 +303,11 @@ class Corrupt(Strict):
 class Compare(Strict):
     """Correct: the numbers of `among` that are greater (or less) than the slot's value; wrong: the others.
 
-    The slot's value itself is wrong too, unless `equal` leaves it out.
+    Args:
+        slot: of the prompt, with whole numbers as words
+        relation: of a correct number to the slot's
+        among: the numbers that are answers, each one token
+        equal: what the slot's own number is
     """
 
     slot: Text
@@ -265,7 +317,14 @@ class Compare(Strict):
 
 
 class Answers(Strict):
-    """What follows the scored position: texts, a comparison, or the prompt's own next token."""
+    """What follows the scored position: texts, a comparison, or the prompt's own next token.
+
+    Args:
+        correct: what should follow, one token each, with slots
+        wrong: what should not follow, likewise; only beside `correct`
+        compare: numbers that are greater or less than a slot's
+        next: the token of the clean prompt that follows each scored position
+    """
 
     correct: Texts | None = None
     wrong: Texts = ()
@@ -284,7 +343,11 @@ class Answers(Strict):
 
 
 class Override(Strict):
-    """Defaults that differ for one model; what is not set is the task's."""
+    """Defaults that differ for one model; what is not set is the task's.
+
+    Args:
+        metric, threshold, examples, seed, ablation: for this model
+    """
 
     metric: Metric | None = None
     threshold: Number | None = Field(default=None, ge=0)
@@ -294,11 +357,23 @@ class Override(Strict):
 
 
 class Defaults(Strict):
-    """What a run uses unless the command line or a config says otherwise."""
+    """What a run uses unless the command line or a config says otherwise.
+
+    Args:
+        metric: what is minimised: `kl` against the full model and `nll` in nats, `logit-diff` in logits and `prob-diff`
+            with a minus sign, `l2` the mean squared distance of the logits to the full model's
+        threshold: τ in the metric's units; an edge goes if its removal raises the metric by less
+        examples: prompts of each half, for discovery and held out
+        seed: of the prompts and of everything random
+        ablation: what a removed edge carries: the sender's output on the corrupted prompt, nothing (zero), or its mean
+            over the clean prompts
+        model: used where none is named
+        models: defaults that differ for a model, by its name
+    """
 
     metric: Metric
     threshold: Number = Field(ge=0)
-    examples: Whole = Field(ge=1, le=MAX_WORDS)  # of each half
+    examples: Whole = Field(ge=1, le=MAX_WORDS)
     seed: Whole = 0
     ablation: Ablation = "corrupted"
     model: Text | None = None
@@ -312,7 +387,21 @@ Positions = Annotated[
 
 
 class Task(Strict):
-    """A behaviour as data. Frozen; everything that can be known without a tokenizer has been checked."""
+    """A behaviour as data; everything that can be known without a tokenizer has been checked.
+
+    Args:
+        name: the file's name without .yaml
+        version: to be raised when the prompts change; every version draws its own
+        source: where the behaviour, the words and the numbers come from
+        description: what the model should do, and what the corrupted prompts change
+        defaults: what a run uses unless it is told otherwise
+        data: where prompts come from
+        corrupt: how the corrupted prompt differs, where prompts have none of their own
+        answers: what should follow, where prompts have none of their own; `kl` and `l2` need none
+        score_at: where predictions count: the last position, all, some, or a range of them; counted from 0 without BOS
+            and padding, negative ones from the end
+        metrics: what a run may minimise, given these answers; it reports all of them
+    """
 
     name: Text
     version: Whole = Field(ge=1)

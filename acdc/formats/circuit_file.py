@@ -38,7 +38,15 @@ class _Part(BaseModel):
 
 
 class TaskPart(_Part):
-    """The task as it was run; `data_hash` is of its prompts."""
+    """The task as it was run.
+
+    Args:
+        name: of the task
+        version: of the task
+        examples: prompts for discovery; as many are held out
+        seed: of the prompts
+        data_hash: of the prompts' tokens: the first 16 hex digits of their SHA-256
+    """
 
     name: str
     version: int
@@ -48,7 +56,19 @@ class TaskPart(_Part):
 
 
 class ModelPart(_Part):
-    """The model; `hash` is of its weights. The sizes say which graph the edges belong to."""
+    """The model. The sizes say which graph the edges belong to.
+
+    Args:
+        name: of the model, without folders
+        family: the architecture, such as gpt2 or llama
+        hash: of the weights: the first 16 hex digits of the SHA-256 of their files
+        n_layers: layers
+        n_heads: query heads per layer
+        d_model: width of the residual stream
+        mlp: whether layers have MLPs
+        inputs: the senders that are embeddings: input, or tok and pos where positions are a sender of their own
+        parallel: whether MLPs read the same stream as the heads of their layer, so that no edge goes between them
+    """
 
     name: str
     family: str
@@ -66,7 +86,17 @@ class ModelPart(_Part):
 
 
 class MethodPart(_Part):
-    """How the circuit was found; `threshold` is None for a method that has none."""
+    """How the circuit was found.
+
+    Args:
+        name: of the method
+        metric: what was minimised
+        ablation: what removed edges carried
+        dtype: of the computation
+        device: where it ran, such as cpu or cuda
+        threshold: τ in the metric's units, or the bound on scores; null where a number of edges was asked for
+        options: the method's other options
+    """
 
     name: str
     metric: str
@@ -78,7 +108,12 @@ class MethodPart(_Part):
 
 
 class Kept(_Part):
-    """How many of how many."""
+    """How many of how many.
+
+    Args:
+        kept: edges of the circuit
+        total: edges of the graph
+    """
 
     kept: Count
     total: Count
@@ -87,8 +122,12 @@ class Kept(_Part):
 class GraphPart(_Part):
     """Counts, in both conventions where direct edges were considered.
 
-    `dead` counts the edges that the method kept but that are on no path from an input to the logits. They are
-    not among `edges`.
+    Args:
+        edges: residual edges, between nodes
+        edges_with_direct: these and the direct edges of whole q, k and v vectors; null where they were not considered
+        nodes: nodes that an edge of the circuit touches, inputs and logits among them
+        dead: edges that the method kept but that are on no path from an input to the logits; the circuit is without
+            them
     """
 
     edges: Kept
@@ -107,8 +146,11 @@ class GraphPart(_Part):
 class Edge(_Part):
     """One kept edge.
 
-    `change` is the rise of the metric when the edge was tested (removed), in its unit; `score` the
-    importance, larger is more important, in the unit of the method. None where there is no such number.
+    Args:
+        name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
+        change: by how much the metric rose when the edge was removed as a test, in its units; null for methods that
+            test none
+        score: importance in the method's units, larger is more important; null where there is none
     """
 
     name: str
@@ -117,7 +159,21 @@ class Edge(_Part):
 
 
 class CircuitFile(_Part):
-    """The content of `circuit.json`."""
+    """The content of `circuit.json`.
+
+    Args:
+        format_version: of this format
+        task: the task as it was run
+        model: the model, and the sizes of its graph
+        method: how the circuit was found
+        graph: counts of edges and nodes
+        metrics: `<half>.<what>.<metric>`: of the halves `discovery` and `held_out`, for the full `model`, the `circuit`
+            and everything `ablated`, every metric of the task, lower is better, and the `accuracy`, higher is better
+        edges: the circuit, in the order of senders and receivers; residual edges first, then direct ones
+        environment: versions of acdc, python and torch
+        command: what makes it again
+        notes: what the user should know, a sentence each
+    """
 
     format_version: Literal[1] = 1
     task: TaskPart
