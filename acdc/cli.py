@@ -327,16 +327,24 @@ def check(
 @app.command()
 def export(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
-    to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, html or eap-ig.")],
+    to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. [default: beside the circuit; - is stdout]")
     ] = None,
+    width: Annotated[
+        float | None, typer.Option(help="Inches, for print: 3.3 is a paper's column. [default: as the layout needs]")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(help="Where the logits are: up, down, right or left. [default: up]")
+    ] = None,
+    scores: Annotated[bool, typer.Option("--scores", help="Write the edges' scores beside them.")] = False,
+    bare: Annotated[bool, typer.Option("--no-header", help="Leave out title, counts and legend.")] = False,
 ) -> None:
-    """Write a circuit in another format.
+    """Write a circuit in another format. The options after --out are for pictures: svg, png and pdf.
 
-    Example: acdc export runs/…/circuit.json --to svg -o circuit.svg
+    Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.export import FORMATS, convert
+    from acdc.export import FORMATS, convert, make_look
     from acdc.formats.atomic import write_atomic
     from acdc.formats.circuit_file import read_circuit
 
@@ -344,7 +352,9 @@ def export(
         from acdc.errors import unknown
 
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
-    data = convert(read_circuit(circuit), to)
+    given = {"width": width, "direction": direction, "scores": scores or None, "no-header": bare or None}
+    look = make_look(to, given)
+    data = convert(read_circuit(circuit), to, look)
     if str(out) == "-":
         typer.echo(data, nl=False)
         return

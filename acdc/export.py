@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from acdc.errors import UserError, unknown
 from acdc.formats.circuit_file import CircuitFile
 from acdc.formats.eap_ig import to_eap_ig
 from acdc.formats.graph_formats import to_graphml, to_node_link
+from acdc.graph import Circuit
+from acdc.published import published_for
 from acdc.report.page import render_report
-from acdc.report.picture import to_dot, to_png, to_svg
+from acdc.report.picture import DIRECTIONS, PLAIN, Look, to_dot, to_pdf, to_png, to_svg
 
 FORMATS = {  # name → ending of the file
     "graphml": ".graphml",
@@ -14,13 +21,46 @@ FORMATS = {  # name → ending of the file
     "dot": ".dot",
     "svg": ".svg",
     "png": ".png",
+    "pdf": ".pdf",
     "html": ".html",
     "eap-ig": ".eap-ig.json",
 }
+DRAWN: dict[str, Callable[[Circuit, str, Look], bytes | str]] = {
+    "dot": to_dot,
+    "svg": to_svg,
+    "png": to_png,
+    "pdf": to_pdf,
+}
+PICTURES = ("svg", "png", "pdf")  # laid out here; the others are not, and take no options for it
+WIDEST = 40  # inches
 
 
-def convert(file: CircuitFile, to: str) -> bytes | str:
-    """The circuit as the content of a file of format `to`, one of FORMATS."""
+def make_look(to: str, given: dict[str, Any]) -> Look:
+    """The look of a picture, from the options of `acdc export`; those that are None were not given.
+
+    Raises:
+        UserError: an option is not for files of format `to`, or has a wrong value.
+    """
+    for name, value in given.items():
+        if value is not None and to not in PICTURES:
+            raise UserError(f"--{name}: is for pictures, that is --to {', '.join(PICTURES)}; not for {to}")
+    width, direction = given["width"], given["direction"] or PLAIN.direction
+    if width is not None and not 0 < width <= WIDEST:
+        raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST}, in inches")
+    if direction not in DIRECTIONS:
+        raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
+    return Look(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
+
+
+def convert(file: CircuitFile, to: str, look: Look = PLAIN) -> bytes | str:
+    """The circuit as the content of a file of format `to`, one of FORMATS. What is drawn shows the
+    component classes of the task's published circuit, if that is of the same graph.
+
+    Raises:
+        UserError: the look shows scores, and there are none.
+    """
+    if look.scores and all(edge.score is None for edge in file.edges):
+        raise UserError("--scores: no edge of this circuit has one")
     circuit, title = file.circuit(), f"{file.task.name} in {file.model.name}"
     if to == "graphml":
         return to_graphml(circuit)
@@ -28,8 +68,7 @@ def convert(file: CircuitFile, to: str) -> bytes | str:
         return to_node_link(circuit)
     if to == "eap-ig":
         return to_eap_ig(circuit, file.model.d_model)
+    published = published_for(file.task.name, circuit.graph)
     if to == "html":
-        return render_report(file, to_svg(circuit, title), [])
-    if to == "png":
-        return to_png(circuit, title)
-    return to_dot(circuit, title) if to == "dot" else to_svg(circuit, title)
+        return render_report(file, published=published)
+    return DRAWN[to](circuit, title, replace(look, published=published))

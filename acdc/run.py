@@ -42,8 +42,9 @@ from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.metrics import accuracy
 from acdc.progress import Progress, silent
+from acdc.published import published_for
 from acdc.report.page import render_report
-from acdc.report.picture import to_svg
+from acdc.report.picture import Look, to_svg
 
 FILES = ("config.yaml", LOG, CHECKPOINT, SCORES, "metrics.json", "circuit.svg", "report.html", "circuit.json")
 
@@ -90,10 +91,11 @@ def run(
             "threads": torch.get_num_threads(),
         }
         log = [asdict(d) for d in found.decisions]
-        svg = to_svg(circuit, title=f"{task.name} in {file.model.name}")
+        published = published_for(task.name, circuit.graph)
+        svg = to_svg(circuit, f"{task.name} in {file.model.name}", Look(published=published))
         write_atomic(out / "metrics.json", _json({**beside, "cost": cost}))
         write_atomic(out / "circuit.svg", svg)
-        write_atomic(out / "report.html", render_report(file, log, beside, explanation))
+        write_atomic(out / "report.html", render_report(file, log, beside, explanation, published))
         write_circuit(out / "circuit.json", file)
     return file, out
 

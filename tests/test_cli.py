@@ -148,7 +148,7 @@ BAD_COMMANDS = {
     "missing config": (["run", "--config", "c.yaml"], "c.yaml"),
     "unknown key in config": (["run", "--config", "bad.yaml"], "Did you mean 'threshold'"),
     "wrong type in config": (["run", "--config", "type.yaml"], "examples"),
-    "unknown format": (["export", "c.json", "--to", "pdf"], "svg"),
+    "unknown format": (["export", "c.json", "--to", "gif"], "svg"),
     "missing circuit": (["export", "c.json", "--to", "svg"], "c.json"),
     "missing circuit to compare": (["diff", "c.json", "c.json"], "c.json"),
     "details of an unknown task": (["tasks", "ioy"], "Did you mean 'ioi'"),

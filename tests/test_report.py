@@ -23,7 +23,7 @@ from acdc.formats.circuit_file import (
 )
 from acdc.graph import Circuit, Graph
 from acdc.inputs import load
-from acdc.published import load_published
+from acdc.published import Published, load_published
 from acdc.report import page as module
 from acdc.report.page import render_report
 from acdc.run import run
@@ -283,9 +283,7 @@ def test_prompts_and_the_curve_are_told(browser, ioi):
 
 def test_published_classes_are_shown(browser, tmp_path):
     published = load_published("ioi")
-    (tmp_path / "a.html").write_text(
-        render_report(file_of(published.circuit), published=(published.source, published.classes))
-    )
+    (tmp_path / "a.html").write_text(render_report(file_of(published.circuit), published=published))
     with opened(browser, tmp_path / "a.html") as page:
         name, nodes = next(iter(published.classes.items()))
         assert f"{name}: {len(nodes)} of {len(nodes)}" in page.locator("#panel").inner_text()
@@ -345,7 +343,7 @@ def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
     file = file_of(circuit, EVIL)
     (tmp_path / "a.html").write_text(
         render_report(file, [{"edge": EVIL, "change": 1.0, "margin": 1.0, "metric": 1.0, "kept": True}],
-                      published=(EVIL, {EVIL: ["m3"]}))
+                      published=Published(EVIL, EVIL, EVIL, EVIL, circuit.graph, {EVIL: ("m3",)}, None))
     )  # fmt: skip
     with opened(browser, tmp_path / "a.html") as page:
         assert page.locator("h1").text_content() == f"{EVIL} in {EVIL}"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from acdc.formats.atomic import plain
 from acdc.formats.circuit_file import CircuitFile, Kept
+from acdc.published import Published
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.explain import Explanation
@@ -33,7 +34,7 @@ def render_report(
     log: Sequence[Mapping[str, Any]] = (),
     beside: Mapping[str, Any] | None = None,
     explanation: Explanation | None = None,
-    published: tuple[str, Mapping[str, Sequence[str]]] | None = None,
+    published: Published | None = None,
 ) -> str:
     """The page as HTML text.
 
@@ -41,7 +42,7 @@ def render_report(
         log: the decisions of ACDC
         beside: the content of metrics.json
         explanation: what is seen of the circuit in the model; without it the page has no curve, prompts or attention
-        published: name and component classes of the published circuit of this task and graph
+        published: the circuit that was published for this task and graph
     """
     title = f"{file.task.name} in {file.model.name}"
     body = template("run.html").substitute(
@@ -107,10 +108,9 @@ def _data(
     file: CircuitFile,
     log: Sequence[Mapping[str, Any]],
     explanation: Explanation | None,
-    published: tuple[str, Mapping[str, Sequence[str]]] | None,
+    published: Published | None,
 ) -> dict[str, object]:
     model, margins = file.model, {d["edge"]: d["margin"] for d in log}
-    name, classes = published or (None, {})
     e = explanation
     return {
         "graph": {"layers": model.n_layers, "heads": model.n_heads, "inputs": model.inputs, "mlp": model.mlp},
@@ -120,8 +120,9 @@ def _data(
             "threshold": file.method.threshold,
         },
         "edges": [[x.name, x.score, x.change, margins.get(x.name)] for x in _residual(file)],
-        "published": name,
-        "classes": {k: list(v) for k, v in classes.items()},
+        "published": f"{published.name} in {published.model}, as published" if published else None,
+        "source": published.source if published else None,
+        "classes": published.classes if published else {},
         "half": e.half.replace("_", " ") if e else "",
         "direct": {k: _round(v) for k, v in e.direct.items()} if e else {},
         "examples": [{"clean": x.clean, "scored": x.scored} for x in e.examples] if e else [],

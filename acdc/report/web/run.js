@@ -5,7 +5,7 @@ const read = id => JSON.parse(document.getElementById(id).textContent);
 const data = read("data");
 const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
 const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
-const TINTS = ["#9fd3ef", "#f6c667", "#a6dcc5", "#f0b7d3", "#f7e27a", "#c9c0e8", "#e0b591", "#c2d98a"];
+const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
 const ROW = 66, STEP = 72, GAP = 26, WIDE = 62, HIGH = 36, PAGE_OF_LOG = 200, PATHS = 8;
 const number = (x, digits = 4) => x === null || x === undefined ? "–" : Number(x.toPrecision(digits)).toString().replace("-", "−");
@@ -296,7 +296,7 @@ function overview() {
   if (own.some(e => e.score < 0)) keys.append("dashed: score below 0");
   out.push(keys);
   if (data.published) {
-    out.push(element("h3", `Classes of ${data.published}`));
+    out.push(element("h3", `Classes of ${data.published}`), element("p", data.source, "soft small"));
     for (const [name, nodes] of Object.entries(data.classes)) {
       const chip = element("span", "", "chip"), line = element("p", "", "small"), here = nodes.filter(n => own.some(e => e.from === n || e.to === n));
       chip.style.background = tintOf.get(name);
