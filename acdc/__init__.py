@@ -1,0 +1,31 @@
+"""Automated circuit discovery: the few edges of a language model that carry a behaviour.
+
+    import acdc
+
+    circuit = acdc.discover(acdc.load_model("tiny"), acdc.load_task("greater-than"))
+
+The functions are those of `acdc.library`, which is imported (and torch with it) when the first of them is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from acdc.errors import UserError
+
+if TYPE_CHECKING:
+    from acdc.library import discover, evaluate, load_model, load_task, save
+
+__all__ = ["UserError", "discover", "evaluate", "load_model", "load_task", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from acdc import library
+
+    return getattr(library, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -20,11 +20,11 @@ from pydantic import Field, ValidationError, model_validator
 from acdc.config import resolve
 from acdc.discovery import SCORES
 from acdc.errors import FileError, TaskError, UserError
-from acdc.evaluate import auc, roc
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
 from acdc.formats.scores_file import read_scores
 from acdc.inputs import load
+from acdc.measures import auc, roc
 from acdc.progress import Progress, silent
 from acdc.published import load_published, recovery
 from acdc.run import run

@@ -22,7 +22,14 @@ from acdc.config import METHODS, Config, DefaultModel, check_method, parse_filte
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import SCORES, Show, scored, search
 from acdc.errors import FileError, UserError, unknown
-from acdc.evaluate import (
+from acdc.folder import claim, locked
+from acdc.formats.atomic import write_atomic
+from acdc.formats.circuit_file import read_circuit, write_circuit
+from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
+from acdc.formats.scores_file import write_scores
+from acdc.graph import Circuit, Graph
+from acdc.inputs import Inputs, load
+from acdc.measures import (
     auc,
     circuit_rows,
     circuit_values,
@@ -34,13 +41,6 @@ from acdc.evaluate import (
     rank_correlation,
     roc,
 )
-from acdc.folder import claim, locked
-from acdc.formats.atomic import write_atomic
-from acdc.formats.circuit_file import read_circuit, write_circuit
-from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
-from acdc.formats.scores_file import write_scores
-from acdc.graph import Circuit, Graph
-from acdc.inputs import Inputs, load
 from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.run import describe, measure

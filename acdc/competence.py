@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.evaluate import share
 from acdc.inputs import Inputs
+from acdc.measures import share
 from acdc.metrics import accuracy
 from acdc.runs import CHUNK
 

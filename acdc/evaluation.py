@@ -16,7 +16,11 @@ from pydantic import ValidationError
 
 from acdc.config import ABLATIONS, NAMES, Config, resolve
 from acdc.errors import FileError, UserError, unknown
-from acdc.evaluate import (
+from acdc.formats.atomic import plain_json
+from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.graph import Circuit
+from acdc.inputs import Inputs, load
+from acdc.measures import (
     ROUNDING,
     Array,
     Estimate,
@@ -31,14 +35,10 @@ from acdc.evaluate import (
     share,
     values_without,
 )
-from acdc.formats.atomic import plain_json
-from acdc.formats.circuit_file import CircuitFile, read_circuit
-from acdc.graph import Circuit
-from acdc.inputs import Inputs, load
 from acdc.model.load import Model, load_model
 from acdc.progress import Progress
 from acdc.task import make_data
-from acdc.taskfile import read_yaml
+from acdc.taskfile import load_task, read_yaml
 from acdc.taskschema import Task
 
 DRAWS, WORST, MOST = 20, 5, 0.5
@@ -69,7 +69,7 @@ class Measured:
         full, circuit, ablated, rest: metric of the full model, the circuit, everything ablated, and all edges but the
             circuit's
         accuracy: by these names, the share of scored positions with the right answer; NaN for a task without answers
-        faithfulness, completeness: see `acdc.evaluate.faithfulness`
+        faithfulness, completeness: see `acdc.measures.faithfulness`
     """
 
     ablation: str
@@ -196,15 +196,36 @@ def evaluate(
     Raises:
         UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
     """
-    file = read_circuit(path)
-    config, task = _config(path, file, given, memory)
+    return evaluate_file(read_circuit(path), str(path), given, memory, most, progress, config_beside(path))
+
+
+def evaluate_file(
+    file: CircuitFile,
+    where: str,
+    given: dict[str, Any],
+    memory: float | None,
+    most: int,
+    progress: Callable[[Progress], None],
+    found_with: Config | None = None,
+    read_task: Callable[[str], Task] = load_task,
+    model: Model | None = None,
+) -> Evaluation:
+    """Evaluate the content of a circuit.json; the rest as in `evaluate`.
+
+    Args:
+        where: what messages call it
+        found_with: the config of its run, where there is one: it says where task and model lie
+        read_task: gives the task of a name or path
+        model: the one that is meant, where it is already loaded
+    """
+    config, task = _config(where, file, given, memory, found_with, read_task)
     try:
-        inputs = load(config, task, memory)
+        inputs = load(config, task, memory, model)
     except UserError:
-        _check_model(path, file, load_model(config.model, config.device, config.dtype))  # says it better
+        _check_model(where, file, model or load_model(config.model, config.device, config.dtype))  # says it better
         raise
-    _check_model(path, file, inputs.model)
-    notes = [*file.notes, *_other_prompts(path, file, inputs, given)]
+    _check_model(where, file, inputs.model)
+    notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
     circuit, half = file.circuit(), inputs.judged_half
     if half == "discovery":
         notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
@@ -235,8 +256,26 @@ def evaluate(
     )
 
 
-def _config(path: Path, file: CircuitFile, given: dict[str, Any], memory: float | None) -> tuple[Config, Task]:
-    """What the circuit was found with, by its file; where task and model lie, by the config.yaml beside it."""
+def config_beside(path: Path) -> Config | None:
+    """The config.yaml beside a circuit.json, if there is one."""
+    beside = path.with_name("config.yaml")
+    if not beside.exists():
+        return None
+    try:
+        return Config(**read_yaml(beside, Config.model_fields))
+    except ValidationError:
+        raise FileError(f"{beside}: lies beside {path.name} and is no config of a run; move it away") from None
+
+
+def _config(
+    where: str,
+    file: CircuitFile,
+    given: dict[str, Any],
+    memory: float | None,
+    found_with: Config | None,
+    read_task: Callable[[str], Task],
+) -> tuple[Config, Task]:
+    """What the circuit was found with, by its file; where task and model lie, by the config of its run."""
     method = file.method
     stated = {
         "task": file.task.name,
@@ -247,36 +286,30 @@ def _config(path: Path, file: CircuitFile, given: dict[str, Any], memory: float 
     }
     for key in ("metric", "ablation", "dtype"):
         if stated[key] not in NAMES[key]:
-            raise FileError(f"{path}: method.{key}: {unknown(key, str(stated[key]), NAMES[key])}")
-    beside = path.with_name("config.yaml")
-    if beside.exists():
-        try:
-            config = Config(**read_yaml(beside, Config.model_fields))
-        except ValidationError:
-            raise FileError(f"{beside}: lies beside {path.name} and is no config of a run; move it away") from None
-        if (config.task_name, config.model_name) == (stated["task"], stated["model"]):
-            stated |= {"task": config.task, "model": config.model, "device": config.device}
-            stated |= {"part": config.part} if memory is None and config.part else {}
+            raise FileError(f"{where}: method.{key}: {unknown(key, str(stated[key]), NAMES[key])}")
+    if found_with and (found_with.task_name, found_with.model_name) == (stated["task"], stated["model"]):
+        stated |= {"task": found_with.task, "model": found_with.model, "device": found_with.device}
+        stated |= {"part": found_with.part} if memory is None and found_with.part else {}
     # The threshold says which edges to keep, and that is known.
     own = {key: value for key, value in given.items() if value is not None}
-    config, task, _ = resolve({**stated, **own, "threshold": 0.0}, None, None)
+    config, task, _ = resolve({**stated, **own, "threshold": 0.0}, None, None, read_task)
     return config, task
 
 
-def _check_model(path: Path, file: CircuitFile, model: Model) -> None:
+def _check_model(where: str, file: CircuitFile, model: Model) -> None:
     """Raise FileError unless these are the weights, and this is the graph, of the circuit."""
     graph = model.transformer.config.graph()
     if graph != file.model.graph:
         sizes = [f"{g.n_layers} layers, {g.n_heads} heads, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
-        raise FileError(f"{path}: the circuit is of a graph of {sizes[0]}; that of {model.name} has {sizes[1]}")
+        raise FileError(f"{where}: the circuit is of a graph of {sizes[0]}; that of {model.name} has {sizes[1]}")
     if model.hash != file.model.hash:
         raise FileError(
-            f"{path}: the weights are not those that the circuit was found in: hash {file.model.hash} of "
+            f"{where}: the weights are not those that the circuit was found in: hash {file.model.hash} of "
             f"{file.model.name}, but {model.hash} of {model.name} (another one: --model)"
         )
 
 
-def _other_prompts(path: Path, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
+def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
     """What is to be said of prompts that are not those of the circuit, if they are not.
 
     Raises:
@@ -288,7 +321,7 @@ def _other_prompts(path: Path, file: CircuitFile, inputs: Inputs, given: dict[st
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
     if not asked:
         raise FileError(
-            f"{path}: the prompts are not those of the circuit: data hash {stated.data_hash}, but {config.data_hash} "
+            f"{where}: the prompts are not those of the circuit: data hash {stated.data_hash}, but {config.data_hash} "
             f"now; the task has changed since (its version was {stated.version}, now {inputs.task.version}); to take "
             "others, give --task, --examples or --seed"
         )

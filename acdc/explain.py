@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.evaluate import Estimate, circuit_rows, estimate, faithfulness, prompt_values
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
+from acdc.measures import Estimate, circuit_rows, estimate, faithfulness, prompt_values
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs
 
@@ -49,7 +49,7 @@ class Point:
     Args:
         score: the magnitude of the score of the weakest of them
         edges: how many residual edges they are, without dead ones
-        metric, faithfulness: as of the whole circuit (`acdc.evaluate`)
+        metric, faithfulness: as of the whole circuit (`acdc.measures`)
     """
 
     score: float

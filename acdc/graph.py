@@ -10,9 +10,10 @@ Two conventions count edges: *residual* edges only (GPT-2 small: 32,491) and res
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import networkx as nx
 import numpy as np
@@ -169,6 +170,8 @@ class Circuit:
     direct: Array | None = None
     scores: Array | None = None
     direct_scores: Array | None = None
+
+    _repr_html_: ClassVar[Callable[[Circuit], str]]  # how a notebook shows it; set in acdc.library, which has pictures
 
     @classmethod
     def full(cls, graph: Graph, direct: bool = True) -> Circuit:

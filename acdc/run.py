@@ -24,7 +24,6 @@ from acdc.config import Config
 from acdc.cost import watched
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
-from acdc.evaluate import circuit_rows, estimate, faithfulness, prompt_values
 from acdc.explain import explain
 from acdc.folder import locked
 from acdc.formats.atomic import read_text, write_atomic
@@ -40,6 +39,7 @@ from acdc.formats.circuit_file import (
 )
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
+from acdc.measures import circuit_rows, estimate, faithfulness, prompt_values
 from acdc.metrics import accuracy
 from acdc.progress import Progress, silent
 from acdc.published import published_for
@@ -137,7 +137,7 @@ def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
 
 def estimates(inputs: Inputs, rows: Rows) -> dict[str, dict[str, list[float | None]]]:
     """Value, low and high end of the 95 % interval (None where there is no such number) of the circuit's `faithfulness`
-    by the run's metric (`acdc.evaluate.faithfulness`) and of its mean `metric`, by half."""
+    by the run's metric (`acdc.measures.faithfulness`) and of its mean `metric`, by half."""
     config = inputs.config
     out: dict[str, dict[str, list[float | None]]] = {"faithfulness": {}, "metric": {}}
     for half, of in rows.items():

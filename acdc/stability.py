@@ -20,12 +20,12 @@ from acdc.competence import competence, warning
 from acdc.config import METHODS, ORDERS, Config, DefaultModel, parse_filter, resolve
 from acdc.discovery import Show, find, scored
 from acdc.errors import UserError
-from acdc.evaluate import circuit_values, faithfulness, jaccard
 from acdc.folder import claim, locked
 from acdc.formats.atomic import plain_json, write_atomic
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
+from acdc.measures import circuit_values, faithfulness, jaccard
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure
 from acdc.task import Split, make_data

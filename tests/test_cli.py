@@ -16,6 +16,7 @@ import yaml
 
 from acdc import config
 from acdc.check import read_checks
+from acdc.sweepfile import read_sweep
 from tests.test_model import checkpoint
 
 GATE = ["run", "--task", "or-gate"]
@@ -276,6 +277,8 @@ def test_every_shipped_config_resolves():
     for file in files:
         if "checks:" in file.read_text(encoding="utf-8"):
             assert read_checks(file)
+        elif file.name.startswith("sweep-"):
+            assert read_sweep(file).runs(None)
         else:
             assert config.resolve({}, file, None)
 

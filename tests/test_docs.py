@@ -7,9 +7,11 @@ import re
 import shlex
 import subprocess
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from acdc.cli import app
@@ -109,3 +111,46 @@ def test_errors_of_own_data_are_worded_as_shown(mine: Path) -> None:
             make_data(loaded, Fast("tiny"), loaded.defaults.examples, 0)
         # what the JSON library adds differs between versions of Python
         assert str(error.value).split("JSON: ")[0] == line.split("JSON: ")[0]
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """Every line of a fenced block that begins with `acdc `, with the file that shows it."""
+    out = []
+    for path in DOCS:
+        for block in re.findall(r"^```\w*\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S):
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()  # a command may go on in the next line
+            out += [(path.name, line) for line in lines if line.startswith("acdc ")]
+    return out
+
+
+@pytest.mark.parametrize(("file", "line"), shown_commands())
+def test_commands_that_are_shown_exist(file: str, line: str) -> None:
+    """Each with its options, as far as that can be said without running it."""
+    line = re.sub(r"[\[\]]", "", re.sub(r"\b[NX]\b", "1", line.split("#", maxsplit=1)[0]))  # [--edits N]
+    for command in line.split(" · "):
+        name, *arguments = shlex.split(command.strip().removeprefix("acdc "))
+        with get_command(app).commands[name].make_context(name, arguments):
+            pass
+
+
+def alike(shown: str, printed: str) -> bool:
+    """The same words, and numbers that are as good as the same: their last digits may differ on another machine."""
+    words, others = shown.split(), printed.split()
+    number = re.compile(r"^[\[(]?-?[\d.,]+[%)\];,]*$")
+    for a, b in zip_longest(words, others, fillvalue=""):
+        if number.match(a) and number.match(b):
+            x, y = (float(re.sub(r"[^\d.-]", "", w).rstrip(".")) for w in (a, b))
+            if abs(x - y) > 0.02 * max(abs(x), 0.05):
+                return False
+        elif a != b:
+            return False
+    return True
+
+
+def test_the_first_result_of_the_readme_is_what_is_printed(call: Callable[..., tuple[int, str, str]]) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"^The first prints, after the set-up:\n\n```\n(.*?)^```$", text, re.M | re.S)
+    assert shown
+    code, out, _ = call("run", "--task", "greater-than", "--model", "tiny")
+    assert code == 0 and alike(shown[1], out), out
+    assert not alike(shown[1], out.replace("33 of", "39 of"))

@@ -11,7 +11,11 @@ import numpy as np
 import pytest
 
 from acdc.config import resolve
-from acdc.evaluate import (
+from acdc.evaluation import DRAWS, LEGEND, evaluate, to_json
+from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.graph import Circuit, Graph
+from acdc.inputs import Inputs, load
+from acdc.measures import (
     circuit_rows,
     complement,
     estimate,
@@ -22,10 +26,6 @@ from acdc.evaluate import (
     share,
     values_without,
 )
-from acdc.evaluation import DRAWS, LEGEND, evaluate, to_json
-from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
-from acdc.graph import Circuit, Graph
-from acdc.inputs import Inputs, load
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
 from acdc.task import Data

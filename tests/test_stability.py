@@ -12,11 +12,11 @@ import pytest
 
 from acdc import cli, stability
 from acdc.config import resolve
-from acdc.evaluate import circuit_rows, prompt_values
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph import Circuit, Graph
 from acdc.inputs import load
 from acdc.journal import Journal
+from acdc.measures import circuit_rows, prompt_values
 
 BASE = ["--task", "greater-than", "--model", "tiny", "--examples", "8", "--threshold", "0.05"]
 COMMAND = ["stability", *BASE, "--seeds", "2", "--resamples", "2", "--orders", "3"]

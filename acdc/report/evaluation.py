@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from textwrap import wrap
 
-from acdc.evaluate import Estimate
 from acdc.evaluation import DRAWS, LEGEND, EdgePart, Evaluation, Measured
+from acdc.measures import Estimate
 from acdc.report.text import grid, number
 
 WIDTH, LABEL = 118, 16

@@ -35,7 +35,7 @@ def to_text(file: CircuitFile, folder: Path) -> str:
     strength = {e.name: getattr(e, by) for e in file.edges if e.name not in file.model.graph.direct_index}
     for name, value in sorted(((n, x) for n, x in strength.items() if x is not None), key=lambda e: -e[1])[:8]:
         lines.append(f"  {name:30}{value:>12.4f}")
-    lines += ["", f"files     {folder}{'/'}"]
+    lines += ["", f"files     {folder}/  (report.html is the one to look at)"]
     return "\n".join(lines)
 
 

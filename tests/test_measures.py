@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from acdc.config import resolve
-from acdc.evaluate import (
+from acdc.graph import Circuit
+from acdc.inputs import load
+from acdc.measures import (
     auc,
     circuit_rows,
     corners,
@@ -21,8 +23,6 @@ from acdc.evaluate import (
     roc,
     share_right,
 )
-from acdc.graph import Circuit
-from acdc.inputs import load
 from acdc.run import measure
 
 

@@ -1,0 +1,260 @@
+"""The package from Python: models, tasks, circuits and how good they are. All of it goes the command line's way."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from pydantic import PrivateAttr
+
+from acdc import inputs, taskfile
+from acdc.config import DTYPES, Config, parse_bytes, resolve
+from acdc.errors import UserError, unknown
+from acdc.evaluation import Evaluation, config_beside, evaluate_file
+from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
+from acdc.graph import Circuit
+from acdc.inputs import Inputs
+from acdc.model import load
+from acdc.model.load import Model
+from acdc.progress import Progress, silent
+from acdc.report import evaluation as evaluation_report
+from acdc.report import run as run_report
+from acdc.report.picture import to_svg
+from acdc.run import run
+from acdc.taskschema import Task
+
+OF_MODEL = ("dtype", "device")  # what a loaded model has already
+OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", "part", "model_hash", "data_hash", *OF_MODEL})
+
+
+class LoadedTask(Task):
+    """A task that knows by what name or path it was loaded, as a circuit's files state it."""
+
+    _name: str = PrivateAttr()
+
+
+class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts and can't have one
+    """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), which shows itself.
+
+    It keeps the model and the task for `evaluate`. Circuits are equal if what is saved of them is.
+    """
+
+    _inputs: Inputs = PrivateAttr()
+    _text: str = PrivateAttr()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, CircuitFile) and self.model_dump() == other.model_dump()
+
+    def __repr__(self) -> str:
+        """What `acdc run` prints."""
+        return self._text
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """The picture, and below it what `acdc run` prints."""
+        picture = _picture(self.circuit(), f"{self.task.name} in {self.model.name}")
+        return f"{picture}\n<pre>{escape(self._text)}</pre>"
+
+
+def _picture(circuit: Circuit, title: str = "") -> str:
+    """A circuit's picture as a part of an HTML page."""
+    svg = to_svg(circuit, title)
+    svg = svg[svg.index("<svg") :]  # without the XML declaration, which HTML doesn't know
+    return svg.replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
+
+
+Circuit._repr_html_ = _picture
+
+
+class ShownEvaluation(Evaluation):
+    """An evaluation that shows itself as `acdc evaluate` prints it."""
+
+    def __repr__(self) -> str:
+        return _noted(evaluation_report.to_text(self), self.notes)
+
+
+def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -> Model:
+    """A bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
+
+    Args:
+        device: cpu, cuda, cuda:N, mps, or auto for the best there is
+        dtype: float32 or float64
+    Raises:
+        UserError: there is none, or it can't be read, represented or put there.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype: {unknown('dtype', dtype, DTYPES)}")
+    return load.load_model(str(name), device, dtype)
+
+
+def load_task(name: str | Path) -> Task:
+    """A shipped task (`acdc tasks`) or a .yaml file of your own, checked as far as that goes without a model.
+
+    Raises:
+        UserError: there is none, or something is wrong in it: a line for each problem.
+    """
+    task = LoadedTask.model_construct(**dict(taskfile.load_task(str(name))))
+    task._name = str(name)
+    return task
+
+
+def discover(
+    model: Model | str,
+    task: Task | str,
+    *,
+    out: str | Path | None = None,
+    force: bool = False,
+    memory: str | None = None,
+    progress: bool = False,
+    **options: Any,
+) -> FoundCircuit:
+    """Find the circuit of a task in a model, as `acdc run` does. In a notebook it shows itself.
+
+    No file stays unless `out` is given. A model that can't do the task gives a warning.
+
+    Args:
+        model, task: from `load_model` and `load_task`, or their names
+        out: directory of the run; it goes on from what is there, and has all files that `acdc run` writes
+        force: replace what the directory holds
+        memory: stay below this, as "4GB"; by default half of the machine's
+        progress: show a bar
+        options: those of `acdc run`, by their names there: method, metric (all are minimised), threshold (in the
+            metric's units, for some methods in the score's), edges (a number), ablation, examples (for discovery, and
+            as many held out), seed, direct, order, abs, batch, prefilter, greedy, steps, updates, penalty, sparsity;
+            by default the task's or the method's
+    Raises:
+        UserError: an option, the model or the task is wrong, they don't fit together, or `out` is another run's.
+    """
+    for key in options:
+        if key in OF_MODEL:
+            raise UserError(f"--{key}: the model has one already; give it to load_model")
+        if key not in OPTIONS:
+            raise UserError(unknown("option", key, OPTIONS))
+    model, task = _model(model), _task(task)
+    given = {**options, "task": _name(task), **_stated(model), "device": model.transformer.device.type}
+    config, _, notes = resolve(given, None, None, lambda _: task)
+    loaded = inputs.load(config, task, _bytes(memory), model)
+
+    def say(doubt: str) -> None:
+        warnings.warn(doubt.removeprefix("warning: "), stacklevel=4)  # where discover was called
+
+    with tempfile.TemporaryDirectory() as temporary, _bar(progress) as show:
+        folder = Path(out) if out else Path(temporary) / "run"
+        file, _ = run(loaded, folder, force, tuple(notes), show, say)
+        text = run_report.to_text(file, folder)
+    circuit = FoundCircuit.model_construct(**dict(file))
+    circuit._inputs = replace(loaded, scores={}, _parts={})  # they may be large
+    circuit._text = _noted(text.rsplit("\n\nfiles ", 1)[0], file.notes)
+    return circuit
+
+
+def evaluate(
+    circuit: CircuitFile | str | Path,
+    model: Model | str | None = None,
+    task: Task | str | None = None,
+    *,
+    examples: int | None = None,
+    seed: int | None = None,
+    minimality: int = 200,
+    memory: str | None = None,
+    progress: bool = False,
+) -> Evaluation:
+    """How good a circuit is on held-out prompts, as `acdc evaluate` says, with 95 % intervals: faithfulness (1 is the
+    full model, 0 everything ablated), completeness, minimality and more. It prints as a table.
+
+    Args:
+        circuit: from `discover`, or the path of a circuit.json
+        model, task: the circuit's, where they can't be found by what the file says; or another task
+        examples, seed: of other prompts than those that were held out when it was found
+        minimality: remove at most this many edges one by one, those with the smallest scores; 0: none
+        memory: stay below this, as "4GB"; by default half of the machine's
+        progress: show a bar
+    Raises:
+        UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
+    """
+    if minimality < 0:
+        raise UserError(f"--minimality: is {minimality}; it must be 0 or more")
+    given = {"task": _name(task), "examples": examples, "seed": seed, **_stated(model)}
+    where, config = "circuit", None
+    if isinstance(circuit, FoundCircuit):
+        found = circuit._inputs
+        config, model, task = found.config, model or found.model, task or found.task
+    elif not isinstance(circuit, CircuitFile):
+        where, config, circuit = str(circuit), config_beside(Path(circuit)), read_circuit(Path(circuit))
+
+    def read_task(name: str) -> Task:
+        return task if isinstance(task, Task) else taskfile.load_task(name)
+
+    with _bar(progress) as show:
+        loaded = model if isinstance(model, Model) else None
+        result = evaluate_file(circuit, where, given, _bytes(memory), minimality, show, config, read_task, loaded)
+    return ShownEvaluation(**vars(result))
+
+
+def save(circuit: CircuitFile, path: str | Path) -> None:
+    """Write a circuit as circuit.json, byte by byte as `acdc run` writes it.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    write_circuit(Path(path), circuit)
+
+
+def _model(model: Model | str) -> Model:
+    return model if isinstance(model, Model) else load_model(model)
+
+
+def _task(task: Task | str) -> Task:
+    return task if isinstance(task, Task) else load_task(task)
+
+
+def _name(task: Task | str | None) -> str | None:
+    """What stands for a task in a config: by what it was loaded."""
+    return task._name if isinstance(task, LoadedTask) else task.name if isinstance(task, Task) else task
+
+
+def _stated(model: Model | str | None) -> dict[str, str | None]:
+    """What a model says in a config; one that is loaded also says its dtype."""
+    if not isinstance(model, Model):
+        return {"model": model}
+    return {"model": model.name, "dtype": str(model.transformer.dtype).removeprefix("torch.")}
+
+
+def _bytes(memory: str | None) -> float | None:
+    try:
+        return None if memory is None else parse_bytes(str(memory))
+    except ValueError as error:
+        raise UserError(f"--memory: {error}") from None
+
+
+def _noted(text: str, notes: tuple[str, ...]) -> str:
+    """A table with its notes below."""
+    lines = [note if note.startswith(("warning", "note")) else f"note: {note}" for note in notes]
+    return "\n\n".join([text, "\n".join(lines)] if lines else [text])
+
+
+@contextmanager
+def _bar(shown: bool) -> Iterator[Callable[[Progress], None]]:
+    """A bar that is gone at the end, drawn by the notebook where there is one."""
+    if not shown:
+        yield silent
+        return
+    from tqdm.auto import tqdm
+
+    with tqdm(leave=False) as bar:
+
+        def show(p: Progress) -> None:
+            if p.unit != bar.desc:  # another stage
+                bar.set_description_str(p.unit, refresh=False)
+                bar.reset(p.total)
+            bar.set_postfix_str(p.note, refresh=False)
+            bar.update(p.done - bar.n)
+
+        yield show
