@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from acdc.cli import app
 from acdc.errors import TaskError
 from acdc.task import load_task, make_data
+from tests import assets
 from tests.test_task import Fast
 
 ROOT = Path(__file__).parent.parent
@@ -154,3 +156,22 @@ def test_the_first_result_of_the_readme_is_what_is_printed(call: Callable[..., t
     code, out, _ = call("run", "--task", "greater-than", "--model", "tiny")
     assert code == 0 and alike(shown[1], out), out
     assert not alike(shown[1], out.replace("33 of", "39 of"))
+
+
+@pytest.mark.slow
+def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every command, in order, and what it prints: lines that are shown come in that order, … is anything."""
+    assets.smollm2()
+    path = ROOT / "docs" / "tutorial.md"
+    commands, outputs = blocks("sh", path), blocks("text", path)
+    assert len(commands) == len(outputs) == 3
+    for command, shown in zip(commands, outputs, strict=True):
+        words = shlex.split(command)
+        done = subprocess.run(
+            [sys.executable, "-m", "acdc.cli", *words[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        printed = iter(done.stdout.splitlines())
+        for line in shown.splitlines():
+            assert line == "…" or any(alike(line, other) for other in printed), f"{line}\nnot in\n{done.stdout}"
+    assert (tmp_path / "pronoun" / "report.html").is_file()

@@ -590,9 +590,9 @@ def test_a_job_of_slurm_that_is_killed_is_noticed_and_made_again(swept, cluster,
     with start(path, tmp_path / "out", "--executor", "slurm") as sweep:
         victim = None
         for _ in range(400):
-            found = [
-                p for p in psutil.process_iter(["cmdline"]) if "submitit.core._submit" in (p.info["cmdline"] or [])
-            ]
+            commands = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
+            own = str(tmp_path / "out")  # another test may have a cluster at the same time
+            found = [p for p, words in commands if "submitit.core._submit" in words and own in " ".join(words)]
             if found:
                 victim = found[0]
                 break
