@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from acdc.cli import app
 from acdc.errors import TaskError
+from acdc.formats.circuit_file import read_circuit
 from acdc.task import load_task, make_data
 from tests import assets
+from tests.browser import chromium, opened
 from tests.test_task import Fast
 
 ROOT = Path(__file__).parent.parent
@@ -174,4 +176,8 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         printed = iter(done.stdout.splitlines())
         for line in shown.splitlines():
             assert line == "…" or any(alike(line, other) for other in printed), f"{line}\nnot in\n{done.stdout}"
-    assert (tmp_path / "pronoun" / "report.html").is_file()
+    file = read_circuit(tmp_path / "pronoun" / "circuit.json")
+    with chromium() as browser, opened(browser, tmp_path / "pronoun" / "report.html") as page:
+        assert page.locator("path.edge").count() == file.graph.edges.kept
+        page.locator("[data-node='a26.h2']").click()
+        assert "logits directly" in page.locator("#panel").inner_text()
