@@ -35,7 +35,9 @@ from acdc.measures import (
     circuit_values,
     corners,
     faithfulness,
+    faithfulness_areas,
     jaccard,
+    node_scores,
     pessimistic_auc,
     prompt_values,
     rank_correlation,
@@ -444,11 +446,16 @@ def _method_part(
             lost = [circuit.graph.edge_name(s, r) for s, r in np.argwhere(whole[bound].kept & ~found.allowed)]
         size, threshold = (None, bound) if swept else (int(bound), None)
         circuits.append(judge.judged(circuit, size, threshold, lost))
-    config, points, areas = judge.inputs.config, np.zeros((0, 2)), (np.nan, np.nan)
-    exist = reference.graph.edges
+    config, points, areas = judge.inputs.config, np.zeros((0, 2)), (np.nan, np.nan, np.nan)
+    exist, graph = reference.graph.edges, reference.graph
     if not (swept and own) and 0 < reference.n_edges < exist.sum():
-        curve = roc(found.scores.importance(config.abs)[exist], reference.kept[exist])
-        points, areas = corners(curve), (auc(curve), pessimistic_auc(curve))
+        importance = found.scores.importance(config.abs)
+        curve = roc(importance[exist], reference.kept[exist])
+        nodes, true = node_scores(graph, importance), node_scores(graph, reference.kept) > 0
+        of_nodes = auc(roc(nodes, true)) if 0 < true.sum() < len(true) else np.nan
+        points, areas = corners(curve), (auc(curve), pessimistic_auc(curve), of_nodes)
+    shares = [((c.edges if c.size is None else c.size) / graph.n_edges, c.faithfulness) for c in circuits]
+    under = faithfulness_areas(np.array([(0.0, 0.0), *sorted(shares), (1.0, 1.0)]))
     return MethodPart(
         name=found.method,
         ranked_by=ranked_by(config, judge.inputs.task, found.method),
@@ -457,6 +464,9 @@ def _method_part(
         circuits=tuple(circuits),
         auc=areas[0],
         pessimistic_auc=areas[1],
+        node_auc=areas[2],
+        cpr=under.cpr,
+        cmd=under.cmd,
         roc=tuple((float(x), float(y)) for x, y in points),
     )
 

@@ -18,6 +18,7 @@ from acdc.cost import Cost, metered, read_cost
 from acdc.errors import FileError
 from acdc.formats.circuit_file import read_circuit
 from acdc.formats.scores_file import read_scores
+from tests.browser import chromium, opened
 
 COMMAND = ["compare", "--model", "tiny", "--examples", "6", "--tasks", "gendered-pronoun"]
 FEW = [*COMMAND, "--methods", "acdc,eap-ig,hisp,random,eap-ig:0.2+acdc", "--sizes", "40,20"]
@@ -120,7 +121,31 @@ def test_a_good_ranking_is_far_above_a_random_one(done):
     for m in methods.values():
         if m["roc"]:
             assert (m["roc"][0], m["roc"][-1]) == ([0, 0], [1, 1])
-            assert m["pessimistic_auc"] <= m["auc"] + 1e-9
+            assert m["pessimistic_auc"] <= m["auc"] + 1e-9 and 0 <= m["node_auc"] <= 1
+
+
+def test_areas_under_faithfulness_go_from_no_edge_to_all_of_them(done):
+    task, methods = content(done[0])
+    for m in methods.values():
+        inner = sorted(((c["size"] or c["edges"]) / task["total"], c["faithfulness"]) for c in m["circuits"])
+        x, y = np.array([(0, 0), *inner, (1, 1)]).T
+        width = np.diff(x)
+        assert m["cpr"] == pytest.approx((width * (y[1:] + y[:-1]) / 2).sum())
+        assert m["cmd"] == pytest.approx((width * (abs(1 - y[1:]) + abs(1 - y[:-1])) / 2).sum())
+    assert methods["eap-ig"]["cpr"] > methods["random"]["cpr"] and methods["eap-ig"]["cmd"] < methods["random"]["cmd"]
+
+
+def test_the_page_has_a_line_per_method_and_a_row_per_circuit(done):
+    folder, _ = done
+    _, methods = content(folder)
+    with chromium() as browser, opened(browser, folder / "report.html") as page:
+        lines = {g.get_attribute("data-line") for g in page.locator("[data-line]").all()}
+        assert lines == set(methods)
+        assert page.locator("#table tbody tr").count() == sum(len(m["circuits"]) for m in methods.values())
+        assert page.locator("a[href]").count() == 0  # there are no runs to lead to
+        page.get_by_role("button", name="random").click()
+        assert page.locator("[data-line='eap-ig']").first.is_hidden()
+        assert page.locator("[data-line='random']").first.is_visible()
 
 
 def test_overlap_is_symmetric_and_each_method_is_like_itself(done):

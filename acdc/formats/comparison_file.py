@@ -46,6 +46,9 @@ class MethodPart:
         seconds, peak_memory_mb: see `acdc.cost.Cost`
         circuits: from few edges asked for to many, or from low to high threshold
         auc, pessimistic_auc: under `roc`; NaN where the reference is of the same method
+        node_auc: the same as `auc` of heads and MLPs, by their largest edge
+        cpr, cmd: MIB's areas under faithfulness by share of edges, and between it and 1, over the circuits and the
+            ends, where faithfulness is 0 and 1
         roc: points (false positive rate, true positive rate) of its scores against the reference
     """
 
@@ -56,6 +59,9 @@ class MethodPart:
     circuits: tuple[Judged, ...]
     auc: float
     pessimistic_auc: float
+    node_auc: float
+    cpr: float
+    cmd: float
     roc: tuple[tuple[float, float], ...]
 
 
@@ -125,7 +131,7 @@ def to_json(comparison: Comparison) -> str:
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
     """Columns and a row per circuit."""
     of_circuit = ("size", "threshold", "edges", "components", "metric", "faithfulness", "low", "high", "accuracy")
-    of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc")
+    of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc", "node_auc", "cpr", "cmd")
     rows: list[list[object]] = []
     for task in comparison.tasks:
         for method in task.methods:

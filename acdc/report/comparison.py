@@ -9,6 +9,8 @@ from acdc.report.many import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
 
+COSTS = ["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC", "node AUC", "CPR", "CMD"]
+
 
 def to_text(comparison: Comparison) -> str:
     """Readable tables, for every task: cost and ranking, faithfulness by size and by threshold, overlap."""
@@ -50,7 +52,7 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
         f"{task.half.replace('_', ' ')} prompts\n"
         f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges",
         grid(
-            [["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC"], *map(_costs, task.methods)],
+            [COSTS, *map(_costs, task.methods)],
             left=2,
         ),
     ]
@@ -74,7 +76,7 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
 
 
 def _costs(m: MethodPart) -> list[str]:
-    areas = (number(m.auc, 3), number(m.pessimistic_auc, 3))
+    areas = (number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd))
     return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
 
 
