@@ -30,7 +30,7 @@ check: $(BIN)/acdc ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-golden: $(BIN)/acdc ## renew the golden circuits of the tests (look at the difference before you commit it)
+golden: assets ## renew the golden circuits of the tests (look at the difference before you commit it)
 	$(BIN)/python -m tests.golden
 
 docs: $(BIN)/acdc ## renew the reference in docs/ from the code

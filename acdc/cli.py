@@ -354,7 +354,7 @@ def export(
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     given = {"width": width, "direction": direction, "scores": scores or None, "no-header": bare or None}
     look = make_look(to, given)
-    data = convert(read_circuit(circuit), to, look)
+    data = convert(read_circuit(circuit), to, look, circuit.parent)
     if str(out) == "-":
         typer.echo(data, nl=False)
         return

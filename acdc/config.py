@@ -105,6 +105,7 @@ ORDERS = {
 DTYPES = ("float32", "float64")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_MODEL, FALLBACK_MODEL = "gpt2", "tiny"
+LARGEST_SEED = 2**62  # NumPy takes none below 0, and PyTorch and Parquet none above 64 bits
 NAMES: dict[str, tuple[str, ...]] = {
     "metric": METRICS,
     "ablation": tuple(ABLATIONS),
@@ -204,6 +205,13 @@ class Config(BaseModel):
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
             raise ValueError(f"is {value}; it must be 1 or more")
+        return value
+
+    @field_validator("seed")
+    @classmethod
+    def _seed(cls, value: int) -> int:
+        if not 0 <= value <= LARGEST_SEED:
+            raise ValueError(f"is {value}; it must be from 0 to {LARGEST_SEED}")
         return value
 
     @field_validator("device")

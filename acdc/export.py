@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError, unknown
+from acdc.formats.atomic import read_json
 from acdc.formats.circuit_file import CircuitFile
 from acdc.formats.eap_ig import to_eap_ig
 from acdc.formats.graph_formats import to_graphml, to_node_link
 from acdc.graph import Circuit
+from acdc.journal import read_log
 from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import DIRECTIONS, PLAIN, Look, to_dot, to_pdf, to_png, to_svg
@@ -52,12 +55,14 @@ def make_look(to: str, given: dict[str, Any]) -> Look:
     return Look(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
 
 
-def convert(file: CircuitFile, to: str, look: Look = PLAIN) -> bytes | str:
+def convert(file: CircuitFile, to: str, look: Look = PLAIN, folder: Path | None = None) -> bytes | str:
     """The circuit as the content of a file of format `to`, one of FORMATS. What is drawn shows the
     component classes of the task's published circuit, if that is of the same graph.
 
+    Args:
+        folder: that of the circuit's run: a page tells its metrics and decisions, too
     Raises:
-        UserError: the look shows scores, and there are none.
+        UserError: the look shows scores, and there are none; a file in the folder can't be read.
     """
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: no edge of this circuit has one")
@@ -70,5 +75,15 @@ def convert(file: CircuitFile, to: str, look: Look = PLAIN) -> bytes | str:
         return to_eap_ig(circuit, file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
-        return render_report(file, published=published)
+        metrics, log = _of_run(file, folder) if folder else ({}, [])
+        return render_report(file, log, metrics, published=published)
     return DRAWN[to](circuit, title, replace(look, published=published))
+
+
+def _of_run(file: CircuitFile, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The metrics.json and the decisions in a folder, if they are of this circuit."""
+    path, log = folder / "metrics.json", folder / "log.jsonl"
+    metrics = read_json(path) if path.exists() else {}
+    if metrics.get("metrics") != file.metrics:
+        return {}, []
+    return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []

@@ -42,7 +42,7 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.decisions: list[Decision] = _read(path) if path is not None and path.exists() else []
+        self.decisions: list[Decision] = read_log(path) if path is not None and path.exists() else []
         if self.decisions:
             last = self.decisions[-1].batch
             self.decisions = [d for d in self.decisions if d.batch != last]
@@ -73,7 +73,12 @@ class Journal:
             raise FileError(f"{self.path}: can't be written ({error.strerror})") from None
 
 
-def _read(path: Path) -> list[Decision]:
+def read_log(path: Path) -> list[Decision]:
+    """The decisions of a log; a last line that was cut off is left out.
+
+    Raises:
+        FileError: a line is no decision.
+    """
     lines = path.read_bytes().split(b"\n")
     out = []
     for number, line in enumerate(lines, 1):

@@ -1,4 +1,4 @@
-"""`make golden` renews the golden circuits of configs/regression.yaml; look at the difference before you commit it."""
+"""`make golden` renews the golden circuits of configs/regression*.yaml; look at the difference before you commit it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from acdc.check import read_checks
 from acdc.config import resolve
 from acdc.inputs import load
 
-LIST = Path(__file__).parent.parent / "configs" / "regression.yaml"
+CONFIGS = Path(__file__).parent.parent / "configs"
+LIST, SMOLLM2 = CONFIGS / "regression.yaml", CONFIGS / "regression-smollm2.yaml"
 
 
 def main() -> None:
-    for entry in read_checks(LIST):
-        config, task, _ = resolve(entry.run or {}, None, None)
-        with tempfile.TemporaryDirectory() as folder:
-            runner.run(load(config, task), Path(folder) / "run")
-            shutil.copy(Path(folder) / "run" / "circuit.json", LIST.parent / entry.against)
+    for path in (LIST, SMOLLM2):
+        for entry in read_checks(path):
+            config, task, _ = resolve(entry.run or {}, None, None)
+            with tempfile.TemporaryDirectory() as folder:
+                runner.run(load(config, task), Path(folder) / "run")
+                (path.parent / entry.against).parent.mkdir(exist_ok=True)
+                shutil.copy(Path(folder) / "run" / "circuit.json", path.parent / entry.against)
 
 
 if __name__ == "__main__":

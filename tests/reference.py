@@ -16,7 +16,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from acdc import sweepfile
 from acdc.check import Checks
-from acdc.config import ABLATIONS, METHODS, NAMES, ORDERS, Config
+from acdc.config import ABLATIONS, LARGEST_SEED, METHODS, NAMES, ORDERS, Config
 from acdc.formats.circuit_file import CircuitFile
 from acdc.published import PublishedFile
 from acdc.taskschema import METRICS, Task
@@ -129,6 +129,7 @@ VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "Config._share": only(minimum=0, exclusiveMaximum=1),
     "Config._filter": only(pattern=f"^({'|'.join(name for name in METHODS if name != 'acdc')}):"),
     "Config._positive": only(minimum=1),
+    "Config._seed": only(minimum=0, maximum=LARGEST_SEED),
     "Config._device": only(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     "Range._one": one_of("log", "linear"),
     "Sweep._size": only(pattern=r"^\s*\d+(\.\d+)?\s*[MmGg][Ii]?[Bb]?\s*$"),

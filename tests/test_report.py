@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import pairwise
 from pathlib import Path
 
@@ -279,6 +280,23 @@ def test_prompts_and_the_curve_are_told(browser, ioi):
         assert "everything ablated" in page.locator(".predictions").first.inner_text()
         assert page.locator("#curve .dot").count() >= 4
         assert page.locator("#curve svg").get_attribute("aria-label").startswith("Faithfulness by edges: ")
+
+
+def test_an_exported_page_has_what_lies_beside_the_circuit(browser, ioi, tmp_path, call):
+    assert call("export", ioi / "circuit.json", "--to", "html", "-o", tmp_path / "a.html")[0] == 0
+    with opened(browser, ioi / "report.html") as page:
+        answer, decisions = page.locator(".answer").inner_text(), page.locator("#logcount").text_content()
+    with opened(browser, tmp_path / "a.html") as page:
+        assert page.locator(".answer").inner_text() == answer
+        assert page.locator("#logcount").text_content() == decisions
+        assert "they are in the report.html that acdc run writes" in page.locator("body").inner_text()
+    other = tmp_path / "other" / "circuit.json"  # beside the files of another run
+    shutil.copytree(ioi, other.parent)
+    write_circuit(other, file_of(large(60)))
+    assert call("export", other, "--to", "html", "-o", tmp_path / "b.html")[0] == 0
+    with opened(browser, tmp_path / "b.html") as page:
+        assert "are the circuit that acdc finds" in page.locator(".answer").inner_text()
+        assert page.locator("#decisions").count() == 0
 
 
 def test_published_classes_are_shown(browser, tmp_path):

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from acdc import run as runner
-from acdc.config import resolve
-from acdc.inputs import load
+from acdc.check import check_entry, read_checks
+from acdc.formats.circuit_file import read_circuit
 from tests.assets import smollm2
+from tests.golden import SMOLLM2
 
 
-@pytest.mark.slow
-def test_ioi_in_smollm2(tmp_path):
-    smollm2()
-    given = {"task": "ioi", "model": "smollm2", "examples": 10, "prefilter": "eap-ig:0.005", "threshold": 0.03}
-    config, task, _ = resolve({**given, "device": "cpu"}, None, None)
-    file, _ = runner.run(load(config, task), tmp_path / "run")
+def test_the_golden_circuit_is_one():
+    (entry,) = read_checks(SMOLLM2)
+    file = read_circuit(SMOLLM2.parent / entry.against)
     m = file.metrics
     assert file.model.graph.n_edges == 123_211
     assert 20 < file.graph.edges.kept < 0.02 * 123_211
@@ -23,4 +20,11 @@ def test_ioi_in_smollm2(tmp_path):
     assert m["held_out.circuit.kl"] < 0.8 * m["held_out.ablated.kl"]
     # Heads that look from the repeated name to its first mention, and one that moves the other name: docs/models.md
     assert {"a8.h1", "a23.h0"} <= set(file.circuit().nodes())
-    print(file.graph.edges, {k: round(v, 3) for k, v in m.items() if "held_out" in k})
+
+
+@pytest.mark.slow
+def test_ioi_in_smollm2_is_the_golden_one():
+    smollm2()
+    (entry,) = read_checks(SMOLLM2)
+    (outcome,) = check_entry(entry, SMOLLM2.parent)
+    assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."

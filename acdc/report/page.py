@@ -213,7 +213,12 @@ def _metrics(file: CircuitFile) -> str:
 
 
 def _curve(explanation: Explanation | None) -> str:
-    if explanation is None or not explanation.curve:
+    if explanation is None:
+        return (
+            '<p class="soft">The faithfulness of the strongest edges alone, prompts, attention and direct effects need '
+            "the model: they are in the report.html that acdc run writes.</p>"
+        )
+    if not explanation.curve:
         return ""
     return (
         "<h3>The strongest edges alone</h3>"
