@@ -153,11 +153,24 @@ def alike(shown: str, printed: str) -> bool:
 
 def test_the_first_result_of_the_readme_is_what_is_printed(call: Callable[..., tuple[int, str, str]]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"^The first prints, after the set-up:\n\n```\n(.*?)^```$", text, re.M | re.S)
+    shown = re.search(r"The first prints, after the set-up:\n\n```\n(.*?)^```$", text, re.M | re.S)
     assert shown
     code, out, _ = call("run", "--task", "greater-than", "--model", "tiny")
     assert code == 0 and alike(shown[1], out), out
     assert not alike(shown[1], out.replace("33 of", "39 of"))
+
+
+def test_the_task_of_the_readme_is_one_that_tiny_can_do(
+    tmp_path: Path, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    (text,) = blocks("yaml", ROOT / "README.md")
+    file = re.match(r"# (\S+): acdc (.*)\n", text)
+    assert file
+    (tmp_path / file[1]).write_text(text, encoding="utf-8")
+    code, out, err = call(*shlex.split(file[2]), "--model", "tiny")
+    assert code == 0 and "warning" not in err, err
+    right = re.search(r"^held out accuracy ↑ +(\S+) +(\S+)", out, re.M)
+    assert right and float(right[1]) > 0.9 and float(right[2]) > 0.9, out
 
 
 @pytest.mark.slow
