@@ -589,10 +589,11 @@ def test_a_job_of_slurm_that_is_killed_is_noticed_and_made_again(swept, cluster,
     folder, path, _ = swept
     with start(path, tmp_path / "out", "--executor", "slurm") as sweep:
         victim = None
-        for _ in range(400):
+        for _ in range(2400):
             commands = [(p, p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"])]
             own = str(tmp_path / "out")  # another test may have a cluster at the same time
-            found = [p for p, words in commands if "submitit.core._submit" in words and own in " ".join(words)]
+            jobs = [(p, w) for p, w in commands if "submitit.core._submit" in w and own in " ".join(w)]
+            found = [p for p, words in jobs if Path(words[0]).name != "srun"]  # that only waits for it
             if found:
                 victim = found[0]
                 break
@@ -609,10 +610,12 @@ def test_a_job_of_slurm_that_is_killed_is_noticed_and_made_again(swept, cluster,
 def test_jobs_stay_in_the_queue_when_the_sweep_is_interrupted_and_are_waited_for(swept, cluster, tmp_path):
     folder, path, _ = swept
     with start(path, tmp_path / "out", "--executor", "slurm") as sweep:
-        for _ in range(400):
+        for _ in range(2400):
             if (tmp_path / "out" / "slurm" / "jobs.json").exists():
                 break
             time.sleep(0.05)
+        else:
+            pytest.fail("no job was submitted within two minutes")
         sweep.send_signal(signal.SIGINT)
         _, err = sweep.communicate(timeout=30)
     assert sweep.returncode == 130 and "the jobs stay in the queue; scancel " in err
