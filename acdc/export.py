@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError, unknown
-from acdc.formats.atomic import read_json
 from acdc.formats.circuit_file import CircuitFile
 from acdc.formats.eap_ig import to_eap_ig
 from acdc.formats.graph_formats import to_graphml, to_node_link
+from acdc.formats.metrics_file import MetricsFile, read_metrics
 from acdc.graph import Circuit
 from acdc.journal import read_log
 from acdc.published import published_for
@@ -75,15 +75,14 @@ def convert(file: CircuitFile, to: str, look: Look = PLAIN, folder: Path | None 
         return to_eap_ig(circuit, file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
-        metrics, log = _of_run(file, folder) if folder else ({}, [])
+        metrics, log = _of_run(file, folder) if folder else (None, [])
         return render_report(file, log, metrics, published=published)
     return DRAWN[to](circuit, title, replace(look, published=published))
 
 
-def _of_run(file: CircuitFile, folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
     """The metrics.json and the decisions in a folder, if they are of this circuit."""
     path, log = folder / "metrics.json", folder / "log.jsonl"
-    metrics = read_json(path) if path.exists() else {}
-    if metrics.get("metrics") != file.metrics:
-        return {}, []
+    if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
+        return None, []
     return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []

@@ -14,13 +14,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from pydantic import ValidationError
 
+from acdc.config import Config
 from acdc.errors import FileError, UserError, unknown
-from acdc.formats.atomic import read_json, read_text
+from acdc.formats.atomic import read_json
 from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.formats.metrics_file import read_metrics
 from acdc.graph import Circuit
 from acdc.report.text import grid, number
+from acdc.taskfile import explain, read_yaml
 
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]
@@ -109,22 +112,17 @@ def _of_circuit(file: CircuitFile) -> Row:
 
 def _of_measures(path: Path, metric: str) -> Row:
     """What metrics.json says: the run's own metric on the half that counts, with intervals, and the cost."""
-    content = read_json(path)
-    try:
-        measures, faithful = content["metrics"], content["faithfulness"]
-        half = "held_out" if "held_out" in faithful else "discovery"
-        value = content["metric"][half]
-        return {
-            "judged_on": half,
-            **dict(zip(VALUES[1:4], value, strict=True)),
-            "full": measures[f"{half}.model.{metric}"],
-            "ablated": measures[f"{half}.ablated.{metric}"],
-            "accuracy": measures.get(f"{half}.circuit.accuracy"),
-            **dict(zip(FAITHFUL, faithful[half], strict=True)),
-            **{key: content["cost"][key] for key in COST},
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path}: is not the metrics.json of a run of this version ({error}); remove it") from None
+    file = read_metrics(path)
+    measures, half = file.metrics, file.half
+    return {
+        "judged_on": half,
+        **dict(zip(VALUES[1:4], file.metric[half], strict=True)),
+        "full": measures.get(f"{half}.model.{metric}"),
+        "ablated": measures.get(f"{half}.ablated.{metric}"),
+        "accuracy": measures.get(f"{half}.circuit.accuracy"),
+        **dict(zip(FAITHFUL, file.faithfulness[half], strict=True)),
+        **file.cost.model_dump(),
+    }
 
 
 def _against(circuit: Circuit, truth: Circuit) -> Row:
@@ -148,8 +146,12 @@ def found_rows(directory: Path) -> list[Row]:
     stated = sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml"))
     rows = []
     for path in stated:
-        options = yaml.safe_load(read_text(path))
-        if isinstance(options, dict) and {"task", "model", "metric", "seed"} <= options.keys():
+        options = read_yaml(path, Config.model_fields)
+        if {"task", "model", "metric", "seed"} <= options.keys():
+            try:
+                Config(**options)
+            except ValidationError as error:
+                raise FileError(explain(str(path), error)) from None
             where = path.parent.relative_to(directory)
             rows.append(row_of(where.name, path.parent, options, str(where)))
     if not rows:

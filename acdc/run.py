@@ -6,7 +6,6 @@ A run owns one directory. `config.yaml` is written when it starts, `log.jsonl` g
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
+from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.measures import circuit_rows, estimate, faithfulness, prompt_values
@@ -80,22 +81,23 @@ def run(
             circuit = found.circuit.pruned()
             rows = final_rows(inputs, circuit)
             measures = measured(inputs, rows)
-            beside = {"metrics": measures, **estimates(inputs, rows)}
+            estimated = estimates(inputs, rows)
             explanation = explain(inputs, circuit, rows[inputs.judged_half])
             _, most = memory()
         file = describe(inputs, circuit, found.circuit, measures, notes)
-        cost = {
-            "seconds": time.monotonic() - started,
-            "peak_memory_mb": most / 1e6,
-            "evaluations": found.evaluations,
-            "threads": torch.get_num_threads(),
-        }
+        cost = CostPart(
+            seconds=time.monotonic() - started,
+            peak_memory_mb=most / 1e6,
+            evaluations=found.evaluations,
+            threads=torch.get_num_threads(),
+        )
+        metrics = MetricsFile(metrics=measures, **estimated, cost=cost)
         log = [asdict(d) for d in found.decisions]
         published = published_for(task.name, circuit.graph)
         svg = to_svg(circuit, f"{task.name} in {file.model.name}", Look(published=published))
-        write_atomic(out / "metrics.json", _json({**beside, "cost": cost}))
+        write_metrics(out / "metrics.json", metrics)
         write_atomic(out / "circuit.svg", svg)
-        write_atomic(out / "report.html", render_report(file, log, beside, explanation, published))
+        write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
         write_circuit(out / "circuit.json", file)
     return file, out
 
@@ -135,18 +137,18 @@ def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
     return out
 
 
-def estimates(inputs: Inputs, rows: Rows) -> dict[str, dict[str, list[float | None]]]:
+def estimates(inputs: Inputs, rows: Rows) -> dict[str, Any]:
     """Value, low and high end of the 95 % interval (None where there is no such number) of the circuit's `faithfulness`
     by the run's metric (`acdc.measures.faithfulness`) and of its mean `metric`, by half."""
     config = inputs.config
-    out: dict[str, dict[str, list[float | None]]] = {"faithfulness": {}, "metric": {}}
+    out: dict[str, dict[str, tuple[float | None, ...]]] = {"faithfulness": {}, "metric": {}}
     for half, of in rows.items():
         full, circuit, ablated = (prompt_values(inputs, half, h, config.metric) for h in of.values())
         for name, found in (
             ("faithfulness", faithfulness(circuit, full, ablated, config.seed)),
             ("metric", estimate(circuit, seed=config.seed)),
         ):
-            out[name][half] = [x if np.isfinite(x) else None for x in found]
+            out[name][half] = tuple(x if np.isfinite(x) else None for x in found)
     return out
 
 
@@ -223,7 +225,3 @@ def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
         if not stated.exists():
             write_atomic(stated, config.to_yaml())
         yield
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, sort_keys=True) + "\n"

@@ -20,14 +20,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-
 from acdc import estimate
 from acdc.config import Config, DefaultModel, parse_bytes
 from acdc.errors import FileError, TaskError, UserError
 from acdc.executors import Cluster, Job, Local, Watcher
 from acdc.folder import locked
-from acdc.formats.atomic import read_text, write_atomic
+from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph import Circuit
 from acdc.model.load import load_tokenizer, pick_device
@@ -40,7 +38,7 @@ from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task import make_data
-from acdc.taskfile import find_config
+from acdc.taskfile import find_config, read_yaml
 from acdc.tracking import Tracking
 
 HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table
@@ -177,11 +175,11 @@ def _check_begun(runs: list[Run], out: Path) -> None:
         if not stated.exists():
             continue
         try:
-            found = yaml.safe_load(read_text(stated))
-            now = {k: v for k, v in run.config.model_dump(exclude_none=True).items() if k not in HASHED}
-            then = {k: v for k, v in found.items() if k not in HASHED}
-        except (yaml.YAMLError, AttributeError):
+            found = read_yaml(stated, Config.model_fields)
+        except TaskError:
             raise FileError(f"{stated}: is no config of a run; remove {stated.parent}, and the run is made") from None
+        now = {k: v for k, v in run.config.model_dump(exclude_none=True).items() if k not in HASHED}
+        then = {k: v for k, v in found.items() if k not in HASHED}
         if now != then:
             keys = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
             raise FileError(

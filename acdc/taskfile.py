@@ -23,7 +23,14 @@ MAX_PROBLEMS = 10  # lines of one message
 
 
 class Loader(yaml.SafeLoader):
-    """YAML's safe loader that also refuses duplicate keys, and aliases (which can grow without bound)."""
+    """YAML's safe loader that also refuses duplicate keys, aliases (which can grow without bound), and tags of types
+    that no file has."""
+
+    yaml_constructors = {  # noqa: RUF012  typed by PyYAML
+        tag: construct
+        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
+    }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -45,13 +52,17 @@ class Loader(yaml.SafeLoader):
 def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
     """The file's text; a missing, huge or binary file is a `TaskError`."""
     try:
-        if path.stat().st_size > limit:
+        with path.open("rb") as file:  # of a device, as of a file, no more than that
+            data = file.read(limit + 1)
+        if len(data) > limit:
             raise TaskError(f"{path}: is larger than {limit:,} bytes, the limit for {path.suffix or 'such'} files")
-        return path.read_text(encoding="utf-8")
+        return data.decode("utf-8").replace("\r\n", "\n")
     except OSError as error:
         raise TaskError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise TaskError(f"{path}: is not UTF-8 text") from None
+    except ValueError:
+        raise TaskError(f"{str(path)!r}: is no path of a file") from None
 
 
 def read_yaml(path: Path, keys: Iterable[str] = Task.model_fields) -> dict[str, Any]:
@@ -63,7 +74,7 @@ def read_yaml(path: Path, keys: Iterable[str] = Task.model_fields) -> dict[str, 
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise TaskError(f"{path}:{line} not valid YAML: {problem}") from None
-    except (RecursionError, ValueError) as error:  # nested too deeply; an impossible date or number
+    except (RecursionError, ValueError, AttributeError) as error:  # nested too deeply; an impossible date or number
         raise TaskError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise TaskError(f"{path}: should be a mapping with the keys {', '.join(keys)}")

@@ -20,17 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from acdc.config import Config
-from acdc.errors import FileError, InUse, UserError
+from acdc.errors import FileError, InUse, TaskError, UserError
 from acdc.formats.atomic import read_json, write_atomic
 from acdc.inputs import Inputs, default_memory, load
 from acdc.model.load import pick_device
 from acdc.progress import Progress
 from acdc.results import FAILURE, state
 from acdc.run import run
-from acdc.taskfile import load_task
+from acdc.taskfile import load_task, read_yaml
 
 PATIENCE = 60.0  # seconds for a process that has been told to end to let go of a folder
 OFTEN = 0.2  # seconds between two reports of progress
@@ -108,9 +106,8 @@ def _as_begun(folder: Path, config: Config) -> Config:
     """The config with the number of prompts in memory at once that an earlier attempt had: it may have had more
     memory, or less, and its files say so."""
     try:
-        stated = yaml.safe_load((folder / "config.yaml").read_bytes())
-        return config.model_copy(update={"part": stated.get("part")})
-    except (OSError, yaml.YAMLError, AttributeError):
+        return config.model_copy(update={"part": read_yaml(folder / "config.yaml").get("part")})
+    except TaskError:
         return config
 
 

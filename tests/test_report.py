@@ -299,6 +299,33 @@ def test_an_exported_page_has_what_lies_beside_the_circuit(browser, ioi, tmp_pat
         assert page.locator("#decisions").count() == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"faithfulness": {}}, "of the same halves"),
+        ({"metric": {"held_out": [0.1, 0.2]}}, "metric.held_out"),
+        ({"cost": {}}, "cost.seconds"),
+        ({"metrics": {"a": "b"}}, "metrics.a"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_measures_that_are_none_are_refused(ioi, tmp_path, call, change, said):
+    shutil.copytree(ioi, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for command in (("export", tmp_path / "run" / "circuit.json", "--to", "html"), ("results", tmp_path)):
+        code, _, err = call(*command)
+        assert code == 2 and "metrics.json: is not the metrics.json of a run" in err and said in err, err
+
+
+def test_a_circuit_with_few_measures_is_shown(ioi, tmp_path, call):
+    file = read_circuit(ioi / "circuit.json")
+    some = {"held_out.circuit.kl": 0.5, "odd": 1.0, "held_out.circuit.a.b": 2.0, "discovery.circuit.": 1.0}
+    write_circuit(tmp_path / "c.json", file.model_copy(update={"metrics": some}))
+    assert call("export", tmp_path / "c.json", "--to", "html")[0] == 0
+    assert "held out a.b" in (tmp_path / "c.html").read_text()
+
+
 def test_published_classes_are_shown(browser, tmp_path):
     published = load_published("ioi")
     (tmp_path / "a.html").write_text(render_report(file_of(published.circuit), published=published))

@@ -11,6 +11,8 @@ from typing import Any
 
 from acdc.errors import FileError
 
+MAX_BYTES = 500_000_000  # of a text file
+
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new one, nothing between.
@@ -57,7 +59,11 @@ def read_text(path: Path) -> str:
         FileError: it is missing, unreadable or no text.
     """
     try:
-        return path.read_bytes().decode()
+        with path.open("rb") as file:  # of a device, as of a file, no more than that
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise FileError(f"{path}: is larger than {MAX_BYTES:,} bytes; no file of a circuit is")
+        return data.decode()
     except OSError as error:
         raise FileError(f"{path}: can't be read ({error.strerror})") from None
     except UnicodeDecodeError:

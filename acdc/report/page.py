@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from acdc.formats.atomic import plain
 from acdc.formats.circuit_file import CircuitFile, Kept
+from acdc.formats.metrics_file import MetricsFile
 from acdc.published import Published
 
 if TYPE_CHECKING:  # it loads torch
@@ -32,7 +33,7 @@ KINDS = (("q", "queries"), ("k", "keys"), ("v", "values"), ("plain", "MLPs and l
 def render_report(
     file: CircuitFile,
     log: Sequence[Mapping[str, Any]] = (),
-    beside: Mapping[str, Any] | None = None,
+    metrics: MetricsFile | None = None,
     explanation: Explanation | None = None,
     published: Published | None = None,
 ) -> str:
@@ -40,14 +41,14 @@ def render_report(
 
     Args:
         log: the decisions of ACDC
-        beside: the content of metrics.json
+        metrics: the content of metrics.json
         explanation: what is seen of the circuit in the model; without it the page has no curve, prompts or attention
         published: the circuit that was published for this task and graph
     """
     title = f"{file.task.name} in {file.model.name}"
     body = template("run.html").substitute(
         title=escape(title),
-        answer=escape(_answer(file, beside or {})),
+        answer=escape(_answer(file, metrics)),
         method=escape(_method(file)),
         notes="".join(f'<p class="note">{escape(note)}</p>' for note in file.notes),
         edges=max(1, len(_residual(file))),
@@ -164,20 +165,19 @@ def _ranked(file: CircuitFile) -> list[Any]:
 # ---------------------------------------------------------------- what can be read
 
 
-def _answer(file: CircuitFile, beside: Mapping[str, Any]) -> str:
+def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
     """The result in a sentence or two."""
     edges, metric = file.graph.edges, file.method.metric
     text = f"{edges.kept:,} of the {edges.total:,} edges of {file.model.name} ({edges.kept / edges.total:.2%})"
-    stated = beside.get("faithfulness", {})
-    half = "held_out" if "held_out" in stated else "discovery"
-    value, low, high = stated.get(half) or (None, None, None)
+    half = metrics.half if metrics else "held_out"
+    value, low, high = metrics.faithfulness[half] if metrics else (None, None, None)
     prompts = f"{file.task.examples} prompts " + (
         "it was not searched on" if half == "held_out" else "it was found with"
     )
     if value is None:
         text += f" are the circuit that {file.method.name} finds for {file.task.name}."
     else:
-        interval = "" if low is None else f" (95 % interval {low:.1%} to {high:.1%})"
+        interval = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
         text += f" recover {value:.1%}{interval} of what it does on {file.task.name}, by {metric} on {prompts}."
     right = [file.metrics.get(f"{half}.{what}.accuracy") for what in ("circuit", "model", "ablated")]
     if None not in right:
@@ -203,11 +203,11 @@ def _metrics(file: CircuitFile) -> str:
     """Full model, circuit and everything ablated, by half and metric."""
     rows = []
     for half in ("held_out", "discovery"):
-        names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
+        names = [k.removeprefix(f"{half}.circuit.") for k in file.metrics if k.startswith(f"{half}.circuit.")]
         for name in sorted(names, key=lambda n: (n != file.method.metric, n)):
             better = "higher is better" if name == "accuracy" else "lower is better"
             label = f"{half.replace('_', ' ')} {name} ({UNITS[name]}, {better})" if name in UNITS else ""
-            values = [file.metrics[f"{half}.{what}.{name}"] for what in ("model", "circuit", "ablated")]
+            values = [file.metrics.get(f"{half}.{what}.{name}") for what in ("model", "circuit", "ablated")]
             rows.append([label or f"{half.replace('_', ' ')} {name} ({better})", *values])
     return _table(["", "full model", "circuit", "everything ablated"], rows) if rows else ""
 

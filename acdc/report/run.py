@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from acdc.formats.atomic import read_json
 from acdc.formats.circuit_file import CircuitFile
+from acdc.formats.metrics_file import read_metrics
+from acdc.report.text import number
 
 
 def to_text(file: CircuitFile, folder: Path) -> str:
@@ -22,10 +23,10 @@ def to_text(file: CircuitFile, folder: Path) -> str:
         f"{'(↓ lower, ↑ higher is better)':32}{'full model':>12}{'circuit':>12}{'ablated':>12}",
     ]
     for half in ("held_out", "discovery"):
-        names = [k.split(".")[2] for k in file.metrics if k.startswith(f"{half}.circuit.")]
+        names = [k.removeprefix(f"{half}.circuit.") for k in file.metrics if k.startswith(f"{half}.circuit.")]
         for name in sorted(names, key=lambda n: (n != method.metric, n)):
-            values = (file.metrics[f"{half}.{what}.{name}"] for what in ("model", "circuit", "ablated"))
-            row = "".join(f"{round(value, 4) + 0.0:>12.4f}" for value in values)  # + 0.0: no negative zero
+            values = (file.metrics.get(f"{half}.{what}.{name}") for what in ("model", "circuit", "ablated"))
+            row = "".join(f"{number(value, 4):>12}" for value in values)
             label = f"{half.replace('_', ' ')} {name} {'↑' if name == 'accuracy' else '↓'}"
             lines.append(f"{label:32}{row}")
     lines += _faithful(folder)
@@ -42,15 +43,12 @@ def to_text(file: CircuitFile, folder: Path) -> str:
 def _faithful(folder: Path) -> list[str]:
     """The lines on faithfulness, from metrics.json if it is there."""
     path = folder / "metrics.json"
-    stated = read_json(path).get("faithfulness", {}) if path.exists() else {}
+    stated = read_metrics(path).faithfulness if path.exists() else {}
     lines = []
-    for half in ("held_out", "discovery"):
-        value, low, high = stated.get(half, (None, None, None))
+    for half, (value, low, high) in sorted(stated.items(), reverse=True):  # held out first
         if value is not None:
-            interval = "" if low is None else f"  [{low:.4f}, {high:.4f}], 95 %"
-            lines.append(
-                f"{half.replace('_', ' ') + ' faithfulness':32}{'':12}{round(value, 4) + 0.0:>12.4f}{interval}"
-            )
+            interval = "" if low is None or high is None else f"  [{low:.4f}, {high:.4f}], 95 %"
+            lines.append(f"{half.replace('_', ' ') + ' faithfulness':32}{'':12}{number(value, 4):>12}{interval}")
     return ["", *lines] if lines else []
 
 
