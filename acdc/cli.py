@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 a check failed, 2 the user can mend it (one message), 130 
 
 from __future__ import annotations
 
+import errno
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -44,6 +45,10 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
         code = 1
+    except OSError as error:  # of whatever file: a name that is too long, no permission, a full disk
+        if error.filename is None and error.errno != errno.ENOSPC:
+            raise
+        code = _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part))
     if code == 130:  # newer versions of typer return it instead of raising
         say("interrupted; the same command goes on from here")
     sys.exit(code if isinstance(code, int) else 0)

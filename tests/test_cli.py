@@ -146,6 +146,8 @@ BAD_COMMANDS = {
     "negative seed": (["run", "--task", "ioi", "--model", "tiny", "--seed", "-1"], "--seed: is -1; it must be from 0"),
     "too large a seed": (["run", "--task", "ioi", "--model", "tiny", "--seed", "9" * 30], "--seed: is 999"),
     "negative seed of another command": (["stability", "--task", "ioi", "--seed", "-3"], "--seed: is -3"),
+    "a name that no file can have": (["evaluate", "x" * 300], "File name too long"),
+    "a task of such a name": (["run", "--task", "y" * 300 + ".yaml", "--model", "tiny"], "File name too long"),
     "no examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "0"], "--examples"),
     "words it does not know": (["run", "--task", "ioi", "--model", "or-gate"], "or-gate"),
     "out path is a file": ([*GATE, "--out", "file/run"], "can't be written"),
