@@ -127,7 +127,8 @@ def _examples(inputs: Inputs, half: str, rows: dict[str, Tensor]) -> tuple[Examp
 def attention(model: Transformer, circuit: Circuit, runs: Runs) -> dict[str, tuple[np.ndarray, ...]]:
     """Patterns of the circuit's heads on the first prompts, as many as there is room for: Float[query key], without
     padding."""
-    heads = [s for s in circuit.graph.senders if s.kind == "head" and s.name in set(circuit.nodes())]
+    nodes = set(circuit.nodes())
+    heads = [s for s in circuit.graph.senders if s.kind == "head" and s.name in nodes]
     n_pos = runs.mask.shape[1]
     n = min(EXAMPLES, len(runs.pad), PATTERN_NUMBERS // max(1, len(heads) * n_pos**2))
     if n == 0:
@@ -149,8 +150,8 @@ def direct_effects(model: Transformer, parts: Iterable[Runs], nodes: Sequence[st
     answers (their mean) minus that of the wrong one with the largest logit (Wang et al. 2022, section 3.1). Over all
     senders and biases they add up to the logit difference. Empty for a task without answers.
     """
-    total, n = dict[str, float](), 0
-    senders = [s for s in model.config.graph().senders if s.name in set(nodes)]
+    total, n, wanted = dict[str, float](), 0, set(nodes)
+    senders = [s for s in model.config.graph().senders if s.name in wanted]
     for runs in parts:
         if not runs.targets.correct.shape[1]:
             return {}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -208,9 +209,15 @@ def published_names() -> list[str]:
     return sorted(path.stem for path in (task_dir() / "circuits").glob("*.yaml"))
 
 
+@lru_cache(maxsize=1)
+def _shipped() -> tuple[Published, ...]:
+    """All shipped circuits, read once: every run of a sweep asks for its own."""
+    return tuple(map(load_published, published_names()))
+
+
 def published_for(task: str, graph: Graph) -> Published | None:
     """The shipped circuit of a task in a model with this graph, if there is one."""
-    for published in map(load_published, published_names()):
+    for published in _shipped():
         if (published.task, published.graph) == (task, graph):
             return published
     return None

@@ -23,10 +23,10 @@ def to_html(comparison: Comparison) -> str:
     names = [task.name for task in comparison.tasks]
     methods = dict.fromkeys(m.name for task in comparison.tasks for m in task.methods)
     sizes = ", ".join(map(str, comparison.sizes))
-    grown = "grown greedily" if comparison.greedy else "with the largest scores"
     return render_many(
         " and ".join(names),
-        f"{', '.join(methods)} on the same prompts: the N edges {grown} (N = {sizes}), and ACDC by threshold.",
+        f"{', '.join(methods)} on the same prompts: the N edges {_chosen(comparison)} (N = {sizes}), and ACDC by "
+        "threshold.",
         "; ".join(
             f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {t.examples} prompts; ROC against {t.reference}"
             for t in comparison.tasks
@@ -39,8 +39,12 @@ def to_html(comparison: Comparison) -> str:
     )
 
 
+def _chosen(comparison: Comparison) -> str:
+    """How the N edges of a circuit are chosen."""
+    return "grown greedily" if comparison.greedy else "with the largest scores"
+
+
 def _task(comparison: Comparison, task: TaskPart) -> str:
-    grown = "grown greedily" if comparison.greedy else "with the largest scores"
     sized = [m for m in task.methods if m.circuits[0].size is not None]
     swept = [m for m in task.methods if m.circuits[0].size is None]
     right = "" if math.isnan(task.full_accuracy) else f", right {task.full_accuracy:.0%}"
@@ -58,7 +62,7 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
     ]
     if sized:
         head = ["method", *(f"top {c.size}" for c in sized[0].circuits)]
-        title = f"edges after pruning, faithfulness [95 % interval] of the N edges {grown}"
+        title = f"edges after pruning, faithfulness [95 % interval] of the N edges {_chosen(comparison)}"
         blocks.append(title + "\n" + grid([head, *([m.name, *map(_cell, m.circuits)] for m in sized)]))
     if swept:
         head = ["τ", *(m.name for m in swept)]

@@ -90,7 +90,7 @@ def page(title: str, body: str, data: Mapping[str, object], script: str) -> str:
         body=body,
         data="\n".join(f'<script type="application/json" id="{k}">{_json(v)}</script>' for k, v in data.items()),
         d3=(WEB / "d3.min.js").read_text(encoding="utf-8"),
-        script=(WEB / script).read_text(encoding="utf-8"),
+        script="\n".join((WEB / name).read_text(encoding="utf-8") for name in ("common.js", script)),
     )
 
 

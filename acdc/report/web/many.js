@@ -1,21 +1,10 @@
 // The page of many circuits. All that it shows comes from the JSON in the page and is set as text, never as HTML.
-"use strict";
-
-const data = JSON.parse(document.getElementById("data").textContent);
+const data = read("data");
 const COLOURS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const SHAPES = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolCross, d3.symbolStar, d3.symbolWye];
 const DASHES = [null, "7 3", "2 3", "9 3 2 3"];
 const MEASURE = /^(discovery|held_out)_(model|circuit|ablated)_/;
-const number = (x, digits = 4) => x === null || x === undefined ? "–" : typeof x === "number" ? Number(x.toPrecision(digits)).toString().replace("-", "−") : String(x);
 const state = { alone: null, found: "", by: null, down: false, all: false };
-const tip = document.getElementById("tip");
-
-function element(tag, text = "", className = "") {
-  const made = document.createElement(tag);
-  if (text !== "") made.textContent = text;
-  if (className) made.className = className;
-  return made;
-}
 
 // ------------------------------------------------------------------------------------------------ plots
 

@@ -1,14 +1,10 @@
 // The interactive part of a run's page. All that it shows comes from the JSON in the page and is set as text, never as HTML.
-"use strict";
-
-const read = id => JSON.parse(document.getElementById(id).textContent);
 const data = read("data");
 const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
 const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
 const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
 const ROW = 66, STEP = 72, GAP = 26, WIDE = 62, HIGH = 36, PAGE_OF_LOG = 200, PATHS = 8;
-const number = (x, digits = 4) => x === null || x === undefined ? "–" : Number(x.toPrecision(digits)).toString().replace("-", "−");
 const percent = x => (100 * x).toFixed(1) + " %";
 const interval = ([value, low, high], format) => format(value) + (low === null ? "" : ` [${format(low)}, ${format(high)}]`);
 const classOf = new Map(Object.entries(data.classes).flatMap(([name, nodes]) => nodes.map(node => [node, name])));
@@ -114,7 +110,6 @@ function curve(e, at) {
 }
 
 const svg = d3.select("#picture"), canvas = svg.append("g"), [layers, lines, hits, boxes] = ["layers", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
-const tip = document.getElementById("tip");
 const zoom = d3.zoom().scaleExtent([.1, 4]).filter(event => event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.button)
   .on("zoom", event => canvas.attr("transform", event.transform));
 svg.call(zoom).on("dblclick.zoom", null).on("click", event => { if (event.target === svg.node()) pin(null); });
@@ -205,13 +200,6 @@ function moveTip(event) {
 
 // ------------------------------------------------------------------------------------------------ words
 
-function element(tag, text = "", className = "", ...children) {
-  const made = document.createElement(tag);
-  if (text !== "") made.textContent = text;
-  if (className) made.className = className;
-  made.append(...children);
-  return made;
-}
 function button(text, act, label) { const made = element("button", text); made.type = "button"; made.onclick = act; if (label) made.setAttribute("aria-label", label); return made; }
 
 function edgeLines(e) {

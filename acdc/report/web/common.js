@@ -1,0 +1,14 @@
+// What the scripts of all pages share; it comes before them.
+"use strict";
+
+const read = id => JSON.parse(document.getElementById(id).textContent);
+const tip = document.getElementById("tip");
+const number = (x, digits = 4) => x === null || x === undefined ? "–" : typeof x === "number" ? Number(x.toPrecision(digits)).toString().replace("-", "−") : String(x);
+
+function element(tag, text = "", className = "", ...children) {
+  const made = document.createElement(tag);
+  if (text !== "") made.textContent = text;
+  if (className) made.className = className;
+  made.append(...children);
+  return made;
+}
