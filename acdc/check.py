@@ -24,12 +24,13 @@ from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
 from acdc.formats.scores_file import read_scores
 from acdc.inputs import load
-from acdc.measures import auc, roc
 from acdc.progress import Progress, silent
 from acdc.published import load_published, recovery
+from acdc.ranking import auc, roc
+from acdc.report.diff import changes
 from acdc.run import run
-from acdc.taskfile import explain, read_yaml
-from acdc.taskschema import Number, Strict, Text, Whole
+from acdc.schema import Number, Strict, Text, Whole, in_words
+from acdc.taskfile import read_yaml
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
 WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data
@@ -127,6 +128,7 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
+        """Whether nothing is wrong."""
         return not self.problems
 
     def text(self) -> str:
@@ -144,7 +146,7 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
     try:
         return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
-        raise UserError("--" + explain("", error)) from None
+        raise UserError("--" + in_words("", error)) from None
 
 
 def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
@@ -254,9 +256,7 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
             problems.append(f"metric {key}: only one of the two has it")
         elif abs(a - b) > tolerance * max(1.0, abs(a), abs(b)):
             problems.append(f"metric {key}: {a:.6g} → {b:.6g}")
-    facts = [f"+ {name}" for name in changed.added] + [f"- {name}" for name in changed.removed]
-    facts += [f"~ {name}  {a:.4g} → {b:.4g}" for name, a, b in changed.rescored]
-    return problems, [*facts, *(f"note: {note}" for note in changed.notes)]
+    return problems, [*changes(changed), *(f"note: {note}" for note in changed.notes)]
 
 
 def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:
@@ -315,7 +315,7 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
     except TaskError as error:
         raise FileError(str(error)) from None
     except ValidationError as error:
-        raise FileError(explain(str(path), error)) from None
+        raise FileError(in_words(str(path), error)) from None
     names = [entry.name for entry in checks]
     for entry in checks:
         where = f"{path}: {entry.name}"

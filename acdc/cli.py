@@ -384,6 +384,7 @@ def diff(
 
     from acdc.formats.circuit_file import read_circuit
     from acdc.formats.diff import diff as compare
+    from acdc.report.diff import to_text
 
     result = compare(read_circuit(a), read_circuit(b), tolerance)
     if json_:
@@ -391,17 +392,7 @@ def diff(
         return
     for note in result.notes:
         say(f"note: {note}")
-    lines = [f"+ {name}" for name in result.added] + [f"- {name}" for name in result.removed]
-    lines += [f"~ {name}  {_number(x)} → {_number(y)}" for name, x, y in result.rescored]
-    typer.echo(
-        "\n".join(
-            [*lines, f"{len(result.added)} added, {len(result.removed)} removed, {len(result.rescored)} re-scored"]
-        )
-    )
-
-
-def _number(value: float | None) -> str:
-    return "none" if value is None else f"{value:.4g}"
+    typer.echo(to_text(result))
 
 
 @app.command()
@@ -439,24 +430,12 @@ def _competence(task: str, model: str) -> str:
     from acdc.config import resolve
 
     settings, checked, _ = resolve({"task": task, "model": model}, None, _default_model)
-    from acdc.competence import competence, warning
+    from acdc.competence import competence
     from acdc.inputs import load
+    from acdc.report.competence import to_text
 
     inputs = load(settings, checked)
-    found = competence(inputs)
-    if found is None:
-        return f"{checked.name} has no answers, so there is nothing to be right about"
-    low, high = found.interval
-    lines = [
-        f"{model} on {settings.examples} prompts, seed {settings.seed}: accuracy {found.accuracy:.1%} ({low:.1%} to "
-        f"{high:.1%}), by chance {found.chance:.1%}",
-        "",
-        f"{'(↓ lower, ↑ higher is better)':32}{'clean':>12}{'corrupted':>12}",
-        f"{'accuracy ↑':32}{found.accuracy:>12.4f}{found.accuracy_corrupted:>12.4f}",
-        *(f"{name + ' ↓':32}{clean:>12.4f}{other:>12.4f}" for name, (clean, other) in found.metrics.items()),
-    ]
-    doubt = warning(inputs, found)
-    return "\n".join([*lines, "", doubt] if doubt else lines)
+    return to_text(inputs, competence(inputs))
 
 
 @app.command()
@@ -491,7 +470,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, for its d
 
     Example: acdc methods acdc
     """
-    from acdc.config import ABLATIONS, METHODS, ORDERS
+    from acdc.choices import ABLATIONS, METHODS, ORDERS
     from acdc.errors import unknown
 
     if name is None:
@@ -643,8 +622,8 @@ def sweep(
 
     Example: acdc sweep sweep-tiny
     """
-    from acdc.results import to_text
-    from acdc.sweep import make_plan, overview, summary
+    from acdc.report.results import summary, to_text
+    from acdc.sweep import make_plan, overview
     from acdc.sweep import sweep as execute
 
     given = {
@@ -688,7 +667,8 @@ def results(
 
     Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
     """
-    from acdc.results import chosen, every_column, found_rows, to_csv, to_text
+    from acdc.report.results import to_text
+    from acdc.results import chosen, every_column, found_rows, to_csv
 
     rows = found_rows(directory)
     known = every_column(rows)

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from acdc.choices import METHODS, check_method, parse_filter
 from acdc.competence import competence, warning
-from acdc.config import METHODS, Config, DefaultModel, check_method, parse_filter, resolve
+from acdc.config import Config, DefaultModel, resolve
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import SCORES, Show, scored, search
 from acdc.errors import FileError, UserError, unknown
@@ -29,17 +30,14 @@ from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap
 from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
-from acdc.measures import (
+from acdc.measures import Judge, circuit_rows, prompt_values
+from acdc.ranking import (
     auc,
-    circuit_rows,
-    circuit_values,
     corners,
-    faithfulness,
     faithfulness_areas,
     jaccard,
     node_scores,
     pessimistic_auc,
-    prompt_values,
     rank_correlation,
     roc,
 )
@@ -333,35 +331,23 @@ class _Finder:
         return folder
 
 
-class _Judge:
-    """The evaluation of circuits on one task."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self.inputs = inputs
-        self.half = inputs.judged_half
-        graph = inputs.problem(self.half).graph
-        self.full, self.full_right = self._values(None)
-        self.ablated, self.ablated_right = self._values(Circuit.empty(graph))
-
-    def judged(self, circuit: Circuit, size: int | None, threshold: float | None, lost: Sequence[str] | None) -> Judged:
-        """How a circuit does."""
-        values, right = self._values(circuit)
-        value, low, high = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
-        return Judged(
-            size=size,
-            threshold=threshold,
-            edges=circuit.n_edges,
-            components=int(_components(circuit).sum()),
-            metric=float(values.mean()),
-            faithfulness=value,
-            low=low,
-            high=high,
-            accuracy=right,
-            lost=None if lost is None else tuple(lost),
-        )
-
-    def _values(self, circuit: Circuit | None) -> tuple[Array, float]:
-        return circuit_values(self.inputs, self.half, circuit)
+def _judged(
+    judge: Judge, circuit: Circuit, size: int | None, threshold: float | None, lost: Sequence[str] | None
+) -> Judged:
+    """How a circuit does."""
+    metric, (value, low, high), right = judge.judged(circuit)
+    return Judged(
+        size=size,
+        threshold=threshold,
+        edges=circuit.n_edges,
+        components=int(_components(circuit).sum()),
+        metric=metric,
+        faithfulness=value,
+        low=low,
+        high=high,
+        accuracy=right,
+        lost=None if lost is None else tuple(lost),
+    )
 
 
 def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, say: Callable[[str], None]) -> TaskPart:
@@ -370,7 +356,7 @@ def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, 
     if doubt := warning(inputs, competence(inputs)):
         notes.append(doubt)
         say(doubt)
-    judge = _Judge(inputs)
+    judge = Judge(inputs)
     finder = _Finder(plan, inputs, progress, _grid(inputs))
     own = reference is None
     if reference is None:
@@ -404,8 +390,8 @@ def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, 
         half=judge.half,
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
-        full_accuracy=judge.full_right,
-        ablated_accuracy=judge.ablated_right,
+        full_accuracy=judge.full_accuracy,
+        ablated_accuracy=judge.ablated_accuracy,
         reference=said,
         reference_edges=reference.n_edges,
         total=graph.n_edges,
@@ -431,7 +417,7 @@ def _grid(inputs: Inputs) -> list[float]:
 
 
 def _method_part(
-    judge: _Judge, found: _Found, reference: Circuit, own: bool, whole: dict[float, Circuit] | None
+    judge: Judge, found: _Found, reference: Circuit, own: bool, whole: dict[float, Circuit] | None
 ) -> MethodPart:
     """A method's circuits and scores, judged.
 
@@ -445,7 +431,7 @@ def _method_part(
         if found.allowed is not None and whole is not None:
             lost = [circuit.graph.edge_name(s, r) for s, r in np.argwhere(whole[bound].kept & ~found.allowed)]
         size, threshold = (None, bound) if swept else (int(bound), None)
-        circuits.append(judge.judged(circuit, size, threshold, lost))
+        circuits.append(_judged(judge, circuit, size, threshold, lost))
     config, points, areas = judge.inputs.config, np.zeros((0, 2)), (np.nan, np.nan, np.nan)
     exist, graph = reference.graph.edges, reference.graph
     if not (swept and own) and 0 < reference.n_edges < exist.sum():

@@ -11,107 +11,21 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
+from acdc.choices import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter
 from acdc.errors import FileError, UserError, unknown
 from acdc.taskfile import find_config, load_task, read_yaml
-from acdc.taskschema import METRICS, Task
+from acdc.taskschema import Task
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
 
 
-class Method(NamedTuple):
-    """What a method does, and what can be known of it without running it.
-
-    Args:
-        options: those that it has beside those of every run
-        threshold: where it comes from if none is given: a number, "task" (scores are in the metric's units), or None
-            (the user has to choose)
-        slope: whether it needs the metric's gradient at the full model, which kl and l2 don't have
-        paired: whether it needs corrupted prompts
-    """
-
-    what: str
-    options: tuple[str, ...]
-    threshold: float | Literal["task"] | None = "task"
-    slope: bool = False
-    paired: bool = False
-
-    @property
-    def bound(self) -> str:
-        """The default threshold in words."""
-        if self.threshold is None:
-            return "none: give --edges or --threshold"
-        return "the task's, in the metric's units" if self.threshold == "task" else f"{self.threshold}, of 0 to 1"
-
-
-SELECT = ("threshold", "edges", "greedy", "abs", "direct")
-METHODS = {
-    "acdc": Method(
-        "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
-        ("threshold", "abs", "direct", "order", "batch", "prefilter"),
-    ),
-    "eap": Method("gradient × difference at the clean run, for every edge (Syed et al. 2023)", SELECT, slope=True),
-    "eap-ig": Method(
-        "the same, with the gradient's mean over inputs from corrupted to clean (Hanna et al. 2024)",
-        (*SELECT, "steps"),
-        paired=True,
-    ),
-    "eap-ig-activations": Method(
-        "the same, with each layer's output in turn going from ablated to clean (Hanna et al. 2024)",
-        (*SELECT, "steps"),
-    ),
-    "eap-ig-clean-corrupted": Method(
-        "the same, with the clean and the corrupted run (Hanna et al. 2024)", SELECT, paired=True
-    ),
-    "edge-patching": Method("the exact effect of removing each edge alone from the full model", SELECT),
-    "hisp": Method(
-        "gradient × difference of every head and MLP, per layer (Michel et al. 2019)", SELECT, None, slope=True
-    ),
-    "causal-mediation": Method("the exact effect of each head and MLP alone (Vig et al. 2020)", SELECT),
-    "subnetwork-probing": Method(
-        "a trained gate for every head and MLP, as few open as can be (Cao et al. 2021)",
-        (*SELECT, "updates", "penalty"),
-        0.5,
-    ),
-    "edge-pruning": Method(
-        "a trained gate for every edge, a given share of them closed (Bhaskar et al. 2024)",
-        (*SELECT, "updates", "sparsity"),
-        0.5,
-    ),
-    "diffmask": Method(
-        "the fewest heads and MLPs whose corrupted outputs give the corrupted prediction (Chintam et al. 2023)",
-        (*SELECT, "updates"),
-        0.5,
-    ),
-    "random": Method("a random number for every edge: the baseline", SELECT, None),
-}
-FLAT = ("kl", "l2")  # metrics that are smallest at the full model
-METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
-ABLATIONS = {
-    "corrupted": "a removed edge carries the sender's output on the paired corrupted prompt",
-    "zero": "a removed edge carries nothing; attention output biases stay",
-    "mean": "a removed edge carries the sender's mean over the clean prompts, per position",
-}
-ORDERS = {
-    "paper": "heads high to low, later parents first",
-    "heads-ascending": "heads low to high",
-    "parents-ascending": "earlier parents first",
-    "random": "heads and parents shuffled by the seed",
-}
-DTYPES = ("float32", "float64")
-DEVICES = ("auto", "cpu", "cuda", "mps")
 DEFAULT_MODEL, FALLBACK_MODEL = "gpt2", "tiny"
 LARGEST_SEED = 2**62  # NumPy takes none below 0, and PyTorch and Parquet none above 64 bits
-NAMES: dict[str, tuple[str, ...]] = {
-    "metric": METRICS,
-    "ablation": tuple(ABLATIONS),
-    "order": tuple(ORDERS),
-    "dtype": DTYPES,
-}
 
 
 class Config(BaseModel):
@@ -238,6 +152,7 @@ class Config(BaseModel):
 
     @property
     def task_name(self) -> str:
+        """A name without folders: what files say of the task."""
         return Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
 
     @property
@@ -252,6 +167,7 @@ class Config(BaseModel):
         return "-".join(parts)
 
     def to_yaml(self) -> str:
+        """The content of the run's config.yaml, without what is None."""
         out: str = yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
         return out
 
@@ -268,24 +184,6 @@ class Config(BaseModel):
         """The options that decide what the method finds; `batch` only says how fast."""
         names = [name for name in METHODS[self.method].options if name != "batch"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-
-def parse_filter(text: str) -> tuple[str, float]:
-    """Method and share of `--prefilter METHOD:SHARE`.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
-    name, _, share = text.partition(":")
-    if name not in METHODS or name == "acdc":
-        raise ValueError("is " + repr(text) + "; " + unknown("method", name, set(METHODS) - {"acdc"}))
-    try:
-        value = float(share)
-    except ValueError:
-        value = math.nan
-    if not 0 < value <= 1:
-        raise ValueError(f"is {text!r}; write METHOD:SHARE with a share above 0 and up to 1, as eap-ig:0.05")
-    return name, value
 
 
 def parse_bytes(text: str) -> float:
@@ -317,88 +215,112 @@ def resolve(
     Raises:
         UserError: one line that names the flag or the file and key
     """
-    command_line = {k: v for k, v in given.items() if v is not None}
-    file = find_config(file) if file else None
-    from_file = _read(file) if file else {}
-    explicit = {**from_file, **command_line}
-
-    def where(key: str) -> str:
-        return f"{file}: {key}" if key not in command_line and key in from_file else f"--{key.replace('_', '-')}"
-
+    stated = _Stated({k: v for k, v in given.items() if v is not None}, *_file(file))
+    explicit = stated.values
     if "task" not in explicit:
         raise UserError("no task; give --task NAME (see `acdc tasks`) or a --config with the key task")
     task = load(str(explicit["task"]))
-    notes: list[str] = []
+    note = None
     if "model" not in explicit:
-        if task.defaults.model or default_model is None:
-            model, note = task.defaults.model, None
-        else:
-            model, note = default_model()
-        explicit["model"] = model
-        notes += [note] if note else []
+        explicit["model"] = task.defaults.model
+        if not task.defaults.model and default_model is not None:
+            explicit["model"], note = default_model()
+    _check_options(explicit, stated)
+    defaults = _defaults(explicit, task)
+    values = {**defaults, **explicit}
+    _check_choices(values, task, stated)
+    _check_bound(explicit, defaults, stated)
+    config = _config(values, stated)
+    for method in (config.method, *([parse_filter(config.prefilter)[0]] if config.prefilter else [])):
+        check_method(method, config.metric, config.ablation)
+    return config, task, [note] if note else []
+
+
+class _Stated(NamedTuple):
+    """Options as they were given; the command line wins."""
+
+    command_line: dict[str, Any]
+    from_file: dict[str, Any]
+    file: Path | None
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {**self.from_file, **self.command_line}
+
+    def wrong(self, key: str, text: str) -> UserError:
+        """The error of an option, which says where that was given."""
+        in_file = key not in self.command_line and key in self.from_file
+        return UserError(f"{f'{self.file}: {key}' if in_file else '--' + key.replace('_', '-')}: {text}")
+
+
+def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
+    """The method is known and has the options that are given."""
+    name = str(explicit.get("method", "acdc"))
+    if name not in METHODS:
+        raise stated.wrong("method", unknown("method", name, METHODS))
+    options = METHODS[name].options
+    for key in METHOD_OPTIONS:
+        if key in explicit and key not in options:
+            raise stated.wrong(key, f"method {name} has no {key}; it has {', '.join(options)}")
+
+
+def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
+    """What the task says of a run, with the method's own threshold where it has one."""
     defaults = task.defaults_for(str(explicit["model"])).model_dump(
         include={"metric", "threshold", "examples", "seed", "ablation"}
     )
-    name = str(explicit.get("method", "acdc"))
-    if name not in METHODS:
-        raise UserError(f"{where('method')}: {unknown('method', name, METHODS)}")
-    method = METHODS[name]
-    for key in METHOD_OPTIONS:
-        if key in explicit and key not in method.options:
-            raise UserError(f"{where(key)}: method {name} has no {key}; it has {', '.join(method.options)}")
-    if "edges" in explicit or method.threshold is None:
-        defaults.pop("threshold")
-    elif method.threshold != "task":
-        defaults["threshold"] = method.threshold
-    values = {**defaults, **explicit}
+    threshold = METHODS[explicit.get("method", "acdc")].threshold
+    if "edges" in explicit or threshold is None:
+        del defaults["threshold"]
+    elif threshold != "task":
+        defaults["threshold"] = threshold
+    return defaults
+
+
+def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
+    """What is chosen by name is there, and the task has answers for the metric."""
     for key, names in NAMES.items():
         if key in values and values[key] not in names:
-            raise UserError(f"{where(key)}: {unknown(key, str(values[key]), names)}")
-    if values["metric"] not in task.metrics:
-        raise UserError(
-            f"{where('metric')}: task {task.name} has no answers for {values['metric']}; "
-            f"it has {', '.join(task.metrics)}"
+            raise stated.wrong(key, unknown(key, str(values[key]), names))
+    metric = values["metric"]
+    if metric not in task.metrics:
+        raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")
+
+
+def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _Stated) -> None:
+    """It is said how many edges to keep, once, and in the units of the metric."""
+    name = explicit.get("method", "acdc")
+    by_edges, by_threshold = "edges" in explicit, "threshold" in explicit
+    metric = explicit.get("metric", defaults["metric"])
+    by_task = not by_threshold and "threshold" in defaults and METHODS[name].threshold == "task"
+    if by_task and metric != defaults["metric"]:
+        raise stated.wrong(
+            "metric",
+            f"the task's default threshold is for {defaults['metric']}; give --threshold for {metric}"
+            + (" or --edges" if "edges" in METHODS[name].options else ""),
         )
-    by_task = "threshold" in defaults and method.threshold == "task" and "threshold" not in explicit
-    if by_task and values["metric"] != defaults["metric"]:
-        raise UserError(
-            f"{where('metric')}: the task's default threshold is for {defaults['metric']}; give --threshold "
-            f"for {values['metric']}" + (" or --edges" if "edges" in method.options else "")
-        )
-    if "threshold" in explicit and "edges" in explicit:
-        raise UserError(f"{where('edges')}: --threshold says already which edges to keep; give one of the two")
-    if "threshold" not in values and "edges" not in values:
+    if by_threshold and by_edges:
+        raise stated.wrong("edges", "--threshold says already which edges to keep; give one of the two")
+    if not by_edges and not by_threshold and "threshold" not in defaults:
         raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X")
-    if values.get("greedy") and "edges" not in values:
-        raise UserError(f"{where('greedy')}: needs --edges N, the number of edges to grow to")
+    if explicit.get("greedy") and not by_edges:
+        raise stated.wrong("greedy", "needs --edges N, the number of edges to grow to")
+
+
+def _config(values: dict[str, Any], stated: _Stated) -> Config:
+    """The config of these values."""
     try:
-        config = Config(**values)
+        return Config(**values)
     except ValidationError as error:
         first = error.errors()[0]
         key = str(first["loc"][0]) if first["loc"] else ""
-        message = str(first["msg"]).removeprefix("Value error, ")
-        raise UserError(f"{where(key)}: {message}") from None
-    for used in (name, *([parse_filter(config.prefilter)[0]] if config.prefilter else [])):
-        check_method(used, config.metric, config.ablation)
-    return config, task, notes
+        raise stated.wrong(key, str(first["msg"]).removeprefix("Value error, ")) from None
 
 
-def check_method(name: str, metric: str, ablation: str) -> None:
-    """Whether a method can work with a metric and an ablation.
-
-    Raises:
-        UserError: it can't.
-    """
-    if METHODS[name].slope and metric in FLAT:
-        raise UserError(
-            f"--metric {metric}: its gradient at the full model is zero, so {name} can't rank edges by it; choose "
-            "another one (logit-diff, prob-diff, nll), or --method eap-ig"
-        )
-    if METHODS[name].paired and ablation != "corrupted":
-        raise UserError(
-            f"--ablation {ablation}: {name} goes from the corrupted to the clean inputs and needs corrupted prompts; "
-            "use --ablation corrupted, or --method eap-ig-activations"
-        )
+def _file(file: Path | None) -> tuple[dict[str, Any], Path | None]:
+    """The options of a config file, and where it is."""
+    file = find_config(file) if file else None
+    return (_read(file) if file else {}), file
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from acdc.config import Config, parse_filter
+from acdc.choices import parse_filter
+from acdc.config import Config
 from acdc.formats.scores_file import read_scores, write_scores
 from acdc.graph import Circuit
 from acdc.incremental import Engine

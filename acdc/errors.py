@@ -41,3 +41,9 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"
+
+
+def short(value: object) -> str:
+    """The value for a message, cut to one readable line."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

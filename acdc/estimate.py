@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from acdc.config import Config, parse_filter
+from acdc.choices import parse_filter
+from acdc.config import Config
 from acdc.model.transformer import Config as Sizes
 from acdc.task import Split
 

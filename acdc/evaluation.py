@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from acdc.config import ABLATIONS, NAMES, Config, resolve
+from acdc.choices import ABLATIONS, NAMES
+from acdc.config import Config, resolve
 from acdc.errors import FileError, UserError, unknown
 from acdc.formats.atomic import plain_json
 from acdc.formats.circuit_file import CircuitFile, read_circuit

@@ -61,6 +61,7 @@ class Graph:
 
     @cached_property
     def senders(self) -> tuple[Sender, ...]:
+        """What writes, in the order of the computation: the axis `sender`."""
         out = [Sender(name, "input", -1, i) for i, name in enumerate(self.inputs)]
         for layer in range(self.n_layers):
             out += [Sender(f"a{layer}.h{h}", "head", layer, h) for h in range(self.n_heads)]
@@ -70,6 +71,7 @@ class Graph:
 
     @cached_property
     def receivers(self) -> tuple[Receiver, ...]:
+        """What reads: per layer all q, all k, all v and the MLP, then the logits; the axis `receiver`."""
         out = []
         for layer in range(self.n_layers):
             for c in QKV:
@@ -81,10 +83,12 @@ class Graph:
 
     @cached_property
     def sender_index(self) -> dict[str, int]:
+        """Name → place in `senders`."""
         return {s.name: i for i, s in enumerate(self.senders)}
 
     @cached_property
     def receiver_index(self) -> dict[str, int]:
+        """Name → place in `receivers`."""
         return {r.name: i for i, r in enumerate(self.receivers)}
 
     @cached_property
@@ -121,14 +125,17 @@ class Graph:
         return self.n_edges + int(self.direct.sum())
 
     def edge_name(self, sender: int, receiver: int) -> str:
+        """The name of a residual edge, such as `a0.h1->m0`."""
         return f"{self.senders[sender].name}->{self.receivers[receiver].name}"
 
     def direct_name(self, receiver: int) -> str:
+        """The name of a receiver's direct edge, such as `a5.h1<q>->a5.h1`."""
         r = self.receivers[receiver]
         return f"{r.name}->{r.node}"
 
     @cached_property
     def direct_index(self) -> dict[str, int]:
+        """Name of a direct edge → its receiver's place in `receivers`."""
         return {self.direct_name(j): j for j in np.flatnonzero(self.direct).tolist()}
 
     def parse_edge(self, name: str) -> tuple[int, int] | None:
@@ -175,10 +182,12 @@ class Circuit:
 
     @classmethod
     def full(cls, graph: Graph, direct: bool = True) -> Circuit:
+        """All edges; with `direct` also the direct ones."""
         return cls(graph, graph.edges.copy(), graph.direct.copy() if direct else None)
 
     @classmethod
     def empty(cls, graph: Graph, direct: bool = True) -> Circuit:
+        """No edges; with `direct` no direct ones either, else these don't count."""
         return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct) if direct else None)
 
     @property
@@ -188,6 +197,7 @@ class Circuit:
 
     @property
     def n_direct(self) -> int:
+        """Direct edges kept; 0 where they don't count."""
         return 0 if self.direct is None else int(self.direct.sum())
 
     def edge_names(self) -> list[str]:

@@ -14,7 +14,8 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from acdc import inputs, taskfile
-from acdc.config import DTYPES, Config, parse_bytes, resolve
+from acdc.choices import DTYPES
+from acdc.config import Config, parse_bytes, resolve
 from acdc.errors import UserError, unknown
 from acdc.evaluation import Evaluation, config_beside, evaluate_file
 from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit

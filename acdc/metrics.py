@@ -28,11 +28,20 @@ SAMPLE_VOCABULARY = 4096  # with fewer output columns the real log-sum-exp is as
 class Output(Protocol):
     """The output layer, on normalised rows: see `acdc.model.transformer.Transformer`."""
 
-    def logits(self, h: Tensor) -> Tensor: ...
-    def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor: ...
-    def logsumexp(self, h: Tensor) -> Tensor: ...
-    def expected_unembedding(self, h: Tensor) -> Tensor: ...
-    def sampled_unembedding(self, h: Tensor, n: int) -> Tensor: ...
+    def logits(self, h: Tensor) -> Tensor:
+        """Float[... d_model] to Float[... vocab]."""
+
+    def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor:
+        """Of some tokens, less the mean over the vocabulary: ids Int[row k], to Float[... row k]."""
+
+    def logsumexp(self, h: Tensor) -> Tensor:
+        """Of the centred logits: Float[... d_model] to Float[...]."""
+
+    def expected_unembedding(self, h: Tensor) -> Tensor:
+        """The mean of W_U over the prediction at each row: Float[row d_model] to the same."""
+
+    def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
+        """W_U of n tokens drawn from it: Float[row d_model] to Float[row n d_model]."""
 
 
 class Sampled:

@@ -142,35 +142,45 @@ class PartedEngine:
 
     @property
     def evaluations(self) -> int:
+        """Candidates evaluated, each over all parts."""
         return self._engines[0].evaluations
 
     def alive(self, receiver: int) -> bool:
+        """See `Engine`."""
         return self._engines[0].alive(receiver)
 
     def drop(self, receiver: int) -> int:
+        """See `Engine`."""
         (count,) = {engine.drop(receiver) for engine in self._engines}
         return count
 
     def inert(self, removal: Removal) -> bool:
+        """See `Engine`."""
         return all(engine.inert(removal) for engine in self._engines)
 
     def metric(self, rows: Tensor) -> list[float]:
+        """See `Engine`."""
         return self._engines[0].metric(rows)
 
     def guess(self, rows: Tensor) -> list[float] | None:
+        """See `Engine`."""
         return self._engines[0].guess(rows)
 
     def open(self, receivers: Sequence[int]) -> None:
+        """See `Engine`."""
         for engine in self._each(changes=True):
             engine.open(receivers)
 
     def capacity(self, receivers: Sequence[int]) -> int:
+        """See `Engine`."""
         return min(engine.capacity(receivers) for engine in self._engines)
 
     def rows(self, removals: Sequence[Removal]) -> Tensor:
+        """See `Engine`."""
         return torch.cat([engine.rows(removals) for engine in self._each(changes=False)], 1)
 
     def commit(self, removals: Sequence[Removal]) -> None:
+        """See `Engine`."""
         for engine in self._each(changes=True):
             engine.commit(removals)
 

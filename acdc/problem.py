@@ -22,10 +22,12 @@ class Problem:
 
     @cached_property
     def graph(self) -> Graph:
+        """The model's graph."""
         return self.model.config.graph()
 
     @property
     def n_prompts(self) -> int:
+        """Of all parts."""
         return self.parts.targets.n_examples
 
     def few(self, versions: int = 1) -> int:

@@ -22,8 +22,8 @@ from acdc.formats.atomic import read_json
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.metrics_file import read_metrics
 from acdc.graph import Circuit
-from acdc.report.text import grid, number
-from acdc.taskfile import explain, read_yaml
+from acdc.schema import in_words
+from acdc.taskfile import read_yaml
 
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]
@@ -47,10 +47,6 @@ TEXTS = {
     *HASHES,
     *("message", "folder"),
 }
-SHOWN = (
-    *("run", "state", "task", "model", "method", "ablation", "threshold", "edges", "kept", "value", "faithfulness"),
-    *("accuracy", "seconds", "message"),
-)
 COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -151,7 +147,7 @@ def found_rows(directory: Path) -> list[Row]:
             try:
                 Config(**options)
             except ValidationError as error:
-                raise FileError(explain(str(path), error)) from None
+                raise FileError(in_words(str(path), error)) from None
             where = path.parent.relative_to(directory)
             rows.append(row_of(where.name, path.parent, options, str(where)))
     if not rows:
@@ -177,13 +173,13 @@ def chosen(rows: list[Row], where: Sequence[str], sort: str | None) -> list[Row]
         if not match:
             raise UserError(f"--where: {text!r} is no condition; write COLUMN=VALUE (or !=, <, >, <=, >=)")
         key, sign, said = match.groups()
-        _check_column("--where", key, known)
+        check_column("--where", key, known)
         value = _parsed(key, said)
         rows = [row for row in rows if row.get(key) is not None and COMPARED[sign](row[key], value)]
     if sort is None:
         return rows
     key = sort.removeprefix("-")
-    _check_column("--sort", key, known)
+    check_column("--sort", key, known)
     there = sorted((r for r in rows if r.get(key) is not None), key=lambda r: r[key], reverse=sort.startswith("-"))
     return there + [r for r in rows if r.get(key) is None]
 
@@ -201,7 +197,8 @@ def _parsed(key: str, text: str) -> Any:
         raise UserError(f"--where: {key} is a number, not {text!r}") from None
 
 
-def _check_column(flag: str, key: str, known: Sequence[str]) -> None:
+def check_column(flag: str, key: str, known: Sequence[str]) -> None:
+    """Raise UserError where there is no such column."""
     if key not in known:
         raise UserError(f"{flag}: {unknown('column', key, known)}")
 
@@ -234,46 +231,3 @@ def to_parquet(rows: list[Row]) -> bytes | None:
     sink = io.BytesIO()
     parquet.write_table(table, sink)
     return sink.getvalue()
-
-
-def to_text(rows: list[Row], names: Sequence[str] | None = None) -> str:
-    """A table of some columns: of the usual ones by default, those that are not the same in every row. What is the same
-    stands above it.
-
-    Raises:
-        UserError: there is no such column.
-    """
-    known = every_column(rows)
-    for name in names or ():
-        _check_column("--columns", name, known)
-    if not rows:
-        return "no run is like that"
-    same: dict[str, Any] = {}
-    if names is None:
-        candidates = [n for n in SHOWN if any(row.get(n) is not None for row in rows)]
-        if len(rows) > 1:
-            same = {n: rows[0].get(n) for n in candidates if len({row.get(n) for row in rows}) == 1}
-        names = [n for n in candidates if n not in same]
-        varied = [n for n in names if n in OPTIONS]
-        if len({tuple(row.get(n) for n in varied) for row in rows}) == len(rows):
-            names.remove("run")  # it says no more than its options
-    head = "   ".join(f"{key} {_cell(key, value)}" for key, value in same.items())
-    text = grid([list(names), *([_cell(n, row.get(n)) for n in names] for row in rows)], left=_left(names))
-    return f"{head}\n\n{text}" if head else text
-
-
-def _left(names: Sequence[str]) -> int:
-    """How many columns, from the first, are texts."""
-    return next((i for i, name in enumerate(names) if name not in TEXTS), len(names))
-
-
-def _cell(name: str, value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        if name == "seconds":
-            return f"{value:.1f}"
-        return f"{value:g}" if name in OPTIONS else number(value, 4)
-    return str(value)

@@ -22,20 +22,31 @@ TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
 
 
 class Prompts(Protocol):
-    """Checked prompts as token ids: see `acdc.prompts.Split`."""
+    """Checked prompts as token ids: see `acdc.task.Split`."""
 
     @property
-    def clean(self) -> np.ndarray: ...
+    def clean(self) -> np.ndarray:
+        """Int[example pos], padded on the left."""
+
     @property
-    def corrupted(self) -> np.ndarray: ...
+    def corrupted(self) -> np.ndarray:
+        """Int[example pos]."""
+
     @property
-    def pad(self) -> np.ndarray: ...
+    def pad(self) -> np.ndarray:
+        """Int[example], positions of padding."""
+
     @property
-    def rows(self) -> np.ndarray: ...
+    def rows(self) -> np.ndarray:
+        """Int[row 2], scored (example, position) pairs."""
+
     @property
-    def correct(self) -> np.ndarray: ...
+    def correct(self) -> np.ndarray:
+        """Int[row k], filled up with −1."""
+
     @property
-    def wrong(self) -> np.ndarray: ...
+    def wrong(self) -> np.ndarray:
+        """Int[row k], likewise."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +73,11 @@ class Runs:
     start: int
 
     def metric(self, name: str, model: Transformer) -> Metric:
+        """The metric of this name on these prompts."""
         return make_metric(name, model, self.targets)
 
     def guess(self, name: str, model: Transformer) -> Metric | None:
+        """A cheap guess at it, or None where there is none."""
         return make_guess(name, model, self.targets, model.config.vocab_out)
 
     @property

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from acdc.choices import METHODS, ORDERS, parse_filter
 from acdc.competence import competence, warning
-from acdc.config import METHODS, ORDERS, Config, DefaultModel, parse_filter, resolve
+from acdc.config import Config, DefaultModel, resolve
 from acdc.discovery import Show, find, scored
 from acdc.errors import UserError
 from acdc.folder import claim, locked
@@ -25,7 +26,8 @@ from acdc.formats.atomic import plain_json, write_atomic
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
-from acdc.measures import circuit_values, faithfulness, jaccard
+from acdc.measures import Judge
+from acdc.ranking import jaccard
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure
 from acdc.task import Split, make_data
@@ -87,6 +89,7 @@ class Range(NamedTuple):
 
     @classmethod
     def of(cls, values: list[float]) -> Range:
+        """Of some values."""
         return cls(float(np.mean(values)), min(values), max(values)) if values else cls(None, None, None)
 
 
@@ -365,7 +368,7 @@ def _summary(
     plan: Plan, inputs: Inputs, base: Circuit, circuits: dict[str, Circuit], kinds: list[str], notes: list[str]
 ) -> tuple[Stability, Circuit]:
     """The result, and the core's circuit without dead edges."""
-    config, graph, judge = inputs.config, base.graph, _Judge(inputs, base)
+    config, graph, judge = inputs.config, base.graph, Judge(inputs)
     whole = core_of(list(circuits.values()), plan.core)
     core = whole.pruned()
     found = np.stack([_flat(c) for c in circuits.values()])
@@ -388,14 +391,14 @@ def _summary(
         total=graph.n_edges,
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
-        base=judge.run(BASE, BASE, base),
-        runs=tuple(judge.run(name, kind, c) for (name, c), kind in zip(circuits.items(), kinds, strict=True)),
+        base=_run(judge, BASE, BASE, base, base),
+        runs=tuple(_run(judge, name, kind, c, base) for (name, c), kind in zip(circuits.items(), kinds, strict=True)),
         kinds=tuple(
             _kind(kind, [c.kept for c, of in zip(circuits.values(), kinds, strict=True) if kind in (of, "all")], base)
             for kind in (*of_kind, "all")
         ),
         share=plan.core,
-        core=judge.run("core", "core", core),
+        core=_run(judge, "core", "core", core, base),
         dead=whole.n_edges - core.n_edges,
         edges=_often_first(edges[: graph.n_edges]),
         direct=_often_first(edges[graph.n_edges :]),
@@ -426,30 +429,18 @@ def _kind(name: str, kept: list[np.ndarray], base: Circuit) -> Kind:
     )
 
 
-class _Judge:
-    """How circuits do on the base run's prompts that are held out."""
-
-    def __init__(self, inputs: Inputs, base: Circuit) -> None:
-        self.inputs, self.base = inputs, base
-        self.half = inputs.judged_half
-        self.full, _ = self._values(None)
-        self.ablated, _ = self._values(Circuit.empty(base.graph))
-
-    def run(self, name: str, kind: str, circuit: Circuit) -> Run:
-        values, right = self._values(circuit)
-        found = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
-        return Run(
-            name=name,
-            kind=kind,
-            edges=circuit.n_edges,
-            metric=float(values.mean()),
-            faithfulness=tuple(map(_finite, found)),
-            accuracy=_finite(right),
-            like_base=jaccard(circuit.kept, self.base.kept),
-        )
-
-    def _values(self, circuit: Circuit | None) -> tuple[np.ndarray, float]:
-        return circuit_values(self.inputs, self.half, circuit)
+def _run(judge: Judge, name: str, kind: str, circuit: Circuit, base: Circuit) -> Run:
+    """How a circuit does on the base run's prompts that are held out."""
+    metric, found, right = judge.judged(circuit)
+    return Run(
+        name=name,
+        kind=kind,
+        edges=circuit.n_edges,
+        metric=metric,
+        faithfulness=tuple(map(_finite, found)),
+        accuracy=_finite(right),
+        like_base=jaccard(circuit.kept, base.kept),
+    )
 
 
 def _finite(x: float) -> float | None:

@@ -13,7 +13,7 @@ not done. A run that failed is made again if that is asked for (`retry`).
 from __future__ import annotations
 
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from acdc.published import load_published
 from acdc.report import sweep_curves
 from acdc.report.many import render_many
 from acdc.report.panels import of_rows
+from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
@@ -64,6 +65,7 @@ class Plan:
     plots: bool
 
     def folder(self, run: Run) -> Path:
+        """Where a run lies."""
         return self.out / "runs" / run.name
 
     def left(self) -> list[Run]:
@@ -304,27 +306,16 @@ def table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | No
     return columns, [[row.get(c) for c in columns] for row in rows], links
 
 
-def summary(rows: list[Row]) -> str:
-    """How many runs are in which state."""
-    found = Counter(row["state"] for row in rows)
-    order = (("done", "done"), ("failed", "failed"), ("begun", "begun"), ("waiting", "not begun"))
-    return f"{len(rows):,} runs: " + ", ".join(f"{found[key]:,} {word}" for key, word in order if found[key])
-
-
 def overview(plan: Plan) -> str:
     """What a plan would do: every run, whether it is done, and about what it takes."""
     rows = [_row(plan, run) for run in plan.runs]
     varied = [k for k in OPTIONS if len({row[k] for row in rows}) > 1]
     shown = [["run", *varied, "state", "about"]]
-    words = {"waiting": "to do"} | ({"failed": "to do again"} if plan.retry else {})
+    words = {"waiting": "to do"} | ({"failed": "to be made again"} if plan.retry else {})
     left = {run.name for run in plan.left()}
     for row in rows:
         about = estimate.in_words(plan.seconds[row["run"]]) if row["run"] in left else ""
-        now = (
-            "to be made again"
-            if row["state"] == "failed" and plan.retry
-            else words.get(row["state"], str(row["state"]))
-        )
+        now = words.get(row["state"], row["state"])
         shown.append([row["run"], *("–" if row[k] is None else str(row[k]) for k in varied), now, about])
     total = sum(plan.seconds[name] for name in left)
     if isinstance(plan.place, Local):

@@ -26,8 +26,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
-from acdc.taskfile import MAX_INCLUDES, Lines, explain, load_task, merge, read_yaml
-from acdc.taskschema import Flag, Number, Strict, Task, Text, Whole
+from acdc.schema import Flag, Number, Strict, Text, Whole, in_words
+from acdc.taskfile import MAX_INCLUDES, Lines, load_task, merge, read_yaml
+from acdc.taskschema import Task
 
 Option = str | int | float | bool | None
 
@@ -142,6 +143,7 @@ class Sweep(Strict):
 
     @property
     def grids(self) -> tuple[dict[str, Any], ...]:
+        """All grids; the short form is one."""
         return (self.grid,) if isinstance(self.grid, dict) else self.grid
 
 
@@ -197,7 +199,7 @@ class SweepFile:
             try:
                 return Range.model_validate(given).values(key in WHOLE)
             except ValidationError as error:
-                raise FileError(explain(f"{self.at(*where)}: {said}", error)) from None
+                raise FileError(in_words(f"{self.at(*where)}: {said}", error)) from None
         values = given if isinstance(given, list) else [given]
         if not values:
             raise FileError(f"{self.at(*where)}: {said}: is an empty list, so there is nothing to run; give values")
@@ -306,7 +308,7 @@ def read_sweep(path: Path) -> SweepFile:
         if problem["type"] == "value_error":  # an unknown key is named in the message, not in the place
             named = re.match(r"unknown key '([^']*)'", str(problem["ctx"]["error"]))
             keys += [named.group(1)] if named else []
-        raise FileError(explain(place(files, keys), error)) from None
+        raise FileError(in_words(place(files, keys), error)) from None
     for where, options in (
         (("base",), file.sweep.base),
         *((file._grid_at(i), grid) for i, grid in enumerate(file.sweep.grids)),

@@ -21,37 +21,9 @@ from typing import Protocol
 
 import numpy as np
 
-from acdc.errors import TaskError
-from acdc.taskfile import load_task, task_dir, task_names
-from acdc.taskschema import (
-    METRICS,
-    Answers,
-    Compare,
-    Defaults,
-    Generator,
-    Override,
-    Prompt,
-    Range,
-    Table,
-    Task,
-    fields,
-    render,
-    short,
-)
-
-__all__ = [
-    "METRICS",
-    "Data",
-    "Defaults",
-    "Override",
-    "Split",
-    "Task",
-    "Tokenizer",
-    "load_task",
-    "make_data",
-    "task_dir",
-    "task_names",
-]
+from acdc.errors import TaskError, short
+from acdc.taskschema import Answers, Compare, Generator, Prompt, Range, Table, Task
+from acdc.template import fields, render
 
 MAX_MISSES = 20_000  # draws in a row that give nothing new before the prompts count as used up
 MAX_UNFIT = 1_000  # draws from the start of which none has the tokens that data.pieces asks for
@@ -64,11 +36,17 @@ class Tokenizer(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What messages call it."""
+
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+
     @property
-    def bos_id(self) -> int | None: ...
+    def bos_id(self) -> int | None:
+        """The token that a text begins with, None where there is none."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids, without special tokens."""
 
@@ -89,6 +67,7 @@ class Split:
     texts: tuple[tuple[str, str], ...]  # clean and corrupted prompt of each example
 
     def arrays(self) -> Iterator[np.ndarray]:
+        """All arrays, in the order of the hash."""
         yield from (self.clean, self.corrupted, self.pad, self.rows, self.correct, self.wrong)
 
 
@@ -154,7 +133,7 @@ def pools(task: Task) -> dict[str, Pool]:
         return generator_pools(task.data.generator)
     found = {}
     for slot, source in task.data.slots.items():
-        words = task.data.lists[source] if isinstance(source, str) else source
+        words = task.data.words(slot)
         name = f"list {source}" if isinstance(source, str) else f"slot {slot}"
         if isinstance(words, Table):
             found[slot] = Pool(name, tuple(f"{slot}.{column}" for column in words.columns), words.rows)
@@ -165,6 +144,7 @@ def pools(task: Task) -> dict[str, Pool]:
 
 
 def generator_pools(generator: Generator) -> dict[str, Pool]:
+    """The pool of every slot of `generator_prompt`: all draw from the same words."""
     slots = [f"{half}{i}" for half in "wx" for i in range(generator.length)]
     return {slot: Pool("words", (slot,), [(word,) for word in generator.words]) for slot in slots}
 
@@ -201,6 +181,7 @@ def draw(task: Task, encoder: Encoder, rng: Random, examples: int, halves: int) 
 
 
 def few(task: Task, available: int, examples: int, halves: int) -> str:
+    """The message where a task has too few prompts."""
     need = f"{examples * halves} ({halves} halves of {examples})" if halves > 1 else f"{examples}"
     most = available // halves
     cure = f"use at most {most} example{'s' * (most != 1)}" if most else "add some"
@@ -389,6 +370,7 @@ class Check:
     where: str
 
     def fail(self, text: str) -> TaskError:
+        """The error of this example."""
         return TaskError(f"{self.where}: {text}")
 
     def ids(self, text: str) -> list[int]:
@@ -458,6 +440,7 @@ class Check:
         return list(dict.fromkeys(correct)), list(dict.fromkeys(wrong))
 
     def answer(self, text: str) -> int:
+        """The token id of an answer, which must be one."""
         ids = self.ids(text)
         if len(ids) != 1:
             raise self.fail(

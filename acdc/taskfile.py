@@ -1,4 +1,4 @@
-"""Reading task files: YAML and JSONL into plain data, `include` followed, then acdc/taskschema.py.
+"""Reading task files: YAML and JSONL into plain data, `include` followed; then the schema and the rules of a task.
 
 Every mistake is a `TaskError` with one line per problem: file, key, what is wrong, what would be right.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from acdc.errors import FileError, TaskError, unknown
-from acdc.taskschema import Prompt, Task, short
+from acdc.errors import FileError, TaskError, short, unknown
+from acdc.schema import in_words, listed
+from acdc.taskrules import problems
+from acdc.taskschema import Prompt, Task
 
 MAX_YAML_BYTES = 1_000_000  # YAML is read slowly, and its nesting has no bound
 MAX_ROWS_BYTES = 100_000_000
 MAX_INCLUDES = 20
-MAX_PROBLEMS = 10  # lines of one message
 
 
 class Loader(yaml.SafeLoader):
@@ -33,12 +34,14 @@ class Loader(yaml.SafeLoader):
     }
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """PyYAML's, without aliases."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed; use data.lists", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """PyYAML's, of keys that are words, each once."""
         seen = set()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
@@ -119,7 +122,7 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
         try:
             rows.append(Prompt.model_validate(json.loads(line, object_pairs_hook=_once)))
         except ValidationError as error:
-            raise TaskError(explain(f"{file} line {number}", error)) from None
+            raise TaskError(in_words(f"{file} line {number}", error)) from None
         except (ValueError, RecursionError) as error:
             raise TaskError(f"{file} line {number}: not valid JSON: {error}") from None
     if not rows:
@@ -134,26 +137,6 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         keys = [key for key, _ in pairs]
         raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
     return found
-
-
-def explain(where: str, error: ValidationError) -> str:
-    """Pydantic's errors in the user's words, one line each."""
-    lines = []
-    for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("~"))
-        got = f", got {short(problem['input'])}"
-        text = {
-            "missing": "is missing",
-            "value_error": str(problem.get("ctx", {}).get("error", "")),
-            "string_type": f"should be a text; put it in quotes{got}",
-            "tuple_type": f"should be a list{got}",
-            "dict_type": f"should be a mapping{got}",
-            "finite_number": f"should be a finite number{got}",
-        }.get(problem["type"], problem["msg"].replace("Input should", "should") + got)
-        lines.append(": ".join(part for part in (where, key, text) if part))
-    if len(lines) > MAX_PROBLEMS:
-        lines[MAX_PROBLEMS:] = [f"{where}: and {len(lines) - MAX_PROBLEMS} more"]
-    return "\n".join(lines)
 
 
 def _shipped(name: str) -> Path:
@@ -196,13 +179,25 @@ def find_config(path: Path) -> Path:
     return folder / f"{path}.yaml"
 
 
+def checked(content: dict[str, Any], where: str) -> Task:
+    """The task of a file's content, `include` followed. Messages begin with `where`.
+
+    Raises:
+        TaskError: it isn't of the right form, or breaks rules; a line for each problem.
+    """
+    try:
+        task = Task.model_validate(content)
+    except ValidationError as error:
+        raise TaskError(in_words(where, error)) from None
+    if broken := problems(task):
+        raise TaskError(listed(where, broken))
+    return task
+
+
 def load_task(name_or_path: str) -> Task:
     """Read and check a task: the name of a shipped one, or the path of a .yaml file."""
     path = find(name_or_path)
-    try:
-        task = Task.model_validate(read_included(path))
-    except ValidationError as error:
-        raise TaskError(explain(str(path), error)) from None
+    task = checked(read_included(path), str(path))
     if task.name != path.stem:
         raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
     return task

@@ -1,103 +1,23 @@
-"""What a task file may say: the schema of a `Task`, and the rules across its keys.
+"""What a task file may say: the schema of a `Task`.
 
-A task is data: it runs no code and loads no model. Everything that can be known without a tokenizer is
-checked here. Rules within one key are validators; rules across keys are the functions `check_…`, which
-yield problems in the words that the user typed.
+A task is data: it runs no code and loads no model. Rules within one mapping are validators here; those across
+mappings are in acdc/taskrules.py.
 """
 
 from __future__ import annotations
 
-import re
-import string
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from acdc.errors import unknown
+from acdc.errors import short
+from acdc.schema import Flag, Number, Strict, Text, Texts, Whole
 
-METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
-NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that read the correct answers
-NEEDS_WRONG = ("logit-diff", "prob-diff")  # metrics that also read the wrong ones
 MAX_WORDS = 1_000_000  # words of one slot
 
-
-# ---------------------------------------------------------------- templates
-
-FIELD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
-
-
-@cache
-def parse(template: str) -> tuple[tuple[str, str | None], ...]:
-    """A template as (literal text, field or None) pairs. A field is `{slot}` or `{slot.column}`."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"template {template!r}: {error}; write {{{{ and }}}} for braces in the text") from None
-    for _, name, spec, conversion in parts:
-        if name is not None and (spec or conversion or not FIELD.fullmatch(name)):
-            raise ValueError(f"template {template!r}: fields are {{slot}} or {{slot.column}}, not {{{name}…}}")
-    return tuple((text, name) for text, name, _, _ in parts)
-
-
-def fields(template: str) -> list[str]:
-    """The fields of a template: slot or slot.column."""
-    return [name for _, name in parse(template) if name is not None]
-
-
-def render(template: str, values: Mapping[str, str]) -> str:
-    """The template with its fields filled in. Not `str.format`, which can reach attributes of values."""
-    return "".join(text + (values[name] if name is not None else "") for text, name in parse(template))
-
-
-def short(value: Any) -> str:
-    """The value for a message, cut to one readable line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
-# ---------------------------------------------------------------- schema
-
-
-def one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Text = Annotated[str, Field(strict=True)]
-Whole = Annotated[int, Field(strict=True)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Flag = Annotated[bool, Field(strict=True)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(one_or_many)]
-Metric = Text  # checked against METRICS with a hint
+Metric = Text  # one of acdc.choices.METRICS, which a rule checks with a hint
 Ablation = Literal["corrupted", "zero", "mean"]
-
-
-class Strict(BaseModel):
-    """A frozen mapping without unknown keys; a mistyped key gets a hint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        if isinstance(value, cls):
-            return value
-        if not isinstance(value, dict):
-            raise ValueError(f"should be a mapping with the keys {', '.join(cls.model_fields)}, got {short(value)}")
-        for key in value:
-            if key not in cls.model_fields:
-                raise ValueError(unknown("key", str(key), cls.model_fields))
-        return value
 
 
 class Range(Strict):
@@ -119,6 +39,7 @@ class Range(Strict):
         return self
 
     def texts(self) -> tuple[str, ...]:
+        """The numbers as words."""
         low, high = self.range
         return tuple(str(n).zfill(self.width) for n in range(low, high + 1))
 
@@ -193,6 +114,7 @@ class Prompt(Strict):
 
 
 def as_prompt(value: Any) -> Any:
+    """A text alone is a clean prompt."""
     return {"clean": value} if isinstance(value, str) else value
 
 
@@ -208,14 +130,6 @@ class Generator(Strict):
     name: Literal["repeated-tokens"]
     words: tuple[Text, ...]
     length: Whole = Field(ge=2, le=1000)
-
-    @model_validator(mode="after")
-    def _enough(self) -> Generator:
-        for problem in check_words("words", self.words):
-            raise ValueError(problem)
-        if len(self.words) < 2 * self.length:
-            raise ValueError(f"length {self.length} needs {2 * self.length} words, words has {len(self.words)}")
-        return self
 
 
 class Source(Strict):
@@ -238,13 +152,13 @@ class Source(Strict):
             one that serves as both
     """
 
-    template: Text | None = None
+    template: Text | None = Field(default=None, min_length=1)
     templates: tuple[Annotated[Prompt, BeforeValidator(as_prompt)], ...] | None = None
     rows: tuple[Prompt, ...] | None = None
     file: Text | None = None
     generator: Generator | None = None
-    slots: dict[Text, Slot] = {}
-    lists: dict[Text, WordList] = {}
+    slots: dict[Text, Slot] = Field(default={})
+    lists: dict[Text, WordList] = Field(default={})
     pieces: Texts = ()
     different: tuple[tuple[Text, ...], ...] = ()
     bos: Flag = False
@@ -274,6 +188,11 @@ class Source(Strict):
         """The templates (not the rows), the short form `template` included."""
         return (Prompt(clean=self.template),) if self.template is not None else self.templates or ()
 
+    def words(self, slot: str) -> WordList:
+        """What a slot is filled from; a KeyError where that is a list that isn't there."""
+        source = self.slots[slot]
+        return self.lists[source] if isinstance(source, str) else source
+
 
 class Corrupt(Strict):
     """How the corrupted prompt differs. Exactly one key.
@@ -285,7 +204,7 @@ class Corrupt(Strict):
         shuffle: the clean prompt of another example of the same half
     """
 
-    template: Text | None = None
+    template: Text | None = Field(default=None, min_length=1)
     fix: dict[Text, Text] | None = None
     redraw: tuple[Text, ...] | None = None
     shuffle: Literal[True] | None = None
@@ -377,7 +296,7 @@ class Defaults(Strict):
     seed: Whole = 0
     ablation: Ablation = "corrupted"
     model: Text | None = None
-    models: dict[Text, Override] = {}
+    models: dict[Text, Override] = Field(default={})
 
 
 Positions = Annotated[
@@ -387,7 +306,7 @@ Positions = Annotated[
 
 
 class Task(Strict):
-    """A behaviour as data; everything that can be known without a tokenizer has been checked.
+    """A behaviour as data; everything that can be known without a tokenizer is checked when it is read.
 
     Args:
         name: the file's name without .yaml
@@ -419,6 +338,21 @@ class Task(Strict):
         override = self.defaults.models.get(model, Override())
         return self.defaults.model_copy(update=override.model_dump(exclude_none=True))
 
+    def templates(self) -> Iterator[tuple[str, str]]:
+        """The key and the text of every template in which slots may occur."""
+        for i, prompt in enumerate(self.data.prompts):
+            at = "data.template" if self.data.template is not None else f"data.templates.{i}"
+            yield at, prompt.clean
+            yield from ((f"{at}.corrupted", text) for text in [prompt.corrupted] if text is not None)
+            yield from ((f"{at}.correct", text) for text in prompt.correct or ())
+            yield from ((f"{at}.wrong", text) for text in prompt.wrong or ())
+        yield from (("data.pieces", text) for text in self.data.pieces)
+        if self.corrupt and self.corrupt.template is not None:
+            yield "corrupt.template", self.corrupt.template
+        if self.answers:
+            yield from (("answers.correct", text) for text in self.answers.correct or ())
+            yield from (("answers.wrong", text) for text in self.answers.wrong)
+
     @field_validator("score_at", mode="before")
     @classmethod
     def _positions(cls, value: Any) -> Any:
@@ -432,185 +366,3 @@ class Task(Strict):
                 f"should be last, all, a list of positions or {{range: [first, last]}}, got {short(value)}"
             )
         return value
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Task:
-        for check in (check_metrics, check_slots, check_different, check_corrupted, check_answers):
-            for problem in check(self):
-                raise ValueError(problem)
-        return self
-
-
-# ---------------------------------------------------------------- rules across keys; each yields problems
-
-
-def check_metrics(task: Task) -> Iterator[str]:
-    for metric in task.metrics:
-        if metric not in METRICS:
-            yield "metrics: " + unknown("metric", metric, METRICS)
-    chosen = {"defaults.metric": task.defaults.metric}
-    chosen |= {f"defaults.models.{m}.metric": o.metric for m, o in task.defaults.models.items() if o.metric}
-    for key, metric in chosen.items():
-        if metric not in task.metrics:
-            yield f"{key}: " + unknown("metric", metric, task.metrics)
-
-
-def check_slots(task: Task) -> Iterator[str]:
-    data, known = task.data, set[str]()
-    for name, slot in data.slots.items():
-        words = data.lists.get(slot) if isinstance(slot, str) else slot
-        if words is None:
-            yield f"data.slots.{name}: " + unknown("list", str(slot), data.lists)
-            return
-        yield from check_words(f"data.slots.{name}", words)
-        known |= {f"{name}.{column}" for column in words.columns} if isinstance(words, Table) else {name}
-    used = set[str]()
-    for key, template in templates(task):
-        try:
-            named = fields(template)
-        except ValueError as error:
-            yield f"{key}: {error}"
-            return
-        for field in named:
-            if field not in known:
-                yield f"{key}: {template!r} uses a slot that has no list: " + unknown("slot", field, known)
-            used.add(field.partition(".")[0])
-    if task.answers and task.answers.compare:
-        used.add(task.answers.compare.slot)
-    for name in data.slots:
-        if name not in used:
-            yield f"data.slots.{name}: is used by no template; remove it or write {{{name}}}"
-    for name in data.lists:
-        if name not in data.slots.values():
-            yield f"data.lists.{name}: is used by no slot; remove it"
-
-
-def check_different(task: Task) -> Iterator[str]:
-    words = forms(task.data)
-    for group in task.data.different:
-        for field in group:
-            if field not in words:
-                yield "data.different: " + unknown("slot", field, words)
-                return
-        if len(set(group)) != len(group) or len(group) < 2:
-            yield f"data.different: {list(group)} should be two or more slots, each once"
-        elif len(set().union(*(words[field] for field in group))) < len(group):
-            yield f"data.different: {list(group)} can't all be different: there are fewer words than slots"
-
-
-def forms(data: Source) -> dict[str, set[str]]:
-    """The words that may fill each field."""
-    found: dict[str, set[str]] = {}
-    for name, slot in data.slots.items():
-        words = data.lists.get(slot, ()) if isinstance(slot, str) else slot
-        if isinstance(words, Table):
-            found |= {f"{name}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
-        else:
-            found[name] = set(words.texts() if isinstance(words, Range) else words)
-    return found
-
-
-def check_words(key: str, words: Any) -> Iterator[str]:
-    if isinstance(words, Range):
-        return
-    rows = words.rows if isinstance(words, Table) else words
-    if not rows:
-        yield f"{key}: has no words; a slot needs at least one"
-    seen = set()
-    for row in rows:
-        if row in seen:
-            yield f"{key}: {short(row)} is there twice; every word should be there once"
-        seen.add(row)
-
-
-def templates(task: Task) -> Iterator[tuple[str, str]]:
-    """Every (key, template) of the task in which slots may occur."""
-    for i, prompt in enumerate(task.data.prompts):
-        at = "data.template" if task.data.template is not None else f"data.templates.{i}"
-        yield at, prompt.clean
-        yield from ((f"{at}.corrupted", text) for text in [prompt.corrupted] if text is not None)
-        yield from ((f"{at}.correct", text) for text in prompt.correct or ())
-        yield from ((f"{at}.wrong", text) for text in prompt.wrong or ())
-    yield from (("data.pieces", text) for text in task.data.pieces)
-    if task.corrupt and task.corrupt.template is not None:
-        yield "corrupt.template", task.corrupt.template
-    if task.answers:
-        yield from (("answers.correct", text) for text in task.answers.correct or ())
-        yield from (("answers.wrong", text) for text in task.answers.wrong)
-
-
-def check_corrupted(task: Task) -> Iterator[str]:
-    data, corrupt = task.data, task.corrupt
-    if data.generator:
-        if data.slots or data.lists or data.pieces or data.different or corrupt:
-            yield "data.generator: brings its own prompts; slots, lists, pieces, different and corrupt don't go with it"
-        return
-    for i, prompt in enumerate(data.prompts or data.rows or ()):
-        if prompt.corrupted is None and corrupt is None:
-            where = f"prompt {i + 1} of data" if len(data.prompts) != 1 else "the template"
-            yield f"corrupt: is missing and {where} has no corrupted of its own"
-    yield from check_enough(task)
-    if corrupt is None:
-        return
-    if data.rows and not corrupt.template and not corrupt.shuffle:
-        yield "corrupt: rows have no slots to fix or redraw; give each row a corrupted, or use shuffle: true"
-        return
-    clean = {field for prompt in data.prompts for field in fields(prompt.clean)}
-    slots = {field.partition(".")[0] for field in clean}
-    for key, named in (("fix", corrupt.fix or ()), ("redraw", corrupt.redraw or ())):
-        for slot in named:
-            if slot not in slots:
-                yield f"corrupt.{key}: " + unknown("slot", slot, slots)
-            if key == "fix" and slot not in clean:
-                yield f"corrupt.fix: {slot!r} is a table, fix needs a slot of one form; use corrupt.template"
-
-
-def check_enough(task: Task) -> Iterator[str]:
-    data, redrawn = task.data, set((task.corrupt and task.corrupt.redraw) or ())
-    for name, words in data.lists.items():
-        drawn = [slot for slot, source in data.slots.items() if source == name]
-        need = len(drawn) + len(set(drawn) & redrawn)
-        if need > size(words):
-            yield f"data.lists.{name}: {need} different words an example are needed, has {size(words)}"
-    for slot in sorted(redrawn & data.slots.keys()):
-        source = data.slots[slot]
-        if not isinstance(source, str) and size(source) < 2:
-            yield f"corrupt.redraw: slot {slot!r} has only one word, so it can't be drawn differently"
-
-
-def size(words: Any) -> int:
-    """The number of entries of a word list."""
-    if isinstance(words, Range):
-        return words.range[1] - words.range[0] + 1
-    return len(words.rows if isinstance(words, Table) else words)
-
-
-def check_answers(task: Task) -> Iterator[str]:
-    data, answers = task.data, task.answers
-    prompts = data.prompts or data.rows or ()
-    correct = answers is not None or (bool(prompts) and all(p.correct for p in prompts))
-    if not correct and any(p.correct for p in prompts):
-        yield "answers: is missing, and only some of the prompts have a correct of their own"
-    wrong = answers is not None and bool(answers.wrong or answers.compare)
-    wrong = wrong or (bool(prompts) and all(p.wrong for p in prompts))
-    for names, there, what in ((NEEDS_CORRECT, correct, "correct"), (NEEDS_WRONG, wrong, "wrong")):
-        for metric in task.metrics:
-            if metric in names and not there:
-                yield f"metrics: {metric} needs {what} answers; state answers.{what} or leave {metric} out"
-    texts = (answers and (answers.correct or answers.compare)) or any(p.correct for p in prompts)
-    if texts and task.score_at != "last" and (task.score_at == "all" or len(task.score_at) != 1):
-        yield "score_at: answers are for one position; write last, one position, or answers: {next: true}"
-    if answers and answers.next and task.score_at == "last":
-        yield "score_at: the last position has no next token; with answers.next, list positions or write all"
-    if answers and answers.compare:
-        yield from check_compare(task, answers.compare)
-
-
-def check_compare(task: Task, compare: Compare) -> Iterator[str]:
-    if compare.slot not in task.data.slots:
-        yield "answers.compare.slot: " + unknown("slot", compare.slot, task.data.slots)
-        return
-    words = task.data.slots[compare.slot]
-    words = task.data.lists[words] if isinstance(words, str) else words
-    if not isinstance(words, Range) and not all(isinstance(w, str) and w.isdecimal() for w in words):
-        yield f"answers.compare.slot: the words of {compare.slot!r} should be whole numbers"

@@ -16,10 +16,11 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from acdc import sweepfile
 from acdc.check import Checks
-from acdc.config import ABLATIONS, LARGEST_SEED, METHODS, NAMES, ORDERS, Config
+from acdc.choices import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
+from acdc.config import LARGEST_SEED, Config
 from acdc.formats.circuit_file import CircuitFile
 from acdc.published import PublishedFile
-from acdc.taskschema import METRICS, Task
+from acdc.taskschema import Task
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMENT = "Generated from the code by `make docs`; a change made here is lost."
@@ -115,13 +116,11 @@ VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "Strict._known_keys": unsaid,
     "Range._size": unsaid,
     "Table._rectangle": unsaid,
-    "Generator._enough": unsaid,
     "Source._slot_names": unsaid,
     "Source._one_source": one_of("template", "templates", "rows", "file", "generator"),
     "Corrupt._one_way": only(minProperties=1, maxProperties=1),
     "Answers._one_way": one_of("correct", "compare", "next"),
     "Task._positions": unsaid,  # see `finish`
-    "Task._consistent": unsaid,
     "_by_key": unsaid,
     "CircuitFile._consistent": unsaid,
     "Config._number": unsaid,

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from acdc import cli, compare
-from acdc.config import METHODS
+from acdc.choices import METHODS
 from acdc.cost import Cost, metered, read_cost
 from acdc.errors import FileError
 from acdc.formats.circuit_file import read_circuit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -18,7 +19,8 @@ from typer.testing import CliRunner
 from acdc.cli import app
 from acdc.errors import TaskError
 from acdc.formats.circuit_file import read_circuit
-from acdc.task import load_task, make_data
+from acdc.task import make_data
+from acdc.taskfile import load_task
 from tests import assets
 from tests.browser import chromium, opened
 from tests.test_task import Fast
@@ -40,6 +42,19 @@ def test_what_the_docs_link_to_exists(path: Path) -> None:
     missing = [t for t in targets if (path.parent / t).resolve().relative_to(ROOT).as_posix() not in tracked]
     assert not missing
     assert targets or path.name != "README.md"
+
+
+def test_what_texts_refer_to_is_there() -> None:
+    """Names (`acdc.graph.Graph`) and files (acdc/graph.py) that docs, docstrings and comments speak of."""
+    names, files = set[str](), set[str]()
+    for path in [*DOCS, *(ROOT / "acdc").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        text = path.read_text(encoding="utf-8")
+        names |= set(re.findall(r"`(acdc(?:\.\w+)+)", text))
+        files |= set(re.findall(r"\b(?:acdc|configs|docs|tasks|tests)/[\w./-]*\w\.(?:py|md|yaml|json)\b", text))
+    assert len(names) > 10 and len(files) > 50
+    for name in names:
+        pkgutil.resolve_name(name)
+    assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
 
 
 def test_the_sweep_of_the_docs_runs_and_its_table_is_read(

@@ -15,7 +15,8 @@ from acdc.formats.circuit_file import read_circuit
 from acdc.formats.eap_ig import to_eap_ig
 from acdc.model.find import find_model
 from acdc.model.tokenizer import Tokenizer
-from acdc.task import load_task, make_data
+from acdc.task import make_data
+from acdc.taskfile import load_task
 from tests.assets import gpt2_tokenizer
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]

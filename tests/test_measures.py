@@ -12,17 +12,12 @@ from acdc.config import resolve
 from acdc.graph import Circuit
 from acdc.inputs import load
 from acdc.measures import (
-    auc,
     circuit_rows,
-    corners,
     faithfulness,
-    jaccard,
-    pessimistic_auc,
     prompt_values,
-    rank_correlation,
-    roc,
     share_right,
 )
+from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.run import measure
 
 

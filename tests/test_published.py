@@ -12,9 +12,9 @@ import yaml
 from acdc.bundled.compile_tracr import PROGRAMS
 from acdc.errors import FileError, UserError
 from acdc.graph import Circuit, Graph
-from acdc.measures import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
 from acdc.published import Overlap, Published, load_published, published_names, recovery
-from acdc.task import load_task, task_names
+from acdc.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
+from acdc.taskfile import load_task, task_names
 from tests.known import true_edges
 
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")

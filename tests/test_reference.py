@@ -18,7 +18,7 @@ from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit
 from acdc.published import load_published
 from acdc.sweepfile import read_sweep
-from acdc.taskfile import read_included
+from acdc.taskfile import checked, read_included
 from acdc.taskschema import Task
 from tests import reference
 
@@ -36,7 +36,7 @@ SHIPPED = {
 }
 PATHS = [(name, path) for name, globs in SHIPPED.items() for glob in globs for path in sorted(ROOT.glob(glob))]
 READ = {
-    "task": lambda path: Task.model_validate(json.loads(path.read_text())),
+    "task": lambda path: checked(json.loads(path.read_text()), str(path)),
     "circuit": read_circuit,
     "config": lambda path: resolve({}, path, None),
     "sweep": read_sweep,

@@ -13,7 +13,8 @@ import torch
 from filelock import FileLock
 
 from acdc import run as runner
-from acdc.config import METHODS, resolve
+from acdc.choices import METHODS
+from acdc.config import resolve
 from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
 from acdc.formats.scores_file import read_scores

@@ -21,7 +21,8 @@ from acdc import estimate, executors
 from acdc.config import resolve
 from acdc.errors import UserError
 from acdc.model.load import load_tokenizer
-from acdc.results import chosen, every_column, found_rows, to_csv, to_text
+from acdc.report.results import to_text
+from acdc.results import chosen, every_column, found_rows, to_csv
 from acdc.sweepfile import Range, read_sweep
 from acdc.task import make_data
 from acdc.tracking import Tracking

@@ -16,10 +16,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acdc.choices import METRICS
 from acdc.errors import TaskError
-from acdc.task import METRICS, Split, Task, Tokenizer, load_task, make_data, task_dir, task_names
-from acdc.taskfile import merge
-from acdc.taskschema import Table, fields, render
+from acdc.task import Split, Tokenizer, make_data
+from acdc.taskfile import checked, load_task, merge, task_dir, task_names
+from acdc.taskschema import Table, Task
+from acdc.template import fields, render
 from tests.assets import gpt2_tokenizer, smollm2
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
@@ -401,7 +403,7 @@ def test_hash_tells_every_array(tmp_path: Path) -> None:
 @settings(max_examples=25, deadline=None)
 @given(examples=st.integers(1, 6), seed=st.integers(-5, 10**12))
 def test_halves_are_disjoint(examples: int, seed: int) -> None:
-    task = Task.model_validate(yaml.safe_load(BASE))
+    task = checked(yaml.safe_load(BASE), "t")
     data = make_data(task, Pieces(), examples, seed)
     check_split(task, data.discovery)
     check_split(task, data.held_out)
@@ -582,7 +584,11 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("column of no table", {"data": {"template": "{a.x} {a} {b}"}}, ["data.template:", "unknown slot 'a.x'"]),
     (
         "table without column",
-        {"data": {"slots": {"a": {"columns": ["x"], "rows": [["p"]]}}}, "corrupt": {"redraw": None, "template": "no"}},
+        {
+            "data": {"slots": {"a": {"columns": ["x"], "rows": [["p"]]}}},
+            "corrupt": {"redraw": None, "template": "no"},
+            "answers": {"correct": " {b}"},
+        },
         ["data.template:", "unknown slot 'a'", "a.x"],
     ),
     ("unused slot", {"data": {"slots": {"c": ["x"]}}}, ["data.slots.c: is used by no template"]),
@@ -592,6 +598,17 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
         ["data.template: template", "fields are {slot}"],
     ),
     ("open brace", {"data": {"template": "{a} {b} {"}}, ["data.template: template", "write {{ and }}"]),
+    ("empty template", {"data": {"template": ""}}, ["data.template:", "should have at least 1 character"]),
+    (
+        "empty one among others",
+        {"data": {"template": None, "templates": [""]}},
+        ["data.templates.0.clean:", "at least 1"],
+    ),
+    (
+        "empty corrupted template",
+        {"corrupt": {"redraw": None, "template": ""}},
+        ["corrupt.template:", "should have at least 1 character"],
+    ),
     ("no source", {"data": {"template": None}}, ["data: should have exactly one of template", "has none"]),
     (
         "two sources",
@@ -656,7 +673,8 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
                 "template": None,
                 "slots": None,
                 "generator": {"name": "repeated-tokens", "words": ["x", "y"], "length": 2},
-            }
+            },
+            "corrupt": None,
         },
         ["data.generator: length 2 needs 4 words"],
     ),
@@ -687,7 +705,10 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("different twice", {"data": {"different": [["a", "a"]]}}, ["data.different: ['a', 'a'] should be two or more"]),
     (
         "different but alike",
-        {"data": {"slots": {"a": ["cat"], "b": ["cat"]}, "different": [["a", "b"]]}, "corrupt": {"redraw": ["b"]}},
+        {
+            "data": {"slots": {"a": ["cat"], "b": ["cat"]}, "different": [["a", "b"]]},
+            "corrupt": {"redraw": None, "fix": {"b": "dog"}},
+        },
         ["data.different: ['a', 'b'] can't all be different: there are fewer words than slots"],
     ),
     ("different not a list", {"data": {"different": ["a"]}}, ["data.different.0: should be a list", "'a'"]),
@@ -815,6 +836,13 @@ def test_every_problem_has_its_line(tmp_path: Path) -> None:
     lines = str(error.value).splitlines()
     assert len(lines) == 3
     assert all("t.yaml: " in line for line in lines)
+
+
+def test_every_broken_rule_has_its_line(tmp_path: Path) -> None:
+    with pytest.raises(TaskError) as error:
+        task_of(tmp_path, {"data": {"slots": {"c": ["x"]}}, "answers": {"wrong": None}, "score_at": "all"})
+    keys = [line.removeprefix(f"{tmp_path}/t.yaml: ").partition(":")[0] for line in str(error.value).splitlines()]
+    assert keys == ["data.slots.c", "metrics", "score_at"]
 
 
 BAD_ROWS = [

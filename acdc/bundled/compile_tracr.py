@@ -40,10 +40,12 @@ class Model:
 
     @property
     def graph(self) -> Graph:
+        """Its edges, as acdc counts them."""
         inputs = ("tok", "pos") if self.config["split_position"] else ("input",)
         return Graph(self.config["n_layers"], self.config["n_heads"], self.config["d_mlp"] > 0, inputs)
 
     def layer(self, layer: int, name: str) -> Array:
+        """A weight of one layer."""
         return self.weights[f"layers.{layer}.{name}"]
 
 
@@ -233,6 +235,7 @@ class Program:
 
     @property
     def words(self) -> list[str]:
+        """The vocabulary, by token id."""
         return [BOS, *map(str, self.values)]
 
     @property
@@ -384,6 +387,7 @@ def check_edges(program: Program, model: Model) -> None:
 
 
 def main() -> None:
+    """Write both models."""
     parser = argparse.ArgumentParser(description="Compile the bundled Tracr models (needs tracr-pypi).")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets one folder per model")
     out = parser.parse_args().out

@@ -63,6 +63,7 @@ def check(model: Model) -> None:
 
 
 def main() -> None:
+    """Write the model."""
     parser = argparse.ArgumentParser(description="Make the bundled or-gate model.")
     parser.add_argument("--out", type=Path, required=True, help="folder that gets the folder `or-gate`")
     folder = parser.parse_args().out / "or-gate"

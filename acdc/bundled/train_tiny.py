@@ -35,9 +35,10 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from acdc.task import Data, Split, Task, load_task, make_data, pools
-from acdc.taskfile import find, merge, read_included
-from acdc.taskschema import render, templates
+from acdc.task import Data, Split, make_data, pools
+from acdc.taskfile import checked, find, load_task, merge, read_included
+from acdc.taskschema import Task
+from acdc.template import render
 
 TASKS = ("greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement")
 GOALS = {  # probability of the right answers (minus that of the wrong ones) on the held-out halves
@@ -65,20 +66,25 @@ class WordTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """See `acdc.task.Tokenizer`."""
         return int(self.fast.get_vocab_size())
 
     @property
     def bos_id(self) -> int:
+        """See `acdc.task.Tokenizer`."""
         return self.fast.token_to_id("<bos>") or 0
 
     @property
     def unk_id(self) -> int:
+        """Stands for any unknown word."""
         return self.fast.token_to_id("<unk>") or 0
 
     def encode(self, text: str) -> list[int]:
+        """Token ids, without special tokens."""
         return list(self.fast.encode(text, add_special_tokens=False).ids)
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The tokens as readable texts."""
         return [self.fast.id_to_token(i) or "" for i in ids]
 
 
@@ -89,7 +95,7 @@ def task_texts(task: Task) -> Iterator[str]:
         return
     slots = pools(task)
     first = {key: word for pool in slots.values() for key, word in pool.form(0).items()}
-    for _, template in templates(task):
+    for _, template in task.templates():
         for pool in slots.values():
             yield from (render(template, first | pool.form(i)) for i in range(len(pool.rows)))
     yield from (task.corrupt.fix or {}).values() if task.corrupt else ()
@@ -119,6 +125,7 @@ class Batch:
     target: np.ndarray  # Float[example vocab] probability of each token there
 
     def take(self, index: np.ndarray) -> Batch:
+        """Some of the prompts: index Int[example]."""
         return Batch(self.tokens[index], self.position[index], self.target[index])
 
 
@@ -223,7 +230,8 @@ VARIANTS = [
 
 
 def variant_task(variant: Variant) -> Task:
-    return Task.model_validate(merge(read_included(find(variant.task)), variant.change))
+    """The task with the variant's changes, checked as one of a file."""
+    return checked(merge(read_included(find(variant.task)), variant.change), variant.task)
 
 
 def held_out_pair(text: str) -> bool:
@@ -240,6 +248,7 @@ def training_batch(variant: Variant, tokenizer: WordTokenizer, seed: int, avoid:
 
 
 def rows_of(split: Split, vocab: int, task: str, avoid: set[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row of a `Batch` for every scored position of the prompts that may be shown."""
     keep = np.array([clean not in avoid and not (task == "ioi" and held_out_pair(clean)) for clean, _ in split.texts])
     rows = keep[split.rows[:, 0]]
     target = np.zeros((len(split.rows), vocab), dtype=np.float16)
@@ -285,6 +294,7 @@ class Measured(NamedTuple):
 
 @torch.no_grad()
 def measure(model: GPT2LMHeadModel, split: Split) -> Measured:
+    """How the model does on a split."""
     example, position = torch.from_numpy(split.rows).T
     correct, wrong = torch.from_numpy(split.correct), torch.from_numpy(split.wrong)
 
@@ -301,6 +311,7 @@ def measure(model: GPT2LMHeadModel, split: Split) -> Measured:
 
 
 def measurements(model: GPT2LMHeadModel, held_out: dict[str, Split]) -> dict[str, Measured]:
+    """How the model, which is being trained, does on every split."""
     model.eval()
     found = {name: measure(model, split) for name, split in held_out.items()}
     model.train()
@@ -448,6 +459,7 @@ def save_tokenizer(fast: FastTokenizer, out: Path) -> None:
 
 
 def main() -> None:
+    """Train the model and write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
     parser.add_argument("--seed", type=int, default=0)

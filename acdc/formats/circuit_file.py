@@ -82,6 +82,7 @@ class ModelPart(_Part):
 
     @cached_property
     def graph(self) -> Graph:
+        """The graph of these sizes."""
         return Graph(self.n_layers, self.n_heads, self.mlp, self.inputs, self.parallel)
 
 
@@ -137,6 +138,7 @@ class GraphPart(_Part):
 
     @classmethod
     def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
+        """The counts of a circuit that `dead` edges have been removed from."""
         g, n = circuit.graph, circuit.n_edges
         both = None if circuit.direct is None else Kept(kept=n + circuit.n_direct, total=g.n_edges_direct)
         residual = Kept(kept=n, total=g.n_edges)

@@ -25,10 +25,6 @@ class Diff:
     rescored: tuple[tuple[str, float, float], ...]
     notes: tuple[str, ...]
 
-    @property
-    def same_edges(self) -> bool:
-        return not self.added and not self.removed
-
 
 def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     """Compare two circuits of one graph, edge by edge.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.config import check_method
+from acdc.choices import check_method
 from acdc.gradients import Gradient, receiver_gradients
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
@@ -74,6 +74,7 @@ class Attribution:
         self._flush(difference, pending)
 
     def scores(self) -> Scores:
+        """The scores, from all that was added: the mean over prompts and points of the path."""
         mean = (self._total / (self._problem.n_prompts * self._points)).numpy()
         return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from acdc.config import check_method
+from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations

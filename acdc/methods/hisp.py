@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from acdc.config import check_method
+from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
 from acdc.methods.eap import CHUNK
 from acdc.problem import Problem

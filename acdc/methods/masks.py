@@ -43,21 +43,13 @@ SAVED_EVERY = 25  # updates between two checkpoints
 
 def sample(alpha: Tensor, uniform: Tensor) -> Tensor:
     """Gates Float[gate] in [0, 1] for some noise: uniform Float[gate] in (0, 1)."""
-    return _stretched((torch.logit(uniform) + alpha) / TEMPERATURE)
-
-
-def settled(alpha: Tensor) -> Tensor:
-    """The gates without noise, for evaluation, as Louizos et al. take them: Float[gate] in [0, 1]."""
-    return _stretched(alpha)
+    smooth = torch.sigmoid((torch.logit(uniform) + alpha) / TEMPERATURE)
+    return (smooth * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 def p_open(alpha: Tensor) -> Tensor:
     """Probability that a sample of each gate is above 0, Float[gate]; its mean is the expected share of open gates."""
     return torch.sigmoid(alpha - TEMPERATURE * math.log(-LOW / HIGH))
-
-
-def _stretched(x: Tensor) -> Tensor:
-    return (torch.sigmoid(x) * (HIGH - LOW) + LOW).clamp(0, 1)
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,11 @@ class Checkpoint:
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
         return name in self._tensors
 
     def get(self, name: str, *shape: int) -> Tensor:
+        """The tensor of this name and shape."""
         if name not in self._tensors:
             raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
         tensor = self._tensors[name]

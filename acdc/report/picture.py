@@ -60,6 +60,7 @@ class Look:
 
     @property
     def sideways(self) -> bool:
+        """Whether layers stand side by side."""
         return self.direction in ("left", "right")
 
     @property
@@ -82,6 +83,7 @@ class Look:
         return self.published.classes if self.published else {}
 
     def fill(self, node: str) -> str | None:
+        """The colour of a node; None for one without a class."""
         return next((tint for name, tint in self.tints.items() if node in self.classes[name]), None)
 
 
@@ -142,6 +144,7 @@ class Scale:
 
     @classmethod
     def of(cls, scores: np.ndarray) -> Scale:
+        """The scale of some scores; those that are no numbers don't count."""
         sizes = np.abs(scores[np.isfinite(scores)])
         return cls(float(sizes.min()), float(sizes.max())) if sizes.size else cls()
 
@@ -159,9 +162,11 @@ class Scale:
         return (root - low) / (high - low)
 
     def width(self, score: float) -> float:
+        """Of the line, in points."""
         return THIN + (THICK - THIN) * self.weight(score)
 
     def colour(self, colour: str, score: float) -> str:
+        """The line's colour, fainter for a weaker edge."""
         return f"{colour}{round(255 * (FAINT + (1 - FAINT) * self.weight(score))):02x}"
 
 

@@ -1,0 +1,217 @@
+"""Rules across the keys of a task: `problems` names every one that is broken, in the words that the user typed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from acdc.choices import METRICS
+from acdc.errors import short, unknown
+from acdc.taskschema import Range, Source, Table, Task, WordList
+from acdc.template import fields
+
+NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that read the correct answers
+NEEDS_WRONG = ("logit-diff", "prob-diff")  # metrics that also read the wrong ones
+
+
+def problems(task: Task) -> list[str]:
+    """What is wrong, each with its key; nothing where the task can be used.
+
+    Other rules rely on the names, so these come first: without them the rest would only repeat what is wrong.
+    """
+    names = (check_metrics, check_generator, check_lists, check_templates)
+    rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
+    return [p for rule in names for p in rule(task)] or [p for rule in rules for p in rule(task)]
+
+
+# ---------------------------------------------------------------- names
+
+
+def check_metrics(task: Task) -> Iterator[str]:
+    """Metrics are known, and the defaults among them."""
+    for metric in task.metrics:
+        if metric not in METRICS:
+            yield "metrics: " + unknown("metric", metric, METRICS)
+            return
+    chosen = {"defaults.metric": task.defaults.metric}
+    chosen |= {f"defaults.models.{m}.metric": o.metric for m, o in task.defaults.models.items() if o.metric}
+    for key, metric in chosen.items():
+        if metric not in task.metrics:
+            yield f"{key}: " + unknown("metric", metric, task.metrics)
+
+
+def check_generator(task: Task) -> Iterator[str]:
+    """A generator has words enough, and stands alone."""
+    data, generator = task.data, task.data.generator
+    if generator is None:
+        return
+    yield from repeated("data.generator: words", generator.words)
+    if len(generator.words) < 2 * generator.length:
+        need = f"length {generator.length} needs {2 * generator.length} words"
+        yield f"data.generator: {need}, words has {len(generator.words)}"
+    if data.slots or data.lists or data.pieces or data.different or task.corrupt:
+        yield "data.generator: brings its own prompts; slots, lists, pieces, different and corrupt don't go with it"
+
+
+def check_lists(task: Task) -> Iterator[str]:
+    """Lists are there that slots name, and named by one."""
+    data = task.data
+    for name, slot in data.slots.items():
+        if isinstance(slot, str) and slot not in data.lists:
+            yield f"data.slots.{name}: " + unknown("list", slot, data.lists)
+            return
+    for name in data.lists:
+        if name not in data.slots.values():
+            yield f"data.lists.{name}: is used by no slot; remove it"
+
+
+def check_templates(task: Task) -> Iterator[str]:
+    """Templates can be parsed."""
+    for key, template in task.templates():
+        try:
+            fields(template)
+        except ValueError as error:
+            yield f"{key}: {error}"
+
+
+# ---------------------------------------------------------------- slots and their words
+
+
+def check_words(task: Task) -> Iterator[str]:
+    """Slots have words, each once."""
+    for slot in task.data.slots:
+        words = task.data.words(slot)
+        if not isinstance(words, Range):
+            yield from repeated(f"data.slots.{slot}", words.rows if isinstance(words, Table) else words)
+
+
+def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> Iterator[str]:
+    """What is wrong with a list: that it is empty, or has something twice."""
+    if not rows:
+        yield f"{key}: has no words; a slot needs at least one"
+    seen = set[str | tuple[str, ...]]()
+    for row in rows:
+        if row in seen:
+            yield f"{key}: {short(row)} is there twice; every word should be there once"
+        seen.add(row)
+
+
+def check_slots(task: Task) -> Iterator[str]:
+    """Every slot is used, and every one that is used is there."""
+    known, used = forms(task.data), set[str]()
+    for key, template in task.templates():
+        for field in fields(template):
+            if field not in known:
+                yield f"{key}: {template!r} uses a slot that has no list: " + unknown("slot", field, known)
+            used.add(field.partition(".")[0])
+    if task.answers and task.answers.compare:
+        used.add(task.answers.compare.slot)
+    for name in task.data.slots:
+        if name not in used:
+            yield f"data.slots.{name}: is used by no template; remove it or write {{{name}}}"
+
+
+def check_different(task: Task) -> Iterator[str]:
+    """Groups are of slots that can differ."""
+    words = forms(task.data)
+    for group in task.data.different:
+        strange = [field for field in group if field not in words]
+        if strange:
+            yield "data.different: " + unknown("slot", strange[0], words)
+        elif len(set(group)) != len(group) or len(group) < 2:
+            yield f"data.different: {list(group)} should be two or more slots, each once"
+        elif len(set().union(*(words[field] for field in group))) < len(group):
+            yield f"data.different: {list(group)} can't all be different: there are fewer words than slots"
+
+
+def forms(data: Source) -> dict[str, set[str]]:
+    """The words that may fill each field."""
+    found: dict[str, set[str]] = {}
+    for slot in data.slots:
+        words = data.words(slot)
+        if isinstance(words, Table):
+            found |= {f"{slot}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
+        else:
+            found[slot] = set(words.texts() if isinstance(words, Range) else words)
+    return found
+
+
+# ---------------------------------------------------------------- corrupted prompts
+
+
+def check_corrupted(task: Task) -> Iterator[str]:
+    """Every prompt has a corrupted one, and what `corrupt` says can be done."""
+    data, corrupt = task.data, task.corrupt
+    if corrupt is None:
+        for i, prompt in enumerate(data.prompts or data.rows or ()):
+            if prompt.corrupted is None:
+                where = f"prompt {i + 1} of data" if len(data.prompts) != 1 else "the template"
+                yield f"corrupt: is missing and {where} has no corrupted of its own"
+        return
+    if data.rows and not corrupt.template and not corrupt.shuffle:
+        yield "corrupt: rows have no slots to fix or redraw; give each row a corrupted, or use shuffle: true"
+        return
+    clean = {field for prompt in data.prompts for field in fields(prompt.clean)}
+    slots = {field.partition(".")[0] for field in clean}
+    for key, named in (("fix", corrupt.fix or ()), ("redraw", corrupt.redraw or ())):
+        for slot in named:
+            if slot not in slots:
+                yield f"corrupt.{key}: " + unknown("slot", slot, slots)
+            elif key == "fix" and slot not in clean:
+                yield f"corrupt.fix: {slot!r} is a table, fix needs a slot of one form; use corrupt.template"
+
+
+def check_enough(task: Task) -> Iterator[str]:
+    """There are words enough for all slots that draw different ones."""
+    data, redrawn = task.data, set((task.corrupt and task.corrupt.redraw) or ())
+    for name, words in data.lists.items():
+        drawn = [slot for slot, source in data.slots.items() if source == name]
+        need = len(drawn) + len(set(drawn) & redrawn)
+        if need > size(words):
+            yield f"data.lists.{name}: {need} different words an example are needed, has {size(words)}"
+    for slot in sorted(redrawn & data.slots.keys()):
+        source = data.slots[slot]
+        if not isinstance(source, str) and size(source) == 1:
+            yield f"corrupt.redraw: slot {slot!r} has only one word, so it can't be drawn differently"
+
+
+def size(words: WordList) -> int:
+    """The number of entries of a word list."""
+    if isinstance(words, Range):
+        return words.range[1] - words.range[0] + 1
+    return len(words.rows if isinstance(words, Table) else words)
+
+
+# ---------------------------------------------------------------- answers
+
+
+def check_answers(task: Task) -> Iterator[str]:
+    """There are answers where metrics read them, and predictions count where they are."""
+    data, answers = task.data, task.answers
+    prompts = data.prompts or data.rows or ()
+    correct = answers is not None or (bool(prompts) and all(p.correct for p in prompts))
+    if not correct and any(p.correct for p in prompts):
+        yield "answers: is missing, and only some of the prompts have a correct of their own"
+    wrong = answers is not None and bool(answers.wrong or answers.compare)
+    wrong = wrong or (bool(prompts) and all(p.wrong for p in prompts))
+    for metric in task.metrics:
+        what = "correct" if metric in NEEDS_CORRECT and not correct else "wrong"
+        if what == "correct" or (metric in NEEDS_WRONG and not wrong):
+            yield f"metrics: {metric} needs {what} answers; state answers.{what} or leave {metric} out"
+    texts = (answers and (answers.correct or answers.compare)) or any(p.correct for p in prompts)
+    if texts and task.score_at != "last" and (task.score_at == "all" or len(task.score_at) != 1):
+        yield "score_at: answers are for one position; write last, one position, or answers: {next: true}"
+    if answers and answers.next and task.score_at == "last":
+        yield "score_at: the last position has no next token; with answers.next, list positions or write all"
+
+
+def check_compare(task: Task) -> Iterator[str]:
+    """What is compared are numbers."""
+    compare = task.answers and task.answers.compare
+    if not compare:
+        return
+    if compare.slot not in task.data.slots:
+        yield "answers.compare.slot: " + unknown("slot", compare.slot, task.data.slots)
+        return
+    words = task.data.words(compare.slot)
+    if not isinstance(words, Range) and not all(isinstance(w, str) and w.isdecimal() for w in words):
+        yield f"answers.compare.slot: the words of {compare.slot!r} should be whole numbers"
