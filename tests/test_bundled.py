@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 
 from acdc import run as runner
-from acdc.bundled.compile_tracr import PROGRAMS, load_model, structure
+from acdc.bundled.compile_tracr import PROGRAMS, load_model, save_model, structure
+from acdc.bundled.make_or_gate import BASIS, WORDS, make_or_gate
+from acdc.bundled.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
 from acdc.config import resolve
 from acdc.incremental import Engine
 from acdc.inputs import load
 from acdc.methods.acdc import Options, discover
 from acdc.model.find import BUNDLED
+from acdc.model.tokenizer import Tokenizer
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
+from acdc.task import load_task, make_data
 from tests.oracle import Naive, naive_acdc
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
@@ -95,3 +99,23 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
         config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 5, "seed": seed}, None, None)
         hashes.append(load(config, task).data.hash)
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.task)
+def test_every_variant_that_tiny_is_trained_on_makes_prompts_with_its_tokenizer(variant):
+    """Of a changed word list or rule of a task, the recipe of the bundled model would be told only when it is run."""
+    data = make_data(variant_task(variant), Tokenizer(BUNDLED / "tiny", "tiny"), min(variant.examples, 4), seed=1)
+    assert data.discovery.texts
+    assert data.held_out.texts
+
+
+def test_the_recipe_of_tiny_makes_the_tokenizer_that_is_bundled(tmp_path):
+    save_tokenizer(build_tokenizer([load_task(name) for name in TASKS]), tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (BUNDLED / "tiny" / name).read_bytes()
+
+
+def test_the_recipe_of_the_or_gate_makes_the_bytes_that_are_bundled(tmp_path):
+    save_model(tmp_path, make_or_gate(), WORDS, BASIS)
+    for made in tmp_path.iterdir():
+        assert made.read_bytes() == (BUNDLED / "or-gate" / made.name).read_bytes()
