@@ -29,7 +29,7 @@ from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes
 from acdc.run import run
-from acdc.schema import Number, Strict, Text, Whole, in_words
+from acdc.schema import Number, Strict, Text, Whole, mistakes
 from acdc.taskfile import read_yaml
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
@@ -146,7 +146,7 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
     try:
         return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
-        raise UserError("--" + in_words("", error)) from None
+        raise UserError("--" + mistakes("", error)) from None
 
 
 def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
@@ -315,7 +315,7 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
     except TaskError as error:
         raise FileError(str(error)) from None
     except ValidationError as error:
-        raise FileError(in_words(str(path), error)) from None
+        raise FileError(mistakes(str(path), error)) from None
     names = [entry.name for entry in checks]
     for entry in checks:
         where = f"{path}: {entry.name}"

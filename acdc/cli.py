@@ -188,13 +188,9 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 
 def _bytes(text: str | None) -> float | None:
-    """The bytes of --memory, None where it is not given."""
-    from acdc.config import parse_bytes
+    from acdc.config import memory_bound
 
-    try:
-        return parse_bytes(text) if text else None
-    except ValueError as error:
-        raise UserError(f"--memory: {error}") from None
+    return memory_bound(text)
 
 
 def _default_model() -> tuple[str, str | None]:
@@ -258,8 +254,8 @@ def evaluate(
     given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
     bound = _bytes(memory)
     from acdc.evaluation import evaluate as execute
-    from acdc.evaluation import to_json
     from acdc.formats.atomic import write_atomic
+    from acdc.formats.evaluation_file import to_json
     from acdc.report.evaluation import to_text
 
     with _bar() as progress:
@@ -519,7 +515,7 @@ def compare(
     Example: acdc compare --tasks ioi,greater-than --model tiny --examples 50
     """
     from acdc.compare import compare as execute
-    from acdc.compare import make_plan
+    from acdc.compareplan import make_plan
     from acdc.formats.comparison_file import to_json
     from acdc.report.comparison import to_text
 
@@ -571,8 +567,9 @@ def stability(
 
     Example: acdc stability --task greater-than --model tiny
     """
+    from acdc.formats.stability_file import to_json
     from acdc.report.stability import to_text
-    from acdc.stability import make_plan, to_json
+    from acdc.stability import make_plan
     from acdc.stability import stability as execute
 
     given = {

@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.choices import METHODS, check_method, parse_filter
+from acdc.choices import METHODS, parse_filter
+from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
-from acdc.config import Config, DefaultModel, resolve
+from acdc.config import Config
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import SCORES, Show, scored, search
-from acdc.errors import FileError, UserError, unknown
+from acdc.errors import FileError, UserError
 from acdc.folder import claim, locked
 from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit, write_circuit
@@ -45,134 +46,11 @@ from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.run import describe, measure
 from acdc.scores import Scores
-from acdc.taskschema import Task
 
 Array = np.ndarray
 
-COST, THEN_ACDC = "cost.json", "+acdc"
+COST = "cost.json"
 LOWEST, HIGHEST, THRESHOLDS = 0.001, 0.3, 8  # of ACDC, in shares of what ablating everything costs; a log grid
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is compared.
-
-    Args:
-        tasks: each with its config: method acdc, at the task's own threshold
-        methods: names; `eap-ig:0.05+acdc` is ACDC among the best edges of another method
-        named: those that were asked for by name; another one that can't do a task is left out
-        references: by task, a circuit that is taken for true; by default ACDC's at the task's own threshold
-        updates: of methods that train
-    """
-
-    tasks: tuple[tuple[Config, Task], ...]
-    methods: tuple[str, ...]
-    named: frozenset[str]
-    sizes: tuple[int, ...]
-    greedy: bool
-    references: dict[str, Path]
-    updates: int | None
-    out: Path
-
-
-def make_plan(
-    given: dict[str, Any],
-    tasks: str,
-    methods: str,
-    sizes: str,
-    greedy: bool,
-    reference: str | None,
-    updates: int | None,
-    out: Path | None,
-    default_model: DefaultModel,
-) -> tuple[Plan, list[str]]:
-    """What the options of the command line ask for, checked as far as it can be without a model; and notes.
-
-    Args:
-        given: options of every task's config, None where not given
-        tasks, methods, sizes: with commas between them; methods may be `all`
-        reference: a file, or for each task `TASK=FILE`
-    Raises:
-        UserError: one line that names the option.
-    """
-    resolved, notes = [], list[str]()
-    for name in tasks.split(","):
-        config, task, said = resolve(given | {"task": name.strip()}, None, default_model)
-        resolved.append((config, task))
-        notes += [note for note in said if note not in notes]
-    names = [config.task_name for config, _ in resolved]
-    if len(set(names)) < len(names):
-        raise UserError(f"--tasks: {tasks!r} has a task twice")
-    every, named = _methods(methods)
-    for config, task in resolved:
-        for method in named:
-            ranked_by(config, task, method)
-    models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
-    out = out or Path("compare") / "-".join([*names, *models])
-    references = _references(reference, names)
-    return Plan(tuple(resolved), every, named, _sizes(sizes), greedy, references, updates, out), notes
-
-
-def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """All methods, and those that were named."""
-    names = [name.strip() for name in text.split(",")]
-    every = [m for name in names for m in (METHODS if name == "all" else [name])]
-    for name in every:
-        if name.endswith(THEN_ACDC):
-            try:
-                parse_filter(name.removesuffix(THEN_ACDC))
-            except ValueError as error:
-                raise UserError(f"--methods: {name} {error}") from None
-        elif name not in METHODS:
-            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS])}")
-    return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--sizes: {text!r} is not a whole number, nor several with commas between them") from None
-    if sizes[0] < 1:
-        raise UserError(f"--sizes: {sizes[0]} edges; it must be 1 or more")
-    return tuple(sizes)
-
-
-def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
-    if text is None:
-        return {}
-    out = {}
-    for part in text.split(","):
-        task, equals, file = part.rpartition("=")
-        if not equals and len(tasks) > 1:
-            raise UserError(f"--reference: {file} for which task? With several tasks, write TASK=FILE,TASK=FILE")
-        if equals and task not in tasks:
-            raise UserError(f"--reference: {unknown('task', task, tasks)}")
-        out[task or tasks[0]] = Path(file)
-    return out
-
-
-def ranked_by(config: Config, task: Task, method: str) -> str:
-    """The metric that a method ranks edges by: the task's, or where it can't use that one the first other that it can.
-
-    Raises:
-        UserError: it can use none.
-    """
-    if method == "random":
-        return "none"
-    if method == "diffmask":  # whatever the metric
-        return "kl"
-    if method.endswith(THEN_ACDC):
-        first = ranked_by(config, task, parse_filter(method.removesuffix(THEN_ACDC))[0])
-        return first if first == config.metric else f"{first}, {config.metric}"
-    refusals = []
-    for metric in (config.metric, *task.metrics):
-        try:
-            check_method(method, metric, config.ablation)
-            return metric
-        except UserError as error:
-            refusals.append(error)
-    raise refusals[0]
 
 
 def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: Callable[[str], None]) -> Comparison:
@@ -257,7 +135,7 @@ class _Finder:
 
     def find(self, method: str) -> _Found:
         """The circuits of a method, at every size or threshold."""
-        if _has_threshold(method):
+        if has_threshold(method):
             return self.swept(method)
         scores, cost = self.scores(method)
         pick, config = scores.greedy if self.plan.greedy else scores.top, self.inputs.config
@@ -425,7 +303,7 @@ def _method_part(
         own: whether the reference is of ACDC itself
         whole: the circuits of ACDC without a filter, by threshold
     """
-    swept, circuits = _has_threshold(found.method), []
+    swept, circuits = has_threshold(found.method), []
     for bound, circuit in found.circuits.items():
         lost = None
         if found.allowed is not None and whole is not None:
@@ -459,7 +337,7 @@ def _method_part(
 
 def _overlap(found: list[_Found], size: int, magnitude: bool) -> Overlap:
     near = [
-        min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)) if _has_threshold(f.method) else f.circuits[size]
+        min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)) if has_threshold(f.method) else f.circuits[size]
         for f in found
     ]
     scores = [f.scores.importance(magnitude)[f.scores.graph.edges] for f in found]
@@ -469,11 +347,6 @@ def _overlap(found: list[_Found], size: int, magnitude: bool) -> Overlap:
         components=_pairs(jaccard, [_components(c) for c in near]),
         scores=_pairs(rank_correlation, scores),
     )
-
-
-def _has_threshold(method: str) -> bool:
-    """Whether a method is ACDC, with or without a filter, which has thresholds instead of sizes."""
-    return method == "acdc" or method.endswith(THEN_ACDC)
 
 
 def _pairs(measure: Callable[[Array, Array], float], of: Sequence[Array]) -> list[list[float]]:

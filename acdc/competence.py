@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from acdc.inputs import Inputs
-from acdc.measures import share
+from acdc.intervals import share
 from acdc.metrics import accuracy
 from acdc.runs import CHUNK
 

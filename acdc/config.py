@@ -199,6 +199,18 @@ def parse_bytes(text: str) -> float:
     return float(number) * (1024 if binary else 1000) ** (2 if unit in "Mm" else 3)
 
 
+def memory_bound(text: str | None) -> float | None:
+    """The bytes of --memory; None where it is not given.
+
+    Raises:
+        UserError: it is no size.
+    """
+    try:
+        return None if text is None else parse_bytes(str(text))
+    except ValueError as error:
+        raise UserError(f"--memory: {error}") from None
+
+
 def resolve(
     given: dict[str, Any],
     file: Path | None,

@@ -25,7 +25,7 @@ from typing import IO, Any, NamedTuple
 from acdc.config import Config
 from acdc.errors import FileError, UserError
 from acdc.formats.atomic import read_json, write_atomic
-from acdc.results import FAILURE, state
+from acdc.results import record_failure, state
 from acdc.sweepfile import Slurm
 
 COMMAND = (sys.executable, "-m", "acdc.worker")
@@ -53,12 +53,6 @@ class Watcher(NamedTuple):
     ended: Callable[[str], None]
     say: Callable[[str], None]
     at: Callable[[dict[str, str]], None]
-
-
-def give_up(job: Job, message: str) -> None:
-    """Record that a run failed whose process could not do so itself."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(job.folder / FAILURE, json.dumps({"message": message, "traceback": None}, indent=1) + "\n")
 
 
 # ---------------------------------------------------------------- this machine
@@ -133,8 +127,8 @@ class Local:
             watcher.say(f"{job.name}: its process {how}; it goes on in another one")
             waiting.insert(0, job)
         else:
-            give_up(
-                job,
+            record_failure(
+                job.folder,
                 f"its process {how}, {ATTEMPTS} times; if it wants more memory than there is, try fewer --workers or a "
                 f"lower --memory ({dead.log} has what it said)",
             )
@@ -290,7 +284,10 @@ class Cluster:
                         if attempts[job.name] < ATTEMPTS:
                             again.append(job)
                         else:
-                            give_up(job, f"its Slurm job ended {ATTEMPTS} times before it; {self.folder} has the logs")
+                            record_failure(
+                                job.folder,
+                                f"its Slurm job ended {ATTEMPTS} times before it; {self.folder} has the logs",
+                            )
                 if again:
                     watcher.say(f"{len(again)} runs whose jobs have ended before them are submitted again")
                     self._submit(again, submitted)

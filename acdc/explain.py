@@ -13,7 +13,8 @@ from torch import Tensor
 
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
-from acdc.measures import Estimate, circuit_rows, estimate, faithfulness, prompt_values
+from acdc.intervals import Estimate, estimate
+from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs
 

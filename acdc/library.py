@@ -15,10 +15,11 @@ from pydantic import PrivateAttr
 
 from acdc import inputs, taskfile
 from acdc.choices import DTYPES
-from acdc.config import Config, parse_bytes, resolve
+from acdc.config import Config, memory_bound, resolve
 from acdc.errors import UserError, unknown
-from acdc.evaluation import Evaluation, config_beside, evaluate_file
+from acdc.evaluation import config_beside, evaluate_file
 from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
+from acdc.formats.evaluation_file import Evaluation
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.model import load
@@ -141,7 +142,7 @@ def discover(
     model, task = _model(model), _task(task)
     given = {**options, "task": _name(task), **_stated(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
-    loaded = inputs.load(config, task, _bytes(memory), model)
+    loaded = inputs.load(config, task, memory_bound(memory), model)
 
     def say(doubt: str) -> None:
         warnings.warn(doubt.removeprefix("warning: "), stacklevel=4)  # where discover was called
@@ -195,7 +196,7 @@ def evaluate(
 
     with _bar(progress) as show:
         loaded = model if isinstance(model, Model) else None
-        result = evaluate_file(circuit, where, given, _bytes(memory), minimality, show, config, read_task, loaded)
+        result = evaluate_file(circuit, where, given, memory_bound(memory), minimality, show, config, read_task, loaded)
     return ShownEvaluation(**vars(result))
 
 
@@ -226,13 +227,6 @@ def _stated(model: Model | str | None) -> dict[str, str | None]:
     if not isinstance(model, Model):
         return {"model": model}
     return {"model": model.name, "dtype": str(model.transformer.dtype).removeprefix("torch.")}
-
-
-def _bytes(memory: str | None) -> float | None:
-    try:
-        return None if memory is None else parse_bytes(str(memory))
-    except ValueError as error:
-        raise UserError(f"--memory: {error}") from None
 
 
 def _noted(text: str, notes: tuple[str, ...]) -> str:

@@ -21,7 +21,7 @@ from pydantic import Field, ValidationError
 
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.graph import QKV, Circuit, Graph
-from acdc.schema import Flag, Strict, Text, Texts, Whole, in_words
+from acdc.schema import Flag, Strict, Text, Texts, Whole, mistakes
 from acdc.taskfile import read_yaml, task_dir, task_names
 
 Array = np.ndarray
@@ -241,7 +241,7 @@ def load_published(name_or_path: str) -> Published:
     except TaskError as error:
         raise FileError(str(error)) from None
     except ValidationError as error:
-        raise FileError(in_words(str(path), error)) from None
+        raise FileError(mistakes(str(path), error)) from None
     try:
         return _published(file, path.stem)
     except FileError as error:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -18,11 +19,11 @@ from pydantic import ValidationError
 
 from acdc.config import Config
 from acdc.errors import FileError, UserError, unknown
-from acdc.formats.atomic import read_json
+from acdc.formats.atomic import read_json, write_atomic
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.metrics_file import read_metrics
 from acdc.graph import Circuit
-from acdc.schema import in_words
+from acdc.schema import mistakes
 from acdc.taskfile import read_yaml
 
 Row = dict[str, Any]
@@ -65,6 +66,19 @@ def state(folder: Path) -> State:
     if (folder / FAILURE).exists():
         return "failed"
     return "begun" if (folder / "config.yaml").exists() else "waiting"
+
+
+def record_failure(folder: Path, message: str, trace: str | None = None) -> None:
+    """Write down why a run failed, as `state` and `row_of` read it.
+
+    Raises:
+        FileError: it can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"{folder}: can't be made ({error.strerror})") from None
+    write_atomic(folder / FAILURE, json.dumps({"message": message, "traceback": trace}, indent=1) + "\n")
 
 
 def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: Circuit | None = None) -> Row:
@@ -147,7 +161,7 @@ def found_rows(directory: Path) -> list[Row]:
             try:
                 Config(**options)
             except ValidationError as error:
-                raise FileError(in_words(str(path), error)) from None
+                raise FileError(mistakes(str(path), error)) from None
             where = path.parent.relative_to(directory)
             rows.append(row_of(where.name, path.parent, options, str(where)))
     if not rows:

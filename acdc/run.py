@@ -40,7 +40,8 @@ from acdc.formats.circuit_file import (
 from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
-from acdc.measures import circuit_rows, estimate, faithfulness, prompt_values
+from acdc.intervals import estimate
+from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.metrics import accuracy
 from acdc.progress import Progress, silent
 from acdc.published import published_for

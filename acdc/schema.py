@@ -41,7 +41,7 @@ class Strict(BaseModel):
         return value
 
 
-def in_words(where: str, error: ValidationError) -> str:
+def mistakes(where: str, error: ValidationError) -> str:
     """Pydantic's errors in the user's words, one line each."""
     problems = []
     for problem in error.errors():

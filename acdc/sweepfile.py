@@ -26,9 +26,10 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
-from acdc.schema import Flag, Number, Strict, Text, Whole, in_words
+from acdc.schema import Flag, Number, Strict, Text, Whole, mistakes
 from acdc.taskfile import MAX_INCLUDES, Lines, load_task, merge, read_yaml
 from acdc.taskschema import Task
+from acdc.template import render
 
 Option = str | int | float | bool | None
 
@@ -199,7 +200,7 @@ class SweepFile:
             try:
                 return Range.model_validate(given).values(key in WHOLE)
             except ValidationError as error:
-                raise FileError(in_words(f"{self.at(*where)}: {said}", error)) from None
+                raise FileError(mistakes(f"{self.at(*where)}: {said}", error)) from None
         values = given if isinstance(given, list) else [given]
         if not values:
             raise FileError(f"{self.at(*where)}: {said}: is an empty list, so there is nothing to run; give values")
@@ -267,8 +268,8 @@ class SweepFile:
                 names.append("-".join(parts) if parts else config.folder)
                 continue
             try:
-                names.append(_plain(template.format_map(words)))
-            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                names.append(_plain(render(template, words)))
+            except (KeyError, ValueError) as error:
                 what = unknown("name", str(error.args[0]), words) if isinstance(error, KeyError) else str(error)
                 raise FileError(f"{self.at('run_name')}: run_name: {what}") from None
         first: dict[str, int] = {}
@@ -308,7 +309,7 @@ def read_sweep(path: Path) -> SweepFile:
         if problem["type"] == "value_error":  # an unknown key is named in the message, not in the place
             named = re.match(r"unknown key '([^']*)'", str(problem["ctx"]["error"]))
             keys += [named.group(1)] if named else []
-        raise FileError(in_words(place(files, keys), error)) from None
+        raise FileError(mistakes(place(files, keys), error)) from None
     for where, options in (
         (("base",), file.sweep.base),
         *((file._grid_at(i), grid) for i, grid in enumerate(file.sweep.grids)),

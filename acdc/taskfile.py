@@ -14,7 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from acdc.errors import FileError, TaskError, short, unknown
-from acdc.schema import in_words, listed
+from acdc.schema import listed, mistakes
 from acdc.taskrules import problems
 from acdc.taskschema import Prompt, Task
 
@@ -122,7 +122,7 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
         try:
             rows.append(Prompt.model_validate(json.loads(line, object_pairs_hook=_once)))
         except ValidationError as error:
-            raise TaskError(in_words(f"{file} line {number}", error)) from None
+            raise TaskError(mistakes(f"{file} line {number}", error)) from None
         except (ValueError, RecursionError) as error:
             raise TaskError(f"{file} line {number}: not valid JSON: {error}") from None
     if not rows:
@@ -188,7 +188,7 @@ def checked(content: dict[str, Any], where: str) -> Task:
     try:
         task = Task.model_validate(content)
     except ValidationError as error:
-        raise TaskError(in_words(where, error)) from None
+        raise TaskError(mistakes(where, error)) from None
     if broken := problems(task):
         raise TaskError(listed(where, broken))
     return task

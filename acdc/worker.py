@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from acdc.config import Config
-from acdc.errors import FileError, InUse, TaskError, UserError
-from acdc.formats.atomic import read_json, write_atomic
+from acdc.errors import InUse, TaskError, UserError
+from acdc.formats.atomic import read_json
 from acdc.inputs import Inputs, default_memory, load
 from acdc.model.load import pick_device
 from acdc.progress import Progress
-from acdc.results import FAILURE, state
+from acdc.results import FAILURE, record_failure, state
 from acdc.run import run
 from acdc.taskfile import load_task, read_yaml
 
@@ -65,14 +65,14 @@ class Worker:
                 return
             except InUse as error:
                 if time.monotonic() > until:
-                    record(folder, str(error))
+                    record_failure(folder, str(error))
                     return
                 time.sleep(0.1)
             except UserError as error:
-                record(folder, str(error))
+                record_failure(folder, str(error))
                 return
             except Exception as error:  # a bug, or not enough memory: the other runs go on
-                record(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+                record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
                 return
 
     def _make(self, folder: Path, config: Config, say: Say) -> None:
@@ -109,19 +109,6 @@ def _as_begun(folder: Path, config: Config) -> Config:
         return config.model_copy(update={"part": read_yaml(folder / "config.yaml").get("part")})
     except TaskError:
         return config
-
-
-def record(folder: Path, message: str, trace: str | None = None) -> None:
-    """Write down why a run failed.
-
-    Raises:
-        FileError: it can't be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FileError(f"{folder}: can't be made ({error.strerror})") from None
-    write_atomic(folder / FAILURE, json.dumps({"message": message, "traceback": trace}, indent=1) + "\n")
 
 
 def _serve(worker: Worker) -> None:

@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 
 from acdc.config import resolve
-from acdc.evaluation import DRAWS, LEGEND, evaluate, to_json
+from acdc.evaluation import evaluate
 from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
+from acdc.intervals import estimate, share
 from acdc.measures import (
     circuit_rows,
     complement,
-    estimate,
     faithfulness,
     prompt_faithfulness,
     prompt_values,
     random_circuit,
-    share,
     values_without,
 )
 from acdc.model.load import Model

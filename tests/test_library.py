@@ -15,6 +15,7 @@ import pytest
 import acdc
 from acdc import cli, evaluation, library
 from acdc.formats.circuit_file import CircuitFile, read_circuit
+from acdc.formats.evaluation_file import to_json
 from acdc.graph import Circuit
 from acdc.model.load import Model
 from acdc.taskschema import Task
@@ -134,7 +135,7 @@ def test_evaluation_is_that_of_the_command_line_with_the_model_that_is_loaded(ca
     monkeypatch.setattr(evaluation, "load_model", None)
     monkeypatch.setattr("acdc.inputs.load_model", None)
     for result in (acdc.evaluate(circuit, minimality=3), acdc.evaluate("run/circuit.json", tiny, minimality=3)):
-        assert evaluation.to_json(result) == printed
+        assert to_json(result) == printed
 
 
 def test_a_model_in_float64_stays_so(task):

@@ -187,6 +187,10 @@ BAD = {
         "run_name: two runs would be called 'greater-than'; they differ in threshold",
     ),
     "an unknown word in a name": (SMALL | {"run_name": "{taks}"}, "run_name: unknown name 'taks'. Did you mean 'task'"),
+    "a format in a name": (
+        SMALL | {"run_name": "{task:>999999999}"},
+        "run_name: template '{task:>999999999}': fields are",
+    ),
     "a name that is no name": (SMALL | {"run_name": ".."}, "run_name: gives '..', which is no name of a folder"),
     "an unknown executor": (
         SMALL | {"executor": "kubernetes"},

@@ -35,7 +35,8 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from acdc.task import Data, Split, make_data, pools
+from acdc.examples import pools
+from acdc.task import Data, Split, make_data
 from acdc.taskfile import checked, find, load_task, merge, read_included
 from acdc.taskschema import Task
 from acdc.template import render

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from acdc.formats.stability_file import KINDS, EdgePart, Range, Run, Stability
 from acdc.report.text import grid, number
-from acdc.stability import KINDS, EdgePart, Range, Run, Stability
 
 LABEL = 12
 SHOWN = 12  # edges of each kind

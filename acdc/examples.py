@@ -1,0 +1,182 @@
+"""From a task to examples: pairs of prompts with answers, as text, from templates, rows or a generator, seeded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from random import Random
+
+from acdc.errors import TaskError, short
+from acdc.taskschema import Answers, Compare, Generator, Prompt, Range, Table, Task
+from acdc.template import render
+
+MAX_MISSES = 20_000  # draws in a row that give nothing new before the prompts count as used up
+MAX_UNFIT = 1_000  # draws from the start of which none has the tokens that data.pieces asks for
+
+Unfit = Callable[[dict[str, str]], Iterator[str]]  # why some words of the slots won't do
+
+
+@dataclass(frozen=True)
+class Example:
+    """One pair of prompts as text."""
+
+    clean: str
+    corrupted: str
+    correct: tuple[str, ...]
+    wrong: tuple[str, ...]
+    # slot -> the clean prompt with only this slot changed; a changed length would shift what follows
+    steps: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The words of a slot. Slots with the same pool name draw different words within an example."""
+
+    name: str
+    fields: tuple[str, ...]  # slot, or slot.column for a table
+    rows: Sequence[Sequence[str]]  # a word for each field
+
+    def form(self, index: int) -> dict[str, str]:
+        """What drawing this row fills in: field -> word."""
+        return dict(zip(self.fields, self.rows[index], strict=True))
+
+
+def pools(task: Task) -> dict[str, Pool]:
+    """The pool of every slot."""
+    if task.data.generator:
+        return generator_pools(task.data.generator)
+    found = {}
+    for slot, source in task.data.slots.items():
+        words = task.data.words(slot)
+        name = f"list {source}" if isinstance(source, str) else f"slot {slot}"
+        if isinstance(words, Table):
+            found[slot] = Pool(name, tuple(f"{slot}.{column}" for column in words.columns), words.rows)
+        else:
+            texts = words.texts() if isinstance(words, Range) else words
+            found[slot] = Pool(name, (slot,), [(text,) for text in texts])
+    return found
+
+
+def generator_pools(generator: Generator) -> dict[str, Pool]:
+    """The pool of every slot of `generator_prompt`: all draw from the same words."""
+    slots = [f"{half}{i}" for half in "wx" for i in range(generator.length)]
+    return {slot: Pool("words", (slot,), [(word,) for word in generator.words]) for slot in slots}
+
+
+def generator_prompt(generator: Generator) -> Prompt:
+    """Repeated words as a template: clean `w0 w1 w0 w1`, corrupted `x0 x1 w0 w1`."""
+    first, other = ("".join(f" {{{half}{i}}}" for i in range(generator.length)) for half in "wx")
+    return Prompt(clean=first + first, corrupted=other + first)
+
+
+def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> list[Example]:
+    """Distinct examples for all halves; the templates take turns, so that each serves equally often."""
+    if task.data.rows is not None:
+        return draw_rows(task, rng, examples, halves)
+    generator = task.data.generator
+    prompts = (generator_prompt(generator),) if generator else task.data.prompts
+    slots, found, misses = pools(task), dict[str, Example](), 0
+    while len(found) < examples * halves:
+        example, values = fill(task, prompts[len(found) % len(prompts)], slots, rng)
+        wrong = next((reason for each in values for reason in unfit(each)), None)
+        alike = any(len({values[0][field] for field in group}) < len(group) for group in task.data.different)
+        if wrong is None and not alike and example.clean not in found:
+            found[example.clean], misses = example, 0
+            continue
+        misses += 1
+        if wrong and not found and misses >= MAX_UNFIT:
+            raise TaskError(
+                f"{task.name}: data.pieces: {wrong}; none of {misses} draws fits, so this tokenizer "
+                "can't serve the task"
+            )
+        if misses >= MAX_MISSES:
+            raise TaskError(few(task, len(found), examples, halves))
+    return list(found.values())
+
+
+def few(task: Task, available: int, examples: int, halves: int) -> str:
+    """The message where a task has too few prompts."""
+    need = f"{examples * halves} ({halves} halves of {examples})" if halves > 1 else f"{examples}"
+    most = available // halves
+    cure = f"use at most {most} example{'s' * (most != 1)}" if most else "add some"
+    return f"{task.name}: has only {available} different prompts, {need} are needed; {cure}"
+
+
+def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[Example]:
+    """The task's own rows, sampled."""
+    rows = task.data.rows or ()
+    first: dict[str, int] = {}
+    for number, row in enumerate(rows, start=1):
+        if row.clean in first:
+            raise TaskError(
+                f"{task.name}: data.rows: row {number} {short(row.clean)} repeats row {first[row.clean]}; "
+                "every prompt should be there once"
+            )
+        first[row.clean] = number
+    if len(rows) < examples * halves:
+        raise TaskError(few(task, len(rows), examples, halves))
+    paired = (task.corrupt and task.corrupt.template) or ""
+    pairs = [Example(row.clean, row.corrupted or paired, *answers_of(task, row, None)) for row in rows]
+    return rng.sample(pairs, examples * halves)
+
+
+def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tuple[Example, list[dict[str, str]]]:
+    """One random example of a template, and the slot values of its clean and its corrupted prompt."""
+    taken: dict[str, set[int]] = {}
+
+    def pick(slot: str) -> dict[str, str]:
+        pool = slots[slot]
+        used = taken.setdefault(pool.name, set())
+        index = rng.randrange(len(pool.rows))
+        while index in used:
+            index = rng.randrange(len(pool.rows))
+        used.add(index)
+        return pool.form(index)
+
+    values = {key: word for slot in slots for key, word in pick(slot).items()}
+    change: dict[str, dict[str, str]] = {}
+    corrupt = task.corrupt
+    if corrupt and prompt.corrupted is None:
+        change = {slot: pick(slot) for slot in corrupt.redraw or ()}
+        change |= {slot: {slot: word} for slot, word in (corrupt.fix or {}).items()}
+    after = values | {key: word for words in change.values() for key, word in words.items()}
+    template = prompt.corrupted or (corrupt and corrupt.template) or prompt.clean
+    example = Example(
+        render(prompt.clean, values),
+        render(template, after),
+        *answers_of(task, prompt, values),
+        steps={slot: render(prompt.clean, values | words) for slot, words in change.items()},
+    )
+    return example, [values, after]
+
+
+def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Correct and wrong answers as text; without slot values (rows) the prompt's own are literal."""
+    answers = task.answers or Answers.model_construct()
+    if answers.compare and prompt.correct is None:
+        return compared(answers.compare, (values or {})[answers.compare.slot])
+
+    def texts(own: tuple[str, ...] | None, common: tuple[str, ...] | None) -> tuple[str, ...]:
+        if own is not None and values is None:
+            return own
+        return tuple(render(text, values or {}) for text in (own if own is not None else common or ()))
+
+    return texts(prompt.correct, answers.correct), texts(prompt.wrong, answers.wrong)
+
+
+def compared(compare: Compare, value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The numbers on the right side of the slot's value, and the others."""
+    sign = 1 if compare.relation == "greater" else -1
+    numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != int(value)]
+    right = tuple(n for n in numbers if sign * int(n) > sign * int(value))
+    return right, tuple(n for n in numbers if n not in set(right))
+
+
+def shuffled(task: Task, half: list[Example], rng: Random) -> list[Example]:
+    """Every example gets another one's clean prompt as its corrupted prompt."""
+    if len(half) < 2:
+        raise TaskError(f"{task.name}: corrupt.shuffle: needs at least 2 examples, got {len(half)}")
+    order = list(range(len(half)))
+    while any(i == j for i, j in enumerate(order)):
+        rng.shuffle(order)
+    return [replace(example, corrupted=half[j].clean) for example, j in zip(half, order, strict=True)]
