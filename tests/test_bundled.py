@@ -19,7 +19,8 @@ from acdc.model.find import BUNDLED
 from acdc.model.tokenizer import Tokenizer
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
-from acdc.task import load_task, make_data
+from acdc.task import make_data
+from acdc.taskfile import load_task
 from tests.oracle import Naive, naive_acdc
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
