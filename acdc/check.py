@@ -24,7 +24,7 @@ from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
 from acdc.formats.scores_file import read_scores
 from acdc.inputs import load
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes
@@ -166,9 +166,7 @@ def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = N
     return Outcome(name or f"{path} against {against}", tuple(problems), tuple(facts))
 
 
-def check_list(
-    path: Path, say: Callable[[str], None] = lambda _: None, progress: Callable[[Progress], None] = silent
-) -> list[Outcome]:
+def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress: Show = silent) -> list[Outcome]:
     """Make the runs and the checks that a YAML file lists.
 
     `circuit` and `against` are relative to its folder; what `run` states is as on the command line.
@@ -184,7 +182,7 @@ def check_list(
     return outcomes
 
 
-def check_entry(entry: Entry, folder: Path, progress: Callable[[Progress], None] = silent) -> Iterator[Outcome]:
+def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator[Outcome]:
     """Make one check of a list in a folder; with counts, one for each threshold."""
     against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
     if against.endswith(".json") and not Path(against).is_file():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,7 +18,7 @@ import typer
 from acdc.errors import UserError
 
 if TYPE_CHECKING:
-    from acdc.progress import Progress
+    from acdc.progress import Progress, Show
 
 UsageError: Any = typer.BadParameter.__base__  # click's, which typer brings along under changing names
 
@@ -209,7 +209,7 @@ def _default_model() -> tuple[str, str | None]:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[Progress], None]]:
+def _bar() -> Iterator[Show]:
     """A bar on stderr, where that is a terminal: what is done of all, what the method says of it, ETA."""
     from tqdm import tqdm
 

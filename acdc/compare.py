@@ -22,7 +22,7 @@ from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
 from acdc.config import Config
 from acdc.cost import Cost, metered, read_cost
-from acdc.discovery import SCORES, Show, scored, search
+from acdc.discovery import SCORES, scored, search
 from acdc.errors import FileError, UserError
 from acdc.folder import claim, locked
 from acdc.formats.atomic import write_atomic
@@ -32,6 +32,7 @@ from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
 from acdc.measures import Judge, circuit_rows, prompt_values
+from acdc.progress import Show
 from acdc.ranking import (
     auc,
     corners,

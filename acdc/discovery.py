@@ -30,12 +30,10 @@ from acdc.methods import (
 )
 from acdc.methods.acdc import Options, discover
 from acdc.parts import PartedEngine
-from acdc.progress import Progress
+from acdc.progress import Show
 from acdc.scores import Scores
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
-
-Show = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from acdc.measures import (
     values_without,
 )
 from acdc.model.load import Model, load_model
-from acdc.progress import Progress
+from acdc.progress import Progress, Show
 from acdc.task import make_data
 from acdc.taskfile import load_task, read_yaml
 from acdc.taskschema import Task
@@ -57,7 +57,7 @@ def evaluate(
     given: dict[str, Any],
     memory: float | None,
     most: int,
-    progress: Callable[[Progress], None],
+    progress: Show,
 ) -> Evaluation:
     """Evaluate a circuit.json.
 
@@ -77,7 +77,7 @@ def evaluate_file(
     given: dict[str, Any],
     memory: float | None,
     most: int,
-    progress: Callable[[Progress], None],
+    progress: Show,
     found_with: Config | None = None,
     read_task: Callable[[str], Task] = load_task,
     model: Model | None = None,
@@ -238,7 +238,7 @@ class _Judged:
     half: str
     circuit: Circuit
     values: dict[str, Array]
-    progress: Callable[[Progress], None]
+    progress: Show
 
     def minimality(self, most: int) -> Minimality | None:
         """Every edge removed alone, or the `most` with the smallest scores."""

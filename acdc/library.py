@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
@@ -24,7 +24,7 @@ from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.model import load
 from acdc.model.load import Model
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
@@ -236,7 +236,7 @@ def _noted(text: str, notes: tuple[str, ...]) -> str:
 
 
 @contextmanager
-def _bar(shown: bool) -> Iterator[Callable[[Progress], None]]:
+def _bar(shown: bool) -> Iterator[Show]:
     """A bar that is gone at the end, drawn by the notebook where there is one."""
     if not shown:
         yield silent

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.metrics import accuracy
 from acdc.patching import circuit_edges, patched_rows
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 
 Array = np.ndarray
 
@@ -122,7 +122,7 @@ def values_without(
     circuit: Circuit,
     edges: Sequence[tuple[int, int]],
     metric: str,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
 ) -> Array:
     """A metric's value for every prompt when one edge alone is removed from a circuit, for each of some edges, by an
     exact patched pass each: Float[edge prompt].

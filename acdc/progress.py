@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -12,6 +13,9 @@ class Progress(NamedTuple):
     total: int
     unit: str
     note: str
+
+
+Show = Callable[[Progress], None]  # shows it
 
 
 def silent(_: Progress) -> None:

@@ -43,7 +43,7 @@ from acdc.inputs import Inputs
 from acdc.intervals import estimate
 from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.metrics import accuracy
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import Look, to_svg
@@ -56,7 +56,7 @@ def run(
     out: Path | None = None,
     force: bool = False,
     notes: tuple[str, ...] = (),
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CircuitFile, Path]:
     """Find the circuit and write its directory; a finished run is only read, an interrupted one goes on.

@@ -19,7 +19,7 @@ import numpy as np
 from acdc.choices import METHODS, ORDERS, parse_filter
 from acdc.competence import competence, warning
 from acdc.config import Config, DefaultModel, resolve
-from acdc.discovery import Show, find, scored
+from acdc.discovery import find, scored
 from acdc.errors import UserError
 from acdc.folder import claim, locked
 from acdc.formats.atomic import write_atomic
@@ -28,6 +28,7 @@ from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stabi
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
 from acdc.measures import Judge
+from acdc.progress import Show
 from acdc.ranking import jaccard
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure

@@ -29,7 +29,7 @@ from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph import Circuit
 from acdc.model.load import load_tokenizer, pick_device
-from acdc.progress import Progress
+from acdc.progress import Progress, Show
 from acdc.published import load_published
 from acdc.report import sweep_curves
 from acdc.report.many import render_many
@@ -105,7 +105,7 @@ def make_plan(
     return replace(plan, seconds=_corrected(plan)), notes
 
 
-def sweep(plan: Plan, progress: Callable[[Progress], None], say: Callable[[str], None]) -> list[Row]:
+def sweep(plan: Plan, progress: Show, say: Callable[[str], None]) -> list[Row]:
     """Make what is left, then the table and the plots; a run that fails does not stop the others.
 
     Raises:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,7 @@ from acdc.graph import Circuit, Graph
 from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
 from acdc.parts import PartedEngine
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 
 MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
@@ -56,7 +56,7 @@ def discover(
     engine: Engine | PartedEngine,
     options: Options,
     journal: Journal | None = None,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
     allowed: np.ndarray | None = None,
 ) -> Circuit:
     """The circuit that ACDC finds; its scores are the changes of the metric (dead edges are still in it).
@@ -124,7 +124,7 @@ class _Search:
         engine: Engine | PartedEngine,
         options: Options,
         journal: Journal,
-        progress: Callable[[Progress], None],
+        progress: Show,
         allowed: np.ndarray | None,
     ) -> None:
         g, self.allowed = engine.graph, allowed

@@ -7,19 +7,17 @@ probabilities; here it is in the units of the metric, and positive where the nod
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from acdc.patching import rows_without_node
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 from acdc.scores import Scores
 
 
 @torch.inference_mode()
-def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all nodes, and of all edges by them."""
     graph, model = problem.graph, problem.model
     total, done = np.zeros(len(graph.senders)), 0

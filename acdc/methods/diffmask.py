@@ -15,7 +15,6 @@ threshold.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from acdc.methods.subnetwork_probing import of_gates
 from acdc.metrics import Metric, make_metric
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.scores import Scores
 
 UPDATES = 400
@@ -41,7 +40,7 @@ def score(
     updates: int = UPDATES,
     seed: int = 0,
     checkpoint: Path | None = None,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
 ) -> Scores:
     """Scores of all nodes, and of all edges by them.
 

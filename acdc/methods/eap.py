@@ -9,7 +9,7 @@ it is averaged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -19,14 +19,14 @@ from acdc.choices import check_method
 from acdc.gradients import Gradient, receiver_gradients
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 from acdc.runs import Runs
 from acdc.scores import Scores
 
 CHUNK = 32  # prompts per backward pass
 
 
-def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges.
 
     Raises:
@@ -49,7 +49,7 @@ class Attribution:
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
         self._seen = 0
 
-    def chunks(self, progress: Callable[[Progress], None]) -> Iterator[Runs]:
+    def chunks(self, progress: Show) -> Iterator[Runs]:
         """The prompts, some at a time."""
         for runs in self._problem.chunks(CHUNK):
             yield runs

@@ -13,7 +13,7 @@ to metric(corrupted) − metric(clean), as the steps grow.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from acdc.gradients import receiver_gradients
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.runs import Runs
 from acdc.scores import Scores
 
@@ -36,7 +36,7 @@ def score(
     problem: Problem,
     form: str = "inputs",
     steps: int = STEPS,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
 ) -> Scores:
     """Scores of all edges.
 

@@ -6,21 +6,19 @@ long as it has removed nothing. The cost is a patched pass from the receiver on 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
 from acdc.patching import rows_without_edges
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 from acdc.scores import Scores
 
 VERSIONS = 16  # edges of one receiver that are removed side by side
 
 
 @torch.inference_mode()
-def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges."""
     graph, model = problem.graph, problem.model
     total, done = np.where(graph.edges, 0.0, np.nan), 0

@@ -22,7 +22,6 @@ Different from the paper, so that this holds:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ from torch import Tensor
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import patched_rows
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.scores import Scores
 
 UPDATES = 400
@@ -48,7 +47,7 @@ def score(
     sparsity: float = SPARSITY,
     seed: int = 0,
     checkpoint: Path | None = None,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
 ) -> Scores:
     """Scores of all edges.
 

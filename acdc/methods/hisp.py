@@ -7,8 +7,6 @@ do, where the MLP counts as one more head. No unit; never negative.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 
@@ -16,11 +14,11 @@ from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
 from acdc.methods.eap import CHUNK
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Progress, Show, silent
 from acdc.scores import Scores
 
 
-def score(problem: Problem, progress: Callable[[Progress], None] = silent) -> Scores:
+def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all nodes, and of all edges by them.
 
     Raises:

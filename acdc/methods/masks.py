@@ -27,7 +27,7 @@ from acdc.errors import FileError, UserError
 from acdc.formats.atomic import write_atomic
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.progress import Progress
+from acdc.progress import Progress, Show
 from acdc.runs import Runs
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. choose them
@@ -137,7 +137,7 @@ def train(
     problem: Problem,
     batches: Batches,
     checkpoint: Path | None,
-    progress: Callable[[Progress], None],
+    progress: Show,
 ) -> Tensor:
     """Train all gates.
 

@@ -12,7 +12,6 @@ Score of a node = probability that its gate is open, from 0 to 1: 0.5 is the nat
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +20,7 @@ from torch import Tensor
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.progress import Progress, silent
+from acdc.progress import Show, silent
 from acdc.scores import Scores
 
 UPDATES = 300
@@ -34,7 +33,7 @@ def score(
     penalty: float = PENALTY,
     seed: int = 0,
     checkpoint: Path | None = None,
-    progress: Callable[[Progress], None] = silent,
+    progress: Show = silent,
 ) -> Scores:
     """Scores of all nodes, and of all edges by them.
 
