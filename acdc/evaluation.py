@@ -172,7 +172,7 @@ def _check_model(where: str, file: CircuitFile, model: Model) -> None:
     """Raise FileError unless these are the weights, and this is the graph, of the circuit."""
     graph = model.transformer.config.graph()
     if graph != file.model.graph:
-        sizes = [f"{g.n_layers} layers, {g.n_heads} heads, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
+        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
         raise FileError(f"{where}: the circuit is of a graph of {sizes[0]}; that of {model.name} has {sizes[1]}")
     if model.hash != file.model.hash:
         raise FileError(

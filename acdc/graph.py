@@ -124,6 +124,13 @@ class Graph:
         """Count in the convention of the ACDC paper: residual and direct edges."""
         return self.n_edges + int(self.direct.sum())
 
+    @property
+    def words(self) -> str:
+        """For messages, as far as graphs of one size can differ: `12 layers, 12 heads, parallel blocks`."""
+        extra = ("" if self.mlp else ", no MLPs") + (", parallel blocks" if self.parallel else "")
+        inputs = "" if self.inputs == ("input",) else f", inputs {' and '.join(self.inputs)}"
+        return f"{self.n_layers} layers, {self.n_heads} heads{extra}{inputs}"
+
     def edge_name(self, sender: int, receiver: int) -> str:
         """The name of a residual edge, such as `a0.h1->m0`."""
         return f"{self.senders[sender].name}->{self.receivers[receiver].name}"

@@ -169,8 +169,8 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
     """
     if circuit.graph != published.graph:
         raise UserError(
-            f"the published circuit {published.name!r} is of {published.model}, {_said(published.graph)}; "
-            f"this one is of a model of {_said(circuit.graph)}"
+            f"the published circuit {published.name!r} is of {published.model}, {published.graph.words}; "
+            f"this one is of a model of {circuit.graph.words}"
         )
     nodes, true = _nodes(circuit), published.nodes()
     classes = {
@@ -192,13 +192,6 @@ def _overlap(found: Array, true: Array) -> Overlap:
 
 def _nodes(circuit: Circuit) -> set[str]:
     return set(circuit.nodes()) - {"logits", *circuit.graph.inputs}
-
-
-def _said(graph: Graph) -> str:
-    """The graph in words, as far as graphs of one size can differ."""
-    extra = ("" if graph.mlp else ", no MLPs") + (", parallel blocks" if graph.parallel else "")
-    inputs = "" if graph.inputs == ("input",) else f", inputs {' and '.join(graph.inputs)}"
-    return f"{graph.n_layers} layers, {graph.n_heads} heads{extra}{inputs}"
 
 
 # ---------------------------------------------------------------- files
@@ -301,7 +294,7 @@ def _resolve(name: str, names: dict[str, list[str]], graph: Graph, where: str) -
     if mlps and graph.mlp and first < last < graph.n_layers:
         return [f"m{layer}" for layer in range(first, last + 1)]
     if mlps or NODE.fullmatch(name):
-        raise FileError(f"{where}: the graph of {_said(graph)} has no {name!r}")
+        raise FileError(f"{where}: the graph of {graph.words} has no {name!r}")
     known = [*names, *graph.inputs, "logits"]
     raise FileError(f"{where}: {unknown('node or class', name, known)}, and heads and MLPs such as a0.h0, m0, m0-m1")
 
@@ -329,9 +322,7 @@ def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> 
     taken = np.array([r.kind in inputs or r.kind not in QKV for r in graph.receivers])
     edges: Array = graph.edges & np.outer(senders.any(0), receivers.any(0) & taken)
     if not ((senders & edges.any(1)).any(1).all() and (receivers & edges.any(0)).any(1).all()):
-        raise FileError(
-            f"{where}: {rule!r}: the graph of {_said(graph)} has no such edge, or none for one of the names"
-        )
+        raise FileError(f"{where}: {rule!r}: the graph of {graph.words} has no such edge, or none for one of the names")
     if parsed["inputs"] and not graph.direct[edges.any(0)].any():
         raise FileError(f"{where}: {rule!r}: <{inputs}> is for heads, and no receiver is one")
     return edges

@@ -473,5 +473,5 @@ def test_diff_notes_another_question() -> None:
 
 
 def test_diff_refuses_different_graphs() -> None:
-    with pytest.raises(FileError, match=r"2 layers of 2 heads, and tiny with 3 layers of 2 heads, no MLPs"):
+    with pytest.raises(FileError, match=r"2 layers, 2 heads, and tiny with 3 layers, 2 heads, no MLPs"):
         diff(file_of(Circuit.empty(SMALL)), file_of(Circuit.empty(Graph(3, 2, mlp=False))))

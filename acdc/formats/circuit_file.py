@@ -196,7 +196,7 @@ class CircuitFile(_Part):
         seen: set[str] = set()
         for edge in self.edges:
             if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
-                raise ValueError(f"edges: the graph of {_sizes(self.model)} has no edge {edge.name!r}")
+                raise ValueError(f"edges: the graph of {self.model.graph.words} has no edge {edge.name!r}")
             if edge.name in seen:
                 raise ValueError(f"edges: {edge.name!r} is listed twice")
             seen.add(edge.name)
@@ -298,10 +298,6 @@ def _first(error: ValidationError) -> str:
         "value_error": problems[0]["msg"].removeprefix("Value error, "),
     }.get(kind, f"{where}: {problems[0]['msg'].lower()}, not {json.dumps(problems[0]['input'])[:60]}")
     return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
-
-
-def _sizes(model: ModelPart) -> str:
-    return f"{model.n_layers} layers, {model.n_heads} heads"
 
 
 def _said(value: Kept | int | None) -> str:

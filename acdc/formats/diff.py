@@ -38,7 +38,8 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
         FileError: they are circuits of different graphs.
     """
     if a.model.graph != b.model.graph:
-        raise FileError(f"circuits of different graphs can't be compared: {_size(a)}, and {_size(b)}")
+        graphs = (f"{file.model.name} with {file.model.graph.words}" for file in (a, b))
+        raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
     notes = []
     for what, x, y in (
         ("tasks", (a.task.name, a.task.version), (b.task.name, b.task.version)),
@@ -65,14 +66,6 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     added = tuple(name for name in new if name not in old)
     removed = tuple(name for name in old if name not in new)
     return Diff(added, removed, tuple(rescored), tuple(notes))
-
-
-def _size(file: CircuitFile) -> str:
-    m = file.model
-    more = [f"inputs {' and '.join(m.inputs)}"] if len(m.inputs) > 1 else []
-    more += [] if m.mlp else ["no MLPs"]
-    more += ["parallel blocks"] if m.parallel else []
-    return ", ".join([f"{m.name} with {m.n_layers} layers of {m.n_heads} heads", *more])
 
 
 def _text(value: object) -> str:

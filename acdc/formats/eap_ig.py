@@ -64,7 +64,7 @@ def read_eap_ig(path: Path) -> Circuit:
     for name, edge in edges.items():
         place = g.parse_edge(name)
         if place is None:
-            raise FileError(f"{path}: a graph of {g.n_layers} layers, {g.n_heads} heads has no edge {name!r}")
+            raise FileError(f"{path}: a graph of {g.words} has no edge {name!r}")
         entry = edge if isinstance(edge, dict) else {}
         inside, score = entry.get("in_graph"), entry.get("score", np.nan)
         if type(inside) is not bool or type(score) not in (int, float):

@@ -38,5 +38,5 @@ def read_scores(path: Path, graph: Graph) -> Scores:
         raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
     edges, nodes = tensors.get("edges"), tensors.get("nodes")
     if edges is None or edges.shape != graph.edges.shape or (nodes is not None and nodes.shape != edges.shape[:1]):
-        raise FileError(f"{path}: holds no scores of a graph with {graph.n_layers} layers and {graph.n_heads} heads")
+        raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
     return Scores(graph, edges, nodes)
