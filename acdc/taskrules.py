@@ -53,15 +53,10 @@ def check_generator(task: Task) -> Iterator[str]:
 
 
 def check_lists(task: Task) -> Iterator[str]:
-    """Lists are there that slots name, and named by one."""
-    data = task.data
-    for name, slot in data.slots.items():
-        if isinstance(slot, str) and slot not in data.lists:
-            yield f"data.slots.{name}: " + unknown("list", slot, data.lists)
-            return
-    for name in data.lists:
-        if name not in data.slots.values():
-            yield f"data.lists.{name}: is used by no slot; remove it"
+    """Lists that slots name are there."""
+    for name, slot in task.data.slots.items():
+        if isinstance(slot, str) and slot not in task.data.lists:
+            yield f"data.slots.{name}: " + unknown("list", slot, task.data.lists)
 
 
 def check_templates(task: Task) -> Iterator[str]:
@@ -96,7 +91,7 @@ def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> I
 
 
 def check_slots(task: Task) -> Iterator[str]:
-    """Every slot is used, and every one that is used is there."""
+    """Every slot and list is used, and every slot that is used is there."""
     known, used = forms(task.data), set[str]()
     for key, template in task.templates():
         for field in fields(template):
@@ -108,6 +103,9 @@ def check_slots(task: Task) -> Iterator[str]:
     for name in task.data.slots:
         if name not in used:
             yield f"data.slots.{name}: is used by no template; remove it or write {{{name}}}"
+    for name in task.data.lists:
+        if name not in task.data.slots.values():
+            yield f"data.lists.{name}: is used by no slot; remove it"
 
 
 def check_different(task: Task) -> Iterator[str]:
