@@ -315,7 +315,7 @@ def overview(plan: Plan) -> str:
     left = {run.name for run in plan.left()}
     for row in rows:
         about = estimate.in_words(plan.seconds[row["run"]]) if row["run"] in left else ""
-        now = words.get(row["state"], row["state"])
+        now = words.get(row["state"], str(row["state"]))
         shown.append([row["run"], *("–" if row[k] is None else str(row[k]) for k in varied), now, about])
     total = sum(plan.seconds[name] for name in left)
     if isinstance(plan.place, Local):
