@@ -143,7 +143,9 @@ def sweep(plan: Plan, progress: Show, say: Callable[[str], None]) -> list[Row]:
         panels = of_rows(rows)
         page = render_many(plan.file.path.stem, plan.file.sweep.description, summary(rows), *table(rows), panels)
         write_atomic(plan.out / "report.html", page)
-        if plan.plots and sweep_curves.available():
+        if plan.plots and not sweep_curves.available():
+            say("note: no plots; for them, pip install 'acdc-circuits[sweeps]'")
+        elif plan.plots:
             for name, data in sweep_curves.draw(panels).items():
                 write_atomic(plan.out / name, data)
     return rows
@@ -154,7 +156,7 @@ def write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
     write_atomic(out / "results.csv", to_csv(rows))
     data = to_parquet(rows)
     if data is None:
-        say("note: results.csv only; for results.parquet, pip install 'acdc-circuits[sweeps]'")
+        say("note: no results.parquet; for it, pip install 'acdc-circuits[sweeps]'")
     else:
         write_atomic(out / "results.parquet", data)
 

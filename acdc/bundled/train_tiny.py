@@ -1,5 +1,6 @@
 """Recipe of the bundled model `tiny`: a small GPT-2 with its own tokenizer, trained on the language tasks.
 
+    pip install 'acdc-circuits[recipes]'
     python -m acdc.bundled.train_tiny --out acdc/bundled/tiny
 
 1. vocabulary  every token that the six tasks can produce; tokens split where GPT-2's do

@@ -205,7 +205,7 @@ def _open(path: Path) -> _File:
         from gguf import GGUFReader
     except ImportError as error:
         raise ModelError(
-            f"{path}: reading it needs the gguf library ({error}): pip install --no-deps --upgrade gguf"
+            f"{path}: reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
         ) from None
     with _broken(path):
         reader: Any = GGUFReader(path)
