@@ -103,7 +103,7 @@ def test_the_wheel_holds_the_package_with_its_tasks_configs_models_and_licences_
 
 
 def test_nothing_in_the_wheel_says_where_it_was_built(wheel: zipfile.ZipFile) -> None:
-    places = {str(ROOT).encode(), str(Path.home()).encode() + b"/", b"/home/"}
+    places = (f"{ROOT / 'acdc'}/".encode(), b"/home/")
     said = [(name, place) for name in wheel.namelist() for place in places if place in wheel.read(name)]
     assert not said
 
