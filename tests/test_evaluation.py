@@ -124,6 +124,14 @@ def test_prompts_without_anything_to_recover_have_no_faithfulness():
     assert np.isnan(each[2:]).all()
 
 
+def test_prompts_with_next_to_nothing_to_recover_have_no_faithfulness():
+    with np.errstate(all="raise"):  # no division by what isn't there
+        nothing = prompt_faithfulness(np.zeros(2), np.zeros(2), np.zeros(2))
+        rounding = prompt_faithfulness(np.zeros(2), np.zeros(2), np.array([4.0, 1e-6]))
+    assert np.isnan(nothing).all()
+    assert rounding.tolist() == pytest.approx([1.0, np.nan], nan_ok=True)
+
+
 @pytest.mark.parametrize("mlp", [True, False])
 def test_random_circuits_are_connected_and_of_the_size_asked_for(mlp):
     graph, draw = Graph(3, 2, mlp), np.random.default_rng(0)
@@ -136,6 +144,15 @@ def test_random_circuits_are_connected_and_of_the_size_asked_for(mlp):
     assert len(seen) > 15
     again = [random_circuit(graph, 9, np.random.default_rng(4)).kept for _ in range(2)]
     assert (again[0] == again[1]).all()
+
+
+def test_random_circuits_leave_a_dead_end():
+    """After `input->logits` no single edge is left that lies on a path: a circuit of two has to be begun anew."""
+    graph, draw = Graph(1, 1, mlp=False), np.random.default_rng(0)
+    for _ in range(8):
+        names = random_circuit(graph, 2, draw).edge_names()
+        assert names[1] == "a0.h0->logits"
+        assert names[0].startswith("input->a0.h0<")
 
 
 def test_the_complement_has_what_a_removed_direct_edge_removes():
@@ -220,6 +237,29 @@ def test_edges_without_effect_are_superfluous(good, tmp_path):
     assert (few.kept, len(few.edges)) == (found.edges, 7)
     assert {e.name for e in few.edges} <= set(added)  # they have no score, and count as the smallest
     assert np.isfinite(scores).sum() > 7
+
+
+def test_the_edges_with_the_smallest_scores_are_those_that_are_removed(good):
+    told = []
+    few = evaluate(good, {**GIVEN, "examples": 5}, None, 4, told.append).minimality
+    circuit = read_circuit(good).circuit()
+    scores = dict(zip(circuit.edge_names(), circuit.scores[circuit.kept], strict=True))
+    assert {e.name for e in few.edges} == set(sorted(scores, key=scores.get)[:4])
+    assert [e.rise.value for e in few.edges] == sorted(e.rise.value for e in few.edges)
+    for unit, total in (("edges", 4), ("random circuits", DRAWS)):
+        assert [(p.done, p.total) for p in told if p.unit == unit] == [(i + 1, total) for i in range(total)]
+
+
+def test_a_rise_within_rounding_is_none(good, monkeypatch):
+    """By less than 100 times its precision no value is larger than another."""
+    own, precision = 3.0, np.finfo(read_circuit(good).method.dtype).eps
+    monkeypatch.setattr("acdc.evaluation.DRAWS", 1)
+    monkeypatch.setattr("acdc.evaluation.circuit_values", lambda *_: (np.full(5, own), 1.0))
+    for rise, useless in ((50, True), (200, False), (-200, True)):
+        after = np.full((1, 5), own * (1 + rise * precision))
+        monkeypatch.setattr("acdc.evaluation.values_without", lambda *_, after=after: after)
+        (edge,) = assess(good, most=1, examples=5).minimality.edges
+        assert edge.superfluous == useless, rise
 
 
 def test_the_whole_evaluation_of_a_circuit(good):

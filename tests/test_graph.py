@@ -102,3 +102,19 @@ def test_networkx_has_every_edge_once(circuit):
     assert sorted(d["name"] for *_, d in out.edges(data=True)) == sorted(circuit.edge_names())
     assert list(out.nodes) == circuit.nodes()
     assert nx.is_directed_acyclic_graph(out)
+
+
+def test_networkx_says_layer_input_and_score():
+    graph = Graph(2, 2)
+    circuit = Circuit.empty(graph, direct=False)
+    scores = np.full(graph.edges.shape, np.nan)
+    for name, score in (("input->a1.h0<q>", 0.5), ("a1.h0->m1", np.nan), ("m1->logits", -2.0)):
+        edge = graph.parse_edge(name)
+        circuit.kept[edge], scores[edge] = True, score
+    out = Circuit(graph, circuit.kept, scores=scores).to_networkx()
+    assert dict(out.nodes(data="layer")) == {"input": -1, "a1.h0": 1, "m1": 1, "logits": 2}
+    assert {key: (s, r, data) for s, r, key, data in out.edges(keys=True, data=True)} == {
+        "input->a1.h0<q>": ("input", "a1.h0", {"name": "input->a1.h0<q>", "input": "q", "score": 0.5}),
+        "a1.h0->m1": ("a1.h0", "m1", {"name": "a1.h0->m1", "input": ""}),
+        "m1->logits": ("m1", "logits", {"name": "m1->logits", "input": "", "score": -2.0}),
+    }

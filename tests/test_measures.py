@@ -17,6 +17,7 @@ from acdc.measures import (
     prompt_values,
     share_right,
 )
+from acdc.metrics import Targets, accuracy
 from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.run import measure
 
@@ -117,3 +118,33 @@ def test_values_are_those_that_a_run_measures():
             assert share_right(inputs, half, rows) == measured[f"{half}.{name}.accuracy"]
     full = circuit_rows(inputs, "held_out", Circuit.full(graph))
     torch.testing.assert_close(full, circuit_rows(inputs, "held_out", None), rtol=1e-4, atol=1e-4)
+
+
+class Logits:
+    """An output layer whose rows are the logits."""
+
+    def logits(self, h):
+        return h
+
+    def centred_logits(self, h, ids):
+        return h.gather(-1, ids)
+
+
+@pytest.mark.parametrize(
+    ("logits", "correct", "wrong", "right"),
+    [
+        ([0, 3, 2, 9], [0, 1], [2, -1], True),  # the best correct answer counts, and only what is named
+        ([0, 1, 2, 0], [0, 1], [2, -1], False),
+        ([9, 1, 0, 0], [1, -1], [2, 3], True),
+        ([9, 1, 0, 2], [1, -1], [2, 3], False),  # one wrong answer that is above is enough
+        ([9, 1, 2, 0], [1, -1], [2, -1], False),  # −1 is no token
+        ([9, 2, 1, 0], [1, -1], [2, -1], True),
+        ([0, 1, 1, 0], [1, -1], [2, -1], False),  # a tie is not right
+        ([0, 3, 2, 1], [0, 1], [], True),
+        ([4, 3, 2, 1], [1, -1], [], False),
+    ],
+)
+def test_accuracy(logits, correct, wrong, right):
+    h, example = torch.tensor([logits], dtype=torch.float64), torch.tensor([0])
+    targets = Targets(example, 1, torch.tensor([correct]), torch.tensor([wrong], dtype=torch.long), h)
+    assert accuracy(Logits(), targets, h).tolist() == [right]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -175,6 +176,23 @@ def test_the_log_carries_the_margin_of_each_decision():
     *_, margin = naive_acdc(Naive(model, prompts, "kl", "corrupted"), 0.01, True, False)
     assert all(d.kept == (d.margin <= 0) and d.margin == pytest.approx(0.01 - d.change) for d in journal.decisions)
     assert min(abs(d.margin) for d in journal.decisions) == pytest.approx(margin, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("direct", [True, False])
+@pytest.mark.parametrize("restricted", [True, False])
+def test_the_bar_counts_every_edge_once(direct, restricted):
+    model = random_model(3, n_layers=3)
+    graph, runs, told = model.config.graph(), prepare(model, random_prompts(3, model), "corrupted"), []
+    draw = np.random.default_rng(0)
+    allowed = graph.edges & (draw.random(graph.edges.shape) < 0.9) if restricted else None
+    engine = Engine(model, graph, runs, runs.metric("kl", model))
+    circuit = discover(engine, Options(0.01, direct=direct), progress=told.append, allowed=allowed)
+    total = graph.n_edges_direct if direct else graph.n_edges
+    assert {p.total for p in told} == {total}
+    done = [p.done for p in told]
+    assert done == sorted(set(done))
+    kept = circuit.n_edges + circuit.n_direct
+    assert told[-1].note.startswith(f"removed {total - kept}, kept {kept}, left 0, ")
 
 
 def test_the_guess_is_near_the_metric(monkeypatch):
