@@ -90,6 +90,7 @@ ORDERS = {
     "random": "heads and parents shuffled by the seed",
 }
 DTYPES = ("float32", "float64")
+COARSE = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # dtypes that are refused, and their precision
 DEVICES = ("auto", "cpu", "cuda", "mps")
 NAMES: dict[str, tuple[str, ...]] = {
     "metric": METRICS,
@@ -97,6 +98,16 @@ NAMES: dict[str, tuple[str, ...]] = {
     "order": tuple(ORDERS),
     "dtype": DTYPES,
 }
+
+
+def refusal(key: str, value: str) -> str:
+    """The message for a value that is none of a key's `NAMES`."""
+    if key == "dtype" and value in COARSE:
+        return (
+            f"{value} can't tell apart changes of the metric below about {10 * COARSE[value]:.1g} (its precision times "
+            "logits of about 10), and thresholds are as small; use float32 or float64, however the weights are stored"
+        )
+    return unknown(key, value, NAMES[key])
 
 
 def parse_filter(text: str) -> tuple[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acdc.inputs import Inputs
 from acdc.intervals import share
+from acdc.measures import finite
 from acdc.metrics import accuracy
 from acdc.runs import CHUNK
 
@@ -58,7 +59,8 @@ def competence(inputs: Inputs) -> Competence | None:
         for name in inputs.task.metrics:
             if name not in ("kl", "l2"):
                 metric = inputs.parts("discovery").metric(name)
-                clean, other = (float(metric(h).double().mean()) for h in (targets.clean, corrupted))
+                both = (finite(inputs, "discovery", name, metric(h)) for h in (targets.clean, corrupted))
+                clean, other = (float(values.mean()) for values in both)
                 metrics[name] = clean, other
         right, right_corrupted = (
             float(accuracy(model, targets, h).double().mean()) for h in (targets.clean, corrupted)

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from acdc.choices import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter
+from acdc.choices import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.errors import FileError, UserError, unknown
 from acdc.taskfile import find_config, load_task, read_yaml
 from acdc.taskschema import Task
@@ -293,7 +293,7 @@ def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
     """What is chosen by name is there, and the task has answers for the metric."""
     for key, names in NAMES.items():
         if key in values and values[key] not in names:
-            raise stated.wrong(key, unknown(key, str(values[key]), names))
+            raise stated.wrong(key, refusal(key, str(values[key])))
     metric = values["metric"]
     if metric not in task.metrics:
         raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")

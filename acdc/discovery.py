@@ -12,6 +12,7 @@ import torch
 
 from acdc.choices import parse_filter
 from acdc.config import Config
+from acdc.errors import UserError
 from acdc.formats.scores_file import read_scores, write_scores
 from acdc.graph import Circuit
 from acdc.incremental import Engine
@@ -29,8 +30,10 @@ from acdc.methods import (
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
+from acdc.metrics import resolution
 from acdc.parts import PartedEngine
 from acdc.progress import Show
+from acdc.runs import unsound
 from acdc.scores import Scores
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
@@ -69,11 +72,27 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
 
     Args:
         allowed: Bool[sender receiver], what a filter left; None where there is none
+    Raises:
+        UserError: rounding alone changes the metric by more than the threshold; or the metric is not finite.
     """
+    _check_threshold(inputs)
     with torch.inference_mode():
         engine, journal = make_engine(inputs), Journal(out / LOG)
         circuit = discover(engine, options(inputs.config), journal, progress, allowed)
     return Found(circuit, tuple(journal.decisions), engine.evaluations)
+
+
+def _check_threshold(inputs: Inputs) -> None:
+    """Raise UserError for a threshold that decides by rounding. 0 says that no rise at all is accepted, and is kept."""
+    model, config = inputs.model.transformer, inputs.config
+    with torch.inference_mode():
+        least = resolution(model, inputs.parts("discovery").targets)
+    if 0 < (config.threshold or 0.0) < least:
+        wider = "" if config.dtype == "float64" else "--dtype float64 or "
+        raise UserError(
+            f"--threshold {config.threshold:g}: is below what {config.dtype} can tell apart (about {least:.1g} here, "
+            f"its precision times the size of the logits); use {wider}a larger one"
+        )
 
 
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
@@ -96,6 +115,8 @@ def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) 
 
     Args:
         checkpoint: where a method that trains keeps its state
+    Raises:
+        UserError: a score is not finite, or the method can't work with these inputs.
     """
     c, problem = inputs.config, inputs.problem("discovery")
     steps = c.steps or eap_ig.STEPS
@@ -119,7 +140,10 @@ def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) 
         "random": lambda: random_scores.score(problem.graph, c.seed),
     }
     with torch.no_grad():
-        return run[method]()
+        scores = run[method]()
+    if wrong := scores.unsound():
+        raise UserError(f"--method {method}: the score of {wrong} is not finite; {unsound(problem.model)}")
+    return scores
 
 
 def select(config: Config, scores: Scores) -> np.ndarray:

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
+from torch import Tensor
 
-from acdc.choices import ABLATIONS, NAMES
+from acdc.choices import ABLATIONS, NAMES, refusal
 from acdc.config import Config, resolve
-from acdc.errors import FileError, UserError, unknown
+from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import (
     DRAWS,
@@ -35,21 +36,23 @@ from acdc.measures import (
     ROUNDING,
     Array,
     circuit_rows,
-    circuit_values,
     complement,
     faithfulness,
     prompt_faithfulness,
     prompt_values,
     random_circuit,
+    share_right,
     values_without,
 )
 from acdc.model.load import Model, load_model
 from acdc.progress import Progress, Show
+from acdc.run import environment, measured
 from acdc.task import make_data
 from acdc.taskfile import load_task, read_yaml
 from acdc.taskschema import Task
 
 WORST, MOST = 5, 0.5
+ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # what a metric, or its share, may differ by elsewhere
 
 
 def evaluate(
@@ -101,11 +104,14 @@ def evaluate_file(
     circuit, half = file.circuit(), inputs.judged_half
     if half == "discovery":
         notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
-    values, measured = _measured(inputs, half, circuit)
+    rows = _rows(inputs, half, circuit)
+    notes += _recomputed(where, file, inputs, half, rows)
+    values, own = _measured(inputs, half, rows)
     judged = _Judged(inputs, half, circuit, values, progress)
     minimality, random, spread = judged.minimality(most), judged.random(), judged.spread()
-    others = tuple(_measured(_under(inputs, a), half, circuit)[1] for a in ABLATIONS if a != inputs.config.ablation)
-    notes += _claim([measured, *others])
+    under = (_under(inputs, ablation) for ablation in ABLATIONS if ablation != config.ablation)
+    others = tuple(_measured(other, half, _rows(other, half, circuit))[1] for other in under)
+    notes += _claim([own, *others])
     return Evaluation(
         task=task.name,
         model=inputs.config.model_name,
@@ -119,7 +125,7 @@ def evaluate_file(
         half=half,
         edges=circuit.n_edges,
         total=circuit.graph.n_edges,
-        measured=measured,
+        measured=own,
         others=others,
         minimality=minimality,
         random=random,
@@ -158,7 +164,7 @@ def _config(
     }
     for key in ("metric", "ablation", "dtype"):
         if stated[key] not in NAMES[key]:
-            raise FileError(f"{where}: method.{key}: {unknown(key, str(stated[key]), NAMES[key])}")
+            raise FileError(f"{where}: method.{key}: {refusal(key, str(stated[key]))}")
     if found_with and (found_with.task_name, found_with.model_name) == (stated["task"], stated["model"]):
         stated |= {"task": found_with.task, "model": found_with.model, "device": found_with.device}
         stated |= {"part": found_with.part} if memory is None and found_with.part else {}
@@ -212,14 +218,43 @@ def _under(inputs: Inputs, ablation: str) -> Inputs:
     return replace(inputs, config=inputs.config.model_copy(update={"ablation": ablation}), _parts={})
 
 
-def _measured(inputs: Inputs, half: str, circuit: Circuit) -> tuple[dict[str, Array], Measured]:
-    """The metric for every prompt, and all means, under the inputs' ablation."""
-    graph, seed = circuit.graph, inputs.config.seed
-    values, right = {}, {}
-    which = {"full": None, "circuit": circuit, "ablated": Circuit.empty(graph), "rest": complement(circuit)}
-    for name, edges in which.items():
-        values[name], correct = circuit_values(inputs, half, edges)
-        right[name] = share(correct, len(values[name]))
+def _rows(inputs: Inputs, half: str, circuit: Circuit) -> dict[str, Tensor]:
+    """The normalised final stream at the scored rows, Float[row d_model], under the inputs' ablation: of the full
+    model, the circuit, everything ablated, and all edges but the circuit's."""
+    none, rest = Circuit.empty(circuit.graph), complement(circuit)
+    which = {"full": None, "circuit": circuit, "ablated": none, "rest": rest}
+    return {name: circuit_rows(inputs, half, edges) for name, edges in which.items()}
+
+
+def _recomputed(where: str, file: CircuitFile, inputs: Inputs, half: str, rows: dict[str, Tensor]) -> list[str]:
+    """A warning unless the metrics that the file states of these prompts, if it does, come out again. An accuracy may
+    flip where two answers are as good as equal, and is no sign of anything."""
+    if inputs.config.data_hash != file.task.data_hash:
+        return []
+    stated = "held_out" if any(key.startswith("held_out.") for key in file.metrics) else half
+    now = measured(inputs, {half: {"model": rows["full"], "circuit": rows["circuit"], "ablated": rows["ablated"]}})
+    rounded, differ = max(ROUNDED[dtype] for dtype in (inputs.config.dtype, file.method.dtype)), []
+    for key, value in now.items():
+        name = stated + key.removeprefix(half)
+        known = file.metrics.get(name, value)
+        if abs(value - known) > rounded * max(1.0, abs(value), abs(known)) and not key.endswith(".accuracy"):
+            differ.append(f"{name} is {known:.6g} there, and {value:.6g} now")
+    if not differ:
+        return []
+    more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
+    then = {**file.environment, "device": file.method.device}
+    today = {**environment(), "device": inputs.model.transformer.device.type}
+    changed = [f"{k} {then.get(k, 'unknown')}, now {v}" for k, v in today.items() if then.get(k) != v]
+    why = f"then {'; '.join(changed)}" if changed else "versions and device are the same"
+    return [f"warning: {where} was changed, or is computed otherwise here: {differ[0]}{more}; {why}"]
+
+
+def _measured(inputs: Inputs, half: str, rows: dict[str, Tensor]) -> tuple[dict[str, Array], Measured]:
+    """The metric for every prompt, and all means, from what `_rows` gives."""
+    seed, values, right = inputs.config.seed, {}, {}
+    for name, of in rows.items():
+        values[name] = prompt_values(inputs, half, of, inputs.config.metric)
+        right[name] = share(share_right(inputs, half, of), len(values[name]))
     full, ablated = values["full"], values["ablated"]
     return values, Measured(
         ablation=inputs.config.ablation,

@@ -190,6 +190,10 @@ class Engine:
         values: list[float] = self.metric_of(rows).double().mean(1).tolist()
         return values
 
+    def unsound(self, rows: Tensor) -> int:
+        """The first prompt on which the metric of some rows, Float[candidate row d_model], is not finite."""
+        return int((~torch.isfinite(self.metric_of(rows))).any(0).nonzero()[0])
+
     def guess(self, rows: Tensor) -> list[float] | None:
         """A cheap guess at `metric`, or None where there is none."""
         if self.guess_of is None:

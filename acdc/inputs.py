@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from acdc.config import Config
-from acdc.errors import FileError
+from acdc.errors import FileError, short
 from acdc.model.load import Model, load_model
 from acdc.parts import Parts, prompts_at_once
 from acdc.problem import Problem
@@ -49,8 +49,20 @@ class Inputs:
             prompts = getattr(self.data, half)
             # No inference mode: methods take gradients through what is kept here.
             with torch.inference_mode(False), torch.no_grad():
-                self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
+                self._parts[half] = Parts(
+                    self.model.transformer,
+                    prompts,
+                    self.config.ablation,
+                    self.config.part,
+                    lambda i, run: self.prompt(half, i, run),
+                )
         return self._parts[half]
+
+    def prompt(self, half: str, index: int, run: str | None = None) -> str:
+        """What messages call a prompt, and its clean or corrupted run where it is of one."""
+        clean, corrupted = getattr(self.data, half).texts[index]
+        text = short(corrupted if run == "corrupted" else clean)
+        return f"prompt {index + 1} of the {half.replace('_', '-')} half{f', {run} run' if run else ''}: {text}"
 
     def problem(self, half: str) -> Problem:
         """What a method is given of one half."""

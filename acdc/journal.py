@@ -7,6 +7,7 @@ from a whole one, so the last one is always taken again; the engine then gives t
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -98,6 +99,8 @@ def read_log(path: Path) -> list[Decision]:
 def _checked(raw: Any) -> dict[str, Any]:
     kinds = {"batch": int, "edge": str, "change": float, "margin": float, "metric": float, "kept": bool}
     if not isinstance(raw, dict) or {k: type(v) for k, v in raw.items()} != kinds:
+        raise ValueError(raw)
+    if not all(math.isfinite(raw[key]) for key in ("change", "margin", "metric")):
         raise ValueError(raw)
     return raw
 

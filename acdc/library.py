@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import PrivateAttr
 
 from acdc import inputs, taskfile
-from acdc.choices import DTYPES
+from acdc.choices import DTYPES, refusal
 from acdc.config import Config, memory_bound, resolve
 from acdc.errors import UserError, unknown
 from acdc.evaluation import config_beside, evaluate_file
@@ -92,7 +92,7 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -
         UserError: there is none, or it can't be read, represented or put there.
     """
     if dtype not in DTYPES:
-        raise UserError(f"--dtype: {unknown('dtype', dtype, DTYPES)}")
+        raise UserError(f"--dtype: {refusal('dtype', dtype)}")
     return load.load_model(str(name), device, dtype)
 
 

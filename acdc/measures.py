@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.errors import UserError
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.metrics import accuracy
 from acdc.patching import circuit_edges, patched_rows
 from acdc.progress import Progress, Show, silent
+from acdc.runs import unsound
 
 Array = np.ndarray
 
@@ -35,9 +37,25 @@ def circuit_rows(inputs: Inputs, half: str, circuit: Circuit | None) -> Tensor:
 
 @torch.inference_mode()
 def prompt_values(inputs: Inputs, half: str, rows: Tensor, metric: str) -> Array:
-    """A metric's value for every prompt, Float[prompt], lower is better: rows as `circuit_rows` gives them."""
-    values: Array = inputs.parts(half).metric(metric)(rows).double().cpu().numpy()
-    return values
+    """A metric's value for every prompt, Float[prompt], lower is better: rows as `circuit_rows` gives them.
+
+    Raises:
+        UserError: one is not finite.
+    """
+    return finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
+
+
+def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
+    """What a metric says of every prompt of a half, Float[prompt].
+
+    Raises:
+        UserError: a value is not finite.
+    """
+    found: Array = values.double().cpu().numpy()
+    if len(wrong := np.flatnonzero(~np.isfinite(found))):
+        prompt = inputs.prompt(half, int(wrong[0]))
+        raise UserError(f"{what} is {found[wrong[0]]} on {prompt}; {unsound(inputs.model.transformer)}")
+    return found
 
 
 @torch.inference_mode()
@@ -132,6 +150,8 @@ def values_without(
 
     Args:
         edges: (sender, receiver) of each
+    Raises:
+        UserError: a value is not finite.
     """
     parts, model = inputs.parts(half), inputs.model.transformer
     kept, values = circuit_edges(circuit, model), []
@@ -140,11 +160,13 @@ def values_without(
         for edge in edges:
             fewer = kept.clone()
             fewer[edge] = 0
-            of_part.append(measure(patched_rows(model, circuit.graph, runs, fewer)).double().cpu().numpy())
+            of_part.append(measure(patched_rows(model, circuit.graph, runs, fewer)))
             done = i * len(edges) + len(of_part)
             progress(Progress(done, len(parts) * len(edges), "edges", circuit.graph.edge_name(*edge)))
-        values.append(np.stack(of_part))
-    return np.concatenate(values, 1)
+        values.append(torch.stack(of_part))
+    names = [f"{metric} without {circuit.graph.edge_name(*edge)}" for edge in edges]
+    each = zip(names, torch.cat(values, 1), strict=True)
+    return np.stack([finite(inputs, half, name, of_edge) for name, of_edge in each])
 
 
 def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:

@@ -112,6 +112,14 @@ def make_guess(name: str, output: Output, targets: Targets, vocabulary: int) -> 
     return make_metric(name, Sampled(output, targets.clean), targets)
 
 
+def resolution(output: Output, targets: Targets) -> float:
+    """About how far apart two values of a metric have to be to differ by more than rounding: the precision of the dtype
+    times the largest log-sum-exp of the full model, which is as large as the logits that metrics take differences of.
+    """
+    largest = float(output.logsumexp(targets.clean).abs().max())
+    return torch.finfo(targets.clean.dtype).eps * max(1.0, largest)
+
+
 def accuracy(output: Output, targets: Targets, h: Tensor) -> Tensor:
     """Bool[row]: whether every wrong answer has a lower logit than the best correct one; without wrong answers, whether
     a correct answer has the highest logit of all. h Float[row d_model]."""

@@ -21,7 +21,7 @@ from acdc.graph import Graph
 from acdc.incremental import Engine, Removal, State
 from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Config, Transformer
-from acdc.runs import Prompts, Runs, means, prepare, unpaired
+from acdc.runs import Named, Prompts, Runs, means, numbered, prepare, unpaired
 
 SHARE = 0.5  # of the memory beside the weights goes to a part's runs and values; the rest is for batches and the metric
 KEPT_RECEIVERS = 64  # a generous guess at how many receivers keep an edge
@@ -55,7 +55,14 @@ def prompts_at_once(config: Config, n_pos: int, n_live: int, itemsize: int, memo
 class Parts:
     """The clean and ablated runs of a set of prompts, `size` prompts at a time; of more than one part, in files."""
 
-    def __init__(self, model: Transformer, prompts: Prompts, ablation: str, size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        prompts: Prompts,
+        ablation: str,
+        size: int | None = None,
+        named: Named = numbered,
+    ) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
         self._model, self.ablation = model, ablation
@@ -64,7 +71,8 @@ class Parts:
         self._parts: list[Runs | Path] = []
         targets = []
         for start in range(0, n, size):
-            runs = prepare(model, _take(prompts, start, min(start + size, n)), ablation, self._mean)
+            part = _take(prompts, start, min(start + size, n))
+            runs = prepare(model, part, ablation, self._mean, lambda i, run, start=start: named(start + i, run))
             targets.append(replace(runs.targets, example=runs.targets.example + start))
             self._parts.append(runs if self._folder is None else self._write(runs))
             del runs  # before the next part is made
@@ -129,7 +137,7 @@ class PartedEngine:
     """An engine over all parts: it answers as `acdc.incremental.Engine` does over all prompts at once."""
 
     def __init__(self, model: Transformer, graph: Graph, parts: Parts, metric: Metric, guess: Metric | None) -> None:
-        self.graph, self._parts = graph, parts
+        self.model, self.graph, self._parts = model, graph, parts
         self._engines: list[Engine] = []
         for index, runs in enumerate(parts):
             self._engines.append(Engine(model, graph, runs, metric, guess))
@@ -161,6 +169,10 @@ class PartedEngine:
     def metric(self, rows: Tensor) -> list[float]:
         """See `Engine`."""
         return self._engines[0].metric(rows)
+
+    def unsound(self, rows: Tensor) -> int:
+        """The first prompt on which the metric of some rows is not finite."""
+        return self._engines[0].unsound(rows)
 
     def guess(self, rows: Tensor) -> list[float] | None:
         """See `Engine`."""

@@ -41,7 +41,7 @@ from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.intervals import estimate
-from acdc.measures import circuit_rows, faithfulness, prompt_values
+from acdc.measures import circuit_rows, faithfulness, finite, prompt_values
 from acdc.metrics import accuracy
 from acdc.progress import Show, silent
 from acdc.published import published_for
@@ -131,7 +131,9 @@ def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
         parts = inputs.parts(half)
         for name in inputs.task.metrics:
             metric = parts.metric(name)
-            out |= {f"{half}.{what}.{name}": float(metric(h).double().mean()) for what, h in of.items()}
+            out |= {
+                f"{half}.{what}.{name}": float(finite(inputs, half, name, metric(h)).mean()) for what, h in of.items()
+            }
         if parts.targets.correct.shape[1]:
             for what, h in of.items():
                 out[f"{half}.{what}.accuracy"] = float(accuracy(model, parts.targets, h).double().mean())
@@ -195,14 +197,15 @@ def describe(
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
         edges=tuple(edges_of(circuit, changes)),
-        environment={
-            "acdc": version("acdc-circuits"),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
+        environment=environment(),
         command=config.command(),
         notes=notes,
     )
+
+
+def environment() -> dict[str, str]:
+    """Versions of what computes."""
+    return {"acdc": version("acdc-circuits"), "python": platform.python_version(), "torch": torch.__version__}
 
 
 def _scored(scores: object) -> Iterator[tuple[tuple[int, ...], float]]:

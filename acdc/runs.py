@@ -7,6 +7,7 @@ prompts, position by position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.errors import UserError
 from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer
 
@@ -121,19 +123,34 @@ class Runs:
         return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])
 
 
-def prepare(model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None) -> Runs:
+Named = Callable[[int, str], str]  # what messages call a prompt, by its index, in its clean or corrupted run
+
+
+def numbered(prompt: int, run: str) -> str:
+    """The name of a prompt of which no more is known."""
+    return f"prompt {prompt + 1}, {run} run"
+
+
+def prepare(
+    model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None, named: Named = numbered
+) -> Runs:
     """Run the model on the clean and, where the ablation needs it, the corrupted prompts.
 
     Args:
         mean: for mean ablation, the means of the whole data set if the prompts are a part of it only
+    Raises:
+        UserError: a node writes what is no number, or too large to be normalised.
     """
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
     clean, residual = _run(model, tokens, pad)
+    _check(model, clean, residual, "clean", named)
     start = 0
     if ablation == "corrupted":
         other = torch.as_tensor(prompts.corrupted).to(to)
-        ablated, _ = _run(model, other, pad)
+        ablated, stream = _run(model, other, pad)
+        _check(model, ablated, stream, "corrupted", named)
+        del stream
         if model.config.causal:
             # Before their first difference both runs are the same: say so exactly, not to rounding.
             same = (tokens == other).cumprod(1).bool()
@@ -181,6 +198,41 @@ def means(model: Transformer, prompts: Prompts) -> Activations:
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def unsound(model: Transformer) -> str:
+    """What to do about numbers that there are none of."""
+    wider = "" if model.dtype == torch.float64 else "use --dtype float64, or "
+    return f"nothing that follows could be trusted; {wider}look at the model's weights"
+
+
+def _check(model: Transformer, run: Activations, residual: Tensor, which: str, named: Named) -> None:
+    """Raise UserError, with the first node and prompt, unless all of a run is sound."""
+    # The norm of it all is finite only if every number is, and every square, which the model's norms take.
+    if torch.isfinite(torch.linalg.vector_norm(residual)):
+        return
+    graph, dtype = model.config.graph(), str(model.dtype).removeprefix("torch.")
+    for first, written in model.written_by(run, len(graph.senders)):
+        wrong = torch.nonzero(~_sound(model, written).all(-1))
+        if len(wrong):
+            sender, prompt = wrong[0].tolist()
+            value, name = float(written[sender, prompt].abs().max()), graph.senders[first + sender].name
+            raise UserError(
+                f"{name} writes {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {unsound(model)}"
+            )
+    wrong = torch.nonzero(~_sound(model, residual).all(-1))  # each node is sound, and their sum is not
+    if len(wrong):
+        layer, prompt = wrong[0].tolist()
+        name = "the logits read" if layer == graph.n_layers else f"layer {layer} reads"
+        value = float(residual[layer, prompt].abs().max())
+        raise UserError(
+            f"{name} {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {unsound(model)}"
+        )
+
+
+def _sound(model: Transformer, x: Tensor) -> Tensor:
+    """Bool[...]: whether rows Float[... d_model] are finite, and so are their squares where the model has norms."""
+    return torch.isfinite(x if model.config.norm == "none" else x.square().sum(-1, keepdim=True)).all(-1)
 
 
 def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:

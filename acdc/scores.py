@@ -37,6 +37,16 @@ class Scores:
         nodes = np.where([s.kind == "input" for s in graph.senders], np.nan, nodes)
         return cls(graph, _weaker_end(graph, nodes), nodes)
 
+    def unsound(self) -> str | None:
+        """Name of the first node or edge whose score is not finite, if there is one."""
+        g = self.graph
+        if self.nodes is not None:
+            for sender, score in zip(g.senders, self.nodes, strict=True):
+                if sender.kind != "input" and not np.isfinite(score):
+                    return sender.name
+        wrong = np.argwhere(g.edges & ~np.isfinite(self.edges))
+        return g.edge_name(*map(int, wrong[0])) if len(wrong) else None
+
     def importance(self, magnitude: bool) -> Array:
         """Float[sender receiver] by which edges are ranked: the score or its magnitude, −inf where there is no edge."""
         ranked = self.edges

@@ -39,4 +39,7 @@ def read_scores(path: Path, graph: Graph) -> Scores:
     edges, nodes = tensors.get("edges"), tensors.get("nodes")
     if edges is None or edges.shape != graph.edges.shape or (nodes is not None and nodes.shape != edges.shape[:1]):
         raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
-    return Scores(graph, edges, nodes)
+    scores = Scores(graph, edges, nodes)
+    if wrong := scores.unsound():
+        raise FileError(f"{path}: the score of {wrong} is not finite; remove the file")
+    return scores

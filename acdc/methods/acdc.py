@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from acdc.errors import FileError, UserError
 from acdc.graph import Circuit, Graph
@@ -26,6 +27,7 @@ from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
 from acdc.parts import PartedEngine
 from acdc.progress import Progress, Show, silent
+from acdc.runs import unsound
 
 MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
@@ -66,6 +68,9 @@ def discover(
     Args:
         allowed: Bool[sender receiver], the edges that may be kept: when its receiver's turn comes, any other one is
             removed without a test
+    Raises:
+        UserError: the metric is not finite.
+        FileError: the journal holds other decisions.
     """
     journal = journal or Journal()
     search = _Search(engine, options, journal, progress, allowed)
@@ -139,7 +144,10 @@ class _Search:
         self.batch = 0
         self.capacity = 1
         self.run = 8.0  # typical number of removals in a row
-        (self.metric,) = engine.metric(engine.rows([]))
+        rows = engine.rows([])
+        (self.metric,) = engine.metric(rows)
+        if not math.isfinite(self.metric):
+            raise self._unsound(self.metric, rows, "with all edges")
 
     def decide(self, receivers: list[int]) -> None:
         """Decide all edges into the receivers of one stage."""
@@ -227,10 +235,6 @@ class _Search:
         for removal in candidates:
             new = next(values) if removal in active_set else metric
             change = new - metric
-            if not math.isfinite(change):
-                raise UserError(
-                    f"{self._name(removal)}: the metric without this edge is {new}; are the model's weights sound?"
-                )
             margin = self.options.threshold - (abs(change) if self.options.magnitude else change)
             kept = not margin > 0
             metric = metric if kept else new
@@ -250,8 +254,16 @@ class _Search:
         for end in range(1, len(removals) + 1):
             stays = guess is not None and guess[end] - guess[end - 1] > GUESS_SHARE * self.options.threshold
             if stays or end == len(removals):
-                yield from self.engine.metric(rows[start + 1 : end + 1])
+                for i, value in enumerate(self.engine.metric(rows[start + 1 : end + 1]), start):
+                    if not math.isfinite(value):
+                        raise self._unsound(value, rows[i + 1 : i + 2], f"without {self._name(removals[i])}")
+                    yield value
                 start = end
+
+    def _unsound(self, metric: float, rows: Tensor, where: str) -> UserError:
+        """What to say where the metric at some rows, Float[1 row d_model], is not finite."""
+        prompt = f"prompt {self.engine.unsound(rows) + 1} of the discovery half"
+        return UserError(f"{where} the metric is {metric}, first on {prompt}; {unsound(self.engine.model)}")
 
     def _take(self, removals: list[Removal], decisions: list[Decision]) -> None:
         gone = []
