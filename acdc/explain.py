@@ -168,7 +168,8 @@ def direct_effects(model: Transformer, parts: Iterable[Runs], nodes: Sequence[st
             written = model.written(at_rows, s)[:, 0] / scale
             if model.config.norm == "layer":
                 written = written - written.mean(-1, keepdim=True)
-            total[s.name] = total.get(s.name, 0.0) + float((written * direction).sum())
+            effect = (written * direction).sum(-1).sum()  # by rows: the order of one long sum depends on the threads
+            total[s.name] = total.get(s.name, 0.0) + float(effect)
         n += len(b)
     return {name: value / n for name, value in total.items()}
 

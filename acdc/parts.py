@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -72,7 +73,7 @@ class Parts:
         targets = []
         for start in range(0, n, size):
             part = _take(prompts, start, min(start + size, n))
-            runs = prepare(model, part, ablation, self._mean, lambda i, run, start=start: named(start + i, run))
+            runs = prepare(model, part, ablation, self._mean, partial(_later, named, start))
             targets.append(replace(runs.targets, example=runs.targets.example + start))
             self._parts.append(runs if self._folder is None else self._write(runs))
             del runs  # before the next part is made
@@ -210,6 +211,11 @@ class PartedEngine:
         if changes:
             _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
         engine.stow()
+
+
+def _later(named: Named, start: int, prompt: int, run: str) -> str:
+    """The name of a prompt of a part that begins behind others."""
+    return named(start + prompt, run)
 
 
 def _take(prompts: Prompts, start: int, end: int) -> Part:

@@ -280,7 +280,7 @@ def made(loaded, tmp_path_factory):
 def test_a_metric_that_does_not_come_out_again_is_reported_with_both_numbers(loaded, made, key, dtype, rounding):
     _, file, rows = made
     known = file.metrics[key]
-    for change in (0, rounding, 10 * rounding):
+    for change in (0, rounding, 20 * rounding):
         metrics = {**file.metrics, key: known + change}
         method = file.method.model_copy(update={"dtype": dtype})
         other = file.model_copy(update={"metrics": metrics, "method": method})
