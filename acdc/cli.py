@@ -20,6 +20,9 @@ from acdc.errors import UserError
 if TYPE_CHECKING:
     from acdc.progress import Progress, Show
 
+# Errors of the file system that name no file and are still the user's: stdout is on a full disk; no folder for
+# temporary files can be written, as the message then says.
+NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 UsageError: Any = typer.BadParameter.__base__  # click's, which typer brings along under changing names
 
 app = typer.Typer(
@@ -46,7 +49,7 @@ def main() -> None:
         sys.stderr.close()
         code = 1
     except OSError as error:  # of whatever file: a name that is too long, no permission, a full disk
-        if error.filename is None and error.errno != errno.ENOSPC:
+        if error.filename is None and error.errno not in NAMELESS:
             raise
         code = _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part))
     if code == 130:  # newer versions of typer return it instead of raising
@@ -260,11 +263,11 @@ def evaluate(
 
     with _bar() as progress:
         result = execute(circuit, given, bound, minimality, progress)
-    if out:
-        write_atomic(out, to_json(result))
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
     for note in result.notes:
         say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
+    if out:  # last: a result that can't be written has been shown
+        write_atomic(out, to_json(result))
 
 
 @app.command()

@@ -22,9 +22,9 @@ from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
 from acdc.config import Config
 from acdc.cost import Cost, metered, read_cost
-from acdc.discovery import SCORES, scored, search
+from acdc.discovery import CHECKPOINT, SCORES, computed, scored, search
 from acdc.errors import FileError, UserError
-from acdc.folder import claim, locked
+from acdc.folder import claim, enter, locked
 from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
@@ -156,7 +156,7 @@ class _Finder:
         folder = self._folder(method, inputs.config)
         if not (folder / SCORES).exists():
             with metered(folder / COST, self._device):
-                scored(inputs, method, folder, self.progress)
+                computed(inputs, method, folder / CHECKPOINT, self.progress)  # the cost is written before the scores
         return scored(inputs, method, folder, self.progress), read_cost(folder / COST)
 
     def swept(self, method: str) -> _Found:
@@ -188,7 +188,7 @@ class _Finder:
         path = folder / "circuit.json"
         if path.exists():
             return read_circuit(path).circuit()
-        folder.mkdir(exist_ok=True)
+        enter(folder)
         with metered(cost, self._device):
             found = search(inputs, folder, self.progress, allowed).circuit
         circuit = found.pruned()

@@ -98,16 +98,26 @@ def _check_threshold(inputs: Inputs) -> None:
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
     """The scores that a method gives all edges: from the file where it has been run already, else the file is
     written."""
-    path, known, c = out / SCORES, inputs.scores, inputs.config
-    what = (method, c.metric, c.steps, c.updates, c.penalty, c.sparsity)  # the same at every threshold and size
+    path, known, what = out / SCORES, inputs.scores, _what(inputs.config, method)
     if path.exists():
         known[what] = read_scores(path, inputs.problem("discovery").graph)
-        return known[what]
-    if what not in known:
-        known[what] = score(inputs, method, out / CHECKPOINT, progress)
-    write_scores(path, known[what])
+    else:
+        write_scores(path, computed(inputs, method, out / CHECKPOINT, progress))
     (out / CHECKPOINT).unlink(missing_ok=True)
     return known[what]
+
+
+def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
+    """The scores that a method gives all edges: as they are known in memory, else it is run."""
+    known, what = inputs.scores, _what(inputs.config, method)
+    if what not in known:
+        known[what] = score(inputs, method, checkpoint, progress)
+    return known[what]
+
+
+def _what(c: Config, method: str) -> tuple[object, ...]:
+    """What scores depend on: they are the same at every threshold and size."""
+    return method, c.metric, c.steps, c.updates, c.penalty, c.sparsity
 
 
 def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) -> Scores:

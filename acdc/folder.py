@@ -28,24 +28,30 @@ def locked(out: Path, what: str = "there") -> Iterator[None]:
         raise InUse(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
     except OSError as error:
         raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
-    for left in out.glob(".acdc-*.tmp"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
     try:
+        enter(out)
         yield
     finally:
+        # The file stays. Were it removed, a process that has just locked it would hold a lock that nobody else sees.
         lock.release()
-        (out / ".lock").unlink(missing_ok=True)
+
+
+def enter(folder: Path) -> None:
+    """A directory that nobody else writes, made if need be, without what a killed process left half written in it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".acdc-*.tmp"):
+        left.unlink(missing_ok=True)
 
 
 def claim(folder: Path, config: str) -> None:
-    """Make the directory that of a config, given as YAML.
+    """Enter the directory and make it that of a config, given as YAML.
 
     Raises:
         FileError: it is that of another one.
     """
+    enter(folder)
     stated = folder / "config.yaml"
     if not stated.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         write_atomic(stated, config)
     if read_text(stated) != config:
         raise FileError(f"{folder}: was made with other options, prompts or weights; choose another --out")

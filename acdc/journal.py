@@ -47,8 +47,8 @@ class Journal:
         if self.decisions:
             last = self.decisions[-1].batch
             self.decisions = [d for d in self.decisions if d.batch != last]
-        if path is not None and path.exists():
-            _truncate(path, len(self.decisions))
+        # Cut only when there is something to put in its place: whoever is killed again before that loses nothing more.
+        self._longer = path is not None and path.exists()
 
     def batches(self) -> list[list[Decision]]:
         """The decisions that an earlier run took, batch by batch."""
@@ -61,17 +61,26 @@ class Journal:
         return out
 
     def write(self, batch: Sequence[Decision]) -> None:
-        """Append one batch, and force it to disk."""
+        """Append one batch, and force it to disk.
+
+        Raises:
+            FileError: it can't be written.
+        """
+        if self.path is not None:
+            try:
+                self._append(self.path, batch)
+            except OSError as error:
+                raise FileError(f"{self.path}: can't be written ({error.strerror})") from None
         self.decisions += batch
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a", encoding="utf-8") as f:
-                f.write("".join(json.dumps(asdict(d)) + "\n" for d in batch))
-                f.flush()
-                os.fsync(f.fileno())
-        except OSError as error:
-            raise FileError(f"{self.path}: can't be written ({error.strerror})") from None
+
+    def _append(self, path: Path, batch: Sequence[Decision]) -> None:
+        if self._longer:
+            _truncate(path, len(self.decisions))
+            self._longer = False
+        with path.open("a", encoding="utf-8") as f:
+            f.write("".join(json.dumps(asdict(d)) + "\n" for d in batch))
+            f.flush()
+            os.fsync(f.fileno())
 
 
 def read_log(path: Path) -> list[Decision]:

@@ -15,9 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from acdc.errors import FileError
 from acdc.graph import Graph
 from acdc.incremental import Engine, Removal, State
 from acdc.metrics import Metric, Targets, make_guess, make_metric
@@ -118,7 +120,7 @@ class Parts:
             tensors |= {f"ablated {f.name}": getattr(runs.ablated, f.name) for f in fields(Activations)}
         folder.mkdir()
         for name, x in tensors.items():  # a file each, for what is written is copied
-            save_file({"x": x.contiguous()}, folder / name)
+            _save_file({"x": x.contiguous()}, folder / name)
         return folder
 
     def _read(self, folder: Path) -> Runs:
@@ -230,5 +232,15 @@ def _take(prompts: Prompts, start: int, end: int) -> Part:
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     # Written anew beside the old file, which may still be mapped; safetensors takes no views and no shared memory.
     beside = path.with_suffix(".new")
-    save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
+    _save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
     beside.replace(path)
+
+
+def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except (OSError, SafetensorError) as error:  # the latter is an input or output error in disguise
+        raise FileError(
+            f"{path}: prompts that don't fit into memory are kept there, and it can't be written ({error}); make room, "
+            "set TMPDIR to a folder that has more, or give a larger --memory"
+        ) from None

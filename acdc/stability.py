@@ -21,7 +21,7 @@ from acdc.competence import competence, warning
 from acdc.config import Config, DefaultModel, resolve
 from acdc.discovery import find, scored
 from acdc.errors import UserError
-from acdc.folder import claim, locked
+from acdc.folder import claim, enter, locked
 from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
@@ -215,7 +215,7 @@ def _found(rerun: Rerun, out: Path, progress: Show, say: Callable[[str], None]) 
     folder = out / rerun.name
     path = folder / "circuit.json"
     if not path.exists():
-        folder.mkdir(exist_ok=True)
+        enter(folder)
         found = find(rerun.inputs, folder, progress).circuit
         circuit = found.pruned()
         file = describe(rerun.stated, circuit, found, measure(rerun.inputs, circuit), rerun.notes)

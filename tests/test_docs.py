@@ -120,7 +120,7 @@ def test_own_data_runs_and_prints_what_is_shown(mine: Path) -> None:
         assert label in result.output
     assert re.findall("method .*", shown) == re.findall("method .*", result.output)
     (folder,) = (mine / "runs").iterdir()
-    files = {path.name for path in folder.iterdir()}
+    files = {path.name for path in folder.iterdir()} - {".lock"}
     assert files == {"circuit.json", "log.jsonl", "metrics.json", "circuit.svg", "report.html", "config.yaml"}
     assert all(f"`{name}`" in OWN_DATA.read_text(encoding="utf-8") for name in files)
     metrics = json.loads((folder / "metrics.json").read_text())["metrics"]

@@ -65,7 +65,7 @@ def killer(after: int):
 
 def test_a_run_writes_its_files(loaded, tmp_path):
     file, out = runner.run(loaded, tmp_path / "run")
-    assert {p.name for p in out.iterdir()} == set(runner.FILES) - {SCORES, CHECKPOINT}
+    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - {SCORES, CHECKPOINT}
     assert file == runner.read_circuit(out / "circuit.json")
     decisions = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {d["edge"] for d in decisions if d["kept"]} >= {e.name for e in file.edges}
@@ -110,7 +110,7 @@ def scoring(method, **given):
 def test_every_method_runs_and_goes_on_after_a_kill_to_the_same_bytes(method, tmp_path):
     files = ("circuit.json", "config.yaml", "circuit.svg", SCORES)
     file, out = runner.run(scoring(method), tmp_path / "whole")
-    assert {p.name for p in out.iterdir()} == set(runner.FILES) - {"log.jsonl", CHECKPOINT}
+    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - {"log.jsonl", CHECKPOINT}
     assert file.graph.edges.kept + file.graph.dead >= 30
     residual = [e for e in file.edges if e.name not in file.model.graph.direct_index]
     assert all(e.score is not None for e in residual) and all(e.change is None for e in file.edges)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     except OSError as error:
         raise FileError(f"{path}: can't be written ({error.strerror})") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # there is none, or there is nothing to be done about it
+            temporary.unlink()
 
 
 def plain_json(content: dict[str, Any]) -> str:
