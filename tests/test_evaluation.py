@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from acdc.config import resolve
-from acdc.evaluation import evaluate
+from acdc.evaluation import evaluate, evaluate_file
 from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
 from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
 from acdc.graph import Circuit, Graph
@@ -283,6 +283,21 @@ def test_the_whole_evaluation_of_a_circuit(good):
     raw = json.loads(to_json(e))
     assert raw["measured"]["faithfulness"] == list(m.faithfulness)
     assert raw["legend"] == LEGEND
+
+
+@pytest.mark.parametrize(("memory", "part"), [(None, 4), (1e9, None)])
+def test_prompts_are_held_in_parts_as_in_the_run_unless_memory_is_given(good, monkeypatch, memory, part):
+    class Asked(Exception):
+        """Ends it where prompts would be loaded."""
+
+    def load(config, *_):
+        raise Asked(config.part)
+
+    found_with, *_ = resolve({"task": "greater-than", "model": "tiny", "part": 4}, None, None)
+    monkeypatch.setattr("acdc.evaluation.load", load)
+    with pytest.raises(Asked) as asked:
+        evaluate_file(read_circuit(good), "c.json", GIVEN, memory, 0, lambda _: None, found_with)
+    assert asked.value.args == (part,)
 
 
 def test_one_prompt_and_no_edges(tmp_path):

@@ -181,12 +181,13 @@ def test_the_log_carries_the_margin_of_each_decision():
 @pytest.mark.parametrize("direct", [True, False])
 @pytest.mark.parametrize("restricted", [True, False])
 def test_the_bar_counts_every_edge_once(direct, restricted):
-    model = random_model(3, n_layers=3)
-    graph, runs, told = model.config.graph(), prepare(model, random_prompts(3, model), "corrupted"), []
+    """Of heads and MLPs, some are read by nothing in the end, and their edges go without a test."""
+    model = random_model(1, n_layers=3)
+    graph, runs, told = model.config.graph(), prepare(model, random_prompts(1, model), "corrupted"), []
     draw = np.random.default_rng(0)
     allowed = graph.edges & (draw.random(graph.edges.shape) < 0.9) if restricted else None
     engine = Engine(model, graph, runs, runs.metric("kl", model))
-    circuit = discover(engine, Options(0.01, direct=direct), progress=told.append, allowed=allowed)
+    circuit = discover(engine, Options(0.05, direct=direct), progress=told.append, allowed=allowed)
     total = graph.n_edges_direct if direct else graph.n_edges
     assert {p.total for p in told} == {total}
     done = [p.done for p in told]
