@@ -336,8 +336,9 @@ def _file(file: Path | None) -> tuple[dict[str, Any], Path | None]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    raw = read_yaml(file, Config.model_fields)
+    """What a config file states. Null says that a key has its default, where that is null."""
+    raw, fields = read_yaml(file, Config.model_fields), Config.model_fields
     for key in raw:
-        if key not in Config.model_fields:
-            raise FileError(f"{file}: {unknown('key', str(key), Config.model_fields)}")
-    return raw
+        if key not in fields:
+            raise FileError(f"{file}: {unknown('key', str(key), fields)}")
+    return {key: value for key, value in raw.items() if value is not None or fields[key].default is not None}

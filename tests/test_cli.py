@@ -16,6 +16,8 @@ import yaml
 
 from acdc import config
 from acdc.check import read_checks
+from acdc.config import Config, resolve
+from acdc.errors import UserError
 from acdc.sweepfile import read_sweep
 from tests.test_model import checkpoint
 
@@ -204,6 +206,21 @@ def test_command_line_over_config_over_task(acdc, tmp_path):
     assert result.code == 0
     saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (saved["threshold"], saved["dtype"], saved["metric"], saved["order"]) == (0.2, "float64", "l2", "paper")
+
+
+def test_null_in_a_config_is_the_default_where_that_is_null(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("task: ioi\nmodel: tiny\n")
+    plain = resolve({}, path, None)[0]
+    free = [key for key, field in Config.model_fields.items() if field.default is None]
+    assert {"threshold", "edges", "part", "model_hash"} <= set(free)
+    for keys in [[key] for key in free] + [free]:
+        path.write_text("task: ioi\nmodel: tiny\n" + "".join(f"{key}: null\n" for key in keys))
+        assert resolve({}, path, None)[0] == plain, keys
+    for key in Config.model_fields.keys() - set(free):
+        path.write_text("\n".join({"task": "task: ioi", "model": "model: tiny", key: f"{key}: null"}.values()))
+        with pytest.raises(UserError, match=key):
+            resolve({}, path, None)
 
 
 def test_export_in_every_format(acdc, tmp_path):
