@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from acdc.choices import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.errors import FileError, UserError, unknown
 from acdc.taskfile import find_config, load_task, read_yaml
-from acdc.taskschema import Task
+from acdc.taskschema import MAX_WORDS, Task
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
 
@@ -91,7 +92,12 @@ class Config(BaseModel):
     @field_validator("threshold", "penalty", "sparsity", mode="before")
     @classmethod
     def _number(cls, value: Any) -> Any:
-        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+        if not isinstance(value, int) or isinstance(value, bool):
+            return value
+        try:
+            return float(value)
+        except OverflowError:  # of hundreds of digits
+            return math.inf if value > 0 else -math.inf
 
     @field_validator("threshold", "penalty")
     @classmethod
@@ -119,6 +125,13 @@ class Config(BaseModel):
     def _positive(cls, value: int | None) -> int | None:
         if value is not None and value < 1:
             raise ValueError(f"is {value}; it must be 1 or more")
+        return value
+
+    @field_validator("examples")
+    @classmethod
+    def _few(cls, value: int) -> int:
+        if value > MAX_WORDS:
+            raise ValueError(f"is {value}; it must be from 1 to {MAX_WORDS}")
         return value
 
     @field_validator("seed")
@@ -158,7 +171,7 @@ class Config(BaseModel):
     @property
     def model_name(self) -> str:
         """A name without folders: what files say of the model."""
-        return Path(self.model).name if Path(self.model).is_dir() else self.model
+        return Path(self.model).name if os.path.isdir(self.model) else self.model
 
     @property
     def folder(self) -> str:

@@ -14,9 +14,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_LINE = 1500  # characters of a line of a message
+MAX_NAME, MAX_NAMES = 100, 200  # characters of a name that isn't known, and names that are
+
 
 class UserError(Exception):
-    """Says what is wrong, where (file, key, flag, example) and what would be right."""
+    """Says what is wrong, where (file, key, flag, example) and what would be right.
+
+    Lines are cut where one can't read them any more: a name or text in a file, which they cite, may have no end.
+    """
+
+    def __str__(self) -> str:
+        lines = super().__str__().split("\n")
+        return "\n".join(line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in lines)
 
 
 class TaskError(UserError):
@@ -36,11 +46,14 @@ class InUse(FileError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest known names and the whole list."""
+    """The message for a name that does not exist: the nearest known names and the whole list, as far as one can read
+    it."""
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.5)
+    name = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
+    near = difflib.get_close_matches(name, names[:MAX_NAMES], n=2, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names)}"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(names[:MAX_NAMES])}{more}"
 
 
 def short(value: object) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError
+from acdc.formats.atomic import read_bytes
 
 
 @dataclass(frozen=True)
@@ -87,16 +88,16 @@ def read_log(path: Path) -> list[Decision]:
     """The decisions of a log; a last line that was cut off is left out.
 
     Raises:
-        FileError: a line is no decision.
+        FileError: a line is no decision; or the file can't be read.
     """
-    lines = path.read_bytes().split(b"\n")
+    lines = read_bytes(path).split(b"\n")
     out = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
             out.append(Decision(**_checked(json.loads(line))))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             if number == len(lines):  # cut off in the middle of a line
                 break
             raise FileError(

@@ -27,7 +27,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.schema import Flag, Number, Strict, Text, Whole, mistakes
-from acdc.taskfile import MAX_INCLUDES, Lines, load_task, merge, read_yaml
+from acdc.taskfile import Lines, check_trail, load_task, merge, read_yaml
 from acdc.taskschema import Task
 from acdc.template import render
 
@@ -36,6 +36,8 @@ Option = str | int | float | bool | None
 OPTIONS = tuple(key for key in Config.model_fields if key not in ("part", "model_hash", "data_hash"))
 WHOLE = ("edges", "examples", "seed", "batch", "steps", "updates")  # options that are whole numbers
 MANY = 1000  # runs: for more one has to be asked
+MAX_RUNS = 1_000_000
+MAX_FILES = 100  # that a sweep file includes
 
 
 class Range(Strict):
@@ -49,7 +51,7 @@ class Range(Strict):
 
     log: tuple[Number, Number] | None = None
     linear: tuple[Number, Number] | None = None
-    count: Annotated[Whole, Field(ge=2, le=1_000_000)]
+    count: Annotated[Whole, Field(ge=2, le=10_000)]
 
     @model_validator(mode="after")
     def _one(self) -> Range:
@@ -72,6 +74,9 @@ class Range(Strict):
         return values
 
 
+Line = Annotated[Text, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]  # a line break would end a line of the job's script
+
+
 class Slurm(Strict):
     """What Slurm is asked for, for each job.
 
@@ -86,15 +91,23 @@ class Slurm(Strict):
         extra: other options of sbatch, by their long names
     """
 
-    partition: Text | None = None
-    account: Text | None = None
+    partition: Line | None = None
+    account: Line | None = None
     time: Annotated[Whole, Field(ge=1)] = 60
     cpus: Annotated[Whole, Field(ge=1)] = 1
     gpus: Annotated[Whole, Field(ge=0)] = 0
     memory: Annotated[Text, Field(pattern=r"^\d+(MB|GB)$")] | None = None
     parallel: Annotated[Whole, Field(ge=1)] = 100
     runs_per_job: Annotated[Whole, Field(ge=1)] | None = None
-    extra: dict[Text, Text | Whole | Flag] = Field(default_factory=dict)
+    extra: dict[Text, Line | Whole | Flag] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _names(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in extra:
+            if not re.fullmatch("[a-z][a-z0-9_-]*", name):
+                raise ValueError(f"{name!r} is no option of sbatch; its long names have no dashes in front")
+        return extra
 
 
 Executor = Literal["local", "slurm"]
@@ -319,19 +332,21 @@ def read_sweep(path: Path) -> SweepFile:
             if key not in OPTIONS:
                 said = ".".join(map(str, where))
                 raise FileError(f"{file.at(*where, key)}: {said}: {unknown('option', key, OPTIONS)}")
+    runs = 0
     for i, grid in enumerate(file.sweep.grids):
         if not grid:
             raise FileError(f"{file.at(*file._grid_at(i))}: grid: is empty; give options with their values")
-        file.axes(i)
+        runs += math.prod(len(values) for values in file.axes(i).values())
+        if runs > MAX_RUNS:
+            raise FileError(f"{file.at('grid')}: grid: has more than {MAX_RUNS:,} runs")
     if not file.sweep.grids:
         raise FileError(f"{file.at('grid')}: grid: is empty; give options with their values")
     return file
 
 
 def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Lines, ...]]:
-    if path.resolve() in trail or len(trail) > MAX_INCLUDES:
-        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
     content, files = read_yaml(path, Sweep.model_fields), [Lines(path)]
+    check_trail(path, trail)
     given = content.pop("include", ())
     parents = [given] if isinstance(given, str) else given
     if not isinstance(parents, list | tuple) or not all(isinstance(p, str) for p in parents):
@@ -340,6 +355,10 @@ def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any],
     for parent in parents:
         included, more = _read_included(path.parent / parent, (*trail, path.resolve()))
         merged, files = merge(merged, included), [*files, *more]
+        if len(files) > MAX_FILES:
+            raise TaskError(
+                f"{path}: includes more than {MAX_FILES} files, some of them several times; state each once"
+            )
     return merge(merged, content), tuple(files)
 
 

@@ -14,18 +14,32 @@ import yaml
 from pydantic import ValidationError
 
 from acdc.errors import FileError, TaskError, short, unknown
+from acdc.formats.atomic import read_bytes
 from acdc.schema import listed, mistakes
 from acdc.taskrules import problems
 from acdc.taskschema import Prompt, Task
 
-MAX_YAML_BYTES = 1_000_000  # YAML is read slowly, and its nesting has no bound
+MAX_YAML_BYTES = 1_000_000
+MAX_DIGITS = 100  # of a number: reading one takes as long as the square of its digits
 MAX_ROWS_BYTES = 100_000_000
 MAX_INCLUDES = 20
 
 
-class Loader(yaml.SafeLoader):
-    """YAML's safe loader that also refuses duplicate keys, aliases (which can grow without bound), and tags of types
-    that no file has."""
+class _SlowParser(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
+    """PyYAML's own parser, for where it was built without libyaml's, which is a hundred times as fast."""
+
+    def __init__(self, text: str) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+
+
+_Parser: Any = yaml._yaml.CParser if yaml.__with_libyaml__ else _SlowParser
+
+
+class Loader(yaml.composer.Composer, _Parser, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
+    """YAML's safe loader that also refuses keys that are twice there, by their text or value; aliases (which can grow
+    without bound) and merge keys (which need them); endless numbers; and tags of types that no file has."""
 
     yaml_constructors = {  # noqa: RUF012  typed by PyYAML
         tag: construct
@@ -33,39 +47,53 @@ class Loader(yaml.SafeLoader):
         if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
     }
 
+    def __init__(self, text: str) -> None:
+        _Parser.__init__(self, text)
+        yaml.composer.Composer.__init__(self)
+        yaml.constructor.SafeConstructor.__init__(self)
+        yaml.resolver.Resolver.__init__(self)
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         """PyYAML's, without aliases."""
         if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(problem="aliases (*name) are not allowed; use data.lists", problem_mark=mark)
+            raise _mistake("aliases (*name) are not allowed; use data.lists", self.peek_event())
         return super().compose_node(parent, index)
+
+    def compose_scalar_node(self, anchor: Any) -> Any:
+        """PyYAML's, without numbers of more than MAX_DIGITS characters."""
+        node = super().compose_scalar_node(anchor)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+            raise _mistake(f"a number of {len(node.value):,} characters; at most {MAX_DIGITS} are read", node)
+        return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         """PyYAML's, of keys that are words, each once."""
-        seen = set()
+        seen = set[Any]()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key should be a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} is there twice", problem_mark=key.start_mark)
-            seen.add(key.value)
+                raise _mistake("a key should be a word", key)
+            if key.tag.endswith(":merge"):
+                raise _mistake("merge keys (<<) are not allowed; write the keys themselves, or use include", key)
+            same = {key.value, self.construct_object(key)}  # 0.1 and 0.10, yes and true are one key
+            if same & seen:
+                raise _mistake(f"key {key.value!r} is there twice", key)
+            seen |= same
         return super().construct_mapping(node, deep)
 
 
+def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
+    """The error for a node or an event."""
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
+
+
 def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
-    """The file's text; a missing, huge or binary file is a `TaskError`."""
+    """The file's text; a missing, huge or binary file, or what is none, is a `TaskError`."""
     try:
-        with path.open("rb") as file:  # of a device, as of a file, no more than that
-            data = file.read(limit + 1)
-        if len(data) > limit:
-            raise TaskError(f"{path}: is larger than {limit:,} bytes, the limit for {path.suffix or 'such'} files")
-        return data.decode("utf-8").replace("\r\n", "\n")
-    except OSError as error:
-        raise TaskError(f"{path}: can't be read: {error.strerror}") from None
+        return read_bytes(path, limit).decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise TaskError(f"{path}: is not UTF-8 text") from None
-    except ValueError:
-        raise TaskError(f"{str(path)!r}: is no path of a file") from None
+    except FileError as error:
+        raise TaskError(str(error)) from None
 
 
 def read_yaml(path: Path, keys: Iterable[str] = Task.model_fields) -> dict[str, Any]:
@@ -99,15 +127,23 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file with what it includes: a shipped task by name, or a .yaml relative to the file."""
-    if path.resolve() in trail or len(trail) > MAX_INCLUDES:
-        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
     content = read_rows(read_yaml(path), path)
+    check_trail(path, trail)
     if "include" not in content:
         return content
     parent = content.pop("include")
     if not isinstance(parent, str):
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
     return merge(read_included(find(parent, path.parent), (*trail, path.resolve())), content)
+
+
+def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
+    """Raise TaskError if a file includes itself, by way of others in `trail`, or too many are included by each other.
+    The file has been read: only of one that is there it can be said which it is."""
+    if path.resolve() in trail:
+        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
+    if len(trail) >= MAX_INCLUDES:
+        raise TaskError(f"{path}: include goes deeper than {MAX_INCLUDES} files; put some of them into one")
 
 
 def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -132,10 +168,11 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of JSON whose keys are all different."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    found = dict[str, Any]()
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"key {key!r} is there twice")
+        found[key] = value
     return found
 
 

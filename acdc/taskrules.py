@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 
 from acdc.choices import METRICS
 from acdc.errors import short, unknown
-from acdc.taskschema import Range, Source, Table, Task, WordList
+from acdc.taskschema import MAX_WORDS, Range, Source, Table, Task, WordList
 from acdc.template import fields
 
+MAX_FOUND = 100  # problems
 NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that read the correct answers
 NEEDS_WRONG = ("logit-diff", "prob-diff")  # metrics that also read the wrong ones
 
 
 def problems(task: Task) -> list[str]:
-    """What is wrong, each with its key; nothing where the task can be used.
+    """What is wrong, each with its key, up to a hundred; nothing where the task can be used.
 
     Other rules rely on the names, so these come first: without them the rest would only repeat what is wrong.
     """
-    names = (check_metrics, check_generator, check_lists, check_templates)
+    names = (check_metrics, check_generator, check_lists, check_size, check_templates)
     rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
-    return [p for rule in names for p in rule(task)] or [p for rule in rules for p in rule(task)]
+    for some in (names, rules):
+        if found := list(islice((p for rule in some for p in rule(task)), MAX_FOUND)):
+            return found
+    return []
 
 
 # ---------------------------------------------------------------- names
@@ -57,6 +63,15 @@ def check_lists(task: Task) -> Iterator[str]:
     for name, slot in task.data.slots.items():
         if isinstance(slot, str) and slot not in task.data.lists:
             yield f"data.slots.{name}: " + unknown("list", slot, task.data.lists)
+
+
+def check_size(task: Task) -> Iterator[str]:
+    """The words of all slots can be held."""
+    data = task.data
+    known = [slot for slot, source in data.slots.items() if not isinstance(source, str) or source in data.lists]
+    total = sum(size(data.words(slot)) for slot in known)
+    if total > MAX_WORDS:
+        yield f"data.slots: have {total:,} words in all; at most {MAX_WORDS:,} are drawn from"
 
 
 def check_templates(task: Task) -> Iterator[str]:
@@ -103,8 +118,9 @@ def check_slots(task: Task) -> Iterator[str]:
     for name in task.data.slots:
         if name not in used:
             yield f"data.slots.{name}: is used by no template; remove it or write {{{name}}}"
+    named = {source for source in task.data.slots.values() if isinstance(source, str)}
     for name in task.data.lists:
-        if name not in task.data.slots.values():
+        if name not in named:
             yield f"data.lists.{name}: is used by no slot; remove it"
 
 
@@ -161,9 +177,12 @@ def check_corrupted(task: Task) -> Iterator[str]:
 def check_enough(task: Task) -> Iterator[str]:
     """There are words enough for all slots that draw different ones."""
     data, redrawn = task.data, set((task.corrupt and task.corrupt.redraw) or ())
+    needed = Counter[str]()
+    for slot, source in data.slots.items():
+        if isinstance(source, str):
+            needed[source] += 2 if slot in redrawn else 1
     for name, words in data.lists.items():
-        drawn = [slot for slot, source in data.slots.items() if source == name]
-        need = len(drawn) + len(set(drawn) & redrawn)
+        need = needed[name]
         if need > size(words):
             yield f"data.lists.{name}: {need} different words an example are needed, has {size(words)}"
     for slot in sorted(redrawn & data.slots.keys()):

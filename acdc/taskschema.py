@@ -14,7 +14,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 from acdc.errors import short
 from acdc.schema import Flag, Number, Strict, Text, Texts, Whole
 
-MAX_WORDS = 1_000_000  # words of one slot
+MAX_WORDS = 1_000_000  # words of all slots, and examples
+MAX_ANSWERS = 10_000
 
 Metric = Text  # one of acdc.choices.METRICS, which a rule checks with a hint
 Ablation = Literal["corrupted", "zero", "mean"]
@@ -233,6 +234,13 @@ class Compare(Strict):
     relation: Literal["greater", "less"]
     among: Range
     equal: Literal["wrong", "neither"] = "wrong"
+
+    @field_validator("among")
+    @classmethod
+    def _few(cls, among: Range) -> Range:
+        if (count := among.range[1] - among.range[0] + 1) > MAX_ANSWERS:
+            raise ValueError(f"has {count:,} numbers; it should have at most {MAX_ANSWERS:,}")
+        return among
 
 
 class Answers(Strict):

@@ -20,7 +20,7 @@ from acdc.choices import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.config import LARGEST_SEED, Config
 from acdc.formats.circuit_file import CircuitFile
 from acdc.published import PublishedFile
-from acdc.taskschema import Task
+from acdc.taskschema import MAX_WORDS, Task
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMENT = "Generated from the code by `make docs`; a change made here is lost."
@@ -128,9 +128,12 @@ VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "Config._share": only(minimum=0, exclusiveMaximum=1),
     "Config._filter": only(pattern=f"^({'|'.join(name for name in METHODS if name != 'acdc')}):"),
     "Config._positive": only(minimum=1),
+    "Config._few": only(maximum=MAX_WORDS),
+    "Compare._few": unsaid,
     "Config._seed": only(minimum=0, maximum=LARGEST_SEED),
     "Config._device": only(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     "Range._one": one_of("log", "linear"),
+    "Slurm._names": unsaid,
     "Sweep._size": only(pattern=r"^\s*\d+(\.\d+)?\s*[MmGg][Ii]?[Bb]?\s*$"),
     "Entry._one": one_of("run", "circuit"),
 }

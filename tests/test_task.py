@@ -716,7 +716,7 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "no file",
         {"data": {"template": None, "slots": None, "file": "no.jsonl"}},
-        ["no.jsonl: can't be read: No such file"],
+        ["no.jsonl: can't be read (No such file"],
     ),
 ]
 
@@ -733,7 +733,7 @@ def test_bad_file(tmp_path: Path, change: dict[str, Any], expected: list[str]) -
 
 BAD_TEXTS = [
     ("syntax", "name: t\ndata: {a: [1\n", ["t.yaml: line", "not valid YAML"]),
-    ("tab", "name:\tt\n\tx: 1\n", ["t.yaml: line 1:", "not valid YAML"]),
+    ("tab", "name:\tt\n\tx: 1\n", ["t.yaml: line", "not valid YAML"]),
     ("duplicate key", "name: t\nversion: 1\nname: u\n", ["t.yaml: line 3:", "key 'name' is there twice"]),
     ("alias bomb", "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n", ["line 2:", "aliases"]),
     ("python object", "name: !!python/object/apply:os.getcwd []\n", ["line 1:", "python/object"]),

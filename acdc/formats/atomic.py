@@ -6,6 +6,7 @@ import json
 import math
 import os
 import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -54,20 +55,34 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a file. What is none is not opened: a pipe would be waited for, a device may have no end.
+
+    Raises:
+        FileError: it is missing, unreadable, larger than `limit`, or a folder, pipe or device.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise FileError(f"{path}: can't be read (not a regular file)")
+        with path.open("rb") as file:  # some that say they have no bytes have many, as in /proc
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise FileError(f"{path}: can't be read ({error.strerror})") from None
+    except ValueError:  # it has a NUL
+        raise FileError(f"{str(path)!r}: is no path of a file") from None
+    if len(data) > limit:
+        raise FileError(f"{path}: is larger than {limit:,} bytes; no {path.suffix or 'such'} file should be")
+    return data
+
+
 def read_text(path: Path) -> str:
     """The text of a UTF-8 file.
 
     Raises:
-        FileError: it is missing, unreadable or no text.
+        FileError: as `read_bytes`; or it is no text.
     """
     try:
-        with path.open("rb") as file:  # of a device, as of a file, no more than that
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise FileError(f"{path}: is larger than {MAX_BYTES:,} bytes; no file of a circuit is")
-        return data.decode()
-    except OSError as error:
-        raise FileError(f"{path}: can't be read ({error.strerror})") from None
+        return read_bytes(path).decode()
     except UnicodeDecodeError:
         raise FileError(f"{path}: is not a text file in UTF-8") from None
 

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from acdc.errors import FileError
-from acdc.formats.atomic import write_atomic
+from acdc.formats.atomic import read_bytes, write_atomic
 from acdc.graph import Graph
 from acdc.scores import Scores
 
@@ -31,10 +31,8 @@ def read_scores(path: Path, graph: Graph) -> Scores:
         FileError: it can't be read, or belongs to another graph.
     """
     try:
-        tensors = load(path.read_bytes())
-    except OSError as error:
-        raise FileError(f"{path}: can't be read ({error.strerror})") from None
-    except SafetensorError as error:
+        tensors = load(read_bytes(path))
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:  # the latter of types that NumPy hasn't
         raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
     edges, nodes = tensors.get("edges"), tensors.get("nodes")
     if edges is None or edges.shape != graph.edges.shape or (nodes is not None and nodes.shape != edges.shape[:1]):

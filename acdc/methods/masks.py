@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -209,6 +210,8 @@ def _write(path: Path, mark: str, state: dict[str, Tensor], done: int) -> None:
 def _read(path: Path, mark: str, like: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
     """Number of updates, and state."""
     try:
+        if not path.is_file():
+            raise OSError
         with safe_open(path, "pt") as f:
             metadata = f.metadata() or {}
             state = {name: f.get_tensor(name).clone() for name in like}
@@ -216,6 +219,8 @@ def _read(path: Path, mark: str, like: dict[str, Tensor]) -> tuple[int, dict[str
         raise FileError(f"{path}: can't be read as a checkpoint; remove it or use --force") from None
     if metadata.get("training") != mark:
         raise FileError(f"{path}: is the checkpoint of a training with other settings; remove it or use --force")
-    if {k: (x.shape, x.dtype) for k, x in state.items()} != {k: (x.shape, x.dtype) for k, x in like.items()}:
+    alike = {k: (x.shape, x.dtype) for k, x in state.items()} == {k: (x.shape, x.dtype) for k, x in like.items()}
+    done = re.fullmatch(r"[1-9][0-9]{0,17}", metadata.get("updates", ""))
+    if not alike or done is None or not all(x.isfinite().all() for x in state.values()):
         raise FileError(f"{path}: is damaged; remove it or use --force")
-    return int(metadata["updates"]), state
+    return int(done.group()), state

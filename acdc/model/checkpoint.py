@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
+from acdc.model.transformer import MAX_NODES
 
 IGNORED = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|^(lm_head|embed_out)\.weight$")
 """Tensors that change nothing: masks and frequencies that old checkpoints hold, and a second copy of a tied head."""
@@ -78,7 +79,7 @@ def values(where: str) -> Iterator[None]:
     """Any error inside, a ModelError aside, comes from a value of config.json that is not what its key holds."""
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
         raise ModelError(f"{where}: a value is not of the kind that its key holds ({error})") from None
 
 
@@ -98,11 +99,13 @@ def take(raw: dict[str, Any], where: str, *names: str) -> list[Any]:
 
 
 def sizes(raw: dict[str, Any], where: str, *names: str) -> list[int]:
-    """Values of config.json that are whole numbers above 0."""
+    """Values of config.json that are whole numbers above 0; of layers no more than any model has."""
     found = take(raw, where, *names)
     for name, value in zip(names, found, strict=True):
-        if not isinstance(value, int) or value < 1:
+        if type(value) is not int or value < 1:
             raise ModelError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
+        if "layer" in name and value > MAX_NODES:
+            raise ModelError(f"{where}: {name} is {value}; no model has so many")
     return found
 
 

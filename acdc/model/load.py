@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
-from acdc.model.checkpoint import take, values
+from acdc.model.checkpoint import IGNORED, take, values
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Config, Transformer
@@ -140,12 +140,12 @@ def _weight_files(directory: Path) -> list[Path]:
         with values(str(index)):
             names = sorted(set(take(read_json(index), str(index), "weight_map")[0].values()))
             files = [directory / Path(n).name for n in names]
-        missing = [str(f) for f in files if not f.is_file()]
+            missing = [str(f) for f in files if not f.is_file()]
         if missing:
             raise ModelError(f"{index}: names {missing[0]}, which does not exist")
     else:
         whole = directory / "model.safetensors"
-        files = [whole] if whole.is_file() else sorted(directory.glob("*.safetensors"))
+        files = [whole] if whole.is_file() else sorted(f for f in directory.glob("*.safetensors") if f.is_file())
     if files:
         return files
     if list(directory.glob("*.bin")):
@@ -163,10 +163,17 @@ def _read_tensors(files: list[Path], dtype: torch.dtype) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     for file in files:
         try:
-            tensors |= load_file(file)
+            found = load_file(file)
         except (SafetensorError, OSError) as error:
             raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
-    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+        for name, tensor in found.items():
+            if name in tensors:
+                raise ModelError(f"{file}: tensor {name!r} is in another of the files, too")
+            if not tensor.is_floating_point() and not IGNORED.search(name):
+                kind = str(tensor.dtype).removeprefix("torch.")
+                raise ModelError(f"{file}: tensor {name!r} holds {kind}; weights should be floating-point numbers")
+            tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+    return tensors
 
 
 def _hash(files: list[Path]) -> str:

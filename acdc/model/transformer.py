@@ -11,6 +11,7 @@ difference, and in float32 they lose less to rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
 }
 NORMS = ("layer", "rms", "none")
+MAX_NODES = 17_000  # heads and MLPs: Llama 3.1's with 405 billion weights has 16,254
+MAX_HEAD = 100_000  # dimensions of a head
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
 
 
@@ -60,14 +63,30 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:
                 raise ModelError(f"model config: {name} is {value!r}; it must be a whole number above 0")
+        for name in ("d_mlp", "rotary"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number from 0 up")
+        for name in ("causal", "split_position", "parallel", "gated", "head_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ModelError(f"model config: {name} is {value!r}; it must be true or false")
+        if self.n_layers * (self.n_heads + 1) > MAX_NODES:
+            raise ModelError(
+                f"model config: {self.n_layers} layers of {self.n_heads} heads are a graph of more than {MAX_NODES:,} "
+                "nodes, which can't be held"
+            )
+        if self.rotary > self.d_head or self.d_head > MAX_HEAD:
+            raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
         if self.activation not in ACTIVATIONS:
             raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
         if self.norm not in NORMS:
             raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
-        if not isinstance(self.norm_eps, (int, float)) or not self.norm_eps >= 0:
+        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
             raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
+        if not all(type(window) is int and window >= 0 for window in self.windows):
+            raise ModelError(f"model config: windows are {self.windows!r}; each must be a whole number from 0 up")
         if self.windows and len(self.windows) != self.n_layers:
             raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
 
@@ -164,6 +183,9 @@ class Transformer:
         self.unembed_mean, self.unembed_bias_mean = w_u.mean(1), b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
         self.weights["unembed.bias"] = b_u - self.unembed_bias_mean
+        for name in ("unembed.weight", "unembed.bias"):
+            if not torch.isfinite(self.weights[name]).all():
+                raise ModelError(f"{source}: tensor {name!r} is too large to be centred in {w_u.dtype}")
 
     @property
     def device(self) -> torch.device:
