@@ -35,7 +35,12 @@ def read_scores(path: Path, graph: Graph) -> Scores:
     except (SafetensorError, LookupError, TypeError, ValueError) as error:  # the latter of types that NumPy hasn't
         raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
     edges, nodes = tensors.get("edges"), tensors.get("nodes")
-    if edges is None or edges.shape != graph.edges.shape or (nodes is not None and nodes.shape != edges.shape[:1]):
+    if (
+        edges is None
+        or edges.shape != graph.edges.shape
+        or edges.dtype.kind != "f"
+        or (nodes is not None and nodes.shape != edges.shape[:1])
+    ):
         raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
     scores = Scores(graph, edges, nodes)
     if wrong := scores.unsound():
