@@ -65,7 +65,7 @@ class Head:
 
 @dataclass
 class State:
-    """The current values of the nodes that are decided or being decided.
+    """The current values of the nodes that are decided or being decided, as far as they can still change.
 
     Args:
         base: receiver → clean input + differences of the edges removed from it, Float[batch pos d_model]
@@ -126,6 +126,7 @@ class Engine:
         self.row_example = runs.rows[:, 0]
         self.row_column = torch.searchsorted(columns, runs.rows[:, 1] - self.start)
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
+        self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do
         self.state = State()
         self.differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output there
         self.ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input with all edges removed
@@ -149,10 +150,11 @@ class Engine:
 
     def open(self, receivers: Sequence[int]) -> None:
         """Begin with the receivers of one stage: the inputs of heads of one layer, one MLP, or the logits."""
-        layer = self.graph.receivers[receivers[0]].layer
-        for key in [k for k in self.differences if self.graph.senders[k[0]].layer > layer]:
+        n = self.graph.n_parents(self.graph.receivers[receivers[0]])
+        for key in [k for k in self.differences if k[0] >= n]:
             del self.differences[key]  # nothing that is still to come reads it
         self.ablated.clear()
+        self._forget(receivers)
         for receiver in receivers:
             if receiver not in self.state.base:
                 self._open(receiver)
@@ -224,6 +226,28 @@ class Engine:
 
     # --- one stage -------------------------------------------------------------------------------------------------
 
+    def _forget(self, stage: Sequence[int]) -> None:
+        """Let go of what never changes again, and that nothing which still changes reads.
+
+        A receiver still changes if it is of this stage or one to come, or if a kept edge leads into it from a node with
+        such a receiver. The others need no input any more, nodes without one nothing at all; and what a decided node
+        has moved by is added up only for receivers that still change.
+        """
+        graph, state, kept = self.graph, self.state, self.kept
+        changes, moving = np.zeros(len(graph.receivers), dtype=bool), np.zeros(len(graph.senders), dtype=bool)
+        changes[[*stage, self.logits]] = True  # a node that is decided at all leads to the logits
+        for sender, own in enumerate(map(list, graph.own_receivers)):  # forward: what feeds a node comes before it
+            changes[own] |= (kept[:, own] & moving[:, None]).any(0) if sender in self.scored_at else True
+            moving[sender] = changes[own].any()
+        for values in (state.base, state.input):
+            for receiver in [r for r in values if not changes[r]]:
+                del values[receiver]
+        for nodes in (state.heads, state.mlps):
+            for sender in [s for s in nodes if not moving[s]]:
+                del nodes[sender]
+        for sender in [s for s in state.deviation if not kept[s, changes].any()]:
+            del state.deviation[sender]
+
     def _open(self, receiver: int) -> None:
         r = self.graph.receivers[receiver]
         if receiver == self.logits:
@@ -232,6 +256,7 @@ class Engine:
         sender = self.node_of[receiver]
         readers = np.flatnonzero(self.kept[sender]).tolist()
         self.scored_at[sender] = self.all_scored or all(self._reads_scored(j) for j in readers)
+        self.last_reader[sender] = max((self.node_of[j] for j in readers if j != self.logits), default=-1)
         if r.kind == "mlp":
             self.state.base[receiver] = self.state.input[receiver] = self._clean_input(receiver)
             self.state.mlps[sender] = self.model.mlp(r.layer, self.state.input[receiver])
@@ -384,7 +409,10 @@ class Engine:
         if isinstance(changes, Tensor):
             return changes
         index = torch.arange(1, n + 1, device=self.model.device)
+        final = self._received(self.logits, changes, n)
         for sender in self._downstream(changes):
+            for done in [s for s in changes if self.last_reader[s] < sender]:
+                del changes[done]
             parts = {}
             for receiver in self.graph.own_receivers[sender]:
                 x = self._received(receiver, changes, n)
@@ -392,14 +420,15 @@ class Engine:
                     continue
                 kind = self.graph.receivers[receiver].kind
                 parts[kind] = x if kind == "mlp" else self._vector(kind, sender, x)
-            if not parts:
-                continue
-            if "mlp" in parts:
-                delta = self.model.mlp(self.graph.senders[sender].layer, parts["mlp"]) - self.state.mlps[sender]
-            else:
-                delta = self._head_change(sender, parts)
-            changes[sender] = Change(torch.cat([torch.zeros_like(delta[:1]), delta]), index, self.scored_at[sender])
-        return self._received(self.logits, changes, n)
+            if parts:
+                if "mlp" in parts:
+                    delta = self.model.mlp(self.graph.senders[sender].layer, parts["mlp"]) - self.state.mlps[sender]
+                else:
+                    delta = self._head_change(sender, parts)
+                versions = torch.cat([torch.zeros_like(delta[:1]), delta])
+                changes[sender] = Change(versions, index, self.scored_at[sender])
+                final = self._received(self.logits, {sender: changes[sender]}, n, final)
+        return final
 
     def _downstream(self, changes: Iterable[int]) -> list[int]:
         """Nodes decided earlier than the changed ones, in forward order."""
@@ -410,13 +439,19 @@ class Engine:
             if s > first and s not in changes and self.kept[s].any()
         ]
 
-    def _received(self, receiver: int, changes: dict[int, Change], n: int) -> Tensor | None:
-        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it."""
+    def _received(
+        self, receiver: int, changes: dict[int, Change], n: int, before: Tensor | None = None
+    ) -> Tensor | None:
+        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it.
+
+        Args:
+            before: those after earlier changes, to which these are added in place
+        """
         feeding = [c for s, c in changes.items() if self.kept[s, receiver]]
         if not feeding:
-            return None
-        to_scored = self._reads_scored(receiver)
-        x = self.state.input[receiver].expand(n, *self.state.input[receiver].shape).clone()
+            return before
+        to_scored, current = self._reads_scored(receiver), self.state.input[receiver]
+        x = current.expand(n, *current.shape).clone() if before is None else before
         for change in feeding:
             x += self._narrow(change.versions, change.scored, to_scored)[change.sees]
         return x
@@ -453,8 +488,8 @@ class Engine:
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
-        x, to_scored = self.state.base[receiver].clone(), self._reads_scored(receiver)
+        x, to_scored = self.state.base[receiver], self._reads_scored(receiver)
         for sender in sorted(self.state.deviation):
-            if self.kept[sender, receiver]:
-                x += self._narrow(self.state.deviation[sender], self.scored_at[sender], to_scored)
+            if self.kept[sender, receiver]:  # without any, base and current input are one tensor
+                x = x + self._narrow(self.state.deviation[sender], self.scored_at[sender], to_scored)
         return x
