@@ -160,7 +160,10 @@ def run(
     from acdc.report.run import overview, to_text
     from acdc.run import run as execute
 
-    inputs = load(settings, checked, _bytes(memory))
+    bound = _bytes(memory)
+    inputs = load(settings, checked, bound)
+    more = f", more than --memory {memory}: with less it can't be made" if bound else ""
+    say(f"memory: about {inputs.expected_memory / 1e9:.1f} GB at most" + more * (inputs.expected_memory > (bound or 0)))
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)

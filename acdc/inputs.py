@@ -9,8 +9,9 @@ import torch
 
 from acdc.config import Config
 from acdc.errors import FileError, short
+from acdc.memory import expected, prompts_at_once
 from acdc.model.load import Model, load_model
-from acdc.parts import Parts, prompts_at_once
+from acdc.parts import Parts
 from acdc.problem import Problem
 from acdc.scores import Scores
 from acdc.task import Data, make_data
@@ -41,7 +42,13 @@ class Inputs:
     @property
     def judged_half(self) -> str:
         """The prompts that a circuit is judged on: `held_out`, or `discovery` for a task that has no others."""
-        return "discovery" if self.data.held_out is self.data.discovery else "held_out"
+        return "discovery" if _halves(self.data) == 1 else "held_out"
+
+    @property
+    def expected_memory(self) -> int:
+        """About how many bytes the run takes at most (`acdc.memory.expected`)."""
+        t = self.model.transformer
+        return expected(self.config, t.config, self.data.discovery, _halves(self.data), t.device.type)
 
     def parts(self, half: str) -> Parts:
         """The clean and ablated runs of the prompts of one half, `discovery` or `held_out`."""
@@ -95,12 +102,13 @@ def _part(config: Config, model: Model, data: Data, memory: float | None) -> int
     """How many prompts are held in memory at once, if not all."""
     if config.part is not None:
         return config.part
-    t, d = model.transformer, data.discovery
-    n_pos = n_live = d.clean.shape[1]
-    if config.ablation == "corrupted" and t.config.causal:
-        n_live -= int((d.clean == d.corrupted).all(0).cumprod().sum())
-    n = prompts_at_once(t.config, n_pos, n_live, t.dtype.itemsize, memory or default_memory(t.device))
-    return n if n < len(d.clean) else None
+    t, bound = model.transformer, memory or default_memory(model.transformer.device)
+    return prompts_at_once(config, t.config, data.discovery, bound, _halves(data), t.device.type)
+
+
+def _halves(data: Data) -> int:
+    """How many halves the prompts have: 1 for a task whose few prompts serve as both."""
+    return 1 if data.held_out is data.discovery else 2
 
 
 def default_memory(device: torch.device) -> float:

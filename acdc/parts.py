@@ -23,11 +23,8 @@ from acdc.errors import FileError
 from acdc.graph import Graph
 from acdc.incremental import Engine, Removal, State
 from acdc.metrics import Metric, Targets, make_guess, make_metric
-from acdc.model.transformer import Activations, Config, Transformer
+from acdc.model.transformer import Activations, Transformer
 from acdc.runs import Named, Prompts, Runs, means, numbered, prepare, unpaired
-
-SHARE = 0.5  # of the memory beside the weights goes to a part's runs and values; the rest is for batches and the metric
-KEPT_RECEIVERS = 64  # a generous guess at how many receivers keep an edge
 
 
 @dataclass(frozen=True)
@@ -40,19 +37,6 @@ class Part:
     rows: np.ndarray
     correct: np.ndarray
     wrong: np.ndarray
-
-
-def prompts_at_once(config: Config, n_pos: int, n_live: int, itemsize: int, memory: float) -> int:
-    """How many prompts of `n_pos` tokens may be held in `memory` bytes, the weights included; at least 1.
-
-    Args:
-        n_live: at how many of the tokens anything can change
-    """
-    weights = sum(int(np.prod(shape)) for shape in config.shapes().values()) * itemsize
-    runs = 2 * (2 + 2 * config.n_layers) + config.n_layers + 1  # clean, ablated, residual
-    values = 2 * min(KEPT_RECEIVERS, config.n_layers * (3 * config.n_heads + 1))  # base and current inputs
-    per_prompt = (runs * n_pos + values * n_live) * config.d_model * itemsize
-    return max(1, int(SHARE * max(0.0, memory - 2 * weights) / per_prompt))
 
 
 class Parts:

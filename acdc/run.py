@@ -89,6 +89,7 @@ def run(
         cost = CostPart(
             seconds=time.monotonic() - started,
             peak_memory_mb=most / 1e6,
+            expected_memory_mb=inputs.expected_memory / 1e6,
             evaluations=found.evaluations,
             threads=torch.get_num_threads(),
         )

@@ -12,8 +12,7 @@ from acdc.incremental import Engine
 from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
-from acdc.model.transformer import Config
-from acdc.parts import PartedEngine, Parts, prompts_at_once
+from acdc.parts import PartedEngine, Parts
 from tests.random_models import random_model, random_prompts
 from tests.test_run import Killed, killer
 
@@ -57,14 +56,3 @@ def test_a_run_in_parts_is_recorded_resumes_and_leaves_nothing_behind(tmp_path, 
     for name in ("circuit.json", "log.jsonl"):
         assert (tmp_path / "resumed" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     assert list(Path(tmp_path / "scratch").iterdir()) == []
-
-
-def test_memory_decides_how_many_prompts_are_held():
-    gpt2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)
-    sizes = [prompts_at_once(gpt2, 64, 64, 4, gigabytes * 1e9) for gigabytes in (0.5, 2, 4, 8)]
-    assert sizes[0] == 1
-    assert sizes == sorted(set(sizes))
-    assert prompts_at_once(gpt2, 64, 14, 4, 4e9) > sizes[2]
-    config, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
-    assert load(config, task).config.part is None
-    assert 1 <= load(config, task, memory=2e7).config.part < 100

@@ -24,13 +24,15 @@ class CostPart(_Part):
 
     Args:
         seconds: of the process that finished it
-        peak_memory_mb: what the run added to its process
+        peak_memory_mb: the most that the process had in memory while it was made, on CUDA the device
+        expected_memory_mb: what was expected of that before it began; null of versions that did not say it
         evaluations: metrics of the whole model that ACDC took
         threads: of PyTorch
     """
 
     seconds: float
     peak_memory_mb: float
+    expected_memory_mb: float | None = None
     evaluations: int
     threads: int
 
