@@ -79,6 +79,7 @@ def test_the_same_bytes_elsewhere(acdc, installed, tmp_path, method):
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to another process
         "OMP_NUM_THREADS": (threads := indifferent_threads()),
         "MKL_NUM_THREADS": threads,
         **PLACES[method],
