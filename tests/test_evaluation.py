@@ -254,7 +254,7 @@ def test_a_rise_within_rounding_is_none(good, monkeypatch):
     """By less than 100 times its precision no value is larger than another."""
     own, precision = 3.0, np.finfo(read_circuit(good).method.dtype).eps
     monkeypatch.setattr("acdc.evaluation.DRAWS", 1)
-    monkeypatch.setattr("acdc.evaluation.circuit_values", lambda *_: (np.full(5, own), 1.0))
+    monkeypatch.setattr("acdc.evaluation.prompt_values", lambda *_: np.full(5, own))
     for rise, useless in ((50, True), (200, False), (-200, True)):
         after = np.full((1, 5), own * (1 + rise * precision))
         monkeypatch.setattr("acdc.evaluation.values_without", lambda *_, after=after: after)
