@@ -103,6 +103,15 @@ def test_95_of_100_intervals_hold_the_truth(kind, n):
     assert 930 <= held <= 970
 
 
+def test_each_end_of_an_interval_leaves_a_fortieth():
+    """Of many symmetric, normal values they are ± 1.96 standard errors; the mean over seeds, as ends are drawn."""
+    values = np.random.default_rng(0).standard_normal(100)
+    values = np.concatenate([values, -values])
+    found = np.array([estimate(values, seed=seed) for seed in range(12)])
+    ends = found[:, 1:] / (values.std() / len(values) ** 0.5)
+    assert ends.mean(0) == pytest.approx([-1.96, 1.96], abs=0.08)
+
+
 def test_estimates_of_little():
     assert estimate(np.full(9, 0.3)) == pytest.approx((0.3, 0.3, 0.3))
     assert all(math.isnan(x) for x in estimate(np.ones(3), np.zeros(3)))

@@ -186,14 +186,54 @@ def test_the_bar_counts_every_edge_once(direct, restricted):
     graph, runs, told = model.config.graph(), prepare(model, random_prompts(1, model), "corrupted"), []
     draw = np.random.default_rng(0)
     allowed = graph.edges & (draw.random(graph.edges.shape) < 0.9) if restricted else None
-    engine = Engine(model, graph, runs, runs.metric("kl", model))
-    circuit = discover(engine, Options(0.05, direct=direct), progress=told.append, allowed=allowed)
+    engine, journal = Engine(model, graph, runs, runs.metric("kl", model)), Journal()
+    circuit = discover(engine, Options(0.05, direct=direct), journal, told.append, allowed)
     total = graph.n_edges_direct if direct else graph.n_edges
     assert {p.total for p in told} == {total}
     done = [p.done for p in told]
     assert done == sorted(set(done))
     kept = circuit.n_edges + circuit.n_direct
     assert told[-1].note.startswith(f"removed {total - kept}, kept {kept}, left 0, ")
+    last = {d.batch: d for d in journal.decisions}
+    for p, d in zip(told, last.values(), strict=True):
+        sender, receiver = d.edge.split("->")
+        assert p.note.endswith(f", {sender if '<' in sender else receiver}, metric {d.metric:.4f}")
+
+
+def decided(order, seed=0):
+    """All edges of a small model in the order in which they are tested."""
+    model = random_model(0, n_heads=4)
+    runs, journal = prepare(model, random_prompts(0, model), "corrupted"), Journal()
+    engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
+    discover(engine, Options(-1e9, order=order, seed=seed, direct=False), journal)  # every edge stays
+    return [d.edge for d in journal.decisions]
+
+
+def test_orders_are_what_they_say():
+    heads = {1: [f"a1.h{h}" for h in range(4)], 0: [f"a0.h{h}" for h in range(4)]}
+    down = [*heads[1][::-1], "m0", *heads[0][::-1], "input"]
+    parents = {
+        "paper": ["m1", *down],
+        "heads-ascending": ["m1", *heads[1], "m0", *heads[0], "input"],
+        "parents-ascending": ["input", "m0", *heads[0][::-1], "m1", *heads[1][::-1]],
+    }
+    for order, senders in parents.items():
+        edges = decided(order)
+        assert edges[:11] == [f"{s}->logits" for s in senders]
+        receivers = list(dict.fromkeys(e.split("->")[1] for e in edges))
+        own = (lambda h: h) if order == "heads-ascending" else (lambda h: h[::-1])
+        inputs = {layer: [f"{h}<{c}>" for c in "vkq" for h in own(heads[layer])] for layer in heads}
+        assert receivers == ["logits", "m1", *inputs[1], "m0", *inputs[0]]
+
+
+def test_a_random_order_is_drawn_with_the_seed():
+    paper, drawn, other = decided("paper"), decided("random", 1), decided("random", 2)
+    assert sorted(drawn) == sorted(paper)
+    assert drawn == decided("random", 1)
+    for which in (slice(0, 11), slice(11, None)):  # parents of the logits; the rest
+        assert len({tuple(edges[which]) for edges in (paper, drawn, other)}) == 3
+    visited = [tuple(dict.fromkeys(e.split("->")[1] for e in edges)) for edges in (paper, drawn, other)]
+    assert len(set(visited)) == 3
 
 
 def test_the_guess_is_near_the_metric(monkeypatch):
