@@ -49,7 +49,7 @@ def contents(runs: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", RUNS)
 def test_the_same_bytes_elsewhere(acdc, installed, tmp_path, method):
-    """From a wheel, in another folder, locale, time zone and home, with other hashes; and on two threads instead of one:
+    """From a wheel, in another folder, locale, time zone and home, with other hashes; and on two threads, not one:
     that gives the same edges and numbers everywhere, and the same bytes where the library below PyTorch takes sums in
     the same order (MKL did wherever it was tried, and promises it nowhere)."""
     command = ("run", *RUN, "--method", method, *RUNS[method])
