@@ -267,6 +267,8 @@ def test_lists_are_one_line_each_and_names_have_details(acdc, command):
     listed = acdc(command)
     assert listed.code == 0
     for line in listed.out.splitlines():
+        if "install it with" in line:  # a model in a package that isn't there
+            continue
         name = line.split()[0]
         details = acdc(command, name)
         assert details.code == 0

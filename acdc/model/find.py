@@ -92,8 +92,7 @@ def packaged_models() -> dict[str, str]:
 
 def cached_models() -> dict[str, str]:
     """Models in the Hugging Face cache, with a line on each."""
-    from huggingface_hub import scan_cache_dir
-    from huggingface_hub.errors import CacheNotFound
+    from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
         repos = [r for r in scan_cache_dir().repos if r.repo_type == "model"]
