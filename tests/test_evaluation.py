@@ -271,6 +271,15 @@ def test_a_rise_within_rounding_is_none(good, monkeypatch):
         assert edge.superfluous == useless, rise
 
 
+def test_quartiles_are_of_the_prompts_that_have_a_faithfulness(good, monkeypatch):
+    monkeypatch.setattr("acdc.evaluation.DRAWS", 1)
+    for each, quartiles, undefined in (([0.5, np.nan, 0.5, 0.5, 0.5], (0.5,) * 5, 1), ([np.nan] * 5, (np.nan,) * 5, 5)):
+        monkeypatch.setattr("acdc.evaluation.prompt_faithfulness", lambda *_, each=each: np.array(each))
+        spread = assess(good, examples=5).spread
+        assert spread.faithfulness == pytest.approx(quartiles, nan_ok=True)
+        assert spread.undefined == undefined
+
+
 def test_the_whole_evaluation_of_a_circuit(good):
     e = assess(good, most=3)
     file = read_circuit(good)

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.incremental import Engine
+from acdc.incremental import BATCH_BYTES, Engine
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.parts import PartedEngine, Parts
+from acdc.runs import prepare
 from tests.random_models import random_model, random_prompts
 
 METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
@@ -136,3 +137,14 @@ def test_decided_again_from_the_log_it_ends_in_the_same_state(seed):
     assert replayed.decisions == journal.decisions
     ends = [engine.state.tensors() for engine in (whole, again)]
     assert ends[0].keys() == ends[1].keys() and all(torch.equal(x, ends[1][name]) for name, x in ends[0].items())
+
+
+def test_candidates_at_once_are_bounded_in_bytes():
+    at_once = {}
+    for dtype in (torch.float32, torch.float64):
+        model = random_model(0, dtype=dtype)
+        runs = prepare(model, random_prompts(0, model), "corrupted")
+        engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
+        at_once[dtype] = engine.capacity([engine.logits])
+        assert at_once[dtype] * engine.state.input[engine.logits].nbytes <= BATCH_BYTES
+    assert at_once[torch.float32] == pytest.approx(2 * at_once[torch.float64], abs=1)
