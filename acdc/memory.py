@@ -3,7 +3,8 @@
 The sum follows the run: the process and the weights; then, after one another, the runs of the prompts, the scores of a
 method, ACDC's search, and the measures, of which the largest counts. Pieces that grow with the prompts are bounded
 where they are made (`BATCH_BYTES`, `CACHE_BYTES`, `TABLE_BYTES`), but for the runs, which are what parts are for. How
-many edges will be kept isn't known: `CHANGING` receivers are taken for granted.
+many edges will be kept isn't known: `NODES` of a circuit are taken for granted, of which `CHANGING` receivers change
+yet.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from acdc.model.transformer import VOCAB_BLOCK
 from acdc.model.transformer import Config as Sizes
 from acdc.runs import CHUNK, TABLE_BYTES, Prompts
 
-PROCESS = 400e6  # Python with PyTorch and a tokenizer on a CPU
+PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU
 HELD = 1.3  # times the weights: some of them are views of the mapped file, which stays for them
 LOADING = 1.8  # times the weights: what folding takes for a moment
 CHANGING = 16  # receivers whose values can change yet, at any one time
+NODES = 50  # of a circuit: its judging makes what they write
 CANDIDATES = 24  # in a batch, where an edge in a hundred stays
 ROWS = 256  # at which the whole vocabulary is looked at together
 SPARE = 0.8  # of a bound on the memory is planned with: the rest is for what isn't foreseen
@@ -94,6 +96,11 @@ class Load:
         senders = len(self.sizes.graph().senders)
         return 2 * min(TABLE_BYTES, senders * self.stream(prompts))
 
+    def judging(self, prompts: int) -> int:
+        """What the nodes of a circuit write, of that table."""
+        senders = len(self.sizes.graph().senders)
+        return self.table(prompts) * min(NODES, senders) // senders
+
     def vocabulary(self, metric: str, prompts: int) -> int:
         """The output layer, of the rows of some prompts: looked at once as a whole, in blocks for every candidate."""
         s, rows = self.sizes, -(-self.rows * prompts // self.prompts)
@@ -149,7 +156,7 @@ def expected(config: Config, sizes: Sizes, prompts: Prompts, halves: int = 2, de
     work += [load.runs(n) + output + load.scoring(method, n) for method in methods]
     if config.method == "acdc":
         work.append(load.runs(n) + output + load.search(n, config.batch))
-    work.append(before * (halves - 1) + load.runs(n) + max(load.making(n), output, load.table(n)))
+    work.append(before * (halves - 1) + load.runs(n) + max(load.making(n), output, load.judging(n)))
     if device != "cpu":
         return load.weights + max(work)
     return int(PROCESS + max(LOADING * load.weights, (HELD if load.itemsize == 4 else 1) * load.weights + max(work)))
