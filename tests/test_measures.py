@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -98,7 +99,10 @@ def test_jaccard_and_rank_correlation():
     assert jaccard(a & ~a, b & ~b) == 1
     assert rank_correlation(np.array([1.0, 2, 3]), np.array([10.0, 20, 900])) == pytest.approx(1)
     assert rank_correlation(np.array([1.0, 2, 3]), np.array([1.0, 3, 2])) == pytest.approx(0.5)  # 1 − 6 · 2 / (3 · 8)
-    assert math.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isnan(rank_correlation(np.ones(3), np.arange(3.0)))
+        assert math.isnan(rank_correlation(np.arange(3.0), np.ones(3)))
 
 
 def test_values_are_those_that_a_run_measures():
