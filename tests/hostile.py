@@ -166,12 +166,16 @@ def mutated_json(text: str, rng: random.Random) -> str:
     return json.dumps(tree)
 
 
+class TooLong(BaseException):
+    """What nobody catches who catches errors of a library or a file."""
+
+
 @contextmanager
 def in_time() -> Iterator[None]:
-    """Raise TimeoutError after LONGEST seconds of computing, or BLOCKED seconds."""
+    """Raise TooLong after LONGEST seconds of computing, or BLOCKED seconds."""
 
     def late(*_):
-        raise TimeoutError(f"computed for {LONGEST} s, or waited for {BLOCKED}")
+        raise TooLong(f"computed for {LONGEST} s, or waited for {BLOCKED}")
 
     clocks = ((signal.ITIMER_PROF, signal.SIGPROF, LONGEST), (signal.ITIMER_REAL, signal.SIGALRM, BLOCKED))
     before = [signal.signal(number, late) for _, number, _ in clocks]

@@ -291,19 +291,17 @@ def test_a_gguf_whose_counts_lie_ends_at_once(tmp_path: Path) -> None:
     raw = gguf_file(tmp_path / "good.gguf", "llama").read_bytes()
     array = raw.index(b"tokenizer.ggml.token_type") + len("tokenizer.ggml.token_type") + 8  # behind two types
     layers = raw.index(b"llama.block_count") + len("llama.block_count") + 4
-    for at, width, message in (
-        (8, 8, "can't be read as GGUF"),
-        (16, 8, "can't be read as GGUF"),
-        (array, 8, "can't be read as GGUF"),
-        (layers, 4, "more than"),
+    for at, lies in (
+        (8, (2**31).to_bytes(8, "little")),
+        (16, (2**31).to_bytes(8, "little")),
+        (array - 4, (0).to_bytes(4, "little") + (2**40).to_bytes(8, "little")),  # single bytes, of which none is torn
+        (layers, (2**31).to_bytes(4, "little")),
     ):
         lie = bytearray(raw)
-        lie[at : at + width] = (2**31).to_bytes(width, "little")
+        lie[at : at + len(lies)] = lies
         (tmp_path / "m.gguf").write_bytes(lie)
         no, mistake = judge(of_model, tmp_path / "m.gguf", tmp_path)
         assert no and not mistake, (at, mistake)
-        with pytest.raises(UserError, match=message):
-            load_model(str(tmp_path / "m.gguf"))
 
 
 def test_a_user_that_is_not_there() -> None:
