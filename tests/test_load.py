@@ -115,10 +115,10 @@ def test_a_sweep_of_1_000_runs_is_planned_and_read(call, tmp_path):
 )
 def test_many_prompts_and_many_layers(prompts, sizes):
     """What the engine says of the circuit in the end is what the whole patched model says."""
-    model = random_model(0, scale=0.6 if prompts > 4 else 0.3, **sizes)
+    model = random_model(0, **sizes)
     graph, runs = model.config.graph(), prepare(model, random_prompts(0, model, batch=prompts), "corrupted")
     engine, journal = Engine(model, graph, runs, runs.metric("kl", model)), Journal()
-    circuit = discover(engine, Options(0.02), journal)
+    circuit = discover(engine, Options(0.02 if prompts > 4 else 0.0005), journal)
     assert 0 < circuit.n_edges < graph.n_edges / 2
     patched = runs.metric("kl", model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
     assert float(patched.mean()) == pytest.approx(journal.decisions[-1].metric, abs=1e-9)
