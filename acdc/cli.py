@@ -163,7 +163,7 @@ def run(
     bound = _bytes(memory)
     inputs = load(settings, checked, bound)
     more = f", more than --memory {memory}: with less it can't be made" if bound else ""
-    say(f"memory: about {inputs.expected_memory / 1e9:.1f} GB at most" + more * (inputs.expected_memory > (bound or 0)))
+    say(f"memory: about {inputs.expected_memory / 1e9:.1f} GB" + more * (inputs.expected_memory > (bound or 0)))
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)

@@ -3,8 +3,8 @@
 The sum follows the run: the process and the weights; then, after one another, the runs of the prompts, the scores of a
 method, ACDC's search, and the measures, of which the largest counts. Pieces that grow with the prompts are bounded
 where they are made (`BATCH_BYTES`, `CACHE_BYTES`, `TABLE_BYTES`), but for the runs, which are what parts are for. How
-many edges will be kept isn't known: `NODES` of a circuit are taken for granted, of which `CHANGING` receivers change
-yet.
+many edges will be kept isn't known: `NODES` of a circuit are taken for granted, and `CHANGING` receivers of each layer
+that change yet.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from acdc.runs import CHUNK, TABLE_BYTES, Prompts
 PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU
 HELD = 1.3  # times the weights: some of them are views of the mapped file, which stays for them
 LOADING = 1.8  # times the weights: what folding takes for a moment
-CHANGING = 16  # receivers whose values can change yet, at any one time
+CHANGING = 3  # receivers of a layer whose values can change yet, at any one time
 NODES = 50  # of a circuit: its judging makes what they write
 CANDIDATES = 24  # in a batch, where an edge in a hundred stays
 ROWS = 256  # at which the whole vocabulary is looked at together
@@ -119,7 +119,7 @@ class Load:
         candidate = stream * (s.d_mlp + 4 * s.d_model) // s.d_model  # as `acdc.incremental.Engine.capacity` counts
         candidates = max(candidate, min(BATCH_BYTES, min(CANDIDATES, batch or CANDIDATES) * candidate))
         differences = min(CACHE_BYTES, len(s.graph().senders) * stream)
-        return 3 * CHANGING * stream + differences + candidates
+        return 3 * CHANGING * s.n_layers * stream + differences + candidates
 
     def scoring(self, method: str, prompts: int) -> int:
         """What a method with scores has beside the runs."""

@@ -45,14 +45,14 @@ def test_by_hand():
     assert replace(load, itemsize=8).runs(3) == 2 * load.runs(3)
     assert load.vocabulary("l2", 3) == 4 * 11 * 3 * (1 + 3 * 24)
     assert load.vocabulary("kl", 3) == 4 * 24 * 3 * (2 * 11 + 2 * 8)  # a block of all tokens for 24 candidates
-    assert load.search(3, 1) == load.stream(3) * (3 * 16 + 7 + 12 / 8 + 4)
-    assert load.search(3, None) == load.stream(3) * (3 * 16 + 7 + 24 * (12 / 8 + 4))
+    assert load.search(3, 1) == load.stream(3) * (3 * 3 * 2 + 7 + 12 / 8 + 4)
+    assert load.search(3, None) == load.stream(3) * (3 * 3 * 2 + 7 + 24 * (12 / 8 + 4))
 
 
 def test_what_is_bounded_stays_bounded():
     few, many = (of(GPT2, prompts=n, positions=15, live=13, rows=n) for n in (100, 1000))
     assert many.runs(1000) == 10 * few.runs(100)
-    assert many.search(1000, None) < 4 * few.search(100, None)  # not 10: batches and differences are bounded
+    assert many.search(1000, None) < 6 * few.search(100, None)  # not 10: batches and differences are bounded
     assert many.table(1000) == few.table(100)
     assert many.judging(1000) == many.table(1000) * 50 // 157
     assert many.scoring("eap", 1000) == few.scoring("eap", 100)
@@ -100,7 +100,7 @@ def test_a_run_says_what_it_expects_and_what_it_took(call, tmp_path):
     code, _, err = call(*run)
     assert code == 0 and err.count("\n") == 1
     cost = json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
-    assert err == f"memory: about {cost['expected_memory_mb'] / 1e3:.1f} GB at most\n"
+    assert err == f"memory: about {cost['expected_memory_mb'] / 1e3:.1f} GB\n"
     assert ", more than --memory 12MB" in call(*run[:-1], "other", "--memory", "12MB")[2]
     given, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
     assert load(given, task).config.part is None
