@@ -203,7 +203,7 @@ def mutated_tensors(raw: bytes, rng: random.Random) -> bytes:
             header[rng.randrange(size)] = rng.randrange(256)
         return raw[:8] + header + body
     if kind == 2:
-        text = mutated_header(json.loads(header), rng).encode()
+        text = mutated_header(json.loads(header), rng).encode("utf-8", "surrogatepass")
         return len(text).to_bytes(8, "little") + text + body
     if kind == 3:
         return raw[: rng.randrange(len(raw))] if rng.random() < 0.7 else raw + bytes(rng.randrange(1, 99))

@@ -190,6 +190,8 @@ def test_wrong_commands_are_refused_with_one_message(tmp_path: Path, call: Calla
                 break
         if any(flag in WRITES and value in values for flag, value in pairwise(words)):
             continue
+        if words[0] == "sweep" and "--dry-run" not in words:  # it would be made, by processes
+            continue
         with in_time(), watched(tmp_path, code=False):
             code, _, err = call(*words)
         codes[code] = codes.get(code, 0) + 1

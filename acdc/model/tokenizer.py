@@ -48,7 +48,9 @@ def _read(directory: Path) -> Any:
             return tokenizer
         if vocab.is_file() and merges.is_file():
             return ByteLevelBPETokenizer.from_file(str(vocab), str(merges))
-    except Exception as error:  # the library raises bare Exception for a bad file
+    except BaseException as error:  # for a bad file the library raises bare Exception, or panics, which is none
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise ModelError(f"{whole if whole.is_file() else vocab}: not a readable tokenizer ({error})") from None
     raise ModelError(
         f"{directory}: no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt, beside the weights"
