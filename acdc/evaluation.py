@@ -140,7 +140,7 @@ def config_beside(path: Path) -> Config | None:
     if not beside.exists():
         return None
     try:
-        return Config(**read_yaml(beside, Config.model_fields))
+        return Config.model_validate(read_yaml(beside, Config.model_fields))
     except ValidationError:
         raise FileError(f"{beside}: lies beside {path.name} and is no config of a run; move it away") from None
 

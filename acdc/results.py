@@ -159,7 +159,7 @@ def found_rows(directory: Path) -> list[Row]:
         options = read_yaml(path, Config.model_fields)
         if {"task", "model", "metric", "seed"} <= options.keys():
             try:
-                Config(**options)
+                Config.model_validate(options)
             except ValidationError as error:
                 raise FileError(mistakes(str(path), error)) from None
             where = path.parent.relative_to(directory)

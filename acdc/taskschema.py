@@ -367,7 +367,7 @@ class Task(Strict):
         if isinstance(value, int) and not isinstance(value, bool):
             return (value,)
         if isinstance(value, dict):
-            low, high = Range(**value).range
+            low, high = Range.model_validate(value).range
             return tuple(range(low, high + 1))
         if value not in ("last", "all") and not (isinstance(value, (list, tuple)) and value):
             raise ValueError(

@@ -20,11 +20,13 @@ import yaml
 from acdc.check import read_checks
 from acdc.config import Config, resolve
 from acdc.errors import TaskError, UserError, unknown
+from acdc.evaluation import config_beside
 from acdc.formats.circuit_file import read_circuit
 from acdc.formats.scores_file import read_scores
 from acdc.graph import Graph
 from acdc.journal import read_log
 from acdc.model.load import load_model, load_tokenizer
+from acdc.results import found_rows
 from acdc.sweepfile import read_sweep
 from acdc.task import make_data
 from acdc.taskfile import MAX_INCLUDES, Loader, load_task, read_yaml
@@ -150,6 +152,15 @@ def test_numbers_may_be_keys(tmp_path: Path) -> None:
         read_yaml(tmp_path / "t.yaml")
     (tmp_path / "t.yaml").write_text("1: a\n0.631: b\n2: c\n-1: d\nno: e\nnull: g\n")
     assert read_yaml(tmp_path / "t.yaml") == {1: "a", 0.631: "b", 2: "c", -1: "d", False: "e", None: "g"}
+
+
+def test_keys_that_are_no_texts_are_unknown_ones(tmp_path: Path) -> None:
+    """Python takes only texts as names of arguments."""
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TASK, "score_at": {"range": [0, 1], 1: 2}}))
+    refused(draw, tmp_path / "t.yaml", tmp_path, "unknown key '1'")
+    (tmp_path / "config.yaml").write_text("{task: ioi, model: tiny, metric: kl, seed: 0, 1: 2}")
+    refused(lambda _: config_beside(tmp_path / "circuit.json"), tmp_path, tmp_path, "config.yaml")
+    refused(found_rows, tmp_path, tmp_path, "config.yaml")
 
 
 def test_thresholds_are_keys_once_each(tmp_path: Path) -> None:
