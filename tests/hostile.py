@@ -332,3 +332,23 @@ def judge(read: Callable[[Path], object], path: Path, folder: Path) -> tuple[boo
             raise
         return False, f"{type(error).__name__}: {str(error)[:300]}"
     return False, None
+
+
+def refusals(
+    name: str, count: int, breaks: Callable[[random.Random], Path], read: Callable[[Path], object], folder: Path
+) -> int:
+    """Break a good file again and again, each time by a generator of its own, and read what it has become.
+
+    Args:
+        breaks: writes a broken file, and says where it is
+        folder: the only one in which reading may write
+    Returns:
+        how often it was refused; each time it was neither that nor read is in one AssertionError
+    """
+    wrong, refused = list[str](), 0
+    for number in numbers(count):
+        no, mistake = judge(read, breaks(random.Random(f"{name} {number}")), folder)
+        refused += no
+        wrong += [f"{name} {number}: {mistake}"] if mistake else []
+    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:20])
+    return refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import resource
@@ -29,7 +30,7 @@ from acdc.model.find import BUNDLED
 from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
 from acdc.progress import silent
-from tests.hostile import INPUTS, NASTY, judge, mutated, mutated_bytes, mutated_json, mutated_tensors, numbers, watched
+from tests.hostile import INPUTS, NASTY, judge, mutated, mutated_bytes, mutated_json, mutated_tensors, refusals, watched
 from tests.test_gguf import TOKENS, library, write
 
 MOST = 1_000_000_000  # bytes of memory that a lie may cost
@@ -158,14 +159,14 @@ KINDS: dict[str, tuple[tuple[str, ...], str, Change, Callable[[Path], None], flo
 def several(folder: Path, good: Path, file: str, change: Change, read: Callable[[Path], None], count: int) -> int:
     """Change a file of a good folder again and again. Returns how often that was refused."""
     read(folder)
-    raw, wrong, refused = good.read_bytes(), [], 0
-    for number in numbers(count):
-        (folder / file).write_bytes(change(raw, random.Random(f"{folder.name} {file} {number}")))
-        no, mistake = judge(read, folder, folder)
-        refused += no
-        wrong += [f"{folder.name} {number}: {mistake}"] if mistake else []
+    raw = good.read_bytes()
+
+    def breaks(rng: random.Random) -> Path:
+        (folder / file).write_bytes(change(raw, rng))
+        return folder
+
+    refused = refusals(f"{folder.name} {file}", count, breaks, read, folder)
     (folder / file).write_bytes(raw)
-    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:20])
     return refused
 
 
@@ -212,16 +213,15 @@ def test_broken_ggufs_are_refused_with_one_message(tmp_path: Path, cache: Path, 
     library()
     good = gguf_file(tmp_path / "good.gguf", family)
     load_model(str(good), "cpu")
-    raw, wrong, refused, count = good.read_bytes(), [], 0, INPUTS // 10
+    raw, path, count = good.read_bytes(), tmp_path / "m.gguf", INPUTS // 10
     header = raw.index(b"blk.0.ffn_up.weight") + 99
-    path = tmp_path / "m.gguf"
-    for number in numbers(count):
-        path.write_bytes(mutated_bytes(raw, random.Random(f"{family} {number}"), header))
-        no, mistake = judge(of_model, path, tmp_path)
-        refused += no
-        wrong += [f"{number}: {mistake}"] if mistake else []
+
+    def breaks(rng: random.Random) -> Path:
         shutil.rmtree(cache, ignore_errors=True)
-    assert not wrong, f"{len(wrong)} of {count}:\n" + "\n".join(wrong[:20])
+        path.write_bytes(mutated_bytes(raw, rng, header))
+        return path
+
+    refused = refusals(family, count, breaks, of_model, tmp_path)
     assert refused > count / 4
 
 
@@ -335,25 +335,23 @@ def test_broken_logs_are_refused_or_gone_on_with(tmp_path: Path) -> None:
     inputs = load(*resolve(given, None, None)[:2])
     path = tmp_path / "log.jsonl"
     kept = find(inputs, tmp_path, silent).circuit.kept
-    lines, wrong, refused = path.read_text(), [], 0
+    lines, reads, count = path.read_text(), itertools.count(), INPUTS // 3
 
     def go_on(path: Path) -> None:
+        now_and_then = next(reads) % 5 == 0
         assert all(np.isfinite([d.change, d.margin, d.metric]).all() for d in read_log(path))
-        if number % 5 == 0:
+        if now_and_then:
             assert find(inputs, path.parent, silent).circuit.kept.shape == kept.shape
 
-    go_on_with = numbers(INPUTS // 3)
-    for number in go_on_with:
-        rng = random.Random(f"log {number}")
+    def breaks(rng: random.Random) -> Path:
         rows = lines.splitlines()
         i = rng.randrange(len(rows))
         rows[i] = mutated_json(rows[i], rng)
         path.write_bytes("\n".join(rows[: rng.randrange(i, len(rows)) + 1]).encode("utf-8", "surrogatepass"))
-        no, mistake = judge(go_on, path, tmp_path)
-        refused += no
-        wrong += [f"{number}: {mistake}"] if mistake else []
-    assert not wrong, "\n".join(wrong[:20])
-    assert refused > len(go_on_with) / 4
+        return path
+
+    refused = refusals("log", count, breaks, go_on, tmp_path)
+    assert refused > count / 4
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity"])
@@ -370,28 +368,31 @@ def test_a_log_with_numbers_that_are_none_is_refused(tmp_path: Path, number: str
         read_log(tmp_path / "log.jsonl")
 
 
+def broken(raw: bytes, path: Path) -> Callable[[random.Random], Path]:
+    """Writes tensors, broken, to a file."""
+
+    def breaks(rng: random.Random) -> Path:
+        path.write_bytes(mutated_tensors(raw, rng))
+        return path
+
+    return breaks
+
+
 def test_broken_scores_are_refused_or_finite(tmp_path: Path) -> None:
     graph, path = Graph(2, 2), tmp_path / "scores.safetensors"
     write_scores(path, score(graph, 0))
-    raw, wrong, refused = path.read_bytes(), [], 0
+    raw = path.read_bytes()
 
     def read(path: Path) -> None:
         assert np.isfinite(read_scores(path, graph).edges[graph.edges]).all()
 
     read(path)
-    for number in numbers():
-        path.write_bytes(mutated_tensors(raw, random.Random(f"scores {number}")))
-        no, mistake = judge(read, path, tmp_path)
-        refused += no
-        wrong += [f"{number}: {mistake}"] if mistake else []
-    assert not wrong, "\n".join(wrong[:20])
-    assert refused > INPUTS / 4
+    assert refusals("scores", INPUTS, broken(raw, path), read, tmp_path) > INPUTS / 4
 
 
 def test_broken_checkpoints_are_refused_or_finite(tmp_path: Path) -> None:
     state = {"alpha": torch.zeros(9), "mean": torch.zeros(9), "square": torch.ones(9), "multipliers": torch.zeros(2)}
     raw, path = save(state, {"training": "mark", "updates": "25"}), tmp_path / "masks.safetensors"
-    wrong, refused = [], 0
 
     def read(path: Path) -> None:
         done, found = masks._read(path, "mark", state)
@@ -399,13 +400,7 @@ def test_broken_checkpoints_are_refused_or_finite(tmp_path: Path) -> None:
 
     path.write_bytes(raw)
     read(path)
-    for number in numbers():
-        path.write_bytes(mutated_tensors(raw, random.Random(f"masks {number}")))
-        no, mistake = judge(read, path, tmp_path)
-        refused += no
-        wrong += [f"{number}: {mistake}"] if mistake else []
-    assert not wrong, "\n".join(wrong[:20])
-    assert refused > INPUTS / 4
+    assert refusals("masks", INPUTS, broken(raw, path), read, tmp_path) > INPUTS / 4
 
 
 @pytest.mark.parametrize("updates", ["", "-1", "0", "many", "9" * 30, "1e3"])
