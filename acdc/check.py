@@ -24,13 +24,13 @@ from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
 from acdc.formats.scores_file import read_scores
 from acdc.inputs import load
-from acdc.progress import Show, silent
+from acdc.io.progress import Show, silent
+from acdc.io.schema import Number, Strict, Text, Whole, mistakes
+from acdc.io.yaml_file import read_yaml
 from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes
 from acdc.run import run
-from acdc.schema import Number, Strict, Text, Whole, mistakes
-from acdc.taskfile import read_yaml
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
 WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data

@@ -18,7 +18,7 @@ import typer
 from acdc.errors import UserError
 
 if TYPE_CHECKING:
-    from acdc.progress import Progress, Show
+    from acdc.io.progress import Progress, Show
 
 # Errors of the file system that name no file and are still the user's: stdout is on a full disk; no folder for
 # temporary files can be written, as the message then says.
@@ -260,8 +260,8 @@ def evaluate(
     given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
     bound = _bytes(memory)
     from acdc.evaluation import evaluate as execute
-    from acdc.formats.atomic import write_atomic
     from acdc.formats.evaluation_file import to_json
+    from acdc.io.files import write_atomic
     from acdc.report.evaluation import to_text
 
     with _bar() as progress:
@@ -314,7 +314,7 @@ def check(
         raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
     from acdc.check import check_circuit, check_list, make_bounds
     from acdc.check import junit as to_junit
-    from acdc.formats.atomic import write_atomic
+    from acdc.io.files import write_atomic
 
     if a_list:
         with _bar() as progress:
@@ -352,8 +352,8 @@ def export(
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
     from acdc.export import FORMATS, convert, make_look
-    from acdc.formats.atomic import write_atomic
     from acdc.formats.circuit_file import read_circuit
+    from acdc.io.files import write_atomic
 
     if to not in FORMATS:
         from acdc.errors import unknown

@@ -24,15 +24,15 @@ from acdc.config import Config
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import CHECKPOINT, SCORES, computed, scored, search
 from acdc.errors import FileError, UserError
-from acdc.folder import claim, enter, locked
-from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
 from acdc.formats.scores_file import write_scores
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs, load
+from acdc.io.files import write_atomic
+from acdc.io.folder import claim, enter, locked
+from acdc.io.progress import Show
 from acdc.measures import Judge, circuit_rows, prompt_values
-from acdc.progress import Show
 from acdc.ranking import (
     auc,
     corners,

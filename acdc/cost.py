@@ -17,7 +17,7 @@ import psutil
 import torch
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_json, write_atomic
+from acdc.io.files import read_json, write_atomic
 
 EVERY = 0.01  # seconds between two looks at resident memory
 

@@ -17,6 +17,7 @@ from acdc.formats.scores_file import read_scores, write_scores
 from acdc.graph import Circuit
 from acdc.incremental import Engine
 from acdc.inputs import Inputs
+from acdc.io.progress import Show
 from acdc.journal import Decision, Journal
 from acdc.methods import (
     causal_mediation,
@@ -32,7 +33,6 @@ from acdc.methods import (
 from acdc.methods.acdc import Options, discover
 from acdc.metrics import resolution
 from acdc.parts import PartedEngine
-from acdc.progress import Show
 from acdc.runs import unsound
 from acdc.scores import Scores
 

@@ -32,6 +32,8 @@ from acdc.formats.evaluation_file import (
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
 from acdc.intervals import Estimate, estimate, share
+from acdc.io.progress import Progress, Show
+from acdc.io.yaml_file import read_yaml
 from acdc.measures import (
     ROUNDING,
     Array,
@@ -45,10 +47,9 @@ from acdc.measures import (
     values_without,
 )
 from acdc.model.load import Model, load_model
-from acdc.progress import Progress, Show
 from acdc.run import environment, measured
 from acdc.task import make_data
-from acdc.taskfile import load_task, read_yaml
+from acdc.taskfile import load_task
 from acdc.taskschema import Task
 
 WORST, MOST = 5, 0.5

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple
 
 from acdc.config import Config
 from acdc.errors import FileError, UserError
-from acdc.formats.atomic import read_json, write_atomic
+from acdc.io.files import read_json, write_atomic
 from acdc.results import record_failure, state
 from acdc.sweepfile import Slurm
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_bytes
+from acdc.io.files import read_bytes
 
 
 @dataclass(frozen=True)

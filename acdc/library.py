@@ -22,9 +22,9 @@ from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
 from acdc.formats.evaluation_file import Evaluation
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
+from acdc.io.progress import Progress, Show, silent
 from acdc.model import load
 from acdc.model.load import Model
-from acdc.progress import Progress, Show, silent
 from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg

@@ -13,9 +13,9 @@ from acdc.errors import UserError
 from acdc.graph import Circuit, Graph
 from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
+from acdc.io.progress import Progress, Show, silent
 from acdc.metrics import accuracy
 from acdc.patching import circuit_edges, patched_rows
-from acdc.progress import Progress, Show, silent
 from acdc.runs import unsound
 
 Array = np.ndarray

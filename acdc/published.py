@@ -21,8 +21,9 @@ from pydantic import Field, ValidationError
 
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.graph import QKV, Circuit, Graph
-from acdc.schema import Flag, Strict, Text, Texts, Whole, mistakes
-from acdc.taskfile import read_yaml, task_dir, task_names
+from acdc.io.schema import Flag, Strict, Text, Texts, Whole, mistakes
+from acdc.io.yaml_file import read_yaml
+from acdc.taskfile import task_dir, task_names
 
 Array = np.ndarray
 

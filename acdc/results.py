@@ -19,12 +19,12 @@ from pydantic import ValidationError
 
 from acdc.config import Config
 from acdc.errors import FileError, UserError, unknown
-from acdc.formats.atomic import read_json, write_atomic
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.metrics_file import read_metrics
 from acdc.graph import Circuit
-from acdc.schema import mistakes
-from acdc.taskfile import read_yaml
+from acdc.io.files import read_json, write_atomic
+from acdc.io.schema import mistakes
+from acdc.io.yaml_file import read_yaml
 
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]

@@ -25,8 +25,6 @@ from acdc.cost import watched
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
 from acdc.explain import explain
-from acdc.folder import locked
-from acdc.formats.atomic import read_text, write_atomic
 from acdc.formats.circuit_file import (
     CircuitFile,
     GraphPart,
@@ -41,9 +39,11 @@ from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph import Circuit
 from acdc.inputs import Inputs
 from acdc.intervals import estimate
+from acdc.io.files import read_text, write_atomic
+from acdc.io.folder import locked
+from acdc.io.progress import Show, silent
 from acdc.measures import circuit_rows, faithfulness, finite, prompt_values
 from acdc.metrics import accuracy
-from acdc.progress import Show, silent
 from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import Look, to_svg

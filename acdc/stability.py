@@ -21,14 +21,14 @@ from acdc.competence import competence, warning
 from acdc.config import Config, DefaultModel, resolve
 from acdc.discovery import find, scored
 from acdc.errors import UserError
-from acdc.folder import claim, enter, locked
-from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
 from acdc.graph import Circuit
 from acdc.inputs import Inputs, load
+from acdc.io.files import write_atomic
+from acdc.io.folder import claim, enter, locked
+from acdc.io.progress import Show
 from acdc.measures import Judge
-from acdc.progress import Show
 from acdc.ranking import jaccard
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure

@@ -24,12 +24,13 @@ from acdc import estimate
 from acdc.config import Config, DefaultModel, parse_bytes
 from acdc.errors import FileError, TaskError, UserError
 from acdc.executors import Cluster, Job, Local, Watcher
-from acdc.folder import locked
-from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph import Circuit
+from acdc.io.files import write_atomic
+from acdc.io.folder import locked
+from acdc.io.progress import Progress, Show
+from acdc.io.yaml_file import read_yaml
 from acdc.model.load import load_tokenizer, pick_device
-from acdc.progress import Progress, Show
 from acdc.published import load_published
 from acdc.report import sweep_curves
 from acdc.report.many import render_many
@@ -39,7 +40,7 @@ from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task import make_data
-from acdc.taskfile import find_config, read_yaml
+from acdc.taskfile import find_config
 from acdc.tracking import Tracking
 
 HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table

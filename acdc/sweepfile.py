@@ -26,8 +26,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
-from acdc.schema import Flag, Number, Strict, Text, Whole, mistakes
-from acdc.taskfile import Lines, check_trail, load_task, merge, read_yaml
+from acdc.io.schema import Flag, Number, Strict, Text, Whole, mistakes
+from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
+from acdc.taskfile import load_task
 from acdc.taskschema import Task
 from acdc.template import render
 

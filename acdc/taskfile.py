@@ -6,128 +6,23 @@ Every mistake is a `TaskError` with one line per problem: file, key, what is wro
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from acdc.errors import FileError, TaskError, short, unknown
-from acdc.formats.atomic import read_bytes
-from acdc.schema import listed, mistakes
+from acdc.io.schema import listed, mistakes
+from acdc.io.yaml_file import check_trail, merge, read_text, read_yaml, unique_keys
 from acdc.taskrules import problems
 from acdc.taskschema import Prompt, Task
 
-MAX_YAML_BYTES = 1_000_000
-MAX_DIGITS = 100  # of a number: reading one takes as long as the square of its digits
 MAX_ROWS_BYTES = 100_000_000
-MAX_INCLUDES = 20
-
-
-class _SlowParser(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
-    """PyYAML's own parser, for where it was built without libyaml's, which is a hundred times as fast."""
-
-    def __init__(self, text: str) -> None:
-        yaml.reader.Reader.__init__(self, text)
-        yaml.scanner.Scanner.__init__(self)
-        yaml.parser.Parser.__init__(self)
-
-
-_Parser: Any = yaml._yaml.CParser if yaml.__with_libyaml__ else _SlowParser
-
-
-class Loader(yaml.composer.Composer, _Parser, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
-    """YAML's safe loader that also refuses keys that are twice there, by their text or value; aliases (which can grow
-    without bound) and merge keys (which need them); endless numbers; and tags of types that no file has."""
-
-    yaml_constructors = {  # noqa: RUF012  typed by PyYAML
-        tag: construct
-        for tag, construct in yaml.SafeLoader.yaml_constructors.items()
-        if tag is None or tag.rpartition(":")[2] in ("null", "bool", "int", "float", "str", "seq", "map", "timestamp")
-    }
-
-    def __init__(self, text: str) -> None:
-        _Parser.__init__(self, text)
-        yaml.composer.Composer.__init__(self)
-        yaml.constructor.SafeConstructor.__init__(self)
-        yaml.resolver.Resolver.__init__(self)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """PyYAML's, without aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise _mistake("aliases (*name) are not allowed; use data.lists", self.peek_event())
-        return super().compose_node(parent, index)
-
-    def compose_scalar_node(self, anchor: Any) -> Any:
-        """PyYAML's, without numbers of more than MAX_DIGITS characters."""
-        node = super().compose_scalar_node(anchor)
-        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
-            raise _mistake(f"a number of {len(node.value):,} characters; at most {MAX_DIGITS} are read", node)
-        return node
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """PyYAML's, of keys that are words, each once."""
-        seen = set[Any]()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if not isinstance(key, yaml.ScalarNode):
-                raise _mistake("a key should be a word", key)
-            if key.tag.endswith(":merge"):
-                raise _mistake("merge keys (<<) are not allowed; write the keys themselves, or use include", key)
-            same = {key.value, self.construct_object(key)}  # 0.1 and 0.10, yes and true are one key
-            if same & seen:
-                raise _mistake(f"key {key.value!r} is there twice", key)
-            seen |= same
-        return super().construct_mapping(node, deep)
-
-
-def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    """The error for a node or an event."""
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
-
-
-def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
-    """The file's text; a missing, huge or binary file, or what is none, is a `TaskError`."""
-    try:
-        return read_bytes(path, limit).decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise TaskError(f"{path}: is not UTF-8 text") from None
-    except FileError as error:
-        raise TaskError(str(error)) from None
-
-
-def read_yaml(path: Path, keys: Iterable[str] = Task.model_fields) -> dict[str, Any]:
-    """One file as plain data, `include` not yet followed. `keys` are named if the file is no mapping."""
-    try:
-        content = Loader(read_text(path)).get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise TaskError(f"{path}:{line} not valid YAML: {problem}") from None
-    except (RecursionError, ValueError, AttributeError) as error:  # nested too deeply; an impossible date or number
-        raise TaskError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise TaskError(f"{path}: should be a mapping with the keys {', '.join(keys)}")
-    return content
-
-
-def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` over it: mappings merge, null removes a key, all else replaces (RFC 7396)."""
-    merged = dict(base)
-    for key, value in change.items():
-        if value is None:
-            merged.pop(key, None)
-        elif isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
 
 
 def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The file with what it includes: a shipped task by name, or a .yaml relative to the file."""
-    content = read_rows(read_yaml(path), path)
+    content = read_rows(read_yaml(path, Task.model_fields), path)
     check_trail(path, trail)
     if "include" not in content:
         return content
@@ -135,15 +30,6 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
     return merge(read_included(find(parent, path.parent), (*trail, path.resolve())), content)
-
-
-def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
-    """Raise TaskError if a file includes itself, by way of others in `trail`, or too many are included by each other.
-    The file has been read: only of one that is there it can be said which it is."""
-    if path.resolve() in trail:
-        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
-    if len(trail) >= MAX_INCLUDES:
-        raise TaskError(f"{path}: include goes deeper than {MAX_INCLUDES} files; put some of them into one")
 
 
 def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -156,7 +42,7 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
         if not line.strip():
             continue
         try:
-            rows.append(Prompt.model_validate(json.loads(line, object_pairs_hook=_once)))
+            rows.append(Prompt.model_validate(json.loads(line, object_pairs_hook=unique_keys)))
         except ValidationError as error:
             raise TaskError(mistakes(f"{file} line {number}", error)) from None
         except (ValueError, RecursionError) as error:
@@ -164,16 +50,6 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
     if not rows:
         raise TaskError(f"{file}: has no rows; it should have a JSON object a line: clean, corrupted, correct, wrong")
     return content | {"data": {**data, "rows": rows}}
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are all different."""
-    found = dict[str, Any]()
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} is there twice")
-        found[key] = value
-    return found
 
 
 def _shipped(name: str) -> Path:
@@ -238,29 +114,3 @@ def load_task(name_or_path: str) -> Task:
     if task.name != path.stem:
         raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
     return task
-
-
-class Lines:
-    """Where the keys of a YAML file are, for messages. A file that can't be read has none."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._root = yaml.compose(read_text(path), Loader)
-        except (TaskError, yaml.YAMLError):
-            self._root = None
-
-    def of(self, keys: Iterable[str | int]) -> int | None:
-        """The line of a key, given as the keys on the way to it; None where it isn't there."""
-        node, line = self._root, None
-        for key in keys:
-            if isinstance(node, yaml.MappingNode):
-                found = [(k, v) for k, v in node.value if k.value == str(key)]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-                found = [(node.value[key], node.value[key])]
-            else:
-                found = []
-            if not found:
-                return None
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
-        return line

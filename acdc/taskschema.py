@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from acdc.errors import short
-from acdc.schema import Flag, Number, Strict, Text, Texts, Whole
+from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole
 
 MAX_WORDS = 1_000_000  # words of all slots, and examples
 MAX_ANSWERS = 10_000

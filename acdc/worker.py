@@ -22,13 +22,14 @@ from typing import Any
 
 from acdc.config import Config
 from acdc.errors import InUse, TaskError, UserError
-from acdc.formats.atomic import read_json
 from acdc.inputs import Inputs, default_memory, load
+from acdc.io.files import read_json
+from acdc.io.progress import Progress
+from acdc.io.yaml_file import read_yaml
 from acdc.model.load import pick_device
-from acdc.progress import Progress
 from acdc.results import FAILURE, record_failure, state
 from acdc.run import run
-from acdc.taskfile import load_task, read_yaml
+from acdc.taskfile import load_task
 
 PATIENCE = 60.0  # seconds for a process that has been told to end to let go of a folder
 OFTEN = 0.2  # seconds between two reports of progress
@@ -106,7 +107,7 @@ def _as_begun(folder: Path, config: Config) -> Config:
     """The config with the number of prompts in memory at once that an earlier attempt had: it may have had more
     memory, or less, and its files say so."""
     try:
-        return config.model_copy(update={"part": read_yaml(folder / "config.yaml").get("part")})
+        return config.model_copy(update={"part": read_yaml(folder / "config.yaml", Config.model_fields).get("part")})
     except TaskError:
         return config
 

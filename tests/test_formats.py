@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from acdc.errors import FileError
-from acdc.formats.atomic import write_atomic
 from acdc.formats.circuit_file import (
     CircuitFile,
     Edge,
@@ -33,6 +32,7 @@ from acdc.formats.diff import diff
 from acdc.formats.eap_ig import read_eap_ig, to_eap_ig
 from acdc.formats.graph_formats import from_networkx, read_node_link, to_graphml, to_node_link
 from acdc.graph import Circuit, Graph
+from acdc.io.files import write_atomic
 
 SMALL = Graph(2, 2)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

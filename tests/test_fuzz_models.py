@@ -23,13 +23,13 @@ from acdc.errors import UserError
 from acdc.formats.scores_file import read_scores, write_scores
 from acdc.graph import Graph
 from acdc.inputs import load
+from acdc.io.progress import silent
 from acdc.journal import read_log
 from acdc.methods import masks
 from acdc.methods.random_scores import score
 from acdc.model.find import BUNDLED
 from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
-from acdc.progress import silent
 from tests.hostile import INPUTS, NASTY, judge, mutated, mutated_bytes, mutated_json, mutated_tensors, refusals, watched
 from tests.test_gguf import TOKENS, library, write
 

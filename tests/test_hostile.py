@@ -24,12 +24,13 @@ from acdc.evaluation import config_beside
 from acdc.formats.circuit_file import read_circuit
 from acdc.formats.scores_file import read_scores
 from acdc.graph import Graph
+from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.journal import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.results import found_rows
 from acdc.sweepfile import read_sweep
 from acdc.task import make_data
-from acdc.taskfile import MAX_INCLUDES, Loader, load_task, read_yaml
+from acdc.taskfile import load_task
 from tests.hostile import in_time, judge, watched
 
 TASK: dict[str, Any] = {
@@ -143,15 +144,15 @@ def test_the_clock_stops_what_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 )
 def test_yaml_that_is_refused(tmp_path: Path, text: str, hint: str) -> None:
     (tmp_path / "t.yaml").write_text(text)
-    refused(read_yaml, tmp_path / "t.yaml", tmp_path, hint)
+    refused(lambda path: read_yaml(path, ()), tmp_path / "t.yaml", tmp_path, hint)
 
 
 def test_numbers_may_be_keys(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text("1: a\n0.631: b\n2: c\n-1: d\nno: e\n0: f\nnull: g\n")
     with pytest.raises(TaskError, match="key '0' is there twice"):  # no and 0: of one dict they are one key
-        read_yaml(tmp_path / "t.yaml")
+        read_yaml(tmp_path / "t.yaml", ())
     (tmp_path / "t.yaml").write_text("1: a\n0.631: b\n2: c\n-1: d\nno: e\nnull: g\n")
-    assert read_yaml(tmp_path / "t.yaml") == {1: "a", 0.631: "b", 2: "c", -1: "d", False: "e", None: "g"}
+    assert read_yaml(tmp_path / "t.yaml", ()) == {1: "a", 0.631: "b", 2: "c", -1: "d", False: "e", None: "g"}
 
 
 def test_keys_that_are_no_texts_are_unknown_ones(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_large_files_are_read_at_once(tmp_path: Path, text: str) -> None:
     """Pure Python reads the first of them in a minute."""
     (tmp_path / "t.yaml").write_text(text)
     with in_time():
-        assert list(read_yaml(tmp_path / "t.yaml")) == ["a"]
+        assert list(read_yaml(tmp_path / "t.yaml", ())) == ["a"]
 
 
 def test_yaml_is_read_alike_without_libyaml() -> None:

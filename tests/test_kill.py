@@ -23,7 +23,7 @@ from acdc import run as runner
 from acdc.choices import METHODS
 from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import FileError, InUse
-from acdc.folder import locked
+from acdc.io.folder import locked
 from acdc.journal import Journal
 from tests import moments
 from tests.moments import Moments, contents, named

@@ -416,10 +416,10 @@ def found_or_failed(out: Path):
 
 
 def test_two_sweeps_on_one_folder_are_refused(call, tmp_path):
-    from acdc.folder import locked
+    from acdc.io.folder import locked
 
     path = write(tmp_path, SMALL)
-    code = "import sys, time\nfrom pathlib import Path\nfrom acdc.folder import locked\n"
+    code = "import sys, time\nfrom pathlib import Path\nfrom acdc.io.folder import locked\n"
     code += "with locked(Path('sweeps/s')):\n    print('locked', flush=True)\n    time.sleep(60)\n"
     with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "locked\n"

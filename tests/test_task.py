@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from acdc.choices import METRICS
 from acdc.errors import TaskError
+from acdc.io.yaml_file import merge
 from acdc.task import Split, Tokenizer, make_data
-from acdc.taskfile import checked, load_task, merge, task_dir, task_names
+from acdc.taskfile import checked, load_task, task_dir, task_names
 from acdc.taskschema import Table, Task
 from acdc.template import fields, render
 from tests.assets import gpt2_tokenizer, smollm2

@@ -37,8 +37,9 @@ from tokenizers import Tokenizer as FastTokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from acdc.examples import pools
+from acdc.io.yaml_file import merge
 from acdc.task import Data, Split, make_data
-from acdc.taskfile import checked, find, load_task, merge, read_included
+from acdc.taskfile import checked, find, load_task, read_included
 from acdc.taskschema import Task
 from acdc.template import render
 

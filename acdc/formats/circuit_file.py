@@ -15,8 +15,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_json, write_atomic
 from acdc.graph import Circuit, Graph
+from acdc.io.files import read_json, write_atomic
 
 FORMAT_VERSION = 1
 

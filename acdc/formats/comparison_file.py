@@ -6,7 +6,7 @@ import csv
 import io
 from dataclasses import asdict, dataclass
 
-from acdc.formats.atomic import plain, plain_json
+from acdc.io.files import plain, plain_json
 
 
 @dataclass(frozen=True)

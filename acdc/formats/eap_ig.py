@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_json
 from acdc.graph import QKV, Circuit, Graph
+from acdc.io.files import read_json
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from acdc.formats.atomic import plain_json
 from acdc.intervals import Estimate
+from acdc.io.files import plain_json
 
 DRAWS = 20  # random circuits
 

@@ -15,8 +15,8 @@ import networkx as nx
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_json
 from acdc.graph import Circuit, Graph
+from acdc.io.files import read_json
 
 RESIDUAL, WITH_DIRECT = "residual", "residual and direct"
 

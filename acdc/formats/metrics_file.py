@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_json, write_atomic
+from acdc.io.files import read_json, write_atomic
 
 Half = Literal["discovery", "held_out"]
 Interval = tuple[float | None, float | None, float | None]  # value, low and high end; None where there is none

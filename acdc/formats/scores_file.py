@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from acdc.errors import FileError
-from acdc.formats.atomic import read_bytes, write_atomic
 from acdc.graph import Graph
+from acdc.io.files import read_bytes, write_atomic
 from acdc.scores import Scores
 
 

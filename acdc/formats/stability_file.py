@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from acdc.formats.atomic import plain_json
+from acdc.io.files import plain_json
 
 KINDS = {
     "seeds": "prompts of other seeds",

@@ -24,9 +24,9 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.graph import Circuit, Graph
 from acdc.incremental import Engine, Removal
+from acdc.io.progress import Progress, Show, silent
 from acdc.journal import Decision, Journal
 from acdc.parts import PartedEngine
-from acdc.progress import Progress, Show, silent
 from acdc.runs import unsound
 
 MAX_BATCH = 64

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from acdc.choices import check_method
 from acdc.gradients import Gradient, receiver_gradients
+from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
-from acdc.progress import Progress, Show, silent
 from acdc.runs import Runs
 from acdc.scores import Scores
 

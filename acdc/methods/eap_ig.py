@@ -20,10 +20,10 @@ from torch import Tensor
 
 from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
+from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
-from acdc.progress import Show, silent
 from acdc.runs import Runs
 from acdc.scores import Scores
 

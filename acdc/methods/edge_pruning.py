@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import patched_rows
 from acdc.problem import Problem
-from acdc.progress import Show, silent
 from acdc.scores import Scores
 
 UPDATES = 400

@@ -12,9 +12,9 @@ import torch
 
 from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
+from acdc.io.progress import Progress, Show, silent
 from acdc.methods.eap import CHUNK
 from acdc.problem import Problem
-from acdc.progress import Progress, Show, silent
 from acdc.scores import Scores
 
 

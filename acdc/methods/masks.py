@@ -25,10 +25,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from acdc.errors import FileError, UserError
-from acdc.formats.atomic import write_atomic
+from acdc.io.files import write_atomic
+from acdc.io.progress import Progress, Show
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.progress import Progress, Show
 from acdc.runs import Runs
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. choose them

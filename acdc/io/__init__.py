@@ -1,0 +1,1 @@
+"""Files written atomically, a locked folder, YAML with line numbers, schemas, progress."""
