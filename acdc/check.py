@@ -22,7 +22,7 @@ from acdc.discovery import SCORES
 from acdc.errors import FileError, TaskError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
-from acdc.formats.scores_file import read_scores
+from acdc.graph.scores import read_scores
 from acdc.inputs import load
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes

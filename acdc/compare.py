@@ -26,8 +26,9 @@ from acdc.discovery import CHECKPOINT, SCORES, computed, scored, search
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
-from acdc.formats.scores_file import write_scores
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.graph.scores import Scores, write_scores
 from acdc.inputs import Inputs, load
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
@@ -46,7 +47,6 @@ from acdc.ranking import (
 from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.run import describe, measure
-from acdc.scores import Scores
 
 Array = np.ndarray
 

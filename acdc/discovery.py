@@ -13,8 +13,8 @@ import torch
 from acdc.choices import parse_filter
 from acdc.config import Config
 from acdc.errors import UserError
-from acdc.formats.scores_file import read_scores, write_scores
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
+from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.incremental import Engine
 from acdc.inputs import Inputs
 from acdc.io.progress import Show
@@ -34,7 +34,6 @@ from acdc.methods.acdc import Options, discover
 from acdc.metrics import resolution
 from acdc.parts import PartedEngine
 from acdc.runs import unsound
-from acdc.scores import Scores
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
 

@@ -29,7 +29,7 @@ from acdc.formats.evaluation_file import (
     Random,
     Spread,
 )
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import Inputs, load
 from acdc.intervals import Estimate, estimate, share
 from acdc.io.progress import Progress, Show

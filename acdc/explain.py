@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.measures import circuit_rows, faithfulness, prompt_values

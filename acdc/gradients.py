@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from acdc.graph import QKV
+from acdc.graph.graph import QKV
 from acdc.metrics import Metric
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph import QKV, Graph, Sender
+from acdc.graph.graph import QKV, Graph, Sender
 from acdc.metrics import Metric
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.runs import Runs

@@ -9,11 +9,11 @@ import torch
 
 from acdc.config import Config
 from acdc.errors import FileError, short
+from acdc.graph.scores import Scores
 from acdc.memory import expected, prompts_at_once
 from acdc.model.load import Model, load_model
 from acdc.parts import Parts
 from acdc.problem import Problem
-from acdc.scores import Scores
 from acdc.task import Data, make_data
 from acdc.taskschema import Task
 

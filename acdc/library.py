@@ -20,7 +20,7 @@ from acdc.errors import UserError, unknown
 from acdc.evaluation import config_beside, evaluate_file
 from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
 from acdc.formats.evaluation_file import Evaluation
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import Inputs
 from acdc.io.progress import Progress, Show, silent
 from acdc.model import load

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from acdc.errors import UserError
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.io.progress import Progress, Show, silent

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from acdc.errors import FileError
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
 from acdc.incremental import Engine, Removal, State
 from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer

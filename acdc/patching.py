@@ -11,7 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from acdc.graph import QKV, Circuit, Graph, Receiver
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import QKV, Graph, Receiver
 from acdc.model.transformer import Transformer, positions_of
 from acdc.runs import Runs
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
 from acdc.parts import Parts
 from acdc.runs import Runs

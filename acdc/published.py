@@ -20,7 +20,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from acdc.errors import FileError, TaskError, UserError, unknown
-from acdc.graph import QKV, Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import QKV, Graph
 from acdc.io.schema import Flag, Strict, Text, Texts, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
 from acdc.taskfile import task_dir, task_names
@@ -37,7 +38,7 @@ Count = Annotated[Whole, Field(ge=0)]
 
 
 class Sizes(Strict):
-    """The graph's sizes, as in `acdc.graph.Graph`.
+    """The graph's sizes, as in `acdc.graph.graph.Graph`.
 
     Args:
         layers: layers

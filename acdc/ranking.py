@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
 
 Array = np.ndarray
 
@@ -69,7 +69,7 @@ def node_scores(graph: Graph, importance: Array) -> Array:
     Float[node] in the order of the graph's senders without its inputs.
 
     Args:
-        importance: Float[sender receiver], −inf where there is no edge (`acdc.scores.Scores.importance`); or a
+        importance: Float[sender receiver], −inf where there is no edge (`acdc.graph.scores.Scores.importance`); or a
             circuit's `kept`, which gives the nodes it has
     """
     nodes = [(s, list(own)) for s, own in enumerate(graph.own_receivers) if own]

@@ -21,7 +21,7 @@ from acdc.config import Config
 from acdc.errors import FileError, UserError, unknown
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.metrics_file import read_metrics
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import mistakes
 from acdc.io.yaml_file import read_yaml

@@ -36,7 +36,7 @@ from acdc.formats.circuit_file import (
     write_circuit,
 )
 from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import Inputs
 from acdc.intervals import estimate
 from acdc.io.files import read_text, write_atomic

@@ -23,7 +23,7 @@ from acdc.discovery import find, scored
 from acdc.errors import UserError
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import Inputs, load
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked

@@ -25,7 +25,7 @@ from acdc.config import Config, DefaultModel, parse_bytes
 from acdc.errors import FileError, TaskError, UserError
 from acdc.executors import Cluster, Job, Local, Watcher
 from acdc.formats.circuit_file import read_circuit
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Progress, Show

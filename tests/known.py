@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from acdc.bundled import compile_tracr
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Config, Transformer
 from acdc.parts import Part, Parts

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
 
 

@@ -17,7 +17,7 @@ from acdc.choices import METHODS
 from acdc.cost import Cost, metered, read_cost
 from acdc.errors import FileError
 from acdc.formats.circuit_file import read_circuit
-from acdc.formats.scores_file import read_scores
+from acdc.graph.scores import read_scores
 from tests.browser import chromium, opened
 
 COMMAND = ["compare", "--model", "tiny", "--examples", "6", "--tasks", "gendered-pronoun"]

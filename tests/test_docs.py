@@ -47,7 +47,7 @@ def test_what_the_docs_link_to_exists(path: Path) -> None:
 
 
 def test_what_texts_refer_to_is_there() -> None:
-    """Names (`acdc.graph.Graph`) and files (acdc/graph.py) that docs, docstrings and comments speak of."""
+    """Names (`acdc.graph.graph.Graph`) and files (acdc/graph/graph.py) that docs, docstrings and comments speak of."""
     names, files = set[str](), set[str]()
     for path in [*DOCS, *(ROOT / "acdc").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")

@@ -14,7 +14,8 @@ from acdc.config import resolve
 from acdc.evaluation import evaluate, evaluate_file
 from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
 from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.inputs import Inputs, load
 from acdc.intervals import estimate, share
 from acdc.measures import (

@@ -10,7 +10,7 @@ from acdc import explain as module
 from acdc.config import resolve
 from acdc.discovery import find
 from acdc.explain import attention, direct_effects, explain
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import load
 from acdc.run import estimates, final_rows
 from acdc.runs import prepare

@@ -31,7 +31,8 @@ from acdc.formats.circuit_file import (
 from acdc.formats.diff import diff
 from acdc.formats.eap_ig import read_eap_ig, to_eap_ig
 from acdc.formats.graph_formats import from_networkx, read_node_link, to_graphml, to_node_link
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic
 
 SMALL = Graph(2, 2)

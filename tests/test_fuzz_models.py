@@ -20,8 +20,8 @@ from safetensors.torch import save, save_file
 from acdc.config import resolve
 from acdc.discovery import find
 from acdc.errors import UserError
-from acdc.formats.scores_file import read_scores, write_scores
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
+from acdc.graph.scores import read_scores, write_scores
 from acdc.inputs import load
 from acdc.io.progress import silent
 from acdc.journal import read_log

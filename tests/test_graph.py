@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 
 GPT2 = Graph(12, 12)
 

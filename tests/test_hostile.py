@@ -22,8 +22,8 @@ from acdc.config import Config, resolve
 from acdc.errors import TaskError, UserError, unknown
 from acdc.evaluation import config_beside
 from acdc.formats.circuit_file import read_circuit
-from acdc.formats.scores_file import read_scores
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
+from acdc.graph.scores import read_scores
 from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.journal import read_log
 from acdc.model.load import load_model, load_tokenizer
@@ -186,7 +186,7 @@ def test_yaml_is_read_alike_without_libyaml() -> None:
     """PyYAML may have been built without it."""
     code = (
         "import sys; sys.modules['yaml._yaml'] = None\n"
-        "import yaml; from acdc.taskfile import Loader, _SlowParser\n"
+        "import yaml; from acdc.io.yaml_file import Loader, _SlowParser\n"
         "assert not yaml.__with_libyaml__ and issubclass(Loader, _SlowParser)\n"
         "print(Loader('{a: [1, x, yes], 0.5: null}').get_single_data())\n"
         "try: Loader('a: *b').get_single_data()\n"

@@ -25,6 +25,7 @@ import torch
 
 from acdc.errors import UserError
 from acdc.gradients import receiver_gradients
+from acdc.graph.scores import Scores
 from acdc.incremental import Engine
 from acdc.methods import (
     causal_mediation,
@@ -41,7 +42,6 @@ from acdc.methods.acdc import Options, discover
 from acdc.parts import Parts
 from acdc.patching import patched_rows
 from acdc.problem import Problem
-from acdc.scores import Scores
 from tests.known import MATTERS, carrying, compiled, effects, known_model
 from tests.oracle import forward
 

@@ -16,7 +16,7 @@ import acdc
 from acdc import cli, evaluation, library
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import to_json
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.model.load import Model
 from acdc.taskschema import Task
 from tests.test_cli import TASK

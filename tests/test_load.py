@@ -13,7 +13,8 @@ import pytest
 from acdc.export import FORMATS, convert
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.diff import diff
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.incremental import Engine
 from acdc.journal import Decision, Journal
 from acdc.methods.acdc import Options, discover

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acdc.config import resolve
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.inputs import load
 from acdc.measures import (
     circuit_rows,

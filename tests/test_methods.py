@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from acdc.errors import UserError
-from acdc.graph import Graph
+from acdc.graph.graph import Graph
+from acdc.graph.scores import Scores
 from acdc.incremental import Engine
 from acdc.journal import Journal
 from acdc.methods import causal_mediation, edge_patching, hisp, random_scores
@@ -15,7 +16,6 @@ from acdc.methods.acdc import Options, discover
 from acdc.parts import Parts
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.scores import Scores
 from tests.oracle import Naive, naive_acdc
 from tests.random_models import random_model, random_prompts
 

@@ -19,8 +19,8 @@ from acdc.config import resolve
 from acdc.discovery import SCORES
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import GraphPart, write_circuit
-from acdc.formats.scores_file import read_scores, write_scores
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
+from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.incremental import Engine
 from acdc.inputs import load
 from acdc.journal import Journal, read_log
@@ -31,7 +31,6 @@ from acdc.metrics import resolution
 from acdc.model.find import BUNDLED
 from acdc.parts import PartedEngine, Parts
 from acdc.runs import Runs, prepare
-from acdc.scores import Scores
 from tests.random_models import random_model, random_prompts
 
 

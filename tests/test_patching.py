@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
 from tests.oracle import Naive

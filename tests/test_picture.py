@@ -24,7 +24,8 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.published import Published, load_published, published_for
 from acdc.report import picture
 from acdc.report.picture import COLOURS, DIRECTIONS, SAND, TINTS, Look, to_dot, to_pdf, to_png, to_svg

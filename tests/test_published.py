@@ -11,7 +11,8 @@ import yaml
 
 from acdc.bundled.compile_tracr import PROGRAMS
 from acdc.errors import FileError, UserError
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.published import Overlap, Published, load_published, published_names, recovery
 from acdc.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
 from acdc.taskfile import load_task, task_names

@@ -22,7 +22,8 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.inputs import load
 from acdc.published import Published, load_published
 from acdc.report import page as module

@@ -17,8 +17,8 @@ from acdc.choices import METHODS
 from acdc.config import resolve
 from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
-from acdc.formats.scores_file import read_scores
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
+from acdc.graph.scores import read_scores
 from acdc.inputs import load
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare

@@ -13,7 +13,8 @@ import pytest
 from acdc import cli, stability
 from acdc.config import resolve
 from acdc.formats.circuit_file import read_circuit
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.measures import circuit_rows, prompt_values

@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save
 
-from acdc.graph import QKV, Circuit, Graph, Receiver, Sender
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import QKV, Graph, Receiver, Sender
 
 Array = np.ndarray
 BOS = "BOS"

@@ -15,7 +15,8 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from acdc.errors import FileError
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.io.files import read_json, write_atomic
 
 FORMAT_VERSION = 1

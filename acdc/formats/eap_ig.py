@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.graph import QKV, Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import QKV, Graph
 from acdc.io.files import read_json
 
 

@@ -15,7 +15,8 @@ import networkx as nx
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.io.files import read_json
 
 RESIDUAL, WITH_DIRECT = "residual", "residual and direct"

@@ -22,7 +22,8 @@ import numpy as np
 from torch import Tensor
 
 from acdc.errors import FileError, UserError
-from acdc.graph import Circuit, Graph
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.incremental import Engine, Removal
 from acdc.io.progress import Progress, Show, silent
 from acdc.journal import Decision, Journal

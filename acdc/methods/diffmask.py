@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from acdc.errors import UserError
+from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, train
 from acdc.methods.subnetwork_probing import of_gates
 from acdc.metrics import Metric, make_metric
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.scores import Scores
 
 UPDATES = 400
 MARGIN = 0.1  # of the KL without any intervention

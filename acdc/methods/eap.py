@@ -17,11 +17,11 @@ from torch import Tensor
 
 from acdc.choices import check_method
 from acdc.gradients import Gradient, receiver_gradients
+from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
 from acdc.runs import Runs
-from acdc.scores import Scores
 
 CHUNK = 32  # prompts per backward pass
 

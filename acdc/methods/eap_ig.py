@@ -20,12 +20,12 @@ from torch import Tensor
 
 from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
+from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
 from acdc.runs import Runs
-from acdc.scores import Scores
 
 STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
 

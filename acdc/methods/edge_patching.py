@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.patching import rows_without_edges
 from acdc.problem import Problem
-from acdc.scores import Scores
 
 VERSIONS = 16  # edges of one receiver that are removed side by side
 

@@ -28,11 +28,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import patched_rows
 from acdc.problem import Problem
-from acdc.scores import Scores
 
 UPDATES = 400
 SPARSITY = 0.9

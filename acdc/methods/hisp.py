@@ -12,10 +12,10 @@ import torch
 
 from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
+from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.methods.eap import CHUNK
 from acdc.problem import Problem
-from acdc.scores import Scores
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from acdc.graph import Graph
-from acdc.scores import Scores
+from acdc.graph.graph import Graph
+from acdc.graph.scores import Scores
 
 
 def score(graph: Graph, seed: int) -> Scores:

@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching import node_rows
 from acdc.problem import Problem
-from acdc.scores import Scores
 
 UPDATES = 300
 PENALTY = 0.3  # what all nodes together cost, in shares of the span

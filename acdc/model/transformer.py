@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
-from acdc.graph import Graph, Sender
+from acdc.graph.graph import Graph, Sender
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,

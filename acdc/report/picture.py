@@ -19,7 +19,8 @@ from itertools import cycle, pairwise, zip_longest
 import numpy as np
 import pygraphviz as pgv
 
-from acdc.graph import QKV, Circuit
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import QKV
 from acdc.published import Published
 
 # Okabe and Ito's colours, which can be told apart with every kind of colour blindness.

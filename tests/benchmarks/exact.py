@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.methods.acdc import Options
 from tests.benchmarks.measure import ours
 from tests.benchmarks.models import FULL, WHOLE, Setting, make

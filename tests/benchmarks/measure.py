@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph import Circuit
+from acdc.graph.circuit import Circuit
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import VOCAB_BLOCK, Transformer
 from acdc.patching import patched_rows

@@ -10,12 +10,10 @@ Two conventions count edges: *residual* edges only (GPT-2 small: 32,491) and res
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
-import networkx as nx
 import numpy as np
 
 Array = np.ndarray
@@ -164,106 +162,3 @@ class Graph:
             else:
                 own.append((index[s.name],) if s.kind == "mlp" else ())
         return tuple(own)
-
-
-@dataclass(frozen=True)
-class Circuit:
-    """Some edges of a graph.
-
-    Args:
-        graph: the graph.
-        kept: Bool[sender receiver], the residual edges in the circuit.
-        direct: Bool[receiver], the direct edges in the circuit; None if direct edges were not considered.
-        scores: Float[sender receiver], NaN where an edge has none. For ACDC: the rise of the metric when the edge was
-            tested, so larger is more important.
-        direct_scores: Float[receiver], likewise.
-    """
-
-    graph: Graph
-    kept: Array
-    direct: Array | None = None
-    scores: Array | None = None
-    direct_scores: Array | None = None
-
-    _repr_html_: ClassVar[Callable[[Circuit], str]]  # how a notebook shows it; set in acdc.library, which has pictures
-
-    @classmethod
-    def full(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """All edges; with `direct` also the direct ones."""
-        return cls(graph, graph.edges.copy(), graph.direct.copy() if direct else None)
-
-    @classmethod
-    def empty(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """No edges; with `direct` no direct ones either, else these don't count."""
-        return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct) if direct else None)
-
-    @property
-    def n_edges(self) -> int:
-        """Residual edges kept."""
-        return int(self.kept.sum())
-
-    @property
-    def n_direct(self) -> int:
-        """Direct edges kept; 0 where they don't count."""
-        return 0 if self.direct is None else int(self.direct.sum())
-
-    def edge_names(self) -> list[str]:
-        """Names of the kept residual edges in (sender, receiver) order."""
-        return [self.graph.edge_name(s, r) for s, r in np.argwhere(self.kept)]
-
-    def direct_names(self) -> list[str]:
-        """Names of the kept direct edges."""
-        return [] if self.direct is None else [self.graph.direct_name(j) for j in np.flatnonzero(self.direct).tolist()]
-
-    def live(self) -> Array:
-        """Bool[sender receiver]: the kept edges that lie on a path from an input to the logits."""
-        g = self.graph
-        kept = self.kept if self.direct is None else self.kept & (self.direct | ~g.direct)
-        order = range(len(g.senders))
-        fed = np.zeros(len(g.senders), dtype=bool)  # a path from an input reaches the sender
-        for s in order:
-            own = list(g.own_receivers[s])
-            fed[s] = g.senders[s].kind == "input" or bool((kept[:s, own] & fed[:s, None]).any())
-        used = np.zeros(len(g.receivers), dtype=bool)  # a path leads from the receiver to the logits
-        used[g.receiver_index["logits"]] = True
-        for s in reversed(order):
-            used[list(g.own_receivers[s])] = bool((kept[s] & used).any())
-        live: Array = kept & fed[:, None] & used[None, :]
-        return live
-
-    def pruned(self) -> Circuit:
-        """The circuit without dead edges (those not on a path input → logits)."""
-        live = self.live()
-        direct = None if self.direct is None else self.direct & live.any(axis=0)
-        return Circuit(self.graph, live, direct, self.scores, self.direct_scores)
-
-    def nodes(self) -> list[str]:
-        """Names of the nodes that an edge of the circuit touches, in forward order, `logits` last."""
-        g = self.graph
-        touched = {g.senders[s].name for s in np.flatnonzero(self.kept.any(axis=1))}
-        touched |= {g.receivers[r].node for r in np.flatnonzero(self.kept.any(axis=0))}
-        return [name for name in (*(s.name for s in g.senders), "logits") if name in touched]
-
-    def to_networkx(self) -> nx.MultiDiGraph:
-        """A multigraph of nodes (`input`, `a5.h1`, `m8`, `logits`); each edge has `name`, `input` (q, k, v or empty)
-        and, where known, `score`. Direct edges are no edges between nodes: they are listed in the graph's attributes.
-        """
-        g = self.graph
-        out = nx.MultiDiGraph(
-            n_layers=g.n_layers,
-            n_heads=g.n_heads,
-            mlp=g.mlp,
-            parallel=g.parallel,
-            inputs=",".join(g.inputs),
-            direct=",".join(self.direct_names()),
-        )
-        layer = {s.name: s.layer for s in g.senders} | {"logits": g.n_layers}
-        for name in self.nodes():
-            out.add_node(name, layer=layer[name])
-        for s, r in np.argwhere(self.kept):
-            name, receiver = g.edge_name(s, r), g.receivers[r]
-            data: dict[str, str | float] = {"name": name, "input": receiver.kind if receiver.kind in QKV else ""}
-            if self.scores is not None and np.isfinite(self.scores[s, r]):
-                data["score"] = float(self.scores[s, r])
-            out.add_edge(g.senders[s].name, receiver.node, key=name, **data)
-        return out

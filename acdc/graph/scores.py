@@ -1,4 +1,4 @@
-"""Scores of edges, and how they become a circuit.
+"""Scores of edges, how they become a circuit, and their file, `scores.safetensors`.
 
 A score says how much worse the metric gets, or is estimated to get, without the edge: the larger, the more important;
 a negative one says that the model does better without it. Methods that score nodes give an edge the score of its
@@ -9,11 +9,16 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
 
-from acdc.errors import UserError
-from acdc.graph import Circuit, Graph
+from acdc.errors import FileError, UserError
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.io.files import read_bytes, write_atomic
 
 Array = np.ndarray
 
@@ -122,3 +127,37 @@ def _weaker_end(graph: Graph, nodes: Array) -> Array:
     edges = np.minimum(writer[:, None], reader[None, :])
     edges[np.isinf(edges)] = np.nanmax(nodes)  # from an input to the logits: like the most important node
     return np.where(graph.edges, edges, np.nan)
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """Write tensors `edges` Float[sender receiver] and, for a method that scores nodes, `nodes` Float[sender].
+
+    Raises:
+        FileError: it can't be written.
+    """
+    tensors = {"edges": scores.edges} | ({} if scores.nodes is None else {"nodes": scores.nodes})
+    write_atomic(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
+
+
+def read_scores(path: Path, graph: Graph) -> Scores:
+    """Read scores of a graph.
+
+    Raises:
+        FileError: it can't be read, or belongs to another graph.
+    """
+    try:
+        tensors = load(read_bytes(path))
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:  # the latter of types that NumPy hasn't
+        raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
+    edges, nodes = tensors.get("edges"), tensors.get("nodes")
+    if (
+        edges is None
+        or edges.shape != graph.edges.shape
+        or edges.dtype.kind != "f"
+        or (nodes is not None and nodes.shape != edges.shape[:1])
+    ):
+        raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
+    scores = Scores(graph, edges, nodes)
+    if wrong := scores.unsound():
+        raise FileError(f"{path}: the score of {wrong} is not finite; remove the file")
+    return scores

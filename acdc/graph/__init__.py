@@ -1,0 +1,1 @@
+"""Senders, receivers, edges, circuits and scores: values that know no model."""
