@@ -304,7 +304,7 @@ def check(
         "auc": auc,
     }
     if a_list := target.suffix != ".json" and not target.is_dir():
-        from acdc.taskfile import find_config
+        from acdc.task.load import find_config
 
         target = find_config(target)
     given = [f"--{name}" for name, value in {"against": against, **bounds}.items() if value is not None]
@@ -406,7 +406,7 @@ def tasks(
 
     Example: acdc tasks greater-than --model tiny
     """
-    from acdc.taskfile import load_task, task_names
+    from acdc.task.load import load_task, task_names
 
     if name is None and model is not None:
         raise UserError(f"--model {model}: name a task, too: acdc tasks greater-than --model {model}")
@@ -472,8 +472,8 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, for its d
 
     Example: acdc methods acdc
     """
-    from acdc.choices import ABLATIONS, METHODS, ORDERS
     from acdc.errors import unknown
+    from acdc.registry import ABLATIONS, METHODS, ORDERS
 
     if name is None:
         _list({n: m.what for n, m in METHODS.items()})

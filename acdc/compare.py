@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.choices import METHODS, parse_filter
 from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
 from acdc.config import Config
@@ -44,6 +43,7 @@ from acdc.ranking import (
     rank_correlation,
     roc,
 )
+from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.run import describe, measure

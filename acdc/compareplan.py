@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc.choices import METHODS, check_method, parse_filter
 from acdc.config import Config, DefaultModel, resolve
 from acdc.errors import UserError, unknown
-from acdc.taskschema import Task
+from acdc.registry import METHODS, check_method, parse_filter
+from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
 

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from acdc.choices import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.errors import FileError, UserError, unknown
 from acdc.io.yaml_file import read_yaml
-from acdc.taskfile import find_config, load_task
-from acdc.taskschema import MAX_WORDS, Task
+from acdc.registry import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
+from acdc.task.load import find_config, load_task
+from acdc.task.schema import MAX_WORDS, Task
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
 

@@ -10,7 +10,6 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from acdc.choices import parse_filter
 from acdc.config import Config
 from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
@@ -33,6 +32,7 @@ from acdc.methods import (
 from acdc.methods.acdc import Options, discover
 from acdc.metrics import resolution
 from acdc.parts import PartedEngine
+from acdc.registry import parse_filter
 from acdc.runs import unsound
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
-from acdc.choices import ABLATIONS, NAMES, refusal
 from acdc.config import Config, resolve
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
@@ -47,10 +46,11 @@ from acdc.measures import (
     values_without,
 )
 from acdc.model.load import Model, load_model
+from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.run import environment, measured
-from acdc.task import make_data
-from acdc.taskfile import load_task
-from acdc.taskschema import Task
+from acdc.task.load import load_task
+from acdc.task.schema import Task
+from acdc.task.tokenize import make_data
 
 WORST, MOST = 5, 0.5
 ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # what a metric, or its share, may differ by elsewhere

@@ -14,8 +14,8 @@ from acdc.memory import expected, prompts_at_once
 from acdc.model.load import Model, load_model
 from acdc.parts import Parts
 from acdc.problem import Problem
-from acdc.task import Data, make_data
-from acdc.taskschema import Task
+from acdc.task.schema import Task
+from acdc.task.tokenize import Data, make_data
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from acdc import inputs, taskfile
-from acdc.choices import DTYPES, refusal
+from acdc import inputs
 from acdc.config import Config, memory_bound, resolve
 from acdc.errors import UserError, unknown
 from acdc.evaluation import config_beside, evaluate_file
@@ -25,11 +24,13 @@ from acdc.inputs import Inputs
 from acdc.io.progress import Progress, Show, silent
 from acdc.model import load
 from acdc.model.load import Model
+from acdc.registry import DTYPES, refusal
 from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.run import run
-from acdc.taskschema import Task
+from acdc.task import load as taskfile
+from acdc.task.schema import Task
 
 OF_MODEL = ("dtype", "device")  # what a loaded model has already
 OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", "part", "model_hash", "data_hash", *OF_MODEL})

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.choices import parse_filter
 from acdc.config import Config
 from acdc.incremental import BATCH_BYTES, CACHE_BYTES
 from acdc.methods import eap, edge_patching, masks
 from acdc.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
 from acdc.model.transformer import VOCAB_BLOCK
 from acdc.model.transformer import Config as Sizes
+from acdc.registry import parse_filter
 from acdc.runs import CHUNK, TABLE_BYTES, Prompts
 
 PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU

@@ -24,7 +24,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
 from acdc.io.schema import Flag, Strict, Text, Texts, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
-from acdc.taskfile import task_dir, task_names
+from acdc.task.load import task_dir, task_names
 
 Array = np.ndarray
 

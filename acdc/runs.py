@@ -24,7 +24,7 @@ TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
 
 
 class Prompts(Protocol):
-    """Checked prompts as token ids: see `acdc.task.Split`."""
+    """Checked prompts as token ids: see `acdc.task.tokenize.Split`."""
 
     @property
     def clean(self) -> np.ndarray:

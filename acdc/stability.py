@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from acdc.choices import METHODS, ORDERS, parse_filter
 from acdc.competence import competence, warning
 from acdc.config import Config, DefaultModel, resolve
 from acdc.discovery import find, scored
@@ -30,10 +29,11 @@ from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
 from acdc.measures import Judge
 from acdc.ranking import jaccard
+from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure
-from acdc.task import Split, make_data
-from acdc.taskschema import Task
+from acdc.task.schema import Task
+from acdc.task.tokenize import Split, make_data
 
 DEFAULT = 5  # reruns of a kind
 BASE = "base"

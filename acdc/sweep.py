@@ -39,8 +39,8 @@ from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
-from acdc.task import make_data
-from acdc.taskfile import find_config
+from acdc.task.load import find_config
+from acdc.task.tokenize import make_data
 from acdc.tracking import Tracking
 
 HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table

@@ -28,9 +28,9 @@ from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
-from acdc.taskfile import load_task
-from acdc.taskschema import Task
-from acdc.template import render
+from acdc.task.load import load_task
+from acdc.task.schema import Task
+from acdc.task.template import render
 
 Option = str | int | float | bool | None
 

@@ -29,7 +29,7 @@ from acdc.io.yaml_file import read_yaml
 from acdc.model.load import pick_device
 from acdc.results import FAILURE, record_failure, state
 from acdc.run import run
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
 
 PATIENCE = 60.0  # seconds for a process that has been told to end to let go of a folder
 OFTEN = 0.2  # seconds between two reports of progress

@@ -16,11 +16,11 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from acdc import sweepfile
 from acdc.check import Checks
-from acdc.choices import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.config import LARGEST_SEED, Config
 from acdc.formats.circuit_file import CircuitFile
 from acdc.published import PublishedFile
-from acdc.taskschema import MAX_WORDS, Task
+from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
+from acdc.task.schema import MAX_WORDS, Task
 
 DOCS = Path(__file__).parent.parent / "docs"
 COMMENT = "Generated from the code by `make docs`; a change made here is lost."

@@ -19,8 +19,8 @@ from acdc.model.find import BUNDLED
 from acdc.model.tokenizer import Tokenizer
 from acdc.patching import circuit_edges, patched_rows
 from acdc.runs import prepare
-from acdc.task import make_data
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests.oracle import Naive, naive_acdc
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from acdc import cli, compare
-from acdc.choices import METHODS
 from acdc.cost import Cost, metered, read_cost
 from acdc.errors import FileError
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.scores import read_scores
+from acdc.registry import METHODS
 from tests.browser import chromium, opened
 
 COMMAND = ["compare", "--model", "tiny", "--examples", "6", "--tasks", "gendered-pronoun"]

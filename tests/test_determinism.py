@@ -14,7 +14,7 @@ import pytest
 from tests.test_run import COMPARED
 
 ROOT = Path(__file__).parent.parent
-WHEEL = {"acdc": "acdc", "tasks": "acdc/tasks", "configs": "acdc/configs"}  # as pyproject.toml packs it
+WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # as pyproject.toml packs it
 RUN = ("--task", "ioi", "--model", "tiny", "--examples", "8", "--dtype", "float64", "--device", "cpu")
 RUNS = {"acdc": ("--threshold", "0.05"), "eap-ig": ("--edges", "30")}
 PLACES = {

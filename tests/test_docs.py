@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from acdc.cli import app
 from acdc.errors import TaskError
 from acdc.formats.circuit_file import read_circuit
-from acdc.task import make_data
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests import assets
 from tests.browser import chromium, opened
 from tests.test_task import Fast
@@ -78,7 +78,7 @@ def test_imports_go_one_way() -> None:
     below = dict[str, set[str]]()
     for name in order:
         below[name] = graph[name].union(*(below[other] for other in graph[name]))
-    light = {name for name in order if name.startswith("acdc.formats.")} | {"acdc.task", "acdc.config"}
+    light = {name for name in order if name.startswith("acdc.formats.")} | {"acdc.task.tokenize", "acdc.config"}
     assert [name for name in light if any(other.startswith("acdc.model.") for other in below[name])] == []
 
 

@@ -29,7 +29,7 @@ from acdc.measures import (
 )
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
-from acdc.task import Data
+from acdc.task.tokenize import Data
 from tests.golden import LIST
 from tests.oracle import Naive
 from tests.random_models import random_model, random_prompts

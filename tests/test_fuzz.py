@@ -25,8 +25,8 @@ from acdc.model.load import load_tokenizer
 from acdc.published import load_published
 from acdc.report.run import to_text
 from acdc.sweepfile import MANY, read_sweep
-from acdc.task import make_data
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests.hostile import INPUTS, NASTY, ROOT, in_time, mutated, mutated_json, numbers, refusals, watched
 
 TOKENIZER = load_tokenizer("tiny")[1]

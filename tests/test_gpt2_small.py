@@ -15,8 +15,8 @@ from acdc.formats.circuit_file import read_circuit
 from acdc.formats.eap_ig import to_eap_ig
 from acdc.model.find import find_model
 from acdc.model.tokenizer import Tokenizer
-from acdc.task import make_data
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests.assets import gpt2_tokenizer
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]

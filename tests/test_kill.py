@@ -20,11 +20,11 @@ from safetensors import SafetensorError
 
 from acdc import parts
 from acdc import run as runner
-from acdc.choices import METHODS
 from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import FileError, InUse
 from acdc.io.folder import locked
 from acdc.journal import Journal
+from acdc.registry import METHODS
 from tests import moments
 from tests.moments import Moments, contents, named
 from tests.test_run import Killed, inputs, killer, scoring

@@ -18,7 +18,7 @@ from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import to_json
 from acdc.graph.circuit import Circuit
 from acdc.model.load import Model
-from acdc.taskschema import Task
+from acdc.task.schema import Task
 from tests.test_cli import TASK
 from tests.test_docs import ROOT, blocks
 from tests.test_model import checkpoint

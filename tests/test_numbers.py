@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import acdc as package
 from acdc import discovery, evaluation
 from acdc import run as runner
-from acdc.choices import METHODS
 from acdc.config import resolve
 from acdc.discovery import SCORES
 from acdc.errors import FileError, UserError
@@ -30,6 +29,7 @@ from acdc.methods.acdc import Options, discover
 from acdc.metrics import resolution
 from acdc.model.find import BUNDLED
 from acdc.parts import PartedEngine, Parts
+from acdc.registry import METHODS
 from acdc.runs import Runs, prepare
 from tests.random_models import random_model, random_prompts
 

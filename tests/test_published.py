@@ -15,7 +15,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.published import Overlap, Published, load_published, published_names, recovery
 from acdc.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
-from acdc.taskfile import load_task, task_names
+from acdc.task.load import load_task, task_names
 from tests.known import true_edges
 
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")

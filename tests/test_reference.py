@@ -18,8 +18,8 @@ from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit
 from acdc.published import load_published
 from acdc.sweepfile import read_sweep
-from acdc.taskfile import checked, read_included
-from acdc.taskschema import Task
+from acdc.task.load import checked, read_included
+from acdc.task.schema import Task
 from tests import reference
 
 pytest.importorskip("pydantic", "2.11", reason="what is committed was made with the pinned one; older ones differ")

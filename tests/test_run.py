@@ -13,7 +13,6 @@ import torch
 from filelock import FileLock
 
 from acdc import run as runner
-from acdc.choices import METHODS
 from acdc.config import resolve
 from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
@@ -21,6 +20,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.inputs import load
 from acdc.patching import circuit_edges, patched_rows
+from acdc.registry import METHODS
 from acdc.runs import prepare
 
 COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html")

@@ -24,7 +24,7 @@ from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
 from acdc.results import chosen, every_column, found_rows, to_csv
 from acdc.sweepfile import Range, read_sweep
-from acdc.task import make_data
+from acdc.task.tokenize import make_data
 from acdc.tracking import Tracking
 from tests import slurm
 from tests.browser import chromium, opened

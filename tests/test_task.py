@@ -16,13 +16,13 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from acdc.choices import METRICS
 from acdc.errors import TaskError
 from acdc.io.yaml_file import merge
-from acdc.task import Split, Tokenizer, make_data
-from acdc.taskfile import checked, load_task, task_dir, task_names
-from acdc.taskschema import Table, Task
-from acdc.template import fields, render
+from acdc.registry import METRICS
+from acdc.task.load import checked, load_task, task_dir, task_names
+from acdc.task.schema import Table, Task
+from acdc.task.template import fields, render
+from acdc.task.tokenize import Split, Tokenizer, make_data
 from tests.assets import gpt2_tokenizer, smollm2
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
@@ -527,7 +527,7 @@ def test_braces_and_attributes() -> None:
 
 
 def test_neither_torch_nor_transformers_is_imported() -> None:
-    code = "import sys, acdc.task; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
+    code = "import sys, acdc.task.tokenize; assert not {'torch', 'transformers', 'tokenizers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parent.parent)
 
 

@@ -36,12 +36,12 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as FastTokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from acdc.examples import pools
 from acdc.io.yaml_file import merge
-from acdc.task import Data, Split, make_data
-from acdc.taskfile import checked, find, load_task, read_included
-from acdc.taskschema import Task
-from acdc.template import render
+from acdc.task.draw import pools
+from acdc.task.load import checked, find, load_task, read_included
+from acdc.task.schema import Task
+from acdc.task.template import render
+from acdc.task.tokenize import Data, Split, make_data
 
 TASKS = ("greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement")
 GOALS = {  # probability of the right answers (minus that of the wrong ones) on the held-out halves
@@ -62,19 +62,19 @@ SPLIT = r"'[a-z]+| ?[A-Za-z]+| ?\d\d|\n+| ?[^\sA-Za-z\d]+|\s"  # where GPT-2 spl
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """The tokenizer as acdc.task wants it."""
+    """The tokenizer as acdc.task.tokenize wants it."""
 
     fast: FastTokenizer
     name: str = "tiny"
 
     @property
     def vocab_size(self) -> int:
-        """See `acdc.task.Tokenizer`."""
+        """See `acdc.task.tokenize.Tokenizer`."""
         return int(self.fast.get_vocab_size())
 
     @property
     def bos_id(self) -> int:
-        """See `acdc.task.Tokenizer`."""
+        """See `acdc.task.tokenize.Tokenizer`."""
         return self.fast.token_to_id("<bos>") or 0
 
     @property
@@ -422,7 +422,7 @@ python -m acdc.bundled.train_tiny --out {out} --seed {seed} --steps {limit}
 ```
 
 Seed {seed}, {steps} steps, {minutes:.0f} minutes on one core of a shared machine; torch {torch}, transformers
-{transformers}. Random initialisation, AdamW 2e-3. Prompts are drawn from the tasks through `acdc.task`, with
+{transformers}. Random initialisation, AdamW 2e-3. Prompts are drawn from the tasks through `acdc.task.tokenize`, with
 the variants that the recipe lists. The prompts that the tasks draw by default are in no training set.
 
 ## What it does

@@ -41,7 +41,7 @@ class Options:
     Args:
         threshold: τ, in the metric's units
         magnitude: compare |change| with τ instead of the signed change
-        order: one of `acdc.choices.ORDERS`
+        order: one of `acdc.registry.ORDERS`
         direct: test the direct edges too
         seed: of the random order
         batch: largest number of candidates evaluated at once

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.choices import check_method
 from acdc.gradients import Gradient, receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
+from acdc.registry import check_method
 from acdc.runs import Runs
 
 CHUNK = 32  # prompts per backward pass

@@ -18,13 +18,13 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
 from acdc.problem import Problem
+from acdc.registry import check_method
 from acdc.runs import Runs
 
 STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)

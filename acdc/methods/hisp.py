@@ -10,12 +10,12 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from acdc.choices import check_method
 from acdc.gradients import receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.methods.eap import CHUNK
 from acdc.problem import Problem
+from acdc.registry import check_method
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:

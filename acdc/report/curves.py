@@ -6,9 +6,9 @@ import io
 import math
 from typing import Any
 
-from acdc.choices import METHODS
 from acdc.errors import UserError
 from acdc.formats.comparison_file import TaskPart
+from acdc.registry import METHODS
 
 # Okabe and Ito's colours, that colour-blind people can tell apart, but for yellow; with 7 markers and 3 kinds of lines
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")

@@ -1,11 +1,11 @@
 """From a task to checked prompts and answers.
 
-1. draw      clean prompt, corrupted prompt and answers as text (acdc/examples.py)
+1. draw      clean prompt, corrupted prompt and answers as text (acdc/task/draw.py)
 2. tokenize  with the model's tokenizer
 3. check     every rule that the tokens must keep; a violation names the example, its tokens and the rule
 
 Same task, tokenizer, number of examples and seed: same bytes. Discovery and held-out half share no prompt,
-unless the task says that its few prompts serve as both. What a task file may say is in acdc/taskschema.py.
+unless the task says that its few prompts serve as both. What a task file may say is in acdc/task/schema.py.
 
 Axes: example, pos (position in the padded sequence), row (a scored place: one example at one position).
 """
@@ -22,9 +22,9 @@ from typing import Protocol
 import numpy as np
 
 from acdc.errors import TaskError, short
-from acdc.examples import Example, draw, shuffled
-from acdc.taskschema import Task
-from acdc.template import fields, render
+from acdc.task.draw import Example, draw, shuffled
+from acdc.task.schema import Task
+from acdc.task.template import fields, render
 
 
 class Tokenizer(Protocol):

@@ -6,10 +6,10 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
 
-from acdc.choices import METRICS
 from acdc.errors import short, unknown
-from acdc.taskschema import MAX_WORDS, Range, Source, Table, Task, WordList
-from acdc.template import fields
+from acdc.registry import METRICS
+from acdc.task.schema import MAX_WORDS, Range, Source, Table, Task, WordList
+from acdc.task.template import fields
 
 MAX_FOUND = 100  # problems
 NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that read the correct answers

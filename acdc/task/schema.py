@@ -1,7 +1,7 @@
 """What a task file may say: the schema of a `Task`.
 
 A task is data: it runs no code and loads no model. Rules within one mapping are validators here; those across
-mappings are in acdc/taskrules.py.
+mappings are in acdc/task/rules.py.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole
 MAX_WORDS = 1_000_000  # words of all slots, and examples
 MAX_ANSWERS = 10_000
 
-Metric = Text  # one of acdc.choices.METRICS, which a rule checks with a hint
+Metric = Text  # one of acdc.registry.METRICS, which a rule checks with a hint
 Ablation = Literal["corrupted", "zero", "mean"]
 
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from acdc.errors import FileError, TaskError, short, unknown
 from acdc.io.schema import listed, mistakes
 from acdc.io.yaml_file import check_trail, merge, read_text, read_yaml, unique_keys
-from acdc.taskrules import problems
-from acdc.taskschema import Prompt, Task
+from acdc.task.rules import problems
+from acdc.task.schema import Prompt, Task
 
 MAX_ROWS_BYTES = 100_000_000
 
@@ -54,8 +54,9 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
 
 def _shipped(name: str) -> Path:
     """A folder of shipped files: in the package when it is installed, else in the repository."""
-    package = Path(__file__).resolve().parent
-    return package / name if (package / name).is_dir() else package.parent / name
+    package = Path(__file__).resolve().parent.parent
+    installed = package / "data" / name
+    return installed if installed.is_dir() else package.parent / name
 
 
 def task_dir() -> Path:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from acdc.errors import TaskError, short
-from acdc.taskschema import Answers, Compare, Generator, Prompt, Range, Table, Task
-from acdc.template import render
+from acdc.task.schema import Answers, Compare, Generator, Prompt, Range, Table, Task
+from acdc.task.template import render
 
 MAX_MISSES = 20_000  # draws in a row that give nothing new before the prompts count as used up
 MAX_UNFIT = 1_000  # draws from the start of which none has the tokens that data.pieces asks for

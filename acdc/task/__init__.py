@@ -1,0 +1,1 @@
+"""From a YAML file to checked token ids: schema, rules, template, draw, tokenize."""
