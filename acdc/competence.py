@@ -11,8 +11,8 @@ from torch import Tensor
 from acdc.inputs import Inputs
 from acdc.intervals import share
 from acdc.measures import finite
-from acdc.metrics import accuracy
-from acdc.runs import CHUNK
+from acdc.patching.activations import CHUNK
+from acdc.patching.metrics import accuracy
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from acdc.config import Config
 from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.incremental import Engine
 from acdc.inputs import Inputs
 from acdc.io.progress import Show
 from acdc.journal import Decision, Journal
@@ -30,10 +29,11 @@ from acdc.methods import (
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
-from acdc.metrics import resolution
-from acdc.parts import PartedEngine
+from acdc.patching.activations import unsound
+from acdc.patching.engine import Engine
+from acdc.patching.metrics import resolution
+from acdc.patching.offload import PartedEngine
 from acdc.registry import parse_filter
-from acdc.runs import unsound
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
 

@@ -16,7 +16,7 @@ from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
 
 EXAMPLES = 4  # prompts that are shown
 TOP = 5  # tokens that are shown of a prediction
@@ -68,7 +68,7 @@ class Explanation:
         examples: some prompts
         attention: by head of the circuit, one pattern per example, Float[query key], on the clean prompt in the full
             model; none for prompts that are too long to be shown
-        direct: by sender of the circuit, what it adds directly to the logit difference (`acdc.metrics`), in logits;
+        direct: by sender of the circuit, what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
             above 0 is for the correct answer; empty for a task without answers
         curve: the circuit's strongest edges, few to all
     """

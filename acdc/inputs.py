@@ -12,8 +12,8 @@ from acdc.errors import FileError, short
 from acdc.graph.scores import Scores
 from acdc.memory import expected, prompts_at_once
 from acdc.model.load import Model, load_model
-from acdc.parts import Parts
-from acdc.problem import Problem
+from acdc.patching.offload import Parts
+from acdc.patching.problem import Problem
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data, make_data
 

@@ -15,9 +15,9 @@ from acdc.graph.graph import Graph
 from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.io.progress import Progress, Show, silent
-from acdc.metrics import accuracy
-from acdc.patching import circuit_edges, patched_rows
-from acdc.runs import unsound
+from acdc.patching.activations import unsound
+from acdc.patching.metrics import accuracy
+from acdc.patching.patch import circuit_edges, patched_rows
 
 Array = np.ndarray
 
@@ -61,7 +61,7 @@ def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
 
 @torch.inference_mode()
 def share_right(inputs: Inputs, half: str, rows: Tensor) -> float:
-    """The share of scored positions at which the answer is right (`acdc.metrics.accuracy`), NaN for a task without
+    """The share of scored positions at which the answer is right (`acdc.patching.metrics.accuracy`), NaN for a task without
     answers."""
     targets = inputs.parts(half).targets
     if not targets.correct.shape[1]:

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from acdc.config import Config
-from acdc.incremental import BATCH_BYTES, CACHE_BYTES
 from acdc.methods import eap, edge_patching, masks
-from acdc.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
 from acdc.model.transformer import VOCAB_BLOCK
 from acdc.model.transformer import Config as Sizes
+from acdc.patching.activations import CHUNK, TABLE_BYTES
+from acdc.patching.engine import BATCH_BYTES, CACHE_BYTES
+from acdc.patching.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
 from acdc.registry import parse_filter
-from acdc.runs import CHUNK, TABLE_BYTES, Prompts
+from acdc.task.tokenize import Prompts
 
 PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU
 HELD = 1.3  # times the weights: some of them are views of the mapped file, which stays for them
@@ -83,7 +84,7 @@ class Load:
         return self.itemsize * prompts * self.positions * (self.sizes.n_layers + 1) * self.sizes.d_model
 
     def runs(self, prompts: int) -> int:
-        """What is kept of some prompts (`acdc.runs.Runs`)."""
+        """What is kept of some prompts (`acdc.patching.activations.Runs`)."""
         return self.one_run(prompts) * (1 + self.paired) + self.residual(prompts)
 
     def making(self, prompts: int) -> int:
@@ -116,7 +117,7 @@ class Load:
     def search(self, prompts: int, batch: int | None) -> int:
         """What ACDC's engine has beside the runs: values that change, differences, a batch of candidates."""
         s, stream = self.sizes, self.stream(prompts)
-        candidate = stream * (s.d_mlp + 4 * s.d_model) // s.d_model  # as `acdc.incremental.Engine.capacity` counts
+        candidate = stream * (s.d_mlp + 4 * s.d_model) // s.d_model  # as `acdc.patching.engine.Engine.capacity` counts
         candidates = max(candidate, min(BATCH_BYTES, min(CANDIDATES, batch or CANDIDATES) * candidate))
         differences = min(CACHE_BYTES, len(s.graph().senders) * stream)
         return 3 * CHANGING * s.n_layers * stream + differences + candidates

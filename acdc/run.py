@@ -43,7 +43,7 @@ from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Show, silent
 from acdc.measures import circuit_rows, faithfulness, finite, prompt_values
-from acdc.metrics import accuracy
+from acdc.patching.metrics import accuracy
 from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import Look, to_svg

@@ -18,8 +18,8 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Config, Transformer
-from acdc.parts import Part, Parts
-from acdc.patching import patched_rows
+from acdc.patching.offload import Part, Parts
+from acdc.patching.patch import patched_rows
 from tests.random_models import random_prompts
 
 MATTERS = 1e-6  # every true edge, removed alone, changes a logit at a scored position by more

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from acdc.model.transformer import Config, Transformer
-from acdc.parts import Part
+from acdc.patching.offload import Part
 
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:

@@ -17,9 +17,9 @@ from acdc.methods import eap, eap_ig
 from acdc.methods.eap import Attribution
 from acdc.model.load import load_model
 from acdc.model.transformer import Activations, Transformer
-from acdc.parts import Part, Parts
-from acdc.patching import patched_rows
-from acdc.problem import Problem
+from acdc.patching.offload import Part, Parts
+from acdc.patching.patch import patched_rows
+from acdc.patching.problem import Problem
 from tests.random_models import random_model, random_prompts
 from tests.test_families import float64_norm
 
@@ -407,7 +407,7 @@ def test_neither_chunks_nor_parts_change_scores(family, monkeypatch):
 def test_senders_that_do_not_fit_into_memory_at_once_score_the_same(family, monkeypatch):
     problem = make_problem(family, batch=5, pad=True, scored="two")
     whole = all_scores(problem)
-    monkeypatch.setattr("acdc.runs.TABLE_BYTES", 1)
+    monkeypatch.setattr("acdc.patching.activations.TABLE_BYTES", 1)
     monkeypatch.setattr(Attribution, "_flush", counted := Counted(Attribution._flush))
     for a, b in zip(whole, all_scores(problem), strict=True):
         assert np.nanmax(np.abs(a)) > 1e-3

@@ -7,13 +7,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from acdc import metrics
-from acdc.incremental import Engine
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import Transformer
-from acdc.patching import circuit_edges, patched_rows
-from acdc.runs import prepare
+from acdc.patching import metrics
+from acdc.patching.activations import prepare
+from acdc.patching.engine import Engine
+from acdc.patching.patch import circuit_edges, patched_rows
 from tests.random_models import random_model, random_prompts
 
 ELSEWHERE = torch.device("meta")  # the one device that every build of torch has beside the CPU

@@ -12,8 +12,8 @@ from acdc.discovery import find
 from acdc.explain import attention, direct_effects, explain
 from acdc.graph.circuit import Circuit
 from acdc.inputs import load
+from acdc.patching.activations import prepare
 from acdc.run import estimates, final_rows
-from acdc.runs import prepare
 from tests.random_models import random_model, random_prompts
 
 

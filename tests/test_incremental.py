@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.incremental import BATCH_BYTES, Engine
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
-from acdc.parts import PartedEngine, Parts
-from acdc.runs import prepare
+from acdc.patching.activations import prepare
+from acdc.patching.engine import BATCH_BYTES, Engine
+from acdc.patching.offload import PartedEngine, Parts
 from tests.random_models import random_model, random_prompts
 
 METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
@@ -102,7 +102,7 @@ def test_letting_go_changes_no_bit(seed, metric, ablation):
 def test_letting_go_changes_no_bit_of_prompts_in_parts(monkeypatch):
     found = []
     for kind in (Engine, Hoarder):
-        monkeypatch.setattr("acdc.parts.Engine", kind)
+        monkeypatch.setattr("acdc.patching.offload.Engine", kind)
         model, graph, parts, measure = setting(0, "kl", "corrupted", 2)
         found.append(decisions(PartedEngine(model, graph, parts, measure, None), 0.01))
     assert found[0] == found[1]

@@ -18,12 +18,12 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from acdc import parts
 from acdc import run as runner
 from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import FileError, InUse
 from acdc.io.folder import locked
 from acdc.journal import Journal
+from acdc.patching import offload as parts
 from acdc.registry import METHODS
 from tests import moments
 from tests.moments import Moments, contents, named

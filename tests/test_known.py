@@ -24,9 +24,7 @@ import pytest
 import torch
 
 from acdc.errors import UserError
-from acdc.gradients import receiver_gradients
 from acdc.graph.scores import Scores
-from acdc.incremental import Engine
 from acdc.methods import (
     causal_mediation,
     diffmask,
@@ -39,9 +37,11 @@ from acdc.methods import (
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
-from acdc.parts import Parts
-from acdc.patching import patched_rows
-from acdc.problem import Problem
+from acdc.patching.engine import Engine
+from acdc.patching.gradients import receiver_gradients
+from acdc.patching.offload import Parts
+from acdc.patching.patch import patched_rows
+from acdc.patching.problem import Problem
 from tests.known import MATTERS, carrying, compiled, effects, known_model
 from tests.oracle import forward
 

@@ -15,13 +15,13 @@ from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.diff import diff
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.incremental import Engine
 from acdc.journal import Decision, Journal
 from acdc.methods.acdc import Options, discover
-from acdc.patching import circuit_edges, patched_rows
+from acdc.patching.activations import prepare
+from acdc.patching.engine import Engine
+from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.report.page import LOG_ROWS, render_report
 from acdc.report.picture import MOST, to_svg
-from acdc.runs import prepare
 from tests.random_models import random_model, random_prompts
 from tests.test_formats import assert_same, file_of
 

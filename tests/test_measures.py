@@ -18,7 +18,7 @@ from acdc.measures import (
     prompt_values,
     share_right,
 )
-from acdc.metrics import Targets, accuracy
+from acdc.patching.metrics import Targets, accuracy
 from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.run import measure
 

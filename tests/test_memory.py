@@ -16,7 +16,7 @@ from acdc.inputs import load
 from acdc.memory import LOADING, PROCESS, Load, expected, prompts_at_once
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Config
-from acdc.runs import prepare
+from acdc.patching.activations import prepare
 from tests.random_models import random_model, random_prompts
 
 GPT2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)

@@ -9,13 +9,13 @@ import torch
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores
-from acdc.incremental import Engine
 from acdc.journal import Journal
 from acdc.methods import causal_mediation, edge_patching, hisp, random_scores
 from acdc.methods.acdc import Options, discover
-from acdc.parts import Parts
-from acdc.patching import node_rows
-from acdc.problem import Problem
+from acdc.patching.engine import Engine
+from acdc.patching.offload import Parts
+from acdc.patching.patch import node_rows
+from acdc.patching.problem import Problem
 from tests.oracle import Naive, naive_acdc
 from tests.random_models import random_model, random_prompts
 

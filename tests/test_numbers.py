@@ -20,17 +20,17 @@ from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.incremental import Engine
 from acdc.inputs import load
 from acdc.journal import Journal, read_log
 from acdc.measures import values_without
 from acdc.methods import eap, edge_patching, edge_pruning, hisp
 from acdc.methods.acdc import Options, discover
-from acdc.metrics import resolution
 from acdc.model.find import BUNDLED
-from acdc.parts import PartedEngine, Parts
+from acdc.patching.activations import Runs, prepare
+from acdc.patching.engine import Engine
+from acdc.patching.metrics import resolution
+from acdc.patching.offload import PartedEngine, Parts
 from acdc.registry import METHODS
-from acdc.runs import Runs, prepare
 from tests.random_models import random_model, random_prompts
 
 

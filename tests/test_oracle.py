@@ -10,13 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acdc import metrics
-from acdc.incremental import Engine
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.model import transformer
-from acdc.patching import circuit_edges, patched_rows
-from acdc.runs import prepare
+from acdc.patching import metrics
+from acdc.patching.activations import prepare
+from acdc.patching.engine import Engine
+from acdc.patching.patch import circuit_edges, patched_rows
 from tests.oracle import Naive, naive_acdc
 from tests.random_models import random_model, random_prompts
 

@@ -8,11 +8,11 @@ import pytest
 
 from acdc import run as runner
 from acdc.config import resolve
-from acdc.incremental import Engine
 from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
-from acdc.parts import PartedEngine, Parts
+from acdc.patching.engine import Engine
+from acdc.patching.offload import PartedEngine, Parts
 from tests.random_models import random_model, random_prompts
 from tests.test_run import Killed, killer
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from acdc.graph.circuit import Circuit
-from acdc.patching import circuit_edges, patched_rows
-from acdc.runs import prepare
+from acdc.patching.activations import prepare
+from acdc.patching.patch import circuit_edges, patched_rows
 from tests.oracle import Naive
 from tests.random_models import random_model, random_prompts
 

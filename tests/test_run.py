@@ -19,9 +19,9 @@ from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.inputs import load
-from acdc.patching import circuit_edges, patched_rows
+from acdc.patching.activations import prepare
+from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.registry import METHODS
-from acdc.runs import prepare
 
 COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html")
 

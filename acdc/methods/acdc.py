@@ -24,11 +24,11 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.incremental import Engine, Removal
 from acdc.io.progress import Progress, Show, silent
 from acdc.journal import Decision, Journal
-from acdc.parts import PartedEngine
-from acdc.runs import unsound
+from acdc.patching.activations import unsound
+from acdc.patching.engine import Engine, Removal
+from acdc.patching.offload import PartedEngine
 
 MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays

@@ -12,8 +12,8 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.patching import rows_without_node
-from acdc.problem import Problem
+from acdc.patching.patch import rows_without_node
+from acdc.patching.problem import Problem
 
 
 @torch.inference_mode()

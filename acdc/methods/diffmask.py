@@ -26,9 +26,9 @@ from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, train
 from acdc.methods.subnetwork_probing import of_gates
-from acdc.metrics import Metric, make_metric
-from acdc.patching import node_rows
-from acdc.problem import Problem
+from acdc.patching.metrics import Metric, make_metric
+from acdc.patching.patch import node_rows
+from acdc.patching.problem import Problem
 
 UPDATES = 400
 MARGIN = 0.1  # of the KL without any intervention

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.gradients import Gradient, receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
-from acdc.problem import Problem
+from acdc.patching.activations import Runs
+from acdc.patching.gradients import Gradient, receiver_gradients
+from acdc.patching.problem import Problem
 from acdc.registry import check_method
-from acdc.runs import Runs
 
 CHUNK = 32  # prompts per backward pass
 

@@ -18,14 +18,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from acdc.gradients import receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
-from acdc.problem import Problem
+from acdc.patching.activations import Runs
+from acdc.patching.gradients import receiver_gradients
+from acdc.patching.problem import Problem
 from acdc.registry import check_method
-from acdc.runs import Runs
 
 STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
 

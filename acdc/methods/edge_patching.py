@@ -11,8 +11,8 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.patching import rows_without_edges
-from acdc.problem import Problem
+from acdc.patching.patch import rows_without_edges
+from acdc.patching.problem import Problem
 
 VERSIONS = 16  # edges of one receiver that are removed side by side
 

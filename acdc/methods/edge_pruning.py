@@ -31,8 +31,8 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
-from acdc.patching import patched_rows
-from acdc.problem import Problem
+from acdc.patching.patch import patched_rows
+from acdc.patching.problem import Problem
 
 UPDATES = 400
 SPARSITY = 0.9

@@ -10,11 +10,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from acdc.gradients import receiver_gradients
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.methods.eap import CHUNK
-from acdc.problem import Problem
+from acdc.patching.gradients import receiver_gradients
+from acdc.patching.problem import Problem
 from acdc.registry import check_method
 
 

@@ -27,9 +27,9 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.io.files import write_atomic
 from acdc.io.progress import Progress, Show
-from acdc.patching import node_rows
-from acdc.problem import Problem
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
+from acdc.patching.patch import node_rows
+from acdc.patching.problem import Problem
 
 LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. choose them
 START = 2.0  # α of all gates at first: open with probability 0.97, yet only 0.6 of the samples are clamped to 1

@@ -20,8 +20,8 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
-from acdc.patching import node_rows
-from acdc.problem import Problem
+from acdc.patching.patch import node_rows
+from acdc.patching.problem import Problem
 
 UPDATES = 300
 PENALTY = 0.3  # what all nodes together cost, in shares of the span

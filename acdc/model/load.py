@@ -18,7 +18,7 @@ from acdc.model.checkpoint import IGNORED, take, values
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Config, Transformer
-from acdc.runs import Prompts
+from acdc.task.tokenize import Prompts
 
 FAMILIES: dict[str, ModuleType] = {
     "acdc": native,

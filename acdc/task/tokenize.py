@@ -52,6 +52,34 @@ class Tokenizer(Protocol):
         """The tokens as readable texts."""
 
 
+class Prompts(Protocol):
+    """Checked prompts as token ids: see `Split`."""
+
+    @property
+    def clean(self) -> np.ndarray:
+        """Int[example pos], padded on the left."""
+
+    @property
+    def corrupted(self) -> np.ndarray:
+        """Int[example pos]."""
+
+    @property
+    def pad(self) -> np.ndarray:
+        """Int[example], positions of padding."""
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Int[row 2], scored (example, position) pairs."""
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Int[row k], filled up with −1."""
+
+    @property
+    def wrong(self) -> np.ndarray:
+        """Int[row k], likewise."""
+
+
 @dataclass(frozen=True)
 class Split:
     """One half of the examples as tokens."""

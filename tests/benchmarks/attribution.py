@@ -19,8 +19,8 @@ import torch
 
 from acdc.methods import eap, eap_ig
 from acdc.model.transformer import Config, Transformer
-from acdc.parts import Part, Parts
-from acdc.problem import Problem
+from acdc.patching.offload import Part, Parts
+from acdc.patching.problem import Problem
 from tests.benchmarks.hf import to_hugging_face
 from tests.benchmarks.models import GREATER_THAN, IOI, VOCAB, Shape, config, prompts, raw_weights
 

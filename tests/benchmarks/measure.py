@@ -24,8 +24,8 @@ from torch import Tensor
 from acdc.graph.circuit import Circuit
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import VOCAB_BLOCK, Transformer
-from acdc.patching import patched_rows
-from acdc.runs import Runs, prepare
+from acdc.patching.activations import Runs, prepare
+from acdc.patching.patch import patched_rows
 from tests.benchmarks.hf import forward, to_hugging_face
 from tests.benchmarks.models import FULL, LARGER, QUICK, Part, Setting, make
 from tests.benchmarks.record import GUESS, OUTPUT, REST, Products, Recorder, Watch, WatchedEngine, replay, shortest

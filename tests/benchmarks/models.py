@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from acdc.model.transformer import Config, Transformer
-from acdc.parts import Part
+from acdc.patching.offload import Part
 
 VOCAB = 50257
 

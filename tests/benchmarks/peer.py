@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from acdc.methods.acdc import Options
 from acdc.model.transformer import Transformer
-from acdc.patching import patched_rows
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
+from acdc.patching.patch import patched_rows
 from tests.benchmarks.measure import ours
 from tests.benchmarks.models import WHOLE, Setting, make, unfolded
 from tests.benchmarks.record import Watch

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from acdc.incremental import Engine, Removal
 from acdc.journal import Decision, Journal
 from acdc.model.transformer import Transformer
+from acdc.patching.engine import Engine, Removal
 
 Shape = tuple[Any, ...]  # (name of the product, (shape, strides) of each operand)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph, Receiver
 from acdc.model.transformer import Transformer, positions_of
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
 
 Heads = Tensor | slice  # some heads of a layer; a slice, where it is all of them, copies no weights
 ALL = slice(None)

@@ -21,15 +21,16 @@ from torch import Tensor
 
 from acdc.errors import FileError
 from acdc.graph.graph import Graph
-from acdc.incremental import Engine, Removal, State
-from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer
-from acdc.runs import Named, Prompts, Runs, means, numbered, prepare, unpaired
+from acdc.patching.activations import Named, Runs, means, numbered, prepare, unpaired
+from acdc.patching.engine import Engine, Removal, State
+from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
+from acdc.task.tokenize import Prompts
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the prompts: see `acdc.runs.Prompts`."""
+    """Some of the prompts: see `acdc.task.tokenize.Prompts`."""
 
     clean: np.ndarray
     corrupted: np.ndarray
@@ -87,7 +88,7 @@ class Parts:
         return make_metric(name, self._model, self.targets)
 
     def guess(self, name: str) -> Metric | None:
-        """A cheap guess at it: see `acdc.metrics.make_guess`."""
+        """A cheap guess at it: see `acdc.patching.metrics.make_guess`."""
         return make_guess(name, self._model, self.targets, self._model.config.vocab_out)
 
     def scratch(self, name: str) -> Path:
@@ -121,7 +122,7 @@ class Parts:
 
 
 class PartedEngine:
-    """An engine over all parts: it answers as `acdc.incremental.Engine` does over all prompts at once."""
+    """An engine over all parts: it answers as `acdc.patching.engine.Engine` does over all prompts at once."""
 
     def __init__(self, model: Transformer, graph: Graph, parts: Parts, metric: Metric, guess: Metric | None) -> None:
         self.model, self.graph, self._parts = model, graph, parts

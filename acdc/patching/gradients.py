@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from acdc.graph.graph import QKV
-from acdc.metrics import Metric
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
+from acdc.patching.metrics import Metric
 
 
 class Gradient(NamedTuple):

@@ -8,13 +8,13 @@ from functools import cached_property
 
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
-from acdc.parts import Parts
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
+from acdc.patching.offload import Parts
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, the clean and ablated runs of some prompts, and the name of a metric (`acdc.metrics`)."""
+    """A model, the clean and ablated runs of some prompts, and the name of a metric (`acdc.patching.metrics`)."""
 
     model: Transformer
     parts: Parts

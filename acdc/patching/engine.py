@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from acdc.graph.graph import QKV, Graph, Sender
-from acdc.metrics import Metric
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.runs import Runs
+from acdc.patching.activations import Runs
+from acdc.patching.metrics import Metric
 
 CACHE_BYTES = 256 << 20  # of differences kept for the receivers to come
 BATCH_BYTES = 256 << 20  # of one batch of candidates, roughly

@@ -9,46 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from acdc.errors import UserError
-from acdc.metrics import Metric, Targets, make_guess, make_metric
 from acdc.model.transformer import Activations, Transformer
+from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
+from acdc.task.tokenize import Prompts
 
 CHUNK = 32  # prompts per plain forward pass
 TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
-
-
-class Prompts(Protocol):
-    """Checked prompts as token ids: see `acdc.task.tokenize.Split`."""
-
-    @property
-    def clean(self) -> np.ndarray:
-        """Int[example pos], padded on the left."""
-
-    @property
-    def corrupted(self) -> np.ndarray:
-        """Int[example pos]."""
-
-    @property
-    def pad(self) -> np.ndarray:
-        """Int[example], positions of padding."""
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Int[row 2], scored (example, position) pairs."""
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Int[row k], filled up with −1."""
-
-    @property
-    def wrong(self) -> np.ndarray:
-        """Int[row k], likewise."""
 
 
 @dataclass(frozen=True)
