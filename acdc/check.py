@@ -17,13 +17,11 @@ from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
-from acdc.config import resolve
 from acdc.discovery import SCORES
 from acdc.errors import FileError, TaskError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
 from acdc.graph.scores import read_scores
-from acdc.inputs import load
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
@@ -31,6 +29,8 @@ from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes
 from acdc.run import run
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 TOLERANCE = 1e-4  # what float32 leaves the same on other machines
 WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data

@@ -151,14 +151,14 @@ def run(
         "penalty": penalty,
         "sparsity": sparsity,
     }
-    from acdc.config import resolve
+    from acdc.setup.config import resolve
 
     settings, checked, notes = resolve(given, config, _default_model)
     for note in notes:
         say(note)
-    from acdc.inputs import load  # torch is loaded here, after all that can be wrong without it
     from acdc.report.run import overview, to_text
     from acdc.run import run as execute
+    from acdc.setup.inputs import load  # torch is loaded here, after all that can be wrong without it
 
     bound = _bytes(memory)
     inputs = load(settings, checked, bound)
@@ -194,15 +194,15 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 
 def _bytes(text: str | None) -> float | None:
-    from acdc.config import memory_bound
+    from acdc.setup.config import memory_bound
 
     return memory_bound(text)
 
 
 def _default_model() -> tuple[str, str | None]:
-    from acdc.config import DEFAULT_MODEL, FALLBACK_MODEL
     from acdc.errors import ModelError
     from acdc.model.find import find_model
+    from acdc.setup.config import DEFAULT_MODEL, FALLBACK_MODEL
 
     try:
         find_model(DEFAULT_MODEL)
@@ -429,12 +429,12 @@ def tasks(
 
 def _competence(task: str, model: str) -> str:
     """How well a model does a task, as a short table."""
-    from acdc.config import resolve
+    from acdc.setup.config import resolve
 
     settings, checked, _ = resolve({"task": task, "model": model}, None, _default_model)
     from acdc.competence import competence
-    from acdc.inputs import load
     from acdc.report.competence import to_text
+    from acdc.setup.inputs import load
 
     inputs = load(settings, checked)
     return to_text(inputs, competence(inputs))

@@ -19,7 +19,6 @@ import torch
 
 from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
-from acdc.config import Config
 from acdc.cost import Cost, metered, read_cost
 from acdc.discovery import CHECKPOINT, SCORES, computed, scored, search
 from acdc.errors import FileError, UserError
@@ -28,7 +27,6 @@ from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores, write_scores
-from acdc.inputs import Inputs, load
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
@@ -47,6 +45,8 @@ from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.run import describe, measure
+from acdc.setup.config import Config
+from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acdc.config import Config, DefaultModel, resolve
 from acdc.errors import UserError, unknown
 from acdc.registry import METHODS, check_method, parse_filter
+from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"

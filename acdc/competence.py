@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.inputs import Inputs
 from acdc.intervals import share
 from acdc.measures import finite
 from acdc.patching.activations import CHUNK
 from acdc.patching.metrics import accuracy
+from acdc.setup.inputs import Inputs
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,9 @@ from types import ModuleType
 import numpy as np
 import torch
 
-from acdc.config import Config
 from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.inputs import Inputs
 from acdc.io.progress import Show
 from acdc.journal import Decision, Journal
 from acdc.methods import (
@@ -34,6 +32,8 @@ from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
 from acdc.patching.offload import PartedEngine
 from acdc.registry import parse_filter
+from acdc.setup.config import Config
+from acdc.setup.inputs import Inputs
 
 SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from acdc.config import Config
 from acdc.model.transformer import Config as Sizes
 from acdc.registry import parse_filter
+from acdc.setup.config import Config
 from acdc.task.tokenize import Split
 
 SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations in a second: of a CPU's core, of a GPU

@@ -15,7 +15,6 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
-from acdc.config import Config, resolve
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import (
@@ -29,7 +28,6 @@ from acdc.formats.evaluation_file import (
     Spread,
 )
 from acdc.graph.circuit import Circuit
-from acdc.inputs import Inputs, load
 from acdc.intervals import Estimate, estimate, share
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
@@ -48,6 +46,8 @@ from acdc.measures import (
 from acdc.model.load import Model, load_model
 from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.run import environment, measured
+from acdc.setup.config import Config, resolve
+from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.tokenize import make_data

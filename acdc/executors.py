@@ -22,10 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from acdc.config import Config
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
 from acdc.results import record_failure, state
+from acdc.setup.config import Config
 from acdc.sweepfile import Slurm
 
 COMMAND = (sys.executable, "-m", "acdc.worker")

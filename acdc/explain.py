@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from acdc.graph.circuit import Circuit
-from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import Runs
+from acdc.setup.inputs import Inputs
 
 EXAMPLES = 4  # prompts that are shown
 TOP = 5  # tokens that are shown of a prediction

@@ -13,14 +13,11 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from acdc import inputs
-from acdc.config import Config, memory_bound, resolve
 from acdc.errors import UserError, unknown
 from acdc.evaluation import config_beside, evaluate_file
 from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
 from acdc.formats.evaluation_file import Evaluation
 from acdc.graph.circuit import Circuit
-from acdc.inputs import Inputs
 from acdc.io.progress import Progress, Show, silent
 from acdc.model import load
 from acdc.model.load import Model
@@ -29,6 +26,9 @@ from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.run import run
+from acdc.setup import inputs
+from acdc.setup.config import Config, memory_bound, resolve
+from acdc.setup.inputs import Inputs
 from acdc.task import load as taskfile
 from acdc.task.schema import Task
 

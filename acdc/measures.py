@@ -12,12 +12,12 @@ from torch import Tensor
 from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.inputs import Inputs
 from acdc.intervals import Estimate, estimate
 from acdc.io.progress import Progress, Show, silent
 from acdc.patching.activations import unsound
 from acdc.patching.metrics import accuracy
 from acdc.patching.patch import circuit_edges, patched_rows
+from acdc.setup.inputs import Inputs
 
 Array = np.ndarray
 

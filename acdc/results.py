@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from pydantic import ValidationError
 
-from acdc.config import Config
 from acdc.errors import FileError, UserError, unknown
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.metrics_file import read_metrics
@@ -25,6 +24,7 @@ from acdc.graph.circuit import Circuit
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import mistakes
 from acdc.io.yaml_file import read_yaml
+from acdc.setup.config import Config
 
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]

@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from acdc.competence import competence, warning
-from acdc.config import Config
 from acdc.cost import watched
 from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
@@ -37,7 +36,6 @@ from acdc.formats.circuit_file import (
 )
 from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph.circuit import Circuit
-from acdc.inputs import Inputs
 from acdc.intervals import estimate
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import locked
@@ -47,6 +45,8 @@ from acdc.patching.metrics import accuracy
 from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import Look, to_svg
+from acdc.setup.config import Config
+from acdc.setup.inputs import Inputs
 
 FILES = ("config.yaml", LOG, CHECKPOINT, SCORES, "metrics.json", "circuit.svg", "report.html", "circuit.json")
 

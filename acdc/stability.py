@@ -17,13 +17,11 @@ from typing import Any
 import numpy as np
 
 from acdc.competence import competence, warning
-from acdc.config import Config, DefaultModel, resolve
 from acdc.discovery import find, scored
 from acdc.errors import UserError
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
 from acdc.graph.circuit import Circuit
-from acdc.inputs import Inputs, load
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
@@ -32,6 +30,8 @@ from acdc.ranking import jaccard
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.run import describe, measure
+from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
 from acdc.task.tokenize import Split, make_data
 

@@ -21,7 +21,6 @@ from typing import Any
 from urllib.parse import quote
 
 from acdc import estimate
-from acdc.config import Config, DefaultModel, parse_bytes
 from acdc.errors import FileError, TaskError, UserError
 from acdc.executors import Cluster, Job, Local, Watcher
 from acdc.formats.circuit_file import read_circuit
@@ -38,6 +37,7 @@ from acdc.report.panels import of_rows
 from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
+from acdc.setup.config import Config, DefaultModel, parse_bytes
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task.load import find_config
 from acdc.task.tokenize import make_data

@@ -24,10 +24,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from acdc.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
+from acdc.setup.config import Config, DefaultModel, parse_bytes, resolve
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.template import render

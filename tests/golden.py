@@ -8,8 +8,8 @@ from pathlib import Path
 
 from acdc import run as runner
 from acdc.check import read_checks
-from acdc.config import resolve
-from acdc.inputs import load
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 LIST, SMOLLM2 = CONFIGS / "regression.yaml", CONFIGS / "regression-smollm2.yaml"

@@ -29,12 +29,12 @@ from safetensors import safe_open
 
 from acdc import compare, compareplan, stability
 from acdc import run as runner
-from acdc.config import resolve
 from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import InUse
-from acdc.inputs import load
 from acdc.methods import masks
 from acdc.registry import METHODS
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 KILLS = 50  # of runs, beside some of what makes several runs
 MEASURED = ("cost.json", "compare.json", "table.csv")  # what is in them is not the same twice

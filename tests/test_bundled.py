@@ -11,14 +11,14 @@ from acdc import run as runner
 from acdc.bundled.compile_tracr import PROGRAMS, load_model, save_model, structure
 from acdc.bundled.make_or_gate import BASIS, WORDS, make_or_gate
 from acdc.bundled.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
-from acdc.config import resolve
-from acdc.inputs import load
 from acdc.methods.acdc import Options, discover
 from acdc.model.find import BUNDLED
 from acdc.model.tokenizer import Tokenizer
 from acdc.patching.activations import prepare
 from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.oracle import Naive, naive_acdc

@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from acdc import run as runner
 from acdc.check import Bounds, check_circuit, check_list, junit
-from acdc.config import resolve
 from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit, write_circuit
-from acdc.inputs import load
 from acdc.model.find import BUNDLED
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 RUN = {"task": "or-gate", "dtype": "float64", "device": "cpu"}
 

@@ -14,10 +14,10 @@ import networkx as nx
 import pytest
 import yaml
 
-from acdc import config
 from acdc.check import read_checks
-from acdc.config import Config, resolve
 from acdc.errors import UserError
+from acdc.setup import config
+from acdc.setup.config import Config, resolve
 from acdc.sweepfile import read_sweep
 from tests.test_model import checkpoint
 

@@ -10,13 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acdc.config import resolve
 from acdc.evaluation import evaluate, evaluate_file
 from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
 from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.inputs import Inputs, load
 from acdc.intervals import estimate, share
 from acdc.measures import (
     circuit_rows,
@@ -29,6 +27,8 @@ from acdc.measures import (
 )
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
+from acdc.setup.config import resolve
+from acdc.setup.inputs import Inputs, load
 from acdc.task.tokenize import Data
 from tests.golden import LIST
 from tests.oracle import Naive

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from acdc import explain as module
-from acdc.config import resolve
 from acdc.discovery import find
 from acdc.explain import attention, direct_effects, explain
 from acdc.graph.circuit import Circuit
-from acdc.inputs import load
 from acdc.patching.activations import prepare
 from acdc.run import estimates, final_rows
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.random_models import random_model, random_prompts
 
 

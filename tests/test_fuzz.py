@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from acdc.check import read_checks
-from acdc.config import resolve
 from acdc.errors import UserError
 from acdc.export import convert
 from acdc.formats.circuit_file import read_circuit
@@ -24,6 +23,7 @@ from acdc.formats.metrics_file import read_metrics
 from acdc.model.load import load_tokenizer
 from acdc.published import load_published
 from acdc.report.run import to_text
+from acdc.setup.config import resolve
 from acdc.sweepfile import MANY, read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data

@@ -17,12 +17,10 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from acdc.config import resolve
 from acdc.discovery import find
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores, write_scores
-from acdc.inputs import load
 from acdc.io.progress import silent
 from acdc.journal import read_log
 from acdc.methods import masks
@@ -30,6 +28,8 @@ from acdc.methods.random_scores import score
 from acdc.model.find import BUNDLED
 from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.hostile import INPUTS, NASTY, judge, mutated, mutated_bytes, mutated_json, mutated_tensors, refusals, watched
 from tests.test_gguf import TOKENS, library, write
 

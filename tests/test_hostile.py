@@ -18,7 +18,6 @@ import pytest
 import yaml
 
 from acdc.check import read_checks
-from acdc.config import Config, resolve
 from acdc.errors import TaskError, UserError, unknown
 from acdc.evaluation import config_beside
 from acdc.formats.circuit_file import read_circuit
@@ -28,6 +27,7 @@ from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.journal import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.results import found_rows
+from acdc.setup.config import Config, resolve
 from acdc.sweepfile import read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data

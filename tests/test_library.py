@@ -133,7 +133,7 @@ def test_evaluation_is_that_of_the_command_line_with_the_model_that_is_loaded(ca
     circuit = acdc.discover(tiny, task, out="run")
     _, printed, _ = call("evaluate", "run/circuit.json", "--minimality", "3", "--json")
     monkeypatch.setattr(evaluation, "load_model", None)
-    monkeypatch.setattr("acdc.inputs.load_model", None)
+    monkeypatch.setattr("acdc.setup.inputs.load_model", None)
     for result in (acdc.evaluate(circuit, minimality=3), acdc.evaluate("run/circuit.json", tiny, minimality=3)):
         assert to_json(result) == printed
 

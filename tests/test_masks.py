@@ -9,13 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from acdc.config import resolve
 from acdc.errors import FileError, UserError
-from acdc.inputs import load
 from acdc.methods import diffmask, edge_pruning, masks, subnetwork_probing
 from acdc.patching.offload import Parts
 from acdc.patching.patch import node_rows, patched_rows
 from acdc.patching.problem import Problem
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.random_models import random_model, random_prompts
 
 METHODS = {

@@ -9,9 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.config import resolve
 from acdc.graph.circuit import Circuit
-from acdc.inputs import load
 from acdc.measures import (
     circuit_rows,
     faithfulness,
@@ -21,6 +19,8 @@ from acdc.measures import (
 from acdc.patching.metrics import Targets, accuracy
 from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.run import measure
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 
 def test_faithfulness_is_the_share_of_the_way_from_ablated_to_full():

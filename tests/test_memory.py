@@ -11,12 +11,12 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from acdc.config import resolve
-from acdc.inputs import load
-from acdc.memory import LOADING, PROCESS, Load, expected, prompts_at_once
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Config
 from acdc.patching.activations import prepare
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
+from acdc.setup.memory import LOADING, PROCESS, Load, expected, prompts_at_once
 from tests.random_models import random_model, random_prompts
 
 GPT2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)

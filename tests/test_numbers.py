@@ -14,13 +14,11 @@ from safetensors.torch import load_file, save_file
 import acdc as package
 from acdc import discovery, evaluation
 from acdc import run as runner
-from acdc.config import resolve
 from acdc.discovery import SCORES
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.inputs import load
 from acdc.journal import Journal, read_log
 from acdc.measures import values_without
 from acdc.methods import eap, edge_patching, edge_pruning, hisp
@@ -31,6 +29,8 @@ from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
 from acdc.patching.offload import PartedEngine, Parts
 from acdc.registry import METHODS
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.random_models import random_model, random_prompts
 
 

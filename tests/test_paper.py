@@ -14,11 +14,11 @@ import torch
 import yaml
 
 from acdc.check import Checks, check_list
-from acdc.config import resolve
 from acdc.errors import UserError
 from acdc.model.find import BUNDLED
 from acdc.model.load import load_model
 from acdc.published import load_published
+from acdc.setup.config import resolve
 from tests.test_check import made
 
 ROOT = Path(__file__).parent.parent

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from acdc import run as runner
-from acdc.config import resolve
-from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
 from acdc.patching.engine import Engine
 from acdc.patching.offload import PartedEngine, Parts
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.random_models import random_model, random_prompts
 from tests.test_run import Killed, killer
 

@@ -13,10 +13,10 @@ import yaml
 from pydantic import ValidationError
 
 from acdc.check import read_checks
-from acdc.config import resolve
 from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit
 from acdc.published import load_published
+from acdc.setup.config import resolve
 from acdc.sweepfile import read_sweep
 from acdc.task.load import checked, read_included
 from acdc.task.schema import Task

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acdc.config import resolve
 from acdc.formats.circuit_file import (
     CircuitFile,
     GraphPart,
@@ -24,11 +23,12 @@ from acdc.formats.circuit_file import (
 )
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.inputs import load
 from acdc.published import Published, load_published
 from acdc.report import page as module
 from acdc.report.page import render_report
 from acdc.run import run
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.browser import chromium, opened
 
 EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> &amp; "\' מבחן 🙂 \u2028 ${a} $title'

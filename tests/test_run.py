@@ -13,15 +13,15 @@ import torch
 from filelock import FileLock
 
 from acdc import run as runner
-from acdc.config import resolve
 from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
-from acdc.inputs import load
 from acdc.patching.activations import prepare
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.registry import METHODS
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html")
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from acdc import cli, stability
-from acdc.config import resolve
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.inputs import load
 from acdc.journal import Journal
 from acdc.measures import circuit_rows, prompt_values
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 
 BASE = ["--task", "greater-than", "--model", "tiny", "--examples", "8", "--threshold", "0.05"]
 COMMAND = ["stability", *BASE, "--seeds", "2", "--resamples", "2", "--orders", "3"]

@@ -343,8 +343,8 @@ def test_smollm2_does_the_tasks(name: str, least: float) -> None:
     """A real language model of 135 million weights is competent, and reads what the corruption changes."""
     smollm2()
     from acdc.competence import competence
-    from acdc.config import resolve
-    from acdc.inputs import load
+    from acdc.setup.config import resolve
+    from acdc.setup.inputs import load
 
     given = {"task": name, "model": "smollm2", "examples": 50, "device": "cpu"}
     config, task, _ = resolve(given, None, lambda: ("smollm2", None))

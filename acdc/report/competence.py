@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acdc.competence import Competence, warning
-from acdc.inputs import Inputs
+from acdc.setup.inputs import Inputs
 
 
 def to_text(inputs: Inputs, found: Competence | None) -> str:

@@ -112,8 +112,8 @@ def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transfor
 
 def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Part]:
     """The bundled model and the prompts of one of its tasks."""
-    from acdc.config import resolve
-    from acdc.inputs import load
+    from acdc.setup.config import resolve
+    from acdc.setup.inputs import load
 
     given = {"task": task, "dtype": str(dtype).removeprefix("torch."), "device": "cpu", "examples": examples}
     resolved, spec, _ = resolve(given, None, lambda: ("tiny", None))

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from acdc.config import Config
 from acdc.errors import FileError, short
 from acdc.graph.scores import Scores
-from acdc.memory import expected, prompts_at_once
 from acdc.model.load import Model, load_model
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
+from acdc.setup.config import Config
+from acdc.setup.memory import expected, prompts_at_once
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data, make_data
 
@@ -46,7 +46,7 @@ class Inputs:
 
     @property
     def expected_memory(self) -> int:
-        """About how many bytes the run takes at most (`acdc.memory.expected`)."""
+        """About how many bytes the run takes at most (`acdc.setup.memory.expected`)."""
         t = self.model.transformer
         return expected(self.config, t.config, self.data.discovery, _halves(self.data), t.device.type)
 

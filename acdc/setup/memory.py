@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from acdc.config import Config
 from acdc.methods import eap, edge_patching, masks
 from acdc.model.transformer import VOCAB_BLOCK
 from acdc.model.transformer import Config as Sizes
@@ -21,6 +20,7 @@ from acdc.patching.activations import CHUNK, TABLE_BYTES
 from acdc.patching.engine import BATCH_BYTES, CACHE_BYTES
 from acdc.patching.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
 from acdc.registry import parse_filter
+from acdc.setup.config import Config
 from acdc.task.tokenize import Prompts
 
 PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU

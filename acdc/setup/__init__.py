@@ -1,0 +1,1 @@
+"""Every option, resolved, and what a config names, loaded."""
