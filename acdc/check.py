@@ -17,7 +17,6 @@ from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
-from acdc.discovery import SCORES
 from acdc.errors import FileError, TaskError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
@@ -25,6 +24,7 @@ from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
+from acdc.methods.discover import SCORES
 from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes

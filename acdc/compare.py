@@ -20,7 +20,6 @@ import torch
 from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.competence import competence, warning
 from acdc.cost import Cost, metered, read_cost
-from acdc.discovery import CHECKPOINT, SCORES, computed, scored, search
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
@@ -31,6 +30,7 @@ from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
 from acdc.measures import Judge, circuit_rows, prompt_values
+from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.ranking import (
     auc,
     corners,

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from acdc.competence import competence, warning
 from acdc.cost import watched
-from acdc.discovery import CHECKPOINT, LOG, SCORES, find
 from acdc.errors import FileError
 from acdc.explain import explain
 from acdc.formats.circuit_file import (
@@ -41,6 +40,7 @@ from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Show, silent
 from acdc.measures import circuit_rows, faithfulness, finite, prompt_values
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
 from acdc.published import published_for
 from acdc.report.page import render_report

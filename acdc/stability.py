@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from acdc.competence import competence, warning
-from acdc.discovery import find, scored
 from acdc.errors import UserError
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
@@ -26,6 +25,7 @@ from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
 from acdc.measures import Judge
+from acdc.methods.discover import find, scored
 from acdc.ranking import jaccard
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg

@@ -29,9 +29,9 @@ from safetensors import safe_open
 
 from acdc import compare, compareplan, stability
 from acdc import run as runner
-from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import InUse
 from acdc.methods import masks
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES
 from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load

@@ -7,8 +7,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Journal
 from acdc.model.transformer import Transformer
 from acdc.patching import metrics
 from acdc.patching.activations import prepare

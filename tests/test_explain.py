@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from acdc import explain as module
-from acdc.discovery import find
 from acdc.explain import attention, direct_effects, explain
 from acdc.graph.circuit import Circuit
+from acdc.methods.discover import find
 from acdc.patching.activations import prepare
 from acdc.run import estimates, final_rows
 from acdc.setup.config import resolve

@@ -17,13 +17,13 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from acdc.discovery import find
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores, write_scores
 from acdc.io.progress import silent
-from acdc.journal import read_log
 from acdc.methods import masks
+from acdc.methods.discover import find
+from acdc.methods.log import read_log
 from acdc.methods.random_scores import score
 from acdc.model.find import BUNDLED
 from acdc.model.gguf import converted

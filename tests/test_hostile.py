@@ -24,7 +24,7 @@ from acdc.formats.circuit_file import read_circuit
 from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores
 from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
-from acdc.journal import read_log
+from acdc.methods.log import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.results import found_rows
 from acdc.setup.config import Config, resolve

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Journal
 from acdc.patching.activations import prepare
 from acdc.patching.engine import BATCH_BYTES, Engine
 from acdc.patching.offload import PartedEngine, Parts

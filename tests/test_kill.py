@@ -19,10 +19,10 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from acdc import run as runner
-from acdc.discovery import CHECKPOINT, LOG, SCORES
 from acdc.errors import FileError, InUse
 from acdc.io.folder import locked
-from acdc.journal import Journal
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES
+from acdc.methods.log import Journal
 from acdc.patching import offload as parts
 from acdc.registry import METHODS
 from tests import moments

@@ -15,8 +15,8 @@ from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.diff import diff
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.journal import Decision, Journal
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Decision, Journal
 from acdc.patching.activations import prepare
 from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows

@@ -9,9 +9,9 @@ import torch
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores
-from acdc.journal import Journal
 from acdc.methods import causal_mediation, edge_patching, hisp, random_scores
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Journal
 from acdc.patching.engine import Engine
 from acdc.patching.offload import Parts
 from acdc.patching.patch import node_rows

@@ -12,17 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import acdc as package
-from acdc import discovery, evaluation
+from acdc import evaluation
 from acdc import run as runner
-from acdc.discovery import SCORES
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.journal import Journal, read_log
 from acdc.measures import values_without
+from acdc.methods import discover as discovery
 from acdc.methods import eap, edge_patching, edge_pruning, hisp
 from acdc.methods.acdc import Options, discover
+from acdc.methods.discover import SCORES
+from acdc.methods.log import Journal, read_log
 from acdc.model.find import BUNDLED
 from acdc.patching.activations import Runs, prepare
 from acdc.patching.engine import Engine

@@ -10,8 +10,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Journal
 from acdc.model import transformer
 from acdc.patching import metrics
 from acdc.patching.activations import prepare

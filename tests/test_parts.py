@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from acdc import run as runner
-from acdc.journal import Journal
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Journal
 from acdc.patching.engine import Engine
 from acdc.patching.offload import PartedEngine, Parts
 from acdc.setup.config import resolve

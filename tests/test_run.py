@@ -13,10 +13,10 @@ import torch
 from filelock import FileLock
 
 from acdc import run as runner
-from acdc.discovery import CHECKPOINT, SCORES
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
+from acdc.methods.discover import CHECKPOINT, SCORES
 from acdc.patching.activations import prepare
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.registry import METHODS

@@ -14,8 +14,8 @@ from acdc import cli, stability
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.journal import Journal
 from acdc.measures import circuit_rows, prompt_values
+from acdc.methods.log import Journal
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 

@@ -25,7 +25,7 @@ from acdc.errors import FileError, UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.progress import Progress, Show, silent
-from acdc.journal import Decision, Journal
+from acdc.methods.log import Decision, Journal
 from acdc.patching.activations import unsound
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from acdc.journal import Decision, Journal
+from acdc.methods.log import Decision, Journal
 from acdc.model.transformer import Transformer
 from acdc.patching.engine import Engine, Removal
 

@@ -14,7 +14,6 @@ from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.io.progress import Show
-from acdc.journal import Decision, Journal
 from acdc.methods import (
     causal_mediation,
     diffmask,
@@ -27,6 +26,7 @@ from acdc.methods import (
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
+from acdc.methods.log import Decision, Journal
 from acdc.patching.activations import unsound
 from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
