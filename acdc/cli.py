@@ -156,8 +156,8 @@ def run(
     settings, checked, notes = resolve(given, config, _default_model)
     for note in notes:
         say(note)
+    from acdc.commands.run import run as execute
     from acdc.report.run import overview, to_text
-    from acdc.run import run as execute
     from acdc.setup.inputs import load  # torch is loaded here, after all that can be wrong without it
 
     bound = _bytes(memory)
@@ -259,7 +259,7 @@ def evaluate(
     """
     given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
     bound = _bytes(memory)
-    from acdc.evaluation import evaluate as execute
+    from acdc.commands.evaluate import evaluate as execute
     from acdc.formats.evaluation_file import to_json
     from acdc.io.files import write_atomic
     from acdc.report.evaluation import to_text
@@ -312,8 +312,8 @@ def check(
         raise UserError(f"{given[0]}: {target} is a list, and says that itself for each of its checks")
     if not a_list and against is None:
         raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
-    from acdc.check import check_circuit, check_list, make_bounds
-    from acdc.check import junit as to_junit
+    from acdc.commands.check import check_circuit, check_list, make_bounds
+    from acdc.commands.check import junit as to_junit
     from acdc.io.files import write_atomic
 
     if a_list:
@@ -351,7 +351,7 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.export import FORMATS, convert, make_look
+    from acdc.commands.export import FORMATS, convert, make_look
     from acdc.formats.circuit_file import read_circuit
     from acdc.io.files import write_atomic
 
@@ -520,8 +520,8 @@ def compare(
 
     Example: acdc compare --tasks ioi,greater-than --model tiny --examples 50
     """
-    from acdc.compare import compare as execute
-    from acdc.compareplan import make_plan
+    from acdc.commands.compare import compare as execute
+    from acdc.commands.compare_plan import make_plan
     from acdc.formats.comparison_file import to_json
     from acdc.report.comparison import to_text
 
@@ -573,10 +573,10 @@ def stability(
 
     Example: acdc stability --task greater-than --model tiny
     """
+    from acdc.commands.stability import make_plan
+    from acdc.commands.stability import stability as execute
     from acdc.formats.stability_file import to_json
     from acdc.report.stability import to_text
-    from acdc.stability import make_plan
-    from acdc.stability import stability as execute
 
     given = {
         "task": task,

@@ -13,8 +13,9 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
+from acdc.commands.evaluate import config_beside, evaluate_file
+from acdc.commands.run import run
 from acdc.errors import UserError, unknown
-from acdc.evaluation import config_beside, evaluate_file
 from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
 from acdc.formats.evaluation_file import Evaluation
 from acdc.graph.circuit import Circuit
@@ -25,7 +26,6 @@ from acdc.registry import DTYPES, refusal
 from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
-from acdc.run import run
 from acdc.setup import inputs
 from acdc.setup.config import Config, memory_bound, resolve
 from acdc.setup.inputs import Inputs

@@ -6,8 +6,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from acdc import run as runner
-from acdc.check import read_checks
+from acdc.commands import run as runner
+from acdc.commands.check import read_checks
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 

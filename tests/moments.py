@@ -27,8 +27,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from acdc import compare, compareplan, stability
-from acdc import run as runner
+from acdc.commands import compare, stability
+from acdc.commands import compare_plan as compareplan
+from acdc.commands import run as runner
 from acdc.errors import InUse
 from acdc.methods import masks
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from acdc import sweepfile
-from acdc.check import Checks
+from acdc.commands.check import Checks
 from acdc.formats.circuit_file import CircuitFile
 from acdc.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS

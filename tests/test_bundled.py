@@ -7,10 +7,10 @@ import json
 import numpy as np
 import pytest
 
-from acdc import run as runner
 from acdc.bundled.compile_tracr import PROGRAMS, load_model, save_model, structure
 from acdc.bundled.make_or_gate import BASIS, WORDS, make_or_gate
 from acdc.bundled.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
+from acdc.commands import run as runner
 from acdc.methods.acdc import Options, discover
 from acdc.model.find import BUNDLED
 from acdc.model.tokenizer import Tokenizer

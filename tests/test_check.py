@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 import pytest
 from safetensors.torch import load_file, save_file
 
-from acdc import run as runner
-from acdc.check import Bounds, check_circuit, check_list, junit
+from acdc.commands import run as runner
+from acdc.commands.check import Bounds, check_circuit, check_list, junit
 from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.model.find import BUNDLED

@@ -14,7 +14,7 @@ import networkx as nx
 import pytest
 import yaml
 
-from acdc.check import read_checks
+from acdc.commands.check import read_checks
 from acdc.errors import UserError
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
@@ -311,7 +311,7 @@ def test_an_interrupt_says_how_to_go_on(acdc, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("acdc.run.find", interrupted)
+    monkeypatch.setattr("acdc.commands.run.find", interrupted)
     result = acdc(*GATE, "--out", "folder")
     assert result.code == 130 and "the same command goes on" in result.err
 

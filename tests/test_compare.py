@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from acdc import cli, compare
-from acdc.cost import Cost, metered, read_cost
+from acdc import cli
+from acdc.commands import compare
+from acdc.commands.cost import Cost, metered, read_cost
 from acdc.errors import FileError
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.scores import read_scores

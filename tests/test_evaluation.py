@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acdc.evaluation import evaluate, evaluate_file
+from acdc.commands.evaluate import evaluate, evaluate_file
 from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
 from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
 from acdc.graph.circuit import Circuit
@@ -263,19 +263,19 @@ def test_the_edges_with_the_smallest_scores_are_those_that_are_removed(good):
 def test_a_rise_within_rounding_is_none(good, monkeypatch):
     """By less than 100 times its precision no value is larger than another."""
     own, precision = 3.0, np.finfo(read_circuit(good).method.dtype).eps
-    monkeypatch.setattr("acdc.evaluation.DRAWS", 1)
-    monkeypatch.setattr("acdc.evaluation.prompt_values", lambda *_: np.full(5, own))
+    monkeypatch.setattr("acdc.commands.evaluate.DRAWS", 1)
+    monkeypatch.setattr("acdc.commands.evaluate.prompt_values", lambda *_: np.full(5, own))
     for rise, useless in ((50, True), (200, False), (-200, True)):
         after = np.full((1, 5), own * (1 + rise * precision))
-        monkeypatch.setattr("acdc.evaluation.values_without", lambda *_, after=after: after)
+        monkeypatch.setattr("acdc.commands.evaluate.values_without", lambda *_, after=after: after)
         (edge,) = assess(good, most=1, examples=5).minimality.edges
         assert edge.superfluous == useless, rise
 
 
 def test_quartiles_are_of_the_prompts_that_have_a_faithfulness(good, monkeypatch):
-    monkeypatch.setattr("acdc.evaluation.DRAWS", 1)
+    monkeypatch.setattr("acdc.commands.evaluate.DRAWS", 1)
     for each, quartiles, undefined in (([0.5, np.nan, 0.5, 0.5, 0.5], (0.5,) * 5, 1), ([np.nan] * 5, (np.nan,) * 5, 5)):
-        monkeypatch.setattr("acdc.evaluation.prompt_faithfulness", lambda *_, each=each: np.array(each))
+        monkeypatch.setattr("acdc.commands.evaluate.prompt_faithfulness", lambda *_, each=each: np.array(each))
         spread = assess(good, examples=5).spread
         assert spread.faithfulness == pytest.approx(quartiles, nan_ok=True)
         assert spread.undefined == undefined
@@ -313,7 +313,7 @@ def test_prompts_are_held_in_parts_as_in_the_run_unless_memory_is_given(good, mo
         raise Asked(config.part)
 
     found_with, *_ = resolve({"task": "greater-than", "model": "tiny", "part": 4}, None, None)
-    monkeypatch.setattr("acdc.evaluation.load", load)
+    monkeypatch.setattr("acdc.commands.evaluate.load", load)
     with pytest.raises(Asked) as asked:
         evaluate_file(read_circuit(good), "c.json", GIVEN, memory, 0, lambda _: None, found_with)
     assert asked.value.args == (part,)

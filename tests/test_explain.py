@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from acdc import explain as module
+from acdc.commands.run import estimates, final_rows
 from acdc.explain import attention, direct_effects, explain
 from acdc.graph.circuit import Circuit
 from acdc.methods.discover import find
 from acdc.patching.activations import prepare
-from acdc.run import estimates, final_rows
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.random_models import random_model, random_prompts

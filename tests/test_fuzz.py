@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from acdc.check import read_checks
+from acdc.commands.check import read_checks
+from acdc.commands.export import convert
 from acdc.errors import UserError
-from acdc.export import convert
 from acdc.formats.circuit_file import read_circuit
 from acdc.formats.diff import diff
 from acdc.formats.metrics_file import read_metrics

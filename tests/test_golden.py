@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from acdc.check import check_entry, read_checks
+from acdc.commands.check import check_entry, read_checks
 from acdc.task.load import task_names
 from tests.golden import LIST
 

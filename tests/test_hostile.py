@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 import yaml
 
-from acdc.check import read_checks
+from acdc.commands.check import read_checks
+from acdc.commands.evaluate import config_beside
 from acdc.errors import TaskError, UserError, unknown
-from acdc.evaluation import config_beside
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores

@@ -18,7 +18,7 @@ import pytest
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from acdc import run as runner
+from acdc.commands import run as runner
 from acdc.errors import FileError, InUse
 from acdc.io.folder import locked
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES

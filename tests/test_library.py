@@ -13,7 +13,8 @@ from xml.etree import ElementTree
 import pytest
 
 import acdc
-from acdc import cli, evaluation, library
+from acdc import cli, library
+from acdc.commands import evaluate as evaluation
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import to_json
 from acdc.graph.circuit import Circuit
@@ -80,7 +81,7 @@ def test_importing_the_package_is_cheap():
 
 
 def test_the_module_evaluate_does_not_take_the_place_of_the_function():
-    code = "import acdc.run, acdc.evaluation, acdc.measures; print(acdc.evaluate.__module__)"
+    code = "import acdc.commands.run, acdc.commands.evaluate, acdc.measures; print(acdc.evaluate.__module__)"
     assert python(code) == "acdc.library\n"
 
 

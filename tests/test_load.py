@@ -10,7 +10,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from acdc.export import FORMATS, convert
+from acdc.commands.export import FORMATS, convert
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.diff import diff
 from acdc.graph.circuit import Circuit

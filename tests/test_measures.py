@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from acdc.commands.run import measure
 from acdc.graph.circuit import Circuit
 from acdc.measures import (
     circuit_rows,
@@ -18,7 +19,6 @@ from acdc.measures import (
 )
 from acdc.patching.metrics import Targets, accuracy
 from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
-from acdc.run import measure
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import acdc as package
-from acdc import evaluation
-from acdc import run as runner
+from acdc.commands import evaluate as evaluation
+from acdc.commands import run as runner
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from acdc.check import Checks, check_list
+from acdc.commands.check import Checks, check_list
 from acdc.errors import UserError
 from acdc.model.find import BUNDLED
 from acdc.model.load import load_model

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from acdc import run as runner
+from acdc.commands import run as runner
 from acdc.methods.acdc import Options, discover
 from acdc.methods.log import Journal
 from acdc.patching.engine import Engine

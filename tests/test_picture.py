@@ -13,7 +13,7 @@ import numpy as np
 import pygraphviz as pgv
 import pytest
 
-from acdc.export import WIDEST, convert, make_look
+from acdc.commands.export import WIDEST, convert, make_look
 from acdc.formats.circuit_file import (
     CircuitFile,
     GraphPart,

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from acdc.check import read_checks
+from acdc.commands.check import read_checks
 from acdc.errors import UserError
 from acdc.formats.circuit_file import read_circuit
 from acdc.published import load_published

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from acdc.commands.run import run
 from acdc.formats.circuit_file import (
     CircuitFile,
     GraphPart,
@@ -26,7 +27,6 @@ from acdc.graph.graph import Graph
 from acdc.published import Published, load_published
 from acdc.report import page as module
 from acdc.report.page import render_report
-from acdc.run import run
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.browser import chromium, opened

@@ -12,7 +12,7 @@ import pytest
 import torch
 from filelock import FileLock
 
-from acdc import run as runner
+from acdc.commands import run as runner
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores

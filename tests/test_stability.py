@@ -10,7 +10,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from acdc import cli, stability
+from acdc import cli
+from acdc.commands import stability
 from acdc.formats.circuit_file import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph

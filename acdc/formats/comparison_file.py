@@ -43,7 +43,7 @@ class MethodPart:
 
     Args:
         ranked_by: the metric that its scores are made of
-        seconds, peak_memory_mb: see `acdc.cost.Cost`
+        seconds, peak_memory_mb: see `acdc.commands.cost.Cost`
         circuits: from few edges asked for to many, or from low to high threshold
         auc, pessimistic_auc: under `roc`; NaN where the reference is of the same method
         node_auc: the same as `auc` of heads and MLPs, by their largest edge

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.commands.cost import watched
 from acdc.competence import competence, warning
-from acdc.cost import watched
 from acdc.errors import FileError
 from acdc.explain import explain
 from acdc.formats.circuit_file import (

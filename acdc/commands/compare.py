@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from acdc.compareplan import THEN_ACDC, Plan, has_threshold, ranked_by
+from acdc.commands.compare_plan import THEN_ACDC, Plan, has_threshold, ranked_by
+from acdc.commands.cost import Cost, metered, read_cost
+from acdc.commands.run import describe, measure
 from acdc.competence import competence, warning
-from acdc.cost import Cost, metered, read_cost
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import read_circuit, write_circuit
 from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
@@ -44,7 +45,6 @@ from acdc.ranking import (
 from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html
-from acdc.run import describe, measure
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs, load
 

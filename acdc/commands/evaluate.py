@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ValidationError
 from torch import Tensor
 
+from acdc.commands.run import environment, measured
 from acdc.errors import FileError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import (
@@ -45,7 +46,6 @@ from acdc.measures import (
 )
 from acdc.model.load import Model, load_model
 from acdc.registry import ABLATIONS, NAMES, refusal
-from acdc.run import environment, measured
 from acdc.setup.config import Config, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task

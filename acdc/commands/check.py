@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 
 from pydantic import Field, ValidationError, model_validator
 
+from acdc.commands.run import run
 from acdc.errors import FileError, TaskError, UserError
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.diff import diff
@@ -28,7 +29,6 @@ from acdc.methods.discover import SCORES
 from acdc.published import load_published, recovery
 from acdc.ranking import auc, roc
 from acdc.report.diff import changes
-from acdc.run import run
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 

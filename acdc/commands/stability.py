@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from acdc.commands.run import describe, measure
 from acdc.competence import competence, warning
 from acdc.errors import UserError
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
@@ -29,7 +30,6 @@ from acdc.methods.discover import find, scored
 from acdc.ranking import jaccard
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
-from acdc.run import describe, measure
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task

@@ -1,0 +1,1 @@
+"""What each command does; `run` is the main flow on one screen."""
