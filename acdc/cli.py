@@ -432,7 +432,7 @@ def _competence(task: str, model: str) -> str:
     from acdc.setup.config import resolve
 
     settings, checked, _ = resolve({"task": task, "model": model}, None, _default_model)
-    from acdc.competence import competence
+    from acdc.evaluation.competence import competence
     from acdc.report.competence import to_text
     from acdc.setup.inputs import load
 

@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 
 from acdc.commands.evaluate import evaluate, evaluate_file
-from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
-from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
-from acdc.graph.circuit import Circuit
-from acdc.graph.graph import Graph
-from acdc.intervals import estimate, share
-from acdc.measures import (
+from acdc.evaluation.bootstrap import estimate, share
+from acdc.evaluation.faithfulness import (
     circuit_rows,
     complement,
     faithfulness,
@@ -25,6 +21,10 @@ from acdc.measures import (
     random_circuit,
     values_without,
 )
+from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
 from acdc.setup.config import resolve

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from acdc import explain as module
 from acdc.commands.run import estimates, final_rows
-from acdc.explain import attention, direct_effects, explain
+from acdc.evaluation import explain as module
+from acdc.evaluation.explain import attention, direct_effects, explain
 from acdc.graph.circuit import Circuit
 from acdc.methods.discover import find
 from acdc.patching.activations import prepare

@@ -10,15 +10,10 @@ import pytest
 import torch
 
 from acdc.commands.run import measure
+from acdc.evaluation.faithfulness import circuit_rows, faithfulness, prompt_values, share_right
+from acdc.evaluation.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.graph.circuit import Circuit
-from acdc.measures import (
-    circuit_rows,
-    faithfulness,
-    prompt_values,
-    share_right,
-)
 from acdc.patching.metrics import Targets, accuracy
-from acdc.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 

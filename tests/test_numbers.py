@@ -15,10 +15,10 @@ import acdc as package
 from acdc.commands import evaluate as evaluation
 from acdc.commands import run as runner
 from acdc.errors import FileError, UserError
+from acdc.evaluation.faithfulness import values_without
 from acdc.formats.circuit_file import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.measures import values_without
 from acdc.methods import discover as discovery
 from acdc.methods import eap, edge_patching, edge_pruning, hisp
 from acdc.methods.acdc import Options, discover

@@ -342,7 +342,7 @@ def test_words_of_more_tokens_are_redrawn(name: str) -> None:
 def test_smollm2_does_the_tasks(name: str, least: float) -> None:
     """A real language model of 135 million weights is competent, and reads what the corruption changes."""
     smollm2()
-    from acdc.competence import competence
+    from acdc.evaluation.competence import competence
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 

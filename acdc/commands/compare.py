@@ -20,19 +20,10 @@ import torch
 from acdc.commands.compare_plan import THEN_ACDC, Plan, has_threshold, ranked_by
 from acdc.commands.cost import Cost, metered, read_cost
 from acdc.commands.run import describe, measure
-from acdc.competence import competence, warning
 from acdc.errors import FileError, UserError
-from acdc.formats.circuit_file import read_circuit, write_circuit
-from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
-from acdc.graph.circuit import Circuit
-from acdc.graph.graph import Graph
-from acdc.graph.scores import Scores, write_scores
-from acdc.io.files import write_atomic
-from acdc.io.folder import claim, enter, locked
-from acdc.io.progress import Show
-from acdc.measures import Judge, circuit_rows, prompt_values
-from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
-from acdc.ranking import (
+from acdc.evaluation.competence import competence, warning
+from acdc.evaluation.faithfulness import Judge, circuit_rows, prompt_values
+from acdc.evaluation.ranking import (
     auc,
     corners,
     faithfulness_areas,
@@ -42,6 +33,15 @@ from acdc.ranking import (
     rank_correlation,
     roc,
 )
+from acdc.formats.circuit_file import read_circuit, write_circuit
+from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.graph.scores import Scores, write_scores
+from acdc.io.files import write_atomic
+from acdc.io.folder import claim, enter, locked
+from acdc.io.progress import Show
+from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html

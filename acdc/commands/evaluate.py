@@ -17,6 +17,19 @@ from torch import Tensor
 
 from acdc.commands.run import environment, measured
 from acdc.errors import FileError, UserError
+from acdc.evaluation.bootstrap import Estimate, estimate, share
+from acdc.evaluation.faithfulness import (
+    ROUNDING,
+    Array,
+    circuit_rows,
+    complement,
+    faithfulness,
+    prompt_faithfulness,
+    prompt_values,
+    random_circuit,
+    share_right,
+    values_without,
+)
 from acdc.formats.circuit_file import CircuitFile, read_circuit
 from acdc.formats.evaluation_file import (
     DRAWS,
@@ -29,21 +42,8 @@ from acdc.formats.evaluation_file import (
     Spread,
 )
 from acdc.graph.circuit import Circuit
-from acdc.intervals import Estimate, estimate, share
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
-from acdc.measures import (
-    ROUNDING,
-    Array,
-    circuit_rows,
-    complement,
-    faithfulness,
-    prompt_faithfulness,
-    prompt_values,
-    random_circuit,
-    share_right,
-    values_without,
-)
 from acdc.model.load import Model, load_model
 from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.setup.config import Config, resolve

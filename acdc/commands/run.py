@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 
 from acdc.commands.cost import watched
-from acdc.competence import competence, warning
 from acdc.errors import FileError
-from acdc.explain import explain
+from acdc.evaluation.bootstrap import estimate
+from acdc.evaluation.competence import competence, warning
+from acdc.evaluation.explain import explain
+from acdc.evaluation.faithfulness import circuit_rows, faithfulness, finite, prompt_values
 from acdc.formats.circuit_file import (
     CircuitFile,
     GraphPart,
@@ -35,11 +37,9 @@ from acdc.formats.circuit_file import (
 )
 from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
 from acdc.graph.circuit import Circuit
-from acdc.intervals import estimate
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Show, silent
-from acdc.measures import circuit_rows, faithfulness, finite, prompt_values
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
 from acdc.published import published_for
@@ -143,7 +143,7 @@ def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
 
 def estimates(inputs: Inputs, rows: Rows) -> dict[str, Any]:
     """Value, low and high end of the 95 % interval (None where there is no such number) of the circuit's `faithfulness`
-    by the run's metric (`acdc.measures.faithfulness`) and of its mean `metric`, by half."""
+    by the run's metric (`acdc.evaluation.faithfulness.faithfulness`) and of its mean `metric`, by half."""
     config = inputs.config
     out: dict[str, dict[str, tuple[float | None, ...]]] = {"faithfulness": {}, "metric": {}}
     for half, of in rows.items():

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 
 from acdc.commands.run import describe, measure
-from acdc.competence import competence, warning
 from acdc.errors import UserError
+from acdc.evaluation.competence import competence, warning
+from acdc.evaluation.faithfulness import Judge
+from acdc.evaluation.ranking import jaccard
 from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
 from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
 from acdc.io.progress import Show
-from acdc.measures import Judge
 from acdc.methods.discover import find, scored
-from acdc.ranking import jaccard
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.setup.config import Config, DefaultModel, resolve

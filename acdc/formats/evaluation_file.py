@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from acdc.intervals import Estimate
+from acdc.evaluation.bootstrap import Estimate
 from acdc.io.files import plain_json
 
 DRAWS = 20  # random circuits
@@ -35,7 +35,7 @@ class Measured:
         full, circuit, ablated, rest: metric of the full model, the circuit, everything ablated, and all edges but the
             circuit's
         accuracy: by these names, the share of scored positions with the right answer; NaN for a task without answers
-        faithfulness, completeness: see `acdc.measures.faithfulness`
+        faithfulness, completeness: see `acdc.evaluation.faithfulness.faithfulness`
     """
 
     ablation: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.competence import Competence, warning
+from acdc.evaluation.competence import Competence, warning
 from acdc.setup.inputs import Inputs
 
 

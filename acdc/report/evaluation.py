@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from textwrap import wrap
 
+from acdc.evaluation.bootstrap import Estimate
 from acdc.formats.evaluation_file import DRAWS, LEGEND, EdgePart, Evaluation, Measured
-from acdc.intervals import Estimate
 from acdc.report.text import grid, number
 
 WIDTH, LABEL = 118, 16

@@ -20,7 +20,7 @@ from acdc.io.files import plain
 from acdc.published import Published
 
 if TYPE_CHECKING:  # it loads torch
-    from acdc.explain import Explanation
+    from acdc.evaluation.explain import Explanation
 
 WEB = Path(__file__).parent / "web"
 LOG_ROWS = 50_000  # decisions in the page: of more, those that were kept and those nearest to the threshold

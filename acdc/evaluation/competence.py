@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.intervals import share
-from acdc.measures import finite
+from acdc.evaluation.bootstrap import share
+from acdc.evaluation.faithfulness import finite
 from acdc.patching.activations import CHUNK
 from acdc.patching.metrics import accuracy
 from acdc.setup.inputs import Inputs

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from acdc.evaluation.bootstrap import Estimate, estimate
+from acdc.evaluation.faithfulness import circuit_rows, faithfulness, prompt_values
 from acdc.graph.circuit import Circuit
-from acdc.intervals import Estimate, estimate
-from acdc.measures import circuit_rows, faithfulness, prompt_values
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import Runs
 from acdc.setup.inputs import Inputs
@@ -50,7 +50,7 @@ class Point:
     Args:
         score: the magnitude of the score of the weakest of them
         edges: how many residual edges they are, without dead ones
-        metric, faithfulness: as of the whole circuit (`acdc.measures`)
+        metric, faithfulness: as of the whole circuit (`acdc.evaluation.faithfulness`)
     """
 
     score: float

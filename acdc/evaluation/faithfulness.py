@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from acdc.errors import UserError
+from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.intervals import Estimate, estimate
 from acdc.io.progress import Progress, Show, silent
 from acdc.patching.activations import unsound
 from acdc.patching.metrics import accuracy
