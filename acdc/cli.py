@@ -260,7 +260,7 @@ def evaluate(
     given = {"task": task, "model": model, "examples": examples, "seed": seed, "device": device}
     bound = _bytes(memory)
     from acdc.commands.evaluate import evaluate as execute
-    from acdc.formats.evaluation_file import to_json
+    from acdc.files.evaluation import to_json
     from acdc.io.files import write_atomic
     from acdc.report.evaluation import to_text
 
@@ -352,7 +352,7 @@ def export(
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
     from acdc.commands.export import FORMATS, convert, make_look
-    from acdc.formats.circuit_file import read_circuit
+    from acdc.files.circuit import read_circuit
     from acdc.io.files import write_atomic
 
     if to not in FORMATS:
@@ -384,8 +384,8 @@ def diff(
     import json
     from dataclasses import asdict
 
-    from acdc.formats.circuit_file import read_circuit
-    from acdc.formats.diff import diff as compare
+    from acdc.files.circuit import read_circuit
+    from acdc.files.diff import diff as compare
     from acdc.report.diff import to_text
 
     result = compare(read_circuit(a), read_circuit(b), tolerance)
@@ -522,7 +522,7 @@ def compare(
     """
     from acdc.commands.compare import compare as execute
     from acdc.commands.compare_plan import make_plan
-    from acdc.formats.comparison_file import to_json
+    from acdc.files.comparison import to_json
     from acdc.report.comparison import to_text
 
     given = {
@@ -575,7 +575,7 @@ def stability(
     """
     from acdc.commands.stability import make_plan
     from acdc.commands.stability import stability as execute
-    from acdc.formats.stability_file import to_json
+    from acdc.files.stability import to_json
     from acdc.report.stability import to_text
 
     given = {
@@ -670,8 +670,8 @@ def results(
 
     Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
     """
+    from acdc.files.table import chosen, every_column, found_rows, to_csv
     from acdc.report.results import to_text
-    from acdc.results import chosen, every_column, found_rows, to_csv
 
     rows = found_rows(directory)
     known = every_column(rows)

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from acdc.errors import FileError, UserError
+from acdc.files.table import record_failure, state
 from acdc.io.files import read_json, write_atomic
-from acdc.results import record_failure, state
 from acdc.setup.config import Config
 from acdc.sweepfile import Slurm
 

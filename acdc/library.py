@@ -16,8 +16,8 @@ from pydantic import PrivateAttr
 from acdc.commands.evaluate import config_beside, evaluate_file
 from acdc.commands.run import run
 from acdc.errors import UserError, unknown
-from acdc.formats.circuit_file import CircuitFile, read_circuit, write_circuit
-from acdc.formats.evaluation_file import Evaluation
+from acdc.files.circuit import CircuitFile, read_circuit, write_circuit
+from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show, silent
 from acdc.model import load

@@ -1,7 +1,7 @@
 """A grid of runs, from its file to its table: read and check all → see what is done → make the rest → table and plots.
 
     <out>/runs/<name>/      one directory per run, as `acdc run` writes it; failure.json where it failed
-    <out>/results.csv       a row per run (acdc/results.py); results.parquet beside it, where pyarrow is installed
+    <out>/results.csv       a row per run (acdc/files/table.py); results.parquet beside it, where pyarrow is installed
     <out>/report.html       the same as a page, with plots; every point leads to its run's page
     <out>/*.svg, *.png      plots, where matplotlib is
     <out>/logs/, slurm/     what the processes or jobs said
@@ -23,20 +23,20 @@ from urllib.parse import quote
 from acdc import estimate
 from acdc.errors import FileError, TaskError, UserError
 from acdc.executors import Cluster, Job, Local, Watcher
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
+from acdc.files.published import load_published
+from acdc.files.table import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
 from acdc.model.load import load_tokenizer, pick_device
-from acdc.published import load_published
 from acdc.report import sweep_curves
 from acdc.report.many import render_many
 from acdc.report.panels import of_rows
 from acdc.report.results import summary
 from acdc.report.text import grid
-from acdc.results import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
 from acdc.setup.config import Config, DefaultModel, parse_bytes
 from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
 from acdc.task.load import find_config

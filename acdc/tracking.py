@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError
-from acdc.results import HASHES, OPTIONS, Row
+from acdc.files.table import HASHES, OPTIONS, Row
 
 PLAIN = re.compile(r"[^A-Za-z0-9_.-]+")
 

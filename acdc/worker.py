@@ -22,11 +22,11 @@ from typing import Any
 
 from acdc.commands.run import run
 from acdc.errors import InUse, TaskError, UserError
+from acdc.files.table import FAILURE, record_failure, state
 from acdc.io.files import read_json
 from acdc.io.progress import Progress
 from acdc.io.yaml_file import read_yaml
 from acdc.model.load import pick_device
-from acdc.results import FAILURE, record_failure, state
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs, default_memory, load
 from acdc.task.load import load_task

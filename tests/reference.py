@@ -16,8 +16,8 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
 from acdc import sweepfile
 from acdc.commands.check import Checks
-from acdc.formats.circuit_file import CircuitFile
-from acdc.published import PublishedFile
+from acdc.files.circuit import CircuitFile
+from acdc.files.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import LARGEST_SEED, Config
 from acdc.task.schema import MAX_WORDS, Task

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from acdc.commands import run as runner
 from acdc.commands.check import Bounds, check_circuit, check_list, junit
 from acdc.errors import UserError
-from acdc.formats.circuit_file import read_circuit, write_circuit
+from acdc.files.circuit import read_circuit, write_circuit
 from acdc.model.find import BUNDLED
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load

@@ -16,7 +16,7 @@ from acdc import cli
 from acdc.commands import compare
 from acdc.commands.cost import Cost, metered, read_cost
 from acdc.errors import FileError
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
 from acdc.graph.scores import read_scores
 from acdc.registry import METHODS
 from tests.browser import chromium, opened

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from acdc.cli import app
 from acdc.errors import TaskError
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests import assets
@@ -78,7 +78,7 @@ def test_imports_go_one_way() -> None:
     below = dict[str, set[str]]()
     for name in order:
         below[name] = graph[name].union(*(below[other] for other in graph[name]))
-    light = {name for name in order if name.startswith("acdc.formats.")} | {"acdc.task.tokenize", "acdc.setup.config"}
+    light = {name for name in order if name.startswith("acdc.files.")} | {"acdc.task.tokenize", "acdc.setup.config"}
     assert [name for name in light if any(other.startswith("acdc.model.") for other in below[name])] == []
 
 

@@ -21,8 +21,8 @@ from acdc.evaluation.faithfulness import (
     random_circuit,
     values_without,
 )
-from acdc.formats.circuit_file import GraphPart, edges_of, read_circuit, write_circuit
-from acdc.formats.evaluation_file import DRAWS, LEGEND, to_json
+from acdc.files.circuit import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.files.evaluation import DRAWS, LEGEND, to_json
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.model.load import Model

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from acdc.errors import FileError
-from acdc.formats.circuit_file import (
+from acdc.files.circuit import (
     CircuitFile,
     Edge,
     GraphPart,
@@ -28,9 +28,9 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
-from acdc.formats.diff import diff
-from acdc.formats.eap_ig import read_eap_ig, to_eap_ig
-from acdc.formats.graph_formats import from_networkx, read_node_link, to_graphml, to_node_link
+from acdc.files.diff import diff
+from acdc.files.eap_ig import read_eap_ig, to_eap_ig
+from acdc.files.graphml import from_networkx, read_node_link, to_graphml, to_node_link
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic

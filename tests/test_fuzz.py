@@ -17,11 +17,11 @@ import pytest
 from acdc.commands.check import read_checks
 from acdc.commands.export import convert
 from acdc.errors import UserError
-from acdc.formats.circuit_file import read_circuit
-from acdc.formats.diff import diff
-from acdc.formats.metrics_file import read_metrics
+from acdc.files.circuit import read_circuit
+from acdc.files.diff import diff
+from acdc.files.metrics import read_metrics
+from acdc.files.published import load_published
 from acdc.model.load import load_tokenizer
-from acdc.published import load_published
 from acdc.report.run import to_text
 from acdc.setup.config import resolve
 from acdc.sweepfile import MANY, read_sweep

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from acdc.errors import ModelError
-from acdc.formats.circuit_file import read_circuit
-from acdc.formats.eap_ig import to_eap_ig
+from acdc.files.circuit import read_circuit
+from acdc.files.eap_ig import to_eap_ig
 from acdc.model.find import find_model
 from acdc.model.tokenizer import Tokenizer
 from acdc.task.load import load_task

@@ -20,13 +20,13 @@ import yaml
 from acdc.commands.check import read_checks
 from acdc.commands.evaluate import config_beside
 from acdc.errors import TaskError, UserError, unknown
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
+from acdc.files.table import found_rows
 from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores
 from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.methods.log import read_log
 from acdc.model.load import load_model, load_tokenizer
-from acdc.results import found_rows
 from acdc.setup.config import Config, resolve
 from acdc.sweepfile import read_sweep
 from acdc.task.load import load_task

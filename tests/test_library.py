@@ -15,8 +15,8 @@ import pytest
 import acdc
 from acdc import cli, library
 from acdc.commands import evaluate as evaluation
-from acdc.formats.circuit_file import CircuitFile, read_circuit
-from acdc.formats.evaluation_file import to_json
+from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.evaluation import to_json
 from acdc.graph.circuit import Circuit
 from acdc.model.load import Model
 from acdc.task.schema import Task

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from acdc.commands.export import FORMATS, convert
-from acdc.formats.circuit_file import read_circuit, write_circuit
-from acdc.formats.diff import diff
+from acdc.files.circuit import read_circuit, write_circuit
+from acdc.files.diff import diff
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.methods.acdc import Options, discover

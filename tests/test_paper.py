@@ -15,9 +15,9 @@ import yaml
 
 from acdc.commands.check import Checks, check_list
 from acdc.errors import UserError
+from acdc.files.published import load_published
 from acdc.model.find import BUNDLED
 from acdc.model.load import load_model
-from acdc.published import load_published
 from acdc.setup.config import resolve
 from tests.test_check import made
 

@@ -14,7 +14,7 @@ import pygraphviz as pgv
 import pytest
 
 from acdc.commands.export import WIDEST, convert, make_look
-from acdc.formats.circuit_file import (
+from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
     MethodPart,
@@ -24,9 +24,9 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
+from acdc.files.published import Published, load_published, published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.published import Published, load_published, published_for
 from acdc.report import picture
 from acdc.report.picture import COLOURS, DIRECTIONS, SAND, TINTS, Look, to_dot, to_pdf, to_png, to_svg
 

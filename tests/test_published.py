@@ -12,9 +12,9 @@ import yaml
 from acdc.bundled.compile_tracr import PROGRAMS
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
+from acdc.files.published import Overlap, Published, load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.published import Overlap, Published, load_published, published_names, recovery
 from acdc.task.load import load_task, task_names
 from tests.known import true_edges
 

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from acdc.commands.check import read_checks
 from acdc.errors import UserError
-from acdc.formats.circuit_file import read_circuit
-from acdc.published import load_published
+from acdc.files.circuit import read_circuit
+from acdc.files.published import load_published
 from acdc.setup.config import resolve
 from acdc.sweepfile import read_sweep
 from acdc.task.load import checked, read_included

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from acdc.commands.run import run
-from acdc.formats.circuit_file import (
+from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
     MethodPart,
@@ -22,9 +22,9 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
+from acdc.files.published import Published, load_published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.published import Published, load_published
 from acdc.report import page as module
 from acdc.report.page import render_report
 from acdc.setup.config import resolve

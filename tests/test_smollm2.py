@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from acdc.commands.check import check_entry, read_checks
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
 from tests.assets import smollm2
 from tests.golden import SMOLLM2
 

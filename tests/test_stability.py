@@ -13,7 +13,7 @@ import pytest
 from acdc import cli
 from acdc.commands import stability
 from acdc.evaluation.faithfulness import circuit_rows, prompt_values
-from acdc.formats.circuit_file import read_circuit
+from acdc.files.circuit import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.methods.log import Journal

@@ -19,9 +19,9 @@ import yaml
 
 from acdc import estimate, executors
 from acdc.errors import UserError
+from acdc.files.table import chosen, every_column, found_rows, to_csv
 from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
-from acdc.results import chosen, every_column, found_rows, to_csv
 from acdc.setup.config import resolve
 from acdc.sweepfile import Range, read_sweep
 from acdc.task.tokenize import make_data

@@ -20,14 +20,14 @@ from pydantic import Field, ValidationError, model_validator
 from acdc.commands.run import run
 from acdc.errors import FileError, TaskError, UserError
 from acdc.evaluation.ranking import auc, roc
-from acdc.formats.circuit_file import CircuitFile, read_circuit
-from acdc.formats.diff import diff
+from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.diff import diff
+from acdc.files.published import load_published, recovery
 from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
-from acdc.published import load_published, recovery
 from acdc.report.diff import changes
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load

@@ -33,8 +33,8 @@ from acdc.evaluation.ranking import (
     rank_correlation,
     roc,
 )
-from acdc.formats.circuit_file import read_circuit, write_circuit
-from acdc.formats.comparison_file import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
+from acdc.files.circuit import read_circuit, write_circuit
+from acdc.files.comparison import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores, write_scores

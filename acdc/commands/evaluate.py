@@ -30,17 +30,8 @@ from acdc.evaluation.faithfulness import (
     share_right,
     values_without,
 )
-from acdc.formats.circuit_file import CircuitFile, read_circuit
-from acdc.formats.evaluation_file import (
-    DRAWS,
-    EdgePart,
-    Evaluation,
-    Measured,
-    Minimality,
-    Prompt,
-    Random,
-    Spread,
-)
+from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.evaluation import DRAWS, EdgePart, Evaluation, Measured, Minimality, Prompt, Random, Spread
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml

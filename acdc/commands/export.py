@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError, unknown
-from acdc.formats.circuit_file import CircuitFile
-from acdc.formats.eap_ig import to_eap_ig
-from acdc.formats.graph_formats import to_graphml, to_node_link
-from acdc.formats.metrics_file import MetricsFile, read_metrics
+from acdc.files.circuit import CircuitFile
+from acdc.files.eap_ig import to_eap_ig
+from acdc.files.graphml import to_graphml, to_node_link
+from acdc.files.metrics import MetricsFile, read_metrics
+from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.methods.log import read_log
-from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import DIRECTIONS, PLAIN, Look, to_dot, to_pdf, to_png, to_svg
 

@@ -25,7 +25,7 @@ from acdc.evaluation.bootstrap import estimate
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.explain import explain
 from acdc.evaluation.faithfulness import circuit_rows, faithfulness, finite, prompt_values
-from acdc.formats.circuit_file import (
+from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
     MethodPart,
@@ -35,14 +35,14 @@ from acdc.formats.circuit_file import (
     read_circuit,
     write_circuit,
 )
-from acdc.formats.metrics_file import CostPart, MetricsFile, write_metrics
+from acdc.files.metrics import CostPart, MetricsFile, write_metrics
+from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
-from acdc.published import published_for
 from acdc.report.page import render_report
 from acdc.report.picture import Look, to_svg
 from acdc.setup.config import Config

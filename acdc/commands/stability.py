@@ -21,8 +21,8 @@ from acdc.errors import UserError
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
-from acdc.formats.circuit_file import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
-from acdc.formats.stability_file import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
+from acdc.files.circuit import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
+from acdc.files.stability import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from acdc.formats.comparison_file import Comparison, Judged, MethodPart, TaskPart, to_rows
+from acdc.files.comparison import Comparison, Judged, MethodPart, TaskPart, to_rows
 from acdc.report.many import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number

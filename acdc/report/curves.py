@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from acdc.errors import UserError
-from acdc.formats.comparison_file import TaskPart
+from acdc.files.comparison import TaskPart
 from acdc.registry import METHODS
 
 # Okabe and Ito's colours, that colour-blind people can tell apart, but for yellow; with 7 markers and 3 kinds of lines

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.formats.diff import Diff
+from acdc.files.diff import Diff
 
 
 def to_text(diff: Diff) -> str:

@@ -6,7 +6,7 @@ import math
 from textwrap import wrap
 
 from acdc.evaluation.bootstrap import Estimate
-from acdc.formats.evaluation_file import DRAWS, LEGEND, EdgePart, Evaluation, Measured
+from acdc.files.evaluation import DRAWS, LEGEND, EdgePart, Evaluation, Measured
 from acdc.report.text import grid, number
 
 WIDTH, LABEL = 118, 16

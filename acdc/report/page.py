@@ -14,10 +14,10 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING, Any
 
-from acdc.formats.circuit_file import CircuitFile, Kept
-from acdc.formats.metrics_file import MetricsFile
+from acdc.files.circuit import CircuitFile, Kept
+from acdc.files.metrics import MetricsFile
+from acdc.files.published import Published
 from acdc.io.files import plain
-from acdc.published import Published
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation

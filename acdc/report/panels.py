@@ -7,8 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from acdc.formats.comparison_file import Comparison
-from acdc.results import OPTIONS, Row
+from acdc.files.comparison import Comparison
+from acdc.files.table import OPTIONS, Row
 
 SWEPT = ("threshold", "edges", "sparsity", "penalty")  # along a line; everything else that differs makes a line
 NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose value says which one it is

@@ -19,9 +19,9 @@ from itertools import cycle, pairwise, zip_longest
 import numpy as np
 import pygraphviz as pgv
 
+from acdc.files.published import Published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
-from acdc.published import Published
 
 # Okabe and Ito's colours, which can be told apart with every kind of colour blindness.
 COLOURS = {"q": "#D55E00", "k": "#0072B2", "v": "#009E73"}

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from acdc.files.table import OPTIONS, TEXTS, Row, check_column, every_column
 from acdc.report.text import grid, number
-from acdc.results import OPTIONS, TEXTS, Row, check_column, every_column
 
 SHOWN = (
     *("run", "state", "task", "model", "method", "ablation", "threshold", "edges", "kept", "value", "faithfulness"),

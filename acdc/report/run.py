@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from acdc.formats.circuit_file import CircuitFile
-from acdc.formats.metrics_file import read_metrics
+from acdc.files.circuit import CircuitFile
+from acdc.files.metrics import read_metrics
 from acdc.report.text import number
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.formats.stability_file import KINDS, EdgePart, Range, Run, Stability
+from acdc.files.stability import KINDS, EdgePart, Range, Run, Stability
 from acdc.report.text import grid, number
 
 LABEL = 12

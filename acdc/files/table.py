@@ -18,8 +18,8 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from acdc.errors import FileError, UserError, unknown
-from acdc.formats.circuit_file import CircuitFile, read_circuit
-from acdc.formats.metrics_file import read_metrics
+from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.metrics import read_metrics
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import mistakes

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from acdc.errors import FileError
-from acdc.formats.circuit_file import CircuitFile
+from acdc.files.circuit import CircuitFile
 
 
 @dataclass(frozen=True)
