@@ -626,8 +626,8 @@ def sweep(
     Example: acdc sweep sweep-tiny
     """
     from acdc.report.results import summary, to_text
-    from acdc.sweep import make_plan, overview
-    from acdc.sweep import sweep as execute
+    from acdc.sweep.sweep import make_plan, overview
+    from acdc.sweep.sweep import sweep as execute
 
     given = {
         "executor": executor,

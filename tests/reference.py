@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 
-from acdc import sweepfile
 from acdc.commands.check import Checks
 from acdc.files.circuit import CircuitFile
 from acdc.files.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import LARGEST_SEED, Config
+from acdc.sweep import file as sweepfile
 from acdc.task.schema import MAX_WORDS, Task
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -18,7 +18,7 @@ from acdc.commands.check import read_checks
 from acdc.errors import UserError
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
-from acdc.sweepfile import read_sweep
+from acdc.sweep.file import read_sweep
 from tests.test_model import checkpoint
 
 GATE = ["run", "--task", "or-gate"]

@@ -24,7 +24,7 @@ from acdc.files.published import load_published
 from acdc.model.load import load_tokenizer
 from acdc.report.run import to_text
 from acdc.setup.config import resolve
-from acdc.sweepfile import MANY, read_sweep
+from acdc.sweep.file import MANY, read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.hostile import INPUTS, NASTY, ROOT, in_time, mutated, mutated_json, numbers, refusals, watched

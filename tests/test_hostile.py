@@ -28,7 +28,7 @@ from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.methods.log import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.setup.config import Config, resolve
-from acdc.sweepfile import read_sweep
+from acdc.sweep.file import read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.hostile import in_time, judge, watched

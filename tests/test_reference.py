@@ -17,7 +17,7 @@ from acdc.errors import UserError
 from acdc.files.circuit import read_circuit
 from acdc.files.published import load_published
 from acdc.setup.config import resolve
-from acdc.sweepfile import read_sweep
+from acdc.sweep.file import read_sweep
 from acdc.task.load import checked, read_included
 from acdc.task.schema import Task
 from tests import reference

@@ -17,15 +17,15 @@ import psutil
 import pytest
 import yaml
 
-from acdc import estimate, executors
 from acdc.errors import UserError
 from acdc.files.table import chosen, every_column, found_rows, to_csv
 from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
 from acdc.setup.config import resolve
-from acdc.sweepfile import Range, read_sweep
+from acdc.sweep import estimate, executors
+from acdc.sweep.file import Range, read_sweep
+from acdc.sweep.tracking import Tracking
 from acdc.task.tokenize import make_data
-from acdc.tracking import Tracking
 from tests import slurm
 from tests.browser import chromium, opened
 
@@ -437,7 +437,7 @@ def start(path: Path, out: Path, *options: str) -> subprocess.Popen[str]:
 
 def workers_of(parent: psutil.Process, patience: float = 30) -> list[psutil.Process]:
     for _ in range(int(patience * 20)):
-        if found := [p for p in parent.children() if "acdc.worker" in p.cmdline()]:
+        if found := [p for p in parent.children() if "acdc.sweep.worker" in p.cmdline()]:
             return found
         time.sleep(0.05)
     return []

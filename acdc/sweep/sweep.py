@@ -20,9 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from acdc import estimate
 from acdc.errors import FileError, TaskError, UserError
-from acdc.executors import Cluster, Job, Local, Watcher
 from acdc.files.circuit import read_circuit
 from acdc.files.published import load_published
 from acdc.files.table import FAILURE, OPTIONS, Row, every_column, row_of, state, to_csv, to_parquet
@@ -38,10 +36,12 @@ from acdc.report.panels import of_rows
 from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.setup.config import Config, DefaultModel, parse_bytes
-from acdc.sweepfile import MANY, Run, SweepFile, read_sweep
+from acdc.sweep import estimate
+from acdc.sweep.executors import Cluster, Job, Local, Watcher
+from acdc.sweep.file import MANY, Run, SweepFile, read_sweep
+from acdc.sweep.tracking import Tracking
 from acdc.task.load import find_config
 from acdc.task.tokenize import make_data
-from acdc.tracking import Tracking
 
 HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table
 HASHED = ("model_hash", "data_hash", "part")  # what a run finds out, and is no option

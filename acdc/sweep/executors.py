@@ -26,9 +26,9 @@ from acdc.errors import FileError, UserError
 from acdc.files.table import record_failure, state
 from acdc.io.files import read_json, write_atomic
 from acdc.setup.config import Config
-from acdc.sweepfile import Slurm
+from acdc.sweep.file import Slurm
 
-COMMAND = (sys.executable, "-m", "acdc.worker")
+COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose process is killed
 GRACE = 10.0  # seconds for a worker to end
 POLL = 2.0  # seconds between two looks at a cluster
@@ -139,7 +139,7 @@ class Local:
 
 
 class _Process:
-    """A worker process (acdc/worker.py), and the run that it is making."""
+    """A worker process (acdc/sweep/worker.py), and the run that it is making."""
 
     def __init__(self, number: int, place: Local, events: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
         self.number = number
@@ -306,7 +306,7 @@ class Cluster:
             return
         import submitit
 
-        from acdc.worker import make_listed
+        from acdc.sweep.worker import make_listed
 
         units = list(_units(jobs, self.options.runs_per_job))
         self.folder.mkdir(parents=True, exist_ok=True)

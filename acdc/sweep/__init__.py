@@ -1,0 +1,1 @@
+"""Grids of runs: the file, local processes or Slurm, the workers, estimates, tracking."""
