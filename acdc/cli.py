@@ -386,7 +386,7 @@ def diff(
 
     from acdc.files.circuit import read_circuit
     from acdc.files.diff import diff as compare
-    from acdc.report.diff import to_text
+    from acdc.report.text import diff_text
 
     result = compare(read_circuit(a), read_circuit(b), tolerance)
     if json_:
@@ -394,7 +394,7 @@ def diff(
         return
     for note in result.notes:
         say(f"note: {note}")
-    typer.echo(to_text(result))
+    typer.echo(diff_text(result))
 
 
 @app.command()

@@ -29,7 +29,7 @@ def smollm2() -> Path:
             if os.environ.get("ACDC_CI"):
                 pytest.fail(message)
             pytest.skip(message)
-    from acdc.model.gguf import find_gguf
+    from acdc.model.find import find_gguf
 
     path = find_gguf("smollm2")
     assert path

@@ -20,7 +20,8 @@ from tokenizers import pre_tokenizers
 
 from acdc.errors import ModelError
 from acdc.model import gguf
-from acdc.model.gguf import SUPPORTED, converted, find_gguf
+from acdc.model.find import find_gguf
+from acdc.model.gguf import SUPPORTED, converted
 from acdc.model.tokenizer import Tokenizer
 from tests import assets
 

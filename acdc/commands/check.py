@@ -28,7 +28,7 @@ from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
-from acdc.report.diff import changes
+from acdc.report.text import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 
@@ -254,7 +254,7 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
             problems.append(f"metric {key}: only one of the two has it")
         elif abs(a - b) > tolerance * max(1.0, abs(a), abs(b)):
             problems.append(f"metric {key}: {a:.6g} → {b:.6g}")
-    return problems, [*changes(changed), *(f"note: {note}" for note in changed.notes)]
+    return problems, [*diff_lines(changed), *(f"note: {note}" for note in changed.notes)]
 
 
 def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:

