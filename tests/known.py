@@ -13,7 +13,6 @@ from functools import cache
 import numpy as np
 import torch
 
-from acdc.bundled import compile_tracr
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.model.find import BUNDLED
@@ -21,6 +20,7 @@ from acdc.model.transformer import Config, Transformer
 from acdc.patching.offload import Part, Parts
 from acdc.patching.patch import patched_rows
 from tests.random_models import random_prompts
+from tests.recipes import compile_tracr
 
 MATTERS = 1e-6  # every true edge, removed alone, changes a logit at a scored position by more
 FEWEST = 8  # true edges

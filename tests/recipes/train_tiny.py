@@ -1,7 +1,7 @@
 """Recipe of the bundled model `tiny`: a small GPT-2 with its own tokenizer, trained on the language tasks.
 
     pip install 'acdc-circuits[recipes]'
-    python -m acdc.bundled.train_tiny --out acdc/bundled/tiny
+    python -m tests.recipes.train_tiny --out acdc/bundled/tiny
 
 1. vocabulary  every token that the six tasks can produce; tokens split where GPT-2's do
 2. data        prompts of the tasks, and of variants that close shortcuts (the other order of names, other argument
@@ -418,7 +418,7 @@ as GPT-2's.
 ## How it was made
 
 ```
-python -m acdc.bundled.train_tiny --out {out} --seed {seed} --steps {limit}
+python -m tests.recipes.train_tiny --out {out} --seed {seed} --steps {limit}
 ```
 
 Seed {seed}, {steps} steps, {minutes:.0f} minutes on one core of a shared machine; torch {torch}, transformers

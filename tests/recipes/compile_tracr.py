@@ -1,7 +1,7 @@
 """Recipe of the bundled models `tracr-reverse` and `tracr-xproportion`; the true edges of any such model.
 
     pip install 'acdc-circuits[recipes]'
-    python -m acdc.bundled.compile_tracr --out acdc/bundled
+    python -m tests.recipes.compile_tracr --out acdc/bundled
 
 compiles two RASP programs with Tracr (Lindner et al. 2023), writes them in our own weight format, and checks
 that what was written computes what Tracr's model and the RASP interpreter compute. Only `compile_program`

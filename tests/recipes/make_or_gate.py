@@ -1,6 +1,6 @@
 """Recipe of the bundled model `or-gate`: one layer whose two heads are the inputs of an OR, set by hand.
 
-    python -m acdc.bundled.make_or_gate --out acdc/bundled
+    python -m tests.recipes.make_or_gate --out acdc/bundled
 
 Each head moves the token's 1 into a direction of its own, a and b; the MLP computes a OR b = relu(a + b) -
 relu(a + b - 1) into a third one, which the output reads. Either head is enough, so a greedy method that
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from acdc.bundled.compile_tracr import Array, Model, forward, load_model, make_model, save_model, structure
+from tests.recipes.compile_tracr import Array, Model, forward, load_model, make_model, save_model, structure
 
 WORDS = ("0", "1")
 BASIS = ("token", "a", "b", "out")
