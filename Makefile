@@ -31,10 +31,10 @@ check: $(BIN)/acdc ## lint and types
 	$(BIN)/mypy
 
 golden: assets ## renew the golden circuits of the tests (look at the difference before you commit it)
-	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.support.golden
 
 docs: $(BIN)/acdc ## renew the reference in docs/ from the code
-	$(BIN)/python -m tests.reference
+	$(BIN)/python -m tests.support.reference
 
 bench: $(BIN)/acdc ## the benchmarks, long; PEER=python of an environment with auto-circuit 1.0.1
 	$(BIN)/python -m tests.benchmarks --out bench.json --md bench.md $(if $(PEER),--peer $(PEER))

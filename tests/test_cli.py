@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -19,7 +18,8 @@ from acdc.errors import UserError
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
-from tests.test_model import checkpoint
+from tests.model.test_model import checkpoint
+from tests.support import ROOT
 
 GATE = ["run", "--task", "or-gate"]
 
@@ -295,7 +295,7 @@ def test_help_does_not_load_torch_and_is_quick():
 
 
 def test_every_shipped_config_resolves():
-    folder = Path(__file__).parent.parent / "configs"
+    folder = ROOT / "configs"
     files = sorted(folder.glob("**/*.yaml"))
     assert files
     for file in files:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.test_run import COMPARED
+from tests.commands.test_run import COMPARED
+from tests.support import ROOT
 
-ROOT = Path(__file__).parent.parent
 WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # as pyproject.toml packs it
 RUN = ("--task", "ioi", "--model", "tiny", "--examples", "8", "--dtype", "float64", "--device", "cpu")
 RUNS = {"acdc": ("--threshold", "0.05"), "eap-ig": ("--edges", "30")}

@@ -23,11 +23,10 @@ from acdc.errors import TaskError
 from acdc.files.circuit import read_circuit
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests import assets
-from tests.browser import chromium, opened
-from tests.test_task import Fast
+from tests.support import ROOT, assets
+from tests.support.browser import chromium, opened
+from tests.task.test_task import Fast
 
-ROOT = Path(__file__).parent.parent
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 OWN_DATA, SWEEPS = ROOT / "docs" / "own-data.md", ROOT / "docs" / "sweeps.md"
 

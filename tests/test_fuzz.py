@@ -1,5 +1,5 @@
 """Broken files by the thousand, made of the shipped ones: each is read, or refused with one message; never a traceback,
-nothing written, nothing run. How many: see tests/hostile.py."""
+nothing written, nothing run. How many: see tests/support/hostile.py."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from acdc.setup.config import resolve
 from acdc.sweep.file import MANY, read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests.hostile import INPUTS, NASTY, ROOT, in_time, mutated, mutated_json, numbers, refusals, watched
+from tests.support import ROOT
+from tests.support.hostile import INPUTS, NASTY, in_time, mutated, mutated_json, numbers, refusals, watched
 
 TOKENIZER = load_tokenizer("tiny")[1]
 

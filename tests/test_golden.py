@@ -6,7 +6,7 @@ import pytest
 
 from acdc.commands.check import check_entry, read_checks
 from acdc.task.load import task_names
-from tests.golden import LIST
+from tests.support.golden import LIST
 
 
 def test_every_task_that_a_bundled_model_does_has_a_golden_circuit():

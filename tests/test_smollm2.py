@@ -6,8 +6,8 @@ import pytest
 
 from acdc.commands.check import check_entry, read_checks
 from acdc.files.circuit import read_circuit
-from tests.assets import smollm2
-from tests.golden import SMOLLM2
+from tests.support.assets import smollm2
+from tests.support.golden import SMOLLM2
 
 
 def test_the_golden_circuit_is_one():

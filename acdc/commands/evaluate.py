@@ -93,7 +93,7 @@ def evaluate_file(
         raise
     _check_model(where, file, inputs.model)
     notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
-    circuit, half = file.circuit(), inputs.judged_half
+    circuit, half = file.circuit(), inputs.evaluation_split
     if half == "discovery":
         notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
     rows = _rows(inputs, half, circuit)

@@ -16,7 +16,7 @@ from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.methods.log import read_log
 from acdc.report.page import render_report
-from acdc.report.picture import DIRECTIONS, PLAIN, Look, to_dot, to_pdf, to_png, to_svg
+from acdc.report.picture import DIRECTIONS, PLAIN, PictureStyle, to_dot, to_pdf, to_png, to_svg
 
 FORMATS = {  # name → ending of the file
     "graphml": ".graphml",
@@ -28,7 +28,7 @@ FORMATS = {  # name → ending of the file
     "html": ".html",
     "eap-ig": ".eap-ig.json",
 }
-DRAWN: dict[str, Callable[[Circuit, str, Look], bytes | str]] = {
+DRAWN: dict[str, Callable[[Circuit, str, PictureStyle], bytes | str]] = {
     "dot": to_dot,
     "svg": to_svg,
     "png": to_png,
@@ -38,7 +38,7 @@ PICTURES = ("svg", "png", "pdf")  # laid out here; the others are not, and take 
 WIDEST = 40  # inches
 
 
-def make_look(to: str, given: dict[str, Any]) -> Look:
+def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     """The look of a picture, from the options of `acdc export`; those that are None were not given.
 
     Raises:
@@ -52,10 +52,10 @@ def make_look(to: str, given: dict[str, Any]) -> Look:
         raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST}, in inches")
     if direction not in DIRECTIONS:
         raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
-    return Look(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
+    return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
 
 
-def convert(file: CircuitFile, to: str, look: Look = PLAIN, folder: Path | None = None) -> bytes | str:
+def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
     """The circuit as the content of a file of format `to`, one of FORMATS. What is drawn shows the
     component classes of the task's published circuit, if that is of the same graph.
 

@@ -44,7 +44,7 @@ from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
 from acdc.report.page import render_report
-from acdc.report.picture import Look, to_svg
+from acdc.report.picture import PictureStyle, to_svg
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs
 
@@ -83,7 +83,7 @@ def run(
             rows = final_rows(inputs, circuit)
             measures = measured(inputs, rows)
             estimated = estimates(inputs, rows)
-            explanation = explain(inputs, circuit, rows[inputs.judged_half])
+            explanation = explain(inputs, circuit, rows[inputs.evaluation_split])
             _, most = memory()
         file = describe(inputs, circuit, found.circuit, measures, notes)
         cost = CostPart(
@@ -96,7 +96,7 @@ def run(
         metrics = MetricsFile(metrics=measures, **estimated, cost=cost)
         log = [asdict(d) for d in found.decisions]
         published = published_for(task.name, circuit.graph)
-        svg = to_svg(circuit, f"{task.name} in {file.model.name}", Look(published=published))
+        svg = to_svg(circuit, f"{task.name} in {file.model.name}", PictureStyle(published=published))
         write_metrics(out / "metrics.json", metrics)
         write_atomic(out / "circuit.svg", svg)
         write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
@@ -119,7 +119,7 @@ def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
 def final_rows(inputs: Inputs, circuit: Circuit) -> Rows:
     """The normalised final stream at the scored rows, Float[row d_model], by half and by `model`, `circuit` and
     `ablated`."""
-    halves = dict.fromkeys(("discovery", inputs.judged_half))
+    halves = dict.fromkeys(("discovery", inputs.evaluation_split))
     which = {"model": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph)}
     return {half: {what: circuit_rows(inputs, half, c) for what, c in which.items()} for half in halves}
 

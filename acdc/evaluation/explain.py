@@ -15,7 +15,7 @@ from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.evaluation.faithfulness import circuit_rows, faithfulness, prompt_values
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.setup.inputs import Inputs
 
 EXAMPLES = 4  # prompts that are shown
@@ -68,8 +68,8 @@ class Explanation:
         examples: some prompts
         attention: by head of the circuit, one pattern per example, Float[query key], on the clean prompt in the full
             model; none for prompts that are too long to be shown
-        direct: by sender of the circuit, what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
-            above 0 is for the correct answer; empty for a task without answers
+        direct: by sender of the circuit, what it adds directly to the logit difference (`acdc.patching.metrics`), in
+            logits; above 0 is for the correct answer; empty for a task without answers
         curve: the circuit's strongest edges, few to all
     """
 
@@ -88,7 +88,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: dict[str, Tensor]) -> Explan
         circuit: without dead edges
         rows: normalised final stream of that half, Float[row d_model], by `model`, `circuit` and `ablated`
     """
-    half = inputs.judged_half
+    half = inputs.evaluation_split
     first = next(iter(inputs.parts(half)))
     return Explanation(
         half,
@@ -125,7 +125,7 @@ def _examples(inputs: Inputs, half: str, rows: dict[str, Tensor]) -> tuple[Examp
     return tuple(out)
 
 
-def attention(model: Transformer, circuit: Circuit, runs: Runs) -> dict[str, tuple[np.ndarray, ...]]:
+def attention(model: Transformer, circuit: Circuit, runs: ActivationCache) -> dict[str, tuple[np.ndarray, ...]]:
     """Patterns of the circuit's heads on the first prompts, as many as there is room for: Float[query key], without
     padding."""
     nodes = set(circuit.nodes())
@@ -145,7 +145,7 @@ def attention(model: Transformer, circuit: Circuit, runs: Runs) -> dict[str, tup
     return out
 
 
-def direct_effects(model: Transformer, parts: Iterable[Runs], nodes: Sequence[str]) -> dict[str, float]:
+def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: Sequence[str]) -> dict[str, float]:
     """What senders add directly to the logit difference on the clean prompts, in logits, as a mean over the scored
     rows: their output at the row, through the final norm as it is in the full model, on the unembedding of the correct
     answers (their mean) minus that of the wrong one with the largest logit (Wang et al. 2022, section 3.1). Over all
@@ -174,7 +174,7 @@ def direct_effects(model: Transformer, parts: Iterable[Runs], nodes: Sequence[st
     return {name: value / n for name, value in total.items()}
 
 
-def _answer_direction(model: Transformer, runs: Runs) -> Tensor:
+def _answer_direction(model: Transformer, runs: ActivationCache) -> Tensor:
     """Float[row d_model]: the unembedding of the correct answers minus that of the strongest wrong one."""
     weight, correct, wrong = model.weights["unembed.weight"], runs.targets.correct, runs.targets.wrong
     known = (correct >= 0).to(weight.dtype)[..., None]

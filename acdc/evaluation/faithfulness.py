@@ -14,7 +14,7 @@ from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.progress import Progress, Show, silent
-from acdc.patching.activations import unsound
+from acdc.patching.activations import non_finite_advice
 from acdc.patching.metrics import accuracy
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.setup.inputs import Inputs
@@ -55,14 +55,14 @@ def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
     found: Array = values.double().cpu().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(found))):
         prompt = inputs.prompt(half, int(wrong[0]))
-        raise UserError(f"{what} is {found[wrong[0]]} on {prompt}; {unsound(inputs.model.transformer)}")
+        raise UserError(f"{what} is {found[wrong[0]]} on {prompt}; {non_finite_advice(inputs.model.transformer)}")
     return found
 
 
 @torch.inference_mode()
 def share_right(inputs: Inputs, half: str, rows: Tensor) -> float:
-    """The share of scored positions at which the answer is right (`acdc.patching.metrics.accuracy`), NaN for a task without
-    answers."""
+    """The share of scored positions at which the answer is right (`acdc.patching.metrics.accuracy`), NaN for a task
+    without answers."""
     targets = inputs.parts(half).targets
     if not targets.correct.shape[1]:
         return np.nan
@@ -116,7 +116,7 @@ class Judge:
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs, self.half = inputs, inputs.judged_half
+        self.inputs, self.half = inputs, inputs.evaluation_split
         self.full, self.full_accuracy = circuit_values(inputs, self.half, None)
         none = Circuit.empty(inputs.problem(self.half).graph)
         self.ablated, self.ablated_accuracy = circuit_values(inputs, self.half, none)

@@ -42,7 +42,7 @@ class Scores:
         nodes = np.where([s.kind == "input" for s in graph.senders], np.nan, nodes)
         return cls(graph, _weaker_end(graph, nodes), nodes)
 
-    def unsound(self) -> str | None:
+    def non_finite(self) -> str | None:
         """Name of the first node or edge whose score is not finite, if there is one."""
         g = self.graph
         if self.nodes is not None:
@@ -158,6 +158,6 @@ def read_scores(path: Path, graph: Graph) -> Scores:
     ):
         raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
     scores = Scores(graph, edges, nodes)
-    if wrong := scores.unsound():
+    if wrong := scores.non_finite():
         raise FileError(f"{path}: the score of {wrong} is not finite; remove the file")
     return scores

@@ -26,7 +26,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.progress import Progress, Show, silent
 from acdc.methods.log import Decision, Journal
-from acdc.patching.activations import unsound
+from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
 
@@ -263,8 +263,8 @@ class _Search:
 
     def _unsound(self, metric: float, rows: Tensor, where: str) -> UserError:
         """What to say where the metric at some rows, Float[1 row d_model], is not finite."""
-        prompt = f"prompt {self.engine.unsound(rows) + 1} of the discovery half"
-        return UserError(f"{where} the metric is {metric}, first on {prompt}; {unsound(self.engine.model)}")
+        prompt = f"prompt {self.engine.first_non_finite(rows) + 1} of the discovery half"
+        return UserError(f"{where} the metric is {metric}, first on {prompt}; {non_finite_advice(self.engine.model)}")
 
     def _take(self, removals: list[Removal], decisions: list[Decision]) -> None:
         gone = []

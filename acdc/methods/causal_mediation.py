@@ -21,7 +21,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all nodes, and of all edges by them."""
     graph, model = problem.graph, problem.model
     total, done = np.zeros(len(graph.senders)), 0
-    for runs in problem.chunks(problem.few(4 * graph.n_heads)):
+    for runs in problem.chunks(problem.max_batch(4 * graph.n_heads)):
         metric = runs.metric(problem.metric, model)
         full = metric(runs.targets.clean)
         for first, written in model.written_by(runs.difference, len(graph.senders)):

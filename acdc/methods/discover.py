@@ -27,7 +27,7 @@ from acdc.methods import (
 )
 from acdc.methods.acdc import Options, discover
 from acdc.methods.log import Decision, Journal
-from acdc.patching.activations import unsound
+from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
 from acdc.patching.offload import PartedEngine
@@ -150,8 +150,8 @@ def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) 
     }
     with torch.no_grad():
         scores = run[method]()
-    if wrong := scores.unsound():
-        raise UserError(f"--method {method}: the score of {wrong} is not finite; {unsound(problem.model)}")
+    if wrong := scores.non_finite():
+        raise UserError(f"--method {method}: the score of {wrong} is not finite; {non_finite_advice(problem.model)}")
     return scores
 
 

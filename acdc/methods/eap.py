@@ -18,7 +18,7 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.gradients import Gradient, receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
@@ -49,18 +49,18 @@ class Attribution:
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
         self._seen = 0
 
-    def chunks(self, progress: Show) -> Iterator[Runs]:
+    def chunks(self, progress: Show) -> Iterator[ActivationCache]:
         """The prompts, some at a time."""
         for runs in self._problem.chunks(CHUNK):
             yield runs
             self._seen += len(runs.pad)
             progress(Progress(self._seen, self._problem.n_prompts, "prompts", ""))
 
-    def add(self, runs: Runs, gradients: Iterable[Gradient]) -> None:
+    def add(self, runs: ActivationCache, gradients: Iterable[Gradient]) -> None:
         """Add what the gradients of one run say."""
         model, graph, difference = self._problem.model, self._problem.graph, runs.difference
         everything = len(graph.senders)
-        if self._problem.few(everything) >= len(runs.pad):  # what all senders write fits into memory at once
+        if self._problem.max_batch(everything) >= len(runs.pad):  # what all senders write fits into memory at once
             whole = torch.cat([x for _, x in model.written_by(difference, everything)])
             for gradient in gradients:
                 self._multiply(0, whole[: self._parents(gradient)], gradient)

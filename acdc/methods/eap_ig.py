@@ -22,7 +22,7 @@ from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
@@ -58,18 +58,18 @@ def score(
     return total.scores()
 
 
-def _inputs(problem: Problem, runs: Runs, steps: int) -> Iterator[Point]:
+def _inputs(problem: Problem, runs: ActivationCache, steps: int) -> Iterator[Point]:
     clean, corrupted = runs.clean.inputs, runs.ablated.inputs
     for k in range(steps):
         yield *problem.model.run_inputs(corrupted + k / steps * (clean - corrupted), runs.pad), None
 
 
-def _ends(problem: Problem, runs: Runs, _: int) -> Iterator[Point]:
+def _ends(problem: Problem, runs: ActivationCache, _: int) -> Iterator[Point]:
     yield runs.clean, runs.residual, None
     yield *problem.model.run_inputs(runs.ablated.inputs, runs.pad), None
 
 
-def _activations(problem: Problem, runs: Runs, steps: int) -> Iterator[Point]:
+def _activations(problem: Problem, runs: ActivationCache, steps: int) -> Iterator[Point]:
     clean, ablated = runs.clean, runs.ablated
     blocks = [("inputs", 0)]
     for layer in range(problem.model.config.n_layers):

@@ -22,7 +22,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges."""
     graph, model = problem.graph, problem.model
     total, done = np.where(graph.edges, 0.0, np.nan), 0
-    for runs in problem.chunks(problem.few(len(graph.senders))):
+    for runs in problem.chunks(problem.max_batch(len(graph.senders))):
         metric = runs.metric(problem.metric, model)
         full = metric(runs.targets.clean)
         written = torch.cat([x for _, x in model.written_by(runs.difference, len(graph.senders))])

@@ -27,7 +27,7 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.io.files import write_atomic
 from acdc.io.progress import Progress, Show
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
 
@@ -66,7 +66,7 @@ class Update:
         share: of the training that is done, from 0 to 1
     """
 
-    runs: Runs
+    runs: ActivationCache
     batch: int
     alpha: Tensor
     gates: Tensor
@@ -112,13 +112,13 @@ class Batches:
     def __len__(self) -> int:
         return len(self._where)
 
-    def __getitem__(self, batch: int) -> Runs:
+    def __getitem__(self, batch: int) -> ActivationCache:
         part, at = self._where[batch]
         if part != self._part[0]:
             self._part = (part, self._problem.parts[part])
         return self._part[1].examples(at)
 
-    def __iter__(self) -> Iterator[Runs]:
+    def __iter__(self) -> Iterator[ActivationCache]:
         return (self[i] for i in range(len(self)))
 
 

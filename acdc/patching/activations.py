@@ -23,7 +23,7 @@ TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
 
 
 @dataclass(frozen=True)
-class Runs:
+class ActivationCache:
     """What patching needs of a set of prompts.
 
     Args:
@@ -72,13 +72,13 @@ class Runs:
         n_live = self.mask.shape[1] - self.first
         return max(1, TABLE_BYTES // (versions * n_live * model.config.d_model * model.dtype.itemsize))
 
-    def examples(self, chunk: slice) -> Runs:
+    def examples(self, chunk: slice) -> ActivationCache:
         """The runs of some of the prompts."""
         begin, end, _ = chunk.indices(len(self.pad))
         inside = (self.rows[:, 0] >= begin) & (self.rows[:, 0] < end)
         t, rows = self.targets, self.rows[inside]
         targets = Targets(t.example[inside] - begin, end - begin, t.correct[inside], t.wrong[inside], t.clean[inside])
-        return Runs(
+        return ActivationCache(
             self.pad[chunk],
             self.mask[chunk],
             torch.stack([rows[:, 0] - begin, rows[:, 1]], 1),
@@ -104,7 +104,7 @@ def numbered(prompt: int, run: str) -> str:
 
 def prepare(
     model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None, named: Named = numbered
-) -> Runs:
+) -> ActivationCache:
     """Run the model on the clean and, where the ablation needs it, the corrupted prompts.
 
     Args:
@@ -144,7 +144,7 @@ def prepare(
         model.normalise(final),
     )
     mask = model.attention_mask(pad, tokens.shape[1])
-    return Runs(pad, mask, rows, targets, clean, ablated, residual, start)
+    return ActivationCache(pad, mask, rows, targets, clean, ablated, residual, start)
 
 
 def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:
@@ -171,7 +171,7 @@ def means(model: Transformer, prompts: Prompts) -> Activations:
     return total
 
 
-def unsound(model: Transformer) -> str:
+def non_finite_advice(model: Transformer) -> str:
     """What to do about numbers that there are none of."""
     wider = "" if model.dtype == torch.float64 else "use --dtype float64, or "
     return f"nothing that follows could be trusted; {wider}look at the model's weights"
@@ -189,7 +189,8 @@ def _check(model: Transformer, run: Activations, residual: Tensor, which: str, n
             sender, prompt = wrong[0].tolist()
             value, name = float(written[sender, prompt].abs().max()), graph.senders[first + sender].name
             raise UserError(
-                f"{name} writes {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {unsound(model)}"
+                f"{name} writes {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: "
+                f"{non_finite_advice(model)}"
             )
     wrong = torch.nonzero(~_sound(model, residual).all(-1))  # each node is sound, and their sum is not
     if len(wrong):
@@ -197,7 +198,7 @@ def _check(model: Transformer, run: Activations, residual: Tensor, which: str, n
         name = "the logits read" if layer == graph.n_layers else f"layer {layer} reads"
         value = float(residual[layer, prompt].abs().max())
         raise UserError(
-            f"{name} {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {unsound(model)}"
+            f"{name} {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {non_finite_advice(model)}"
         )
 
 

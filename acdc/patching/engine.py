@@ -25,7 +25,7 @@ from torch import Tensor
 
 from acdc.graph.graph import QKV, Graph, Sender
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.metrics import Metric
 
 CACHE_BYTES = 256 << 20  # of differences kept for the receivers to come
@@ -112,7 +112,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: Transformer, graph: Graph, runs: Runs, metric: Metric, guess: Metric | None = None
+        self, model: Transformer, graph: Graph, runs: ActivationCache, metric: Metric, guess: Metric | None = None
     ) -> None:
         self.model, self.graph, self.runs = model, graph, runs
         self.metric_of, self.guess_of = metric, guess
@@ -192,7 +192,7 @@ class Engine:
         values: list[float] = self.metric_of(rows).double().mean(1).tolist()
         return values
 
-    def unsound(self, rows: Tensor) -> int:
+    def first_non_finite(self, rows: Tensor) -> int:
         """The first prompt on which the metric of some rows, Float[candidate row d_model], is not finite."""
         return int((~torch.isfinite(self.metric_of(rows))).any(0).nonzero()[0])
 
@@ -217,7 +217,7 @@ class Engine:
             self.kept[slice(None) if sender is None else sender, receiver] = False
         self._settle(touched)
 
-    def stow(self) -> None:
+    def offload(self) -> None:
         """Let go of all that is large; `runs` and `state` must be set again before the engine is used."""
         del self.runs
         self.state = State()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.graph.graph import QKV
 from acdc.model.transformer import Activations, Transformer, positions_of
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.metrics import Metric
 
 
@@ -34,7 +34,7 @@ class Gradient(NamedTuple):
 
 def receiver_gradients(
     model: Transformer,
-    runs: Runs,
+    runs: ActivationCache,
     at: Activations,
     residual: Tensor,
     metric: Metric,
@@ -89,7 +89,7 @@ def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
     return torch.autograd.grad(y, x, written)[0]
 
 
-def _heads(model: Transformer, layer: int, runs: Runs, x: Tensor, written: Tensor) -> Tensor:
+def _heads(model: Transformer, layer: int, runs: ActivationCache, x: Tensor, written: Tensor) -> Tensor:
     """Gradients at the queries, keys and values of a layer: Float[3·head batch live d_model]."""
     start, w = runs.first, model.weights
     h = model.normalise(x)

@@ -22,7 +22,7 @@ from torch import Tensor
 from acdc.errors import FileError
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Activations, Transformer
-from acdc.patching.activations import Named, Runs, means, numbered, prepare, unpaired
+from acdc.patching.activations import ActivationCache, Named, means, numbered, prepare, unpaired
 from acdc.patching.engine import Engine, Removal, State
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.task.tokenize import Prompts
@@ -56,7 +56,7 @@ class Parts:
         self._model, self.ablation = model, ablation
         self._mean = means(model, prompts) if ablation != "corrupted" else None
         self._folder = tempfile.TemporaryDirectory(prefix="acdc-") if size < n else None
-        self._parts: list[Runs | Path] = []
+        self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
             part = _take(prompts, start, min(start + size, n))
@@ -75,12 +75,12 @@ class Parts:
     def __len__(self) -> int:
         return len(self._parts)
 
-    def __getitem__(self, index: int) -> Runs:
+    def __getitem__(self, index: int) -> ActivationCache:
         """One part; from its file where the parts don't fit into memory together."""
         part = self._parts[index]
-        return part if isinstance(part, Runs) else self._read(part)
+        return part if isinstance(part, ActivationCache) else self._read(part)
 
-    def __iter__(self) -> Iterator[Runs]:
+    def __iter__(self) -> Iterator[ActivationCache]:
         return (self[i] for i in range(len(self)))
 
     def metric(self, name: str) -> Metric:
@@ -96,7 +96,7 @@ class Parts:
         assert self._folder is not None
         return Path(self._folder.name) / name
 
-    def _write(self, runs: Runs) -> Path:
+    def _write(self, runs: ActivationCache) -> Path:
         folder = self.scratch(f"runs-{len(self._parts)}")
         tensors = {"pad": runs.pad, "rows": runs.rows, "residual": runs.residual, "start": torch.tensor(runs.start)}
         tensors |= {f"targets {f}": getattr(runs.targets, f) for f in ("example", "correct", "wrong", "clean")}
@@ -108,7 +108,7 @@ class Parts:
             _save_file({"x": x.contiguous()}, folder / name)
         return folder
 
-    def _read(self, folder: Path) -> Runs:
+    def _read(self, folder: Path) -> ActivationCache:
         t = {path.name: load_file(path, device=str(self._model.device))["x"] for path in folder.iterdir()}
         pad = t["pad"]
         clean = Activations(*(t[f"clean {f.name}"] for f in fields(Activations)))
@@ -118,7 +118,7 @@ class Parts:
             ablated = unpaired(self.ablation, self._mean, len(pad))
         targets = Targets(t["targets example"], len(pad), t["targets correct"], t["targets wrong"], t["targets clean"])
         mask = self._model.attention_mask(pad, t["residual"].shape[2])
-        return Runs(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))
+        return ActivationCache(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))
 
 
 class PartedEngine:
@@ -158,9 +158,9 @@ class PartedEngine:
         """See `Engine`."""
         return self._engines[0].metric(rows)
 
-    def unsound(self, rows: Tensor) -> int:
+    def first_non_finite(self, rows: Tensor) -> int:
         """The first prompt on which the metric of some rows is not finite."""
-        return self._engines[0].unsound(rows)
+        return self._engines[0].first_non_finite(rows)
 
     def guess(self, rows: Tensor) -> list[float] | None:
         """See `Engine`."""
@@ -197,7 +197,7 @@ class PartedEngine:
         engine = self._engines[index]
         if changes:
             _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
-        engine.stow()
+        engine.offload()
 
 
 def _later(named: Named, start: int, prompt: int, run: str) -> str:

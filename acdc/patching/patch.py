@@ -14,7 +14,7 @@ from torch import Tensor
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph, Receiver
 from acdc.model.transformer import Transformer, positions_of
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 
 Heads = Tensor | slice  # some heads of a layer; a slice, where it is all of them, copies no weights
 ALL = slice(None)
@@ -28,7 +28,7 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
     return torch.as_tensor(kept).to(model.device, model.dtype)
 
 
-def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) -> Tensor:
+def patched_rows(model: Transformer, graph: Graph, runs: ActivationCache, edges: Tensor) -> Tensor:
     """The normalised final residual stream at the scored rows when only some edges carry the current activation.
 
     Args:
@@ -42,13 +42,15 @@ def patched_rows(model: Transformer, graph: Graph, runs: Runs, edges: Tensor) ->
     return torch.cat([_Live(model, chunk).edges(graph, edges) for chunk in chunks])
 
 
-def node_rows(model: Transformer, runs: Runs, nodes: Tensor) -> Tensor:
+def node_rows(model: Transformer, runs: ActivationCache, nodes: Tensor) -> Tensor:
     """The same when nodes rather than edges are removed: nodes Float[sender], 1 for kept, 0 for removed, for all that
     read the sender's output."""
     return _Live(model, runs).nodes(nodes)
 
 
-def rows_without_edges(model: Transformer, graph: Graph, runs: Runs, receiver: int, written: Tensor) -> Tensor:
+def rows_without_edges(
+    model: Transformer, graph: Graph, runs: ActivationCache, receiver: int, written: Tensor
+) -> Tensor:
     """The normalised final rows of the full model without one edge into a receiver, for each of some edges.
 
     Args:
@@ -59,7 +61,7 @@ def rows_without_edges(model: Transformer, graph: Graph, runs: Runs, receiver: i
     return _Live(model, runs).without_edges(graph.receivers[receiver], written)
 
 
-def rows_without_node(model: Transformer, runs: Runs, layer: int, written: Tensor, head: bool) -> Tensor:
+def rows_without_node(model: Transformer, runs: ActivationCache, layer: int, written: Tensor, head: bool) -> Tensor:
     """The normalised final rows of the full model without one node, for each of some heads, or for the MLP, of a layer.
 
     Args:
@@ -73,7 +75,7 @@ def rows_without_node(model: Transformer, runs: Runs, layer: int, written: Tenso
 class _Live:
     """The live positions of some prompts."""
 
-    def __init__(self, model: Transformer, runs: Runs) -> None:
+    def __init__(self, model: Transformer, runs: ActivationCache) -> None:
         self.model, self.runs, self.start = model, runs, runs.first
         self.positions = positions_of(runs.pad, runs.mask.shape[1])
 

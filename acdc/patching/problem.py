@@ -8,7 +8,7 @@ from functools import cached_property
 
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.offload import Parts
 
 
@@ -30,11 +30,11 @@ class Problem:
         """Of all parts."""
         return self.parts.targets.n_examples
 
-    def few(self, versions: int = 1) -> int:
+    def max_batch(self, versions: int = 1) -> int:
         """How many prompts may be run at once in so many versions; bounds the memory of what all senders write."""
         return self.parts[0].at_once(self.model, versions)
 
-    def chunks(self, size: int) -> Iterator[Runs]:
+    def chunks(self, size: int) -> Iterator[ActivationCache]:
         """The runs, at most `size` prompts at a time."""
         for runs in self.parts:
             for start in range(0, len(runs.pad), size):

@@ -41,7 +41,7 @@ DIRECTIONS = {"up": ("BT", "n", "s"), "down": ("TB", "s", "n"), "right": ("LR", 
 
 
 @dataclass(frozen=True)
-class Look:
+class PictureStyle:
     """How a picture is drawn.
 
     Args:
@@ -88,15 +88,15 @@ class Look:
         return next((tint for name, tint in self.tints.items() if node in self.classes[name]), None)
 
 
-PLAIN = Look()
+PLAIN = PictureStyle()
 
 
-def to_dot(circuit: Circuit, title: str = "", look: Look = PLAIN) -> str:
+def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The picture as DOT text, with every edge of the circuit."""
     return str(_drawing(circuit, title, circuit.n_edges, look).to_string())
 
 
-def to_svg(circuit: Circuit, title: str = "", look: Look = PLAIN) -> str:
+def to_svg(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The picture as SVG text; of a large circuit the strongest edges, and it says so. Edge ids are names."""
     svg = _draw(_drawing(circuit, title, MOST, look), "svg")
     # Graphviz titles an edge by its ends and ports, and browsers show that, not the tooltip.
@@ -104,7 +104,7 @@ def to_svg(circuit: Circuit, title: str = "", look: Look = PLAIN) -> str:
     return re.sub(tooltip, r"<title>\2</title>\1", svg.decode())
 
 
-def to_png(circuit: Circuit, title: str = "", look: Look = PLAIN) -> bytes:
+def to_png(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
     """The picture as a bitmap at 144 dots an inch, 300 if it has a set width; of a large circuit the strongest edges,
     and it says so."""
     drawing = _drawing(circuit, title, MOST, look)
@@ -112,7 +112,7 @@ def to_png(circuit: Circuit, title: str = "", look: Look = PLAIN) -> bytes:
     return _draw(drawing, "png")
 
 
-def to_pdf(circuit: Circuit, title: str = "", look: Look = PLAIN) -> bytes:
+def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
     """The picture as one page of PDF, with its fonts; of a large circuit the strongest edges, and it says so."""
     drawing = _drawing(circuit, title, MOST, look)
     drawing.graph_attr["margin"] = "0"  # those of a page, half an inch for Graphviz
@@ -171,7 +171,7 @@ class Scale:
         return f"{colour}{round(255 * (FAINT + (1 - FAINT) * self.weight(score))):02x}"
 
 
-def _drawing(circuit: Circuit, title: str, most: int, look: Look) -> pgv.AGraph:
+def _drawing(circuit: Circuit, title: str, most: int, look: PictureStyle) -> pgv.AGraph:
     scores = np.full(circuit.kept.shape, np.nan) if circuit.scores is None else circuit.scores
     shown = Circuit(circuit.graph, _strongest(circuit.kept, scores, most), scores=scores)
     scale = Scale.of(scores[shown.kept])
@@ -198,7 +198,7 @@ def _strongest(kept: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
     return shown
 
 
-def _add_nodes(out: pgv.AGraph, circuit: Circuit, look: Look) -> None:
+def _add_nodes(out: pgv.AGraph, circuit: Circuit, look: PictureStyle) -> None:
     """The nodes, rank by rank from the input, and the layer's number beside them."""
     g = circuit.graph
     touched = set(circuit.nodes())
@@ -232,7 +232,7 @@ def _add_nodes(out: pgv.AGraph, circuit: Circuit, look: Look) -> None:
             out.add_edge(f"rank {number - 1}", tag, style="invis", weight="100")
 
 
-def _add_edges(out: pgv.AGraph, circuit: Circuit, scores: np.ndarray, scale: Scale, look: Look) -> None:
+def _add_edges(out: pgv.AGraph, circuit: Circuit, scores: np.ndarray, scale: Scale, look: PictureStyle) -> None:
     g = circuit.graph
     _, leave, enter = DIRECTIONS[look.direction]
     # Heavy edges are drawn straight: they make a column of input, MLPs and logits. Where two have no edge,
@@ -267,14 +267,14 @@ def _end(name: str) -> dict[str, str]:
     return look | {"group": "trunk", "label": name.replace("\\", "\\\\")}
 
 
-def _mlp(name: str, look: Look) -> dict[str, str]:
+def _mlp(name: str, look: PictureStyle) -> dict[str, str]:
     width, height = (40, 58) if look.sideways else (76, 22)
     fill = look.fill(name) or SAND
     row = f'<TR><TD PORT="name" WIDTH="{width}" HEIGHT="{height}" BGCOLOR="{fill}">{name}</TD></TR>'
     return {"shape": "plain", "group": "trunk", "label": _box(row, 0, look)}
 
 
-def _head(name: str, used: set[str], look: Look) -> dict[str, str]:
+def _head(name: str, used: set[str], look: PictureStyle) -> dict[str, str]:
     """The name at the side where edges leave, the inputs at the side where they enter."""
     inputs = []
     for c in QKV:
@@ -292,7 +292,7 @@ def _head(name: str, used: set[str], look: Look) -> dict[str, str]:
     return {"shape": "plain", "label": _box("".join(f"<TR>{''.join(row)}</TR>" for row in rows), 2, look)}
 
 
-def _box(rows: str, spacing: int, look: Look) -> str:
+def _box(rows: str, spacing: int, look: PictureStyle) -> str:
     """A box with some room at its sides. (Graphviz's nodesep would also spread the lines that pass by.)"""
     frame = f'BORDER="1" CELLBORDER="0" CELLPADDING="1" COLOR="{INK}" BGCOLOR="white"'
     box = f'<TD><TABLE {frame} CELLSPACING="{spacing}">{rows}</TABLE></TD>'
@@ -317,7 +317,7 @@ def _counts(circuit: Circuit, shown: Circuit) -> str:
 Entry = tuple[str, int, str]  # of the legend: colour and height of the line, text
 
 
-def _legend(shown: Circuit, scale: Scale, negative: bool, look: Look) -> list[list[Entry]]:
+def _legend(shown: Circuit, scale: Scale, negative: bool, look: PictureStyle) -> list[list[Entry]]:
     """Its entries: colours of edges, their widths, classes of nodes."""
     into = [(COLOURS[c], 3, f"into {word}") for c, word in zip(QKV, ("query", "key", "value"), strict=True)]
     legend: list[list[Entry]] = [[*into, (INK, 3, "into MLP or logits")]]
@@ -331,7 +331,7 @@ def _legend(shown: Circuit, scale: Scale, negative: bool, look: Look) -> list[li
     return [*legend, [*classes, ("", 0, f"class in {look.published.model}, as published")]]
 
 
-def _header(title: str, counts: str, legend: list[list[Entry]], look: Look) -> str:
+def _header(title: str, counts: str, legend: list[list[Entry]], look: PictureStyle) -> str:
     """Title, counts and legend. In a picture of a set width the legend has the columns there is room for, and the
     text above it, which would stretch them, its width."""
     size = look.size(10)

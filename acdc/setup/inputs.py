@@ -40,7 +40,7 @@ class Inputs:
         return replace(self, config=config.model_copy(update=stated))
 
     @property
-    def judged_half(self) -> str:
+    def evaluation_split(self) -> str:
         """The prompts that a circuit is judged on: `held_out`, or `discovery` for a task that has no others."""
         return "discovery" if _halves(self.data) == 1 else "held_out"
 

@@ -84,7 +84,7 @@ class Load:
         return self.itemsize * prompts * self.positions * (self.sizes.n_layers + 1) * self.sizes.d_model
 
     def runs(self, prompts: int) -> int:
-        """What is kept of some prompts (`acdc.patching.activations.Runs`)."""
+        """What is kept of some prompts (`acdc.patching.activations.ActivationCache`)."""
         return self.one_run(prompts) * (1 + self.paired) + self.residual(prompts)
 
     def making(self, prompts: int) -> int:

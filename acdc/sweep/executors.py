@@ -47,7 +47,7 @@ class Job(NamedTuple):
         return {"name": self.name, "folder": str(self.folder.absolute()), "config": self.config.model_dump()}
 
 
-class Watcher(NamedTuple):
+class Callbacks(NamedTuple):
     """Who is told: of a run that has ended, of what the user should know, and of how far the others are."""
 
     ended: Callable[[str], None]
@@ -75,7 +75,7 @@ class Local:
     devices: tuple[str, ...]
     logs: Path
 
-    def make(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+    def make(self, jobs: Sequence[Job], callbacks: Callbacks) -> None:
         """Make the runs. A process that is killed is replaced, and its run goes on.
 
         Raises:
@@ -92,20 +92,20 @@ class Local:
             while any(p.job for p in team):
                 process, event = events.get()
                 if event is None:
-                    self._replace(process, waiting, attempts, team, events, watcher)
+                    self._replace(process, waiting, attempts, team, events, callbacks)
                 elif "fatal" in event:
                     raise UserError(
                         event["fatal"] + "; the sweep is stopped, and goes on from here with the same command"
                     )
                 elif "note" in event:
-                    watcher.say(f"{process.doing}: {event['note']}")
+                    callbacks.say(f"{process.doing}: {event['note']}")
                 elif "ended" in event:
                     now.pop(event["ended"], None)
-                    watcher.ended(event["ended"])
+                    callbacks.ended(event["ended"])
                     process.take(waiting, team)
                 else:
                     now[process.doing] = f"{event['done'] / max(1, event['total']):.0%}"
-                    watcher.at(now)
+                    callbacks.at(now)
 
     def _replace(
         self,
@@ -114,7 +114,7 @@ class Local:
         attempts: Counter[str],
         team: list[_Process],
         events: queue.Queue[tuple[_Process, dict[str, Any] | None]],
-        watcher: Watcher,
+        callbacks: Callbacks,
     ) -> None:
         """Put another process in the place of one that has ended without being told to."""
         job, code = dead.job, dead.code()
@@ -124,7 +124,7 @@ class Local:
         attempts[job.name] += 1
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if attempts[job.name] < ATTEMPTS:
-            watcher.say(f"{job.name}: its process {how}; it goes on in another one")
+            callbacks.say(f"{job.name}: its process {how}; it goes on in another one")
             waiting.insert(0, job)
         else:
             record_failure(
@@ -132,7 +132,7 @@ class Local:
                 f"its process {how}, {ATTEMPTS} times; if it wants more memory than there is, try fewer --workers or a "
                 f"lower --memory ({dead.log} has what it said)",
             )
-            watcher.ended(job.name)
+            callbacks.ended(job.name)
         if waiting:
             team.append(_Process(dead.number, self, events))
             team[-1].take(waiting, team)
@@ -247,7 +247,7 @@ class Cluster:
             raise UserError("--executor slurm: needs submitit; pip install 'acdc-circuits[sweeps]'") from None
         self._queued()
 
-    def make(self, jobs: Sequence[Job], watcher: Watcher) -> None:
+    def make(self, jobs: Sequence[Job], callbacks: Callbacks) -> None:
         """Make the runs: submit what is not submitted yet, and wait. Ctrl-C leaves the jobs in the queue.
 
         Raises:
@@ -267,13 +267,13 @@ class Cluster:
                 for name, job in list(left.items()):
                     if state(job.folder) in ("done", "failed"):
                         del left[name]
-                        watcher.ended(name)
+                        callbacks.ended(name)
                 for job_id, names in list(submitted.items()):
                     reason = queued.get(job_id)
                     missing[job_id] = 0 if reason is not None else missing[job_id] + 1
                     if reason and "held" in reason.lower() and job_id not in held:
                         held.add(job_id)
-                        watcher.say(
+                        callbacks.say(
                             f"job {job_id} is held by Slurm ({reason}); scontrol release {job_id} lets it go on"
                         )
                     if missing[job_id] < GONE and any(name in left for name in names):
@@ -289,14 +289,14 @@ class Cluster:
                                 f"its Slurm job ended {ATTEMPTS} times before it; {self.folder} has the logs",
                             )
                 if again:
-                    watcher.say(f"{len(again)} runs whose jobs have ended before them are submitted again")
+                    callbacks.say(f"{len(again)} runs whose jobs have ended before them are submitted again")
                     self._submit(again, submitted)
-                watcher.at({f"{len(submitted)} jobs": ""})
+                callbacks.at({f"{len(submitted)} jobs": ""})
                 if left:
                     time.sleep(POLL)
         except KeyboardInterrupt:
             ids = " ".join(sorted({job_id.split("_")[0] for job_id in submitted}))
-            watcher.say(f"the jobs stay in the queue; scancel {ids} would remove them")
+            callbacks.say(f"the jobs stay in the queue; scancel {ids} would remove them")
             raise
         (self.folder / "jobs.json").unlink(missing_ok=True)
 

@@ -37,7 +37,7 @@ from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.setup.config import Config, DefaultModel, parse_bytes
 from acdc.sweep import estimate
-from acdc.sweep.executors import Cluster, Job, Local, Watcher
+from acdc.sweep.executors import Callbacks, Cluster, Job, Local
 from acdc.sweep.file import MANY, Run, SweepFile, read_sweep
 from acdc.sweep.tracking import Tracking
 from acdc.task.load import find_config
@@ -136,7 +136,7 @@ def sweep(plan: Plan, progress: Show, say: Callable[[str], None]) -> list[Row]:
 
         show({})
         if todo:
-            plan.place.make(todo, Watcher(ended, say, show))
+            plan.place.make(todo, Callbacks(ended, say, show))
         rows = [_row(plan, run) for run in plan.runs]
         for note in _mixed(rows):
             say(note)

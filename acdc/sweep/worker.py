@@ -1,9 +1,9 @@
 """A process that makes runs of a sweep, one after another; what they share it keeps from one to the next.
 
-`python -m acdc.sweep.worker` reads one run a line from stdin (JSON: name, folder, config) and says on stdout, also a JSON
-object a line, what becomes of it. When stdin closes, it ends at once, whatever it is doing: nobody waits for it any
-more, and a run that was cut off goes on from its log. `python -m acdc.sweep.worker FILE` makes the runs that a file lists,
-as a job of a cluster does.
+`python -m acdc.sweep.worker` reads one run a line from stdin (JSON: name, folder, config) and says on stdout, also a
+JSON object a line, what becomes of it. When stdin closes, it ends at once, whatever it is doing: nobody waits for it
+any more, and a run that was cut off goes on from its log. `python -m acdc.sweep.worker FILE` makes the runs that a
+file lists, as a job of a cluster does.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from acdc.methods.acdc import Options
 from tests.benchmarks.measure import ours
 from tests.benchmarks.models import FULL, WHOLE, Setting, make
 from tests.benchmarks.record import Watch
-from tests.oracle import Naive, naive_acdc
+from tests.support.oracle import Naive, naive_acdc
 
 SETTINGS = (WHOLE, *(s for s in FULL if s.tiny))
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from acdc.graph.circuit import Circuit
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import VOCAB_BLOCK, Transformer
-from acdc.patching.activations import Runs, prepare
+from acdc.patching.activations import ActivationCache, prepare
 from acdc.patching.patch import patched_rows
 from tests.benchmarks.hf import forward, to_hugging_face
 from tests.benchmarks.models import FULL, LARGER, QUICK, Part, Setting, make
@@ -58,7 +58,7 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def ours(model: Transformer, batch: Part, options: Options, watch: Watch) -> tuple[Circuit, Runs]:
+def ours(model: Transformer, batch: Part, options: Options, watch: Watch) -> tuple[Circuit, ActivationCache]:
     """One whole discovery, the clean and the corrupted run included; its engine is the watch's."""
     runs = prepare(model, batch, "corrupted")
     metrics = runs.metric("kl", model), runs.guess("kl", model)
@@ -133,7 +133,7 @@ def shortest_few(f: Callable[[], Tensor]) -> float:
 
 
 def limit(
-    model: Transformer, batch: Part, options: Options, watch: Watch, runs: Runs, median: float, budget: float
+    model: Transformer, batch: Part, options: Options, watch: Watch, runs: ActivationCache, median: float, budget: float
 ) -> dict[str, Any]:
     """What the matrix products take alone, and where the time goes: one more run, under the recorder."""
     recorder, needed, executed = Recorder(model), Products(), Products()
@@ -185,7 +185,7 @@ def output_seconds(model: Transformer, rows: int) -> float:
     return shortest(products, budget=2.0) / rows
 
 
-def naive(model: Transformer, runs: Runs, samples: int, tested: int, median: float) -> dict[str, Any]:
+def naive(model: Transformer, runs: ActivationCache, samples: int, tested: int, median: float) -> dict[str, Any]:
     """A whole patched pass for each of some edges, extrapolated to all that the algorithm tests."""
     graph, metric = model.config.graph(), runs.metric("kl", model)
     edges = np.argwhere(graph.edges)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from acdc.methods.acdc import Options
 from acdc.model.transformer import Transformer
-from acdc.patching.activations import Runs
+from acdc.patching.activations import ActivationCache
 from acdc.patching.patch import patched_rows
 from tests.benchmarks.measure import ours
 from tests.benchmarks.models import WHOLE, Setting, make, unfolded
@@ -82,7 +82,7 @@ def overlap(python: str, timeout: float) -> dict[str, Any]:
     }
 
 
-def _one_by_one(model: Transformer, runs: Runs, order: list[str], threshold: float) -> set[str]:
+def _one_by_one(model: Transformer, runs: ActivationCache, order: list[str], threshold: float) -> set[str]:
     """The edges that stay when each is tested in the given order by a whole patched pass."""
     graph, metric = model.config.graph(), runs.metric("kl", model)
     mask, kept, before = torch.as_tensor(graph.edges).to(model.dtype), set(), 0.0

@@ -1,0 +1,137 @@
+"""Every model family: Hugging Face's logits, and an engine that decides as the naive algorithm does.
+
+`pytest tests/model/test_families.py -s -k table` prints what was measured.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from acdc.model.load import load_model
+from tests.methods.test_oracle import compare
+from tests.support.random_models import random_prompts
+
+SMALL = {"vocab_size": 23, "hidden_size": 16, "max_position_embeddings": 32}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+GPT2 = {"vocab_size": 23, "n_layer": 2, "n_head": 4, "n_embd": 16, "n_positions": 32}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+FAMILIES = {
+    "gpt2": (hf.GPT2Config, GPT2),
+    "gpt2, no layer norm": (hf.GPT2Config, {**GPT2, "layer_norm_epsilon": 1e12}),
+    "gpt_neo, windows": (
+        hf.GPTNeoConfig,
+        {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 3},
+    ),
+    "gpt_neox, parallel": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "tie_word_embeddings": False}),
+    "gpt_neox, serial": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "use_parallel_residual": False}),
+    "llama": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 4}),
+    "llama, grouped, tied": (
+        hf.LlamaConfig,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "llama, biases": (hf.LlamaConfig, {**SMALL, **LAYERS, "attention_bias": True, "mlp_bias": True}),
+    "llama 3.1, grouped": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 2, "rope_parameters": LLAMA3}),
+    "mistral, grouped, windows": (
+        hf.MistralConfig,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "sliding_window": 3},
+    ),
+    "qwen2, grouped": (hf.Qwen2Config, {**SMALL, **LAYERS, "num_key_value_heads": 2}),
+    "qwen2, a window above": (
+        hf.Qwen2Config,
+        {**SMALL, **LAYERS, "num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 3}
+        | {"max_window_layers": 1},
+    ),
+    "qwen3, grouped": (hf.Qwen3Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "head_dim": 8}),
+}
+COLUMNS = ("family", "float32", "bound", "float64", "bound", "engine = oracle", "smallest margin")
+BOUNDS = {"float32": 1e-4, "float64": 1e-9}
+NEO = 1e-5  # Hugging Face computes GPT-Neo's attention scores in float32 whatever the dtype
+NOTE = """Logits: largest difference to Hugging Face's. GPT-Neo in float64: its attention scores are float32 there.
+Engine: kept edges of those tested, ablation by corrupted, zero and mean activations; every one as the naive algorithm
+decides. Margin: the least distance of a tested edge from the threshold."""
+THRESHOLD = 0.02
+
+
+def float64_norm(self, x):
+    """Hugging Face's RMS norms compute in float32 whatever the model's dtype; for parity in float64 they must not."""
+    return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+def checkpoint(name, folder):
+    torch.manual_seed(0)
+    kind, options = FAMILIES[name]
+    model = hf.AutoModelForCausalLM.from_config(
+        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name else "sdpa"
+    ).eval()
+    for tensor, p in model.named_parameters():
+        if tensor.endswith("bias") or "norm" in tensor or "ln_" in tensor:
+            p.data += 0.3 * torch.randn_like(p)
+        if "ln_" in tensor and tensor.endswith("weight"):  # as such checkpoints undo a huge epsilon
+            p.data *= max(1.0, options.get("layer_norm_epsilon", 0) ** 0.5)
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return model
+
+
+@pytest.fixture(scope="module")
+def table():
+    """Rows of cells; printed when all families are done."""
+    rows = [list(COLUMNS)]
+    yield rows
+    width = [max(len(row[i]) for row in rows if i < len(row)) for i in range(len(COLUMNS))]
+    print("", *("  ".join(map(str.ljust, row, width)).rstrip() for row in rows), NOTE, sep="\n")
+
+
+@pytest.fixture
+def exact_norms(monkeypatch):
+    for kind in ("llama.modeling_llama.Llama", "mistral.modeling_mistral.Mistral", "qwen2.modeling_qwen2.Qwen2",
+                 "qwen3.modeling_qwen3.Qwen3"):  # fmt: skip
+        monkeypatch.setattr(f"transformers.models.{kind}RMSNorm.forward", float64_norm)
+
+
+def difference(theirs, folder, dtype):
+    """The largest difference between our logits and Hugging Face's, and its logits' size; a row is left-padded."""
+    theirs, ours = theirs.to(getattr(torch, dtype)), load_model(str(folder), "cpu", dtype).transformer
+    tokens = torch.randint(0, 23, (3, 12), generator=torch.Generator().manual_seed(1))
+    pad = torch.tensor([0, 0, 4])
+    real = torch.arange(12) >= pad[:, None]
+    with torch.inference_mode():
+        expected = theirs(
+            tokens, attention_mask=real.long(), position_ids=(real.long().cumsum(1) - 1).clamp(min=0)
+        ).logits
+        found = ours.logits(ours.normalise(ours.run(tokens, pad)[1][-1]))
+    assert expected[real].std() > 0.1, "logits that are all alike compare nothing"
+    return float((found - expected)[real].abs().max())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_parity_table(tmp_path, exact_norms, table, name):
+    row = [name]
+    table.append(row)
+    theirs, bounds = checkpoint(name, tmp_path), BOUNDS | ({"float64": NEO} if "neo," in name else {})
+    found = {dtype: difference(theirs, tmp_path, dtype) for dtype in bounds}
+    for dtype, bound in bounds.items():
+        row += [f"{found[dtype]:.0e}", f"{bound:.0e}"]
+    row.append("NO")
+    model = load_model(str(tmp_path), "cpu", "float64").transformer
+    prompts = random_prompts(0, model, batch=2, n_pos=6, first=2, pad=True)
+    kept, margin = [], np.inf
+    for ablation in ("corrupted", "zero", "mean"):
+        circuit = compare(model, prompts, "kl", ablation, THRESHOLD, True, 7)
+        scores = np.concatenate([circuit.scores.ravel(), circuit.direct_scores])
+        scores = scores[~np.isnan(scores)]
+        kept.append(f"{circuit.n_edges + circuit.n_direct}/{len(scores)}")
+        margin = min(margin, np.abs(scores - THRESHOLD).min())
+        assert 0 < circuit.n_edges < len(scores), "a circuit of all edges or of none shows little"
+    row[-1:] = ["yes, " + " ".join(kept), f"{margin:.0e}"]
+    assert all(found[dtype] < bound for dtype, bound in bounds.items()), row

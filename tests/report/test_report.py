@@ -1,0 +1,426 @@
+"""The page of a run in a real browser: everything that can be done with it is done."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from acdc.commands.run import run
+from acdc.files.circuit import (
+    CircuitFile,
+    GraphPart,
+    MethodPart,
+    ModelPart,
+    TaskPart,
+    edges_of,
+    read_circuit,
+    write_circuit,
+)
+from acdc.files.published import Published, load_published
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.report import page as module
+from acdc.report.page import render_report
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
+from tests.support.browser import chromium, opened
+
+EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> &amp; "\' מבחן 🙂 \u2028 ${a} $title'
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ioi(tmp_path_factory) -> Path:
+    """A run of IOI on tiny, with 20 prompts."""
+    config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 20}, None, None)
+    return run(load(config, task), tmp_path_factory.mktemp("run") / "ioi")[1]
+
+
+def file_of(circuit: Circuit, name: str = "ioi") -> CircuitFile:
+    g = circuit.graph
+    changes = {n: 0.5 for n in circuit.edge_names()}
+    return CircuitFile(
+        task=TaskPart(name=name, version=1, examples=10, seed=0, data_hash=name),
+        model=ModelPart(
+            name=name, family="gpt2", hash=name, n_layers=g.n_layers, n_heads=g.n_heads, d_model=768, mlp=g.mlp,
+            inputs=g.inputs, parallel=g.parallel,
+        ),
+        method=MethodPart(
+            name="acdc", metric="kl", ablation="corrupted", dtype="float32", device="cpu", threshold=0.01, options={}
+        ),
+        graph=GraphPart.of(circuit),
+        metrics={},
+        edges=tuple(edges_of(circuit, changes)),
+        environment={"acdc": name},
+        command=f"acdc run --task {name}",
+        notes=(name,),
+    )  # fmt: skip
+
+
+def large(edges: int) -> Circuit:
+    """A circuit of about so many edges in a graph of GPT-2 small's size, all on a path."""
+    g, rng = Graph(12, 12), np.random.default_rng(0)
+    kept = g.edges & (rng.random(g.edges.shape) < edges / g.n_edges)
+    kept[0] |= g.edges[0] & (rng.random(len(g.receivers)) < 0.5)
+    kept[:, g.receiver_index["logits"]] |= rng.random(len(g.senders)) < 0.8
+    scores = rng.lognormal(-3, 1.5, kept.shape) * rng.choice([1, 1, 1, -1], kept.shape)
+    return Circuit(g, kept, None, np.where(kept, scores, np.nan)).pruned()
+
+
+def residual(folder: Path) -> list[str]:
+    """The names of a run's residual edges."""
+    file = read_circuit(folder / "circuit.json")
+    return [e.name for e in file.edges if e.name not in file.model.graph.direct_index]
+
+
+def lit(page) -> set[str]:
+    return set(page.evaluate("[...document.querySelectorAll('.edge.lit')].map(e => e.__data__.name)"))
+
+
+def shown(page) -> int:
+    return page.locator("path.edge").count()
+
+
+def hover(page, edge: str) -> str:
+    """Point at the middle of an edge; what is said of it."""
+    x, y = page.evaluate(
+        """name => { const path = [...document.querySelectorAll('path.hit')].find(p => p.dataset.edge === name);
+        const p = path.getPointAtLength(path.getTotalLength() * .5), m = path.getScreenCTM();
+        path.parentNode.append(path);
+        return [p.x * m.a + m.e, p.y * m.d + m.f] }""",
+        edge,
+    )
+    page.mouse.move(x, y)
+    return page.locator("#tip").inner_text()
+
+
+def test_the_answer_comes_first(browser, ioi):
+    file, stated = read_circuit(ioi / "circuit.json"), json.loads((ioi / "metrics.json").read_text())
+    with opened(browser, ioi / "report.html") as page:
+        answer = page.locator(".answer").inner_text()
+        value, low, high = stated["faithfulness"]["held_out"]
+        assert answer.startswith(f"{file.graph.edges.kept} of the 479 edges of tiny")
+        assert f"recover {value:.1%} (95 % interval {low:.1%} to {high:.1%}) of what it does on ioi" in answer
+        assert "20 prompts it was not searched on" in answer and "The circuit answers" in answer
+        assert shown(page) == file.graph.edges.kept
+        assert page.locator("g.node").count() == file.graph.nodes
+
+
+def test_an_edge_says_its_score_margin_and_path(browser, ioi):
+    edge = next(e for e in read_circuit(ioi / "circuit.json").edges if e.name == "m0->a1.h0<v>")
+    decided = next(d for d in map(json.loads, (ioi / "log.jsonl").open()) if d["edge"] == edge.name)
+    with opened(browser, ioi / "report.html") as page:
+        said = hover(page, edge.name)
+        assert said.splitlines()[0] == edge.name
+        assert f"score {edge.score:.4g}" in said and f"kl rose by {edge.change:.4g} nats" in said
+        assert f"{abs(decided['margin']):.4g} nats from τ = 0.01" in said
+        path = re.search(r"strongest path: (.*)", said)[1]
+        assert path.startswith("input → ") and "m0 → a1.h0<v> → " in path and path.endswith("logits")
+        names = path.split(" → ")
+        assert lit(page) == {f"{a.split('<')[0]}->{b}" for a, b in pairwise(names)}
+        page.mouse.move(2, 2)
+        assert page.locator("#tip").is_hidden() and not lit(page)
+
+
+def test_a_node_opens_its_panel(browser, ioi):
+    names = residual(ioi)
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("[data-node='a2.h0']").click()
+        panel = page.locator("#panel").inner_text()
+        into, out = [n for n in names if "->a2.h0<" in n], [n for n in names if n.startswith("a2.h0->")]
+        assert f"Incoming ({len(into)})" in panel and f"Outgoing ({len(out)})" in panel
+        assert re.search(r"Adds [−\d.]+ logits directly to the difference", panel)
+        assert "it looks at" in panel and page.locator("svg.heat rect").count() >= 15
+        assert lit(page) == {*into, *out}
+        first = page.locator(".heat").get_attribute("aria-label")
+        page.locator("#panel select").select_option("2")
+        assert page.locator(".heat").get_attribute("aria-label") != first
+        page.locator("#panel li button").first.click()
+        assert "strongest path" in page.locator("#panel").inner_text()
+        page.keyboard.press("Escape")
+        assert "How to read it" in page.locator("#panel").inner_text() and not lit(page)
+
+
+def test_keys_do_what_the_mouse_does(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("[data-node='m0']").focus()
+        assert lit(page)
+        page.keyboard.press("Enter")
+        assert page.locator("#panel h3").first.inner_text() == "m0"
+        assert page.locator("[data-node='m0']").get_attribute("aria-label").startswith("m0: ")
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.getAttribute('role')") == "button"
+
+
+def test_the_slider_leaves_the_strongest_edges_on_a_path(browser, ioi):
+    file = read_circuit(ioi / "circuit.json")
+    circuit = file.circuit()
+    ranked = np.sort(np.abs(circuit.scores[circuit.kept]))[::-1]
+    with opened(browser, ioi / "report.html") as page:
+        for strongest in (len(ranked), 30, 12, 1):
+            page.locator("#slider").fill(str(len(ranked) + 1 - strongest))
+            some = Circuit(circuit.graph, circuit.kept & (np.abs(circuit.scores) >= ranked[strongest - 1])).pruned()
+            assert shown(page) == some.n_edges
+        assert "|score| ≥" in page.locator("#count").inner_text()
+
+
+def test_kinds_of_edges_are_switched_off(browser, ioi):
+    names = residual(ioi)
+    with opened(browser, ioi / "report.html") as page:
+        for kind, end in (("v", "<v>"), ("q", "<q>"), ("k", "<k>")):
+            page.locator(f"#kind-{kind}").uncheck()
+            names = [n for n in names if not n.endswith(end)]
+            assert shown(page) == len(names)
+        page.locator("#kind-plain").uncheck()
+        assert shown(page) == 0
+
+
+def test_names_are_found(browser, ioi):
+    names = residual(ioi)
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("#search").fill("A1.h1")
+        found = {n for n in names if "a1.h1" in n}
+        assert lit(page) == found and page.locator("#hits").inner_text() == f"{len(found)} edges"
+        page.locator("#search").fill("m0")
+        page.keyboard.press("Enter")
+        assert page.locator("#panel h3").first.inner_text() == "m0"
+
+
+def test_paths_are_shown(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        row = page.locator("#panel .path").first
+        text = row.locator("button").inner_text()
+        assert text.startswith("input → ") and text.endswith("→ logits")
+        row.hover()
+        assert len(lit(page)) == text.count("→")
+        row.locator("button").click()
+        assert "Its weakest edge has score" in page.locator("#panel").inner_text()
+
+
+def test_two_circuits_are_compared(browser, ioi, tmp_path):
+    file = read_circuit(ioi / "circuit.json")
+    circuit = file.circuit()
+    kept = circuit.kept.copy()
+    gone = np.argwhere(kept)[-3:]
+    kept[tuple(gone.T)] = False
+    free = np.argwhere(circuit.graph.edges & ~circuit.kept)[5:7]
+    kept[tuple(free.T)] = True
+    other = Circuit(circuit.graph, kept, None, np.where(kept, 0.1, np.nan))
+    parts = {"edges": tuple(edges_of(other)), "graph": GraphPart.of(other)}
+    write_circuit(tmp_path / "other.json", file.model_copy(update=parts))
+    (tmp_path / "bad.json").write_text("{")
+    write_circuit(tmp_path / "else.json", file_of(large(100)))
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("#other").set_input_files(tmp_path / "other.json")
+        page.wait_for_selector(".edge.new")
+        n = circuit.n_edges
+        assert page.locator("#compared").inner_text() == f"{n - 3} in both, 3 only here, 2 only in other.json"
+        assert [page.locator(f".edge.{s}").count() for s in ("both", "gone", "new")] == [n - 3, 3, 2]
+        page.locator("#status-both").uncheck()
+        assert shown(page) == 5
+        page.locator("#stop").click()
+        assert shown(page) == n and page.locator("#stop").is_hidden()
+        for name, message in (
+            ("bad.json", "is no JSON"),
+            ("else.json", "12 layers, 12 heads, inputs input; this one has 4"),
+        ):
+            page.locator("#other").set_input_files(tmp_path / name)
+            page.get_by_text(message).wait_for()
+            assert shown(page) == n
+
+
+def test_decisions_are_searched_and_sorted(browser, ioi, tmp_path):
+    log = [json.loads(line) for line in (ioi / "log.jsonl").open()]
+    with opened(browser, ioi / "report.html") as page:
+        page.get_by_text(f"{len(log)} edges were tested one by one").click()
+        rows = page.locator("#decisions tbody tr")
+        assert rows.count() == min(200, len(log))
+        assert rows.first.locator("td").first.inner_text() == log[0]["edge"]
+        page.locator("#logsearch").fill("a2.h")
+        assert rows.count() == sum("a2.h" in d["edge"] for d in log)
+        page.locator("#logkept").check()
+        assert rows.count() == sum("a2.h" in d["edge"] and d["kept"] for d in log)
+        page.locator("#logsearch").fill("")
+        page.get_by_role("button", name="margin").click()
+        assert (
+            rows.first.locator("td").first.inner_text()
+            == min((d for d in log if d["kept"]), key=lambda d: d["margin"])["edge"]
+        )
+        assert page.locator("#decisions th").nth(2).get_attribute("aria-sort") == "ascending"
+    many = [{**log[0], "edge": f"e{i}"} for i in range(450)]
+    (tmp_path / "many.html").write_text(render_report(read_circuit(ioi / "circuit.json"), many))
+    with opened(browser, tmp_path / "many.html") as page:
+        page.get_by_text("450 edges were tested").click()
+        assert page.locator("#decisions tbody tr").count() == 200
+        page.locator("#more").click()
+        assert page.locator("#decisions tbody tr").count() == 450 and page.locator("#more").is_hidden()
+
+
+def test_the_command_is_copied(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("button.copy").first.click()
+        page.get_by_text(re.compile("^(copied|selected.*)$")).wait_for()
+        assert page.locator("#command").inner_text() == read_circuit(ioi / "circuit.json").command
+
+
+def test_prompts_and_the_curve_are_told(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        assert page.locator(".example").count() == 4
+        assert page.locator(".example").first.locator(".token.changed").count() == 6  # three names, in both prompts
+        assert "everything ablated" in page.locator(".predictions").first.inner_text()
+        assert page.locator("#curve .dot").count() >= 4
+        assert page.locator("#curve svg").get_attribute("aria-label").startswith("Faithfulness by edges: ")
+
+
+def test_an_exported_page_has_what_lies_beside_the_circuit(browser, ioi, tmp_path, call):
+    assert call("export", ioi / "circuit.json", "--to", "html", "-o", tmp_path / "a.html")[0] == 0
+    with opened(browser, ioi / "report.html") as page:
+        answer, decisions = page.locator(".answer").inner_text(), page.locator("#logcount").text_content()
+    with opened(browser, tmp_path / "a.html") as page:
+        assert page.locator(".answer").inner_text() == answer
+        assert page.locator("#logcount").text_content() == decisions
+        assert "they are in the report.html that acdc run writes" in page.locator("body").inner_text()
+    other = tmp_path / "other" / "circuit.json"  # beside the files of another run
+    shutil.copytree(ioi, other.parent)
+    write_circuit(other, file_of(large(60)))
+    assert call("export", other, "--to", "html", "-o", tmp_path / "b.html")[0] == 0
+    with opened(browser, tmp_path / "b.html") as page:
+        assert "are the circuit that acdc finds" in page.locator(".answer").inner_text()
+        assert page.locator("#decisions").count() == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"faithfulness": {}}, "of the same halves"),
+        ({"metric": {"held_out": [0.1, 0.2]}}, "metric.held_out"),
+        ({"cost": {}}, "cost.seconds"),
+        ({"metrics": {"a": "b"}}, "metrics.a"),
+        ({"more": 1}, "more"),
+    ],
+)
+def test_measures_that_are_none_are_refused(ioi, tmp_path, call, change, said):
+    shutil.copytree(ioi, tmp_path / "run")
+    path = tmp_path / "run" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for command in (("export", tmp_path / "run" / "circuit.json", "--to", "html"), ("results", tmp_path)):
+        code, _, err = call(*command)
+        assert code == 2 and "metrics.json: is not the metrics.json of a run" in err and said in err, err
+
+
+def test_a_circuit_with_few_measures_is_shown(ioi, tmp_path, call):
+    file = read_circuit(ioi / "circuit.json")
+    some = {"held_out.circuit.kl": 0.5, "odd": 1.0, "held_out.circuit.a.b": 2.0, "discovery.circuit.": 1.0}
+    write_circuit(tmp_path / "c.json", file.model_copy(update={"metrics": some}))
+    assert call("export", tmp_path / "c.json", "--to", "html")[0] == 0
+    assert "held out a.b" in (tmp_path / "c.html").read_text()
+
+
+def test_published_classes_are_shown(browser, tmp_path):
+    published = load_published("ioi")
+    (tmp_path / "a.html").write_text(render_report(file_of(published.circuit), published=published))
+    with opened(browser, tmp_path / "a.html") as page:
+        name, nodes = next(iter(published.classes.items()))
+        assert f"{name}: {len(nodes)} of {len(nodes)}" in page.locator("#panel").inner_text()
+        page.locator(f"[data-node='{nodes[0]}']").click()
+        assert name in page.locator("#panel p").first.inner_text()
+        fills = {page.locator(f"[data-node='{n}'] .body").evaluate("e => e.style.fill") for n in nodes}
+        assert len(fills) == 1 and fills != {""}
+
+
+def test_two_thousand_edges_are_drawn_within_two_seconds(browser, tmp_path):
+    circuit = large(2000)
+    assert 1900 < circuit.n_edges < 2600
+    log = [{"edge": n, "change": 0.1, "margin": -0.1, "metric": 1.0, "kept": True} for n in circuit.edge_names()] * 10
+    (tmp_path / "a.html").write_text(render_report(file_of(circuit), log))
+    with opened(browser, tmp_path / "a.html") as page:
+        assert float(page.evaluate("document.documentElement.dataset.drawn")) < 2000
+        assert shown(page) == circuit.n_edges
+        page.locator("#slider").fill("1500")
+        assert shown(page) < circuit.n_edges
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1300])
+def test_it_fits_the_screen_in_light_and_dark(browser, ioi, scheme, width):
+    with opened(browser, ioi / "report.html", width=width, scheme=scheme) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert background == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(26, 26, 26)")
+        ink = page.evaluate("getComputedStyle(document.body).color")
+        assert contrast(ink, background) > 7
+        for soft in (".soft", "#panel button", "th"):
+            assert contrast(page.locator(soft).first.evaluate("e => getComputedStyle(e).color"), background) > 4.5
+
+
+def contrast(a: str, b: str) -> float:
+    """WCAG's contrast of two colours."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(x) / 255 for x in re.findall(r"\d+", colour)[:3]]
+        r, g, b = (x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_it_prints_with_everything_open(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        pdf = page.pdf(format="A4")
+        assert pdf.startswith(b"%PDF") and len(pdf) > 30_000
+        page.emulate_media(media="print")
+        assert page.locator(".tools").first.is_hidden()
+
+
+def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
+    circuit = large(60)
+    file = file_of(circuit, EVIL)
+    (tmp_path / "a.html").write_text(
+        render_report(file, [{"edge": EVIL, "change": 1.0, "margin": 1.0, "metric": 1.0, "kept": True}],
+                      published=Published(EVIL, EVIL, EVIL, EVIL, circuit.graph, {EVIL: ("m3",)}, None))
+    )  # fmt: skip
+    with opened(browser, tmp_path / "a.html") as page:
+        assert page.locator("h1").text_content() == f"{EVIL} in {EVIL}"
+        assert EVIL in page.evaluate("document.getElementById('command').textContent")
+        assert page.locator("img").count() == 0 and page.locator("script").count() == 4
+        page.locator("[data-node='m3']").click()
+        assert "<script>" in page.locator("#panel").inner_text()
+        page.get_by_text("edges were tested").click()
+        assert "onerror" in page.locator("#decisions").inner_text()
+
+
+@pytest.mark.parametrize("empty", [True, False])
+def test_circuits_without_edges_or_scores(browser, tmp_path, empty):
+    graph = Graph(2, 2)
+    circuit = Circuit.empty(graph) if empty else Circuit.full(graph)
+    (tmp_path / "a.html").write_text(render_report(file_of(circuit)))
+    with opened(browser, tmp_path / "a.html") as page:
+        assert shown(page) == circuit.n_edges
+        page.locator("[data-node='logits']").click()
+        assert f"Incoming ({0 if empty else 7})" in page.locator("#panel").inner_text()
+
+
+def test_a_long_log_is_cut_where_it_matters_least(monkeypatch, ioi):
+    monkeypatch.setattr(module, "LOG_ROWS", 4)
+    log = [
+        {"edge": f"e{i}", "change": 0.0, "margin": m, "metric": 0.0, "kept": kept}
+        for i, (m, kept) in enumerate(
+            [(3.0, False), (-9.0, True), (0.1, False), (2.0, False), (-1.0, True), (1.0, False)]
+        )
+    ]
+    text = render_report(read_circuit(ioi / "circuit.json"), log)
+    rows = json.loads(re.search(r'id="log">(.*?)</script>', text)[1])
+    assert [r[0] for r in rows] == ["e1", "e2", "e4", "e5"]
+    assert "here are those that were kept, and those nearest to τ, 4 in all" in text

@@ -1,0 +1,136 @@
+"""How much memory a run takes is known before: by hand on a small model, and measured on a larger one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from acdc.model.find import BUNDLED
+from acdc.model.transformer import Config
+from acdc.patching.activations import prepare
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
+from acdc.setup.memory import LOADING, PROCESS, Load, expected, prompts_at_once
+from tests.support.random_models import random_model, random_prompts
+
+GPT2 = Config(12, 12, 768, 64, 3072, 1024, 50257, 50257)
+
+
+def config(**given):
+    return resolve({"task": "ioi", "model": "tiny", "device": "cpu", **given}, None, None)[0]
+
+
+def of(sizes, prompts=3, positions=5, live=4, rows=3, itemsize=4, paired=True):
+    return Load(sizes, itemsize, prompts, positions, live, rows, paired)
+
+
+def test_by_hand():
+    """2 layers of 2 heads, width 8, d_head 4, d_mlp 12, 11 tokens; 3 prompts of 5 positions."""
+    load = of(random_model(0).config)
+    layer = 3 * (2 * 8 * 4 + 2 * 4) + (2 * 4 * 8 + 8) + (8 * 12 + 12) + (12 * 8 + 8)
+    assert load.weights == 4 * (2 * 11 * 8 + 11 + 8 * 8 + 2 * layer)
+    assert load.stream(3) == 4 * 3 * 4 * 8
+    assert load.one_run(3) == 4 * 3 * 5 * (8 + 2 * 2 * 4 + 2 * 8)  # input, heads, MLPs
+    assert load.residual(3) == 4 * 3 * 5 * 3 * 8
+    assert load.runs(3) == 2 * load.one_run(3) + load.residual(3)
+    assert replace(load, paired=False).runs(3) == load.one_run(3) + load.residual(3)
+    assert load.table(3) == 2 * 7 * load.stream(3)  # senders: the input, 2 × (2 heads and an MLP)
+    assert load.judging(3) == load.table(3)
+    assert replace(load, itemsize=8).runs(3) == 2 * load.runs(3)
+    assert load.vocabulary("l2", 3) == 4 * 11 * 3 * (1 + 3 * 24)
+    assert load.vocabulary("kl", 3) == 4 * 24 * 3 * (2 * 11 + 2 * 8)  # a block of all tokens for 24 candidates
+    assert load.search(3, 1) == load.stream(3) * (3 * 3 * 2 + 7 + 12 / 8 + 4)
+    assert load.search(3, None) == load.stream(3) * (3 * 3 * 2 + 7 + 24 * (12 / 8 + 4))
+
+
+def test_what_is_bounded_stays_bounded():
+    few, many = (of(GPT2, prompts=n, positions=15, live=13, rows=n) for n in (100, 1000))
+    assert many.runs(1000) == 10 * few.runs(100)
+    assert many.search(1000, None) < 6 * few.search(100, None)  # not 10: batches and differences are bounded
+    assert many.table(1000) == few.table(100)
+    assert many.judging(1000) == many.table(1000) * 50 // 157
+    assert many.scoring("eap", 1000) == few.scoring("eap", 100)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero"])
+@pytest.mark.parametrize("sizes", [{}, {"d_mlp": 0}, {"split_position": True}, {"n_heads": 3}])
+def test_the_runs_are_what_they_are_said_to_be(sizes, ablation):
+    model = random_model(0, torch.float32, **sizes)
+    runs = prepare(model, random_prompts(0, model, batch=40), ablation)
+    there = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors(runs)}
+    said = of(model.config, prompts=40, rows=40, paired=ablation == "corrupted").runs(40)
+    assert said <= sum(there.values()) <= 1.05 * said
+
+
+def tensors(runs):
+    each = [runs.residual, *(getattr(runs.clean, f.name) for f in fields(runs.clean))]
+    return [*each, *(getattr(runs.ablated, f.name) for f in fields(runs.ablated))]
+
+
+def test_the_largest_moment_counts():
+    prompts = random_prompts(0, random_model(0), batch=50, n_pos=8)
+    at = {
+        m: expected(config(method=m, threshold=0.1), GPT2, prompts)
+        for m in ("acdc", "eap-ig", "edge-patching", "random")
+    }
+    assert at["random"] == min(at.values()) >= int(PROCESS + LOADING * of(GPT2).weights)
+    assert expected(config(prefilter="eap-ig:0.1"), GPT2, prompts) == max(at["acdc"], at["eap-ig"])
+    assert expected(config(), GPT2, prompts, halves=1) <= at["acdc"]
+    assert expected(config(), GPT2, prompts, device="cuda") < at["acdc"] - PROCESS
+
+
+def test_memory_decides_how_many_prompts_are_held():
+    prompts = random_prompts(0, random_model(0), batch=2000, n_pos=64)
+    few = [prompts_at_once(config(), GPT2, prompts, gigabytes * 1e9) for gigabytes in (0.5, 4, 8, 12, 1000)]
+    assert few[0] == 1 and few[-1] is None
+    assert few[:-1] == sorted(set(few[:-1])) and few[-2] < 2000
+    for part, gigabytes in zip(few[1:-1], (4, 8, 12), strict=True):  # as many as fit, and not one more
+        needed = [expected(config(part=n), GPT2, prompts) for n in (part, part + 1)]
+        assert needed[0] <= 0.8 * gigabytes * 1e9 < needed[1]
+
+
+def test_a_run_says_what_it_expects_and_what_it_took(call, tmp_path):
+    run = ("run", "--task", "or-gate", "--model", "or-gate", "--out", "run")
+    code, _, err = call(*run)
+    assert code == 0 and err.count("\n") == 1
+    cost = json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
+    assert err == f"memory: about {cost['expected_memory_mb'] / 1e3:.1f} GB\n"
+    assert ", more than --memory 12MB" in call(*run[:-1], "other", "--memory", "12MB")[2]
+    given, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
+    assert load(given, task).config.part is None
+    assert load(given, task, memory=2e7).config.part == 1
+
+
+WATCHED = """
+import pathlib, resource, runpy, sys
+try:
+    runpy.run_module("acdc.cli", run_name="__main__")
+finally:
+    pathlib.Path("peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory counts other things elsewhere")
+def test_what_was_expected_is_what_it_takes(tmp_path):
+    """A run of some size in a process of its own, to 40 %."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    vocabulary = json.loads((BUNDLED / "tiny" / "config.json").read_text())["vocab_size"]
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(n_layer=6, n_head=6, n_embd=384, n_positions=64, vocab_size=vocabulary))
+    model.save_pretrained(tmp_path / "model")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(BUNDLED / "tiny" / name, tmp_path / "model")
+    run = "run --task greater-than --examples 200 --metric prob-diff --prefilter eap:0.003 --threshold 0.000001"
+    command = [sys.executable, "-c", WATCHED, *run.split(), "--model", "model", "--out", "run"]
+    subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
+    cost = json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
+    peak = int((tmp_path / "peak").read_text()) / 1e6
+    assert peak / 1.4 < cost["expected_memory_mb"] < 1.4 * peak

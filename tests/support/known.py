@@ -1,0 +1,175 @@
+"""Models whose mechanism is known by their weights: random ones, made here, and the bundled compiled ones.
+
+Every sender of a made model writes into coordinates of the residual stream that are its own, and every receiver reads
+those of some earlier senders only; there is no norm. An edge is real iff its receiver reads its sender's coordinates,
+and true iff it also lies on a path of real edges from an input to the logits. All others carry exactly nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.model.find import BUNDLED
+from acdc.model.transformer import Config, Transformer
+from acdc.patching.offload import Part, Parts
+from acdc.patching.patch import patched_rows
+from tests.recipes import compile_tracr
+from tests.support.random_models import random_prompts
+
+MATTERS = 1e-6  # every true edge, removed alone, changes a logit at a scored position by more
+FEWEST = 8  # true edges
+SUBSPACE = 3  # coordinates per sender
+
+
+@cache
+def known_model(
+    seed: int, n_layers: int | None = None, n_heads: int | None = None, leak: float = 0.0
+) -> tuple[Transformer, Part, np.ndarray]:
+    """A model in float64, prompts for it, and Bool[sender receiver], its true edges.
+
+    Args:
+        n_layers, n_heads: 2 to 4, by the seed, if not given
+        leak: how strongly receivers read all other senders too, beside 1 for those they should; above 0, the edges that
+            are not true carry little instead of nothing
+    """
+    sizes = n_layers or 2 + seed % 3, n_heads or 2 + seed // 3 % 3
+    for attempt in range(100):
+        model, real = _draw(np.random.default_rng([seed, attempt]), *sizes, leak=0.0)
+        prompts = _answered(model, random_prompts(seed, model, batch=4, n_pos=5, first=0, scored="two"))
+        true = Circuit(model.config.graph(), real).pruned().kept
+        if true.sum() >= FEWEST and effects(model, prompts, true)[true].min() > MATTERS:
+            break
+    else:
+        raise AssertionError(f"no model for seed {seed}")
+    if leak:
+        model, _ = _draw(np.random.default_rng([seed, attempt]), *sizes, leak=leak)
+    return model, prompts, true
+
+
+@torch.no_grad()
+def _answered(model: Transformer, prompts: Part) -> Part:
+    """Prompts with the model's own answers: the token with the largest logit, against that other one which gains most
+    by corruption."""
+    at, pad = tuple(torch.as_tensor(prompts.rows).T), torch.as_tensor(prompts.pad)
+    clean, corrupted = (
+        model.logits(model.run(torch.as_tensor(tokens), pad)[1][-1][at])
+        for tokens in (prompts.clean, prompts.corrupted)
+    )
+    correct = clean.argmax(-1, keepdim=True)
+    wrong = (corrupted - clean).scatter(-1, correct, -torch.inf).argmax(-1, keepdim=True)
+    return replace(prompts, correct=correct.numpy(), wrong=wrong.numpy())
+
+
+def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) -> tuple[Transformer, np.ndarray]:
+    """A model and Bool[sender receiver], its real edges."""
+    graph = Graph(n_layers, n_heads)
+    config = Config(
+        n_layers, n_heads, d_model=SUBSPACE * len(graph.senders), d_head=3, d_mlp=8, n_positions=6, vocab_size=7,
+        vocab_out=7, norm="none", activation=("gelu", "silu", "gelu_new")[rng.integers(3)],
+    )  # fmt: skip
+    real = np.zeros_like(graph.edges)
+    for j, receiver in enumerate(graph.receivers):
+        n = graph.n_parents(receiver)
+        real[rng.choice(n, min(n, rng.integers(1, 4)), replace=False), j] = True
+    own = np.repeat(np.eye(len(graph.senders)), SUBSPACE, axis=1)  # Float[sender d_model]
+
+    def writes(name: str) -> np.ndarray:
+        """Float[d_model]: 1 where a sender writes."""
+        return own[graph.sender_index[name]]
+
+    def reads(name: str) -> np.ndarray:
+        """Float[d_model 1]: above 0 where a receiver reads, so that what it reads is of like size for all."""
+        kept = real[:, graph.receiver_index[name]]
+        return (np.maximum(kept, leak) @ own / np.sqrt(SUBSPACE * kept.sum()))[:, None]
+
+    weights = {name: rng.normal(size=shape) for name, shape in config.shapes().items()}
+    for name, x in weights.items():
+        if name.endswith("bias"):
+            x *= 0.3
+    weights["token.weight"] *= writes("input")
+    weights["position.weight"] *= writes("input")
+    weights["unembed.weight"] *= 0.5 * reads("logits")
+    for layer in range(n_layers):
+        at = f"layers.{layer}."
+        for h in range(n_heads):
+            for c in "qkv":
+                weights[f"{at}{c}.weight"][h] *= reads(f"a{layer}.h{h}<{c}>")
+            weights[at + "o.weight"][h] *= writes(f"a{layer}.h{h}")
+        weights[at + "mlp_in.weight"] *= reads(f"m{layer}")
+        weights[at + "mlp_out.weight"] *= 0.6 * writes(f"m{layer}")
+        weights[at + "mlp_out.bias"] *= writes(f"m{layer}")
+    return Transformer(config, {name: torch.from_numpy(x) for name, x in weights.items()}), real
+
+
+@torch.no_grad()
+def effects(model: Transformer, prompts: Part, which: np.ndarray) -> np.ndarray:
+    """Float[sender receiver]: the largest change of a scored logit when an edge of `which` alone is removed; else 0."""
+    graph, runs = model.config.graph(), Parts(model, prompts, "corrupted")[0]
+    full = torch.tensor(graph.edges).to(model.dtype)
+    clean = model.logits(patched_rows(model, graph, runs, full))
+    out = np.zeros(graph.edges.shape)
+    for s, r in np.argwhere(which):
+        edges = full.clone()
+        edges[s, r] = 0
+        out[s, r] = (model.logits(patched_rows(model, graph, runs, edges)) - clean).abs().max()
+    return out
+
+
+# --- the bundled compiled models ---------------------------------------------------------------------------------
+
+
+def true_edges(name: str) -> np.ndarray:
+    """Bool[sender receiver]: the edges of a bundled compiled model that are real by its weights, on a path from inputs
+    to the logits, but for those that never change an output behind BOS (`Program.inert`)."""
+    model = compile_tracr.load_model(BUNDLED / name)
+    inert = {edge for program in compile_tracr.PROGRAMS if program.name == name for edge in program.inert}
+    kept = np.zeros_like(model.graph.edges)
+    for edge in set(compile_tracr.structure(model)) - inert:
+        kept[model.graph.parse_edge(edge)] = True
+    return Circuit(model.graph, kept).pruned().kept
+
+
+def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
+    """A bundled compiled model in float64, prompts for it, and its true edges.
+
+    A single output gets a second one beside it that is always 0, so that all metrics are defined.
+    """
+    raw = compile_tracr.load_model(BUNDLED / name)
+    weights = {key: torch.from_numpy(x) for key, x in raw.weights.items()}
+    config = Config(
+        **{"vocab_out": raw.config["vocab_size"]} | {k: v for k, v in raw.config.items() if k != "model_type"}
+    )
+    if config.vocab_out == 1:
+        config = replace(config, vocab_out=2)
+        for key in ("unembed.weight", "unembed.bias"):
+            weights[key] = torch.cat([weights[key], torch.zeros_like(weights[key])], -1)
+    program = {p.name: p for p in compile_tracr.PROGRAMS}.get(name)
+    clean = np.array([[1]]) if program is None else program.ids[:: max(1, len(program.ids) // 32)]
+    corrupted = 1 - clean if program is None else np.roll(clean, 1, axis=0)
+    first = int(program is not None)  # behind BOS
+    rows = np.argwhere(np.ones_like(clean[:, first:])) + np.array([0, first])
+    if name == "tracr-reverse":
+        correct = clean[:, :0:-1].reshape(-1, 1)
+        wrong = np.array([[x for x in (1, 2, 3) if x != answer] for answer in correct.ravel()])
+    else:  # where the clean output is the larger one, the first column is right: so effects don't cancel over prompts
+        change = compile_tracr.forward(raw, clean) - compile_tracr.forward(raw, corrupted)
+        wrong = (change[:, first:].reshape(-1, 1) >= 0).astype(np.int64)
+        correct = 1 - wrong
+    pad = np.zeros(len(clean), dtype=np.int64)
+    return Transformer(config, weights), Part(clean, corrupted, pad, rows, correct, wrong), true_edges(name)
+
+
+def carrying(model: Transformer, prompts: Part, true: np.ndarray, name: str) -> np.ndarray:
+    """Bool[sender receiver]: the true edges of a bundled compiled model in which the clean and the corrupted run differ
+    in anything that the receiver reads."""
+    runs, raw = Parts(model, prompts, "corrupted")[0], compile_tracr.load_model(BUNDLED / name)
+    written = torch.cat([x for _, x in model.written_by(runs.difference, len(raw.graph.senders))])
+    reads = torch.from_numpy(np.stack([compile_tracr._reads(raw, r) for r in raw.graph.receivers])).to(written)
+    moved = torch.einsum("sbtd,rd->sr", written.abs(), reads).numpy() > 1e-9
+    return Circuit(raw.graph, true & moved).pruned().kept
