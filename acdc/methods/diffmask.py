@@ -29,8 +29,9 @@ from acdc.methods.subnetwork_probing import of_gates
 from acdc.patching.metrics import Metric, make_metric
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 400
+UPDATES = METHODS["diffmask"].repeats
 MARGIN = 0.1  # of the KL without any intervention
 ASCENT = 0.1  # step of the multiplier per unit of the constraint
 

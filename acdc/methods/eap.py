@@ -18,12 +18,10 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
-from acdc.patching.activations import ActivationCache
+from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import Gradient, receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
-
-CHUNK = 32  # prompts per backward pass
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:

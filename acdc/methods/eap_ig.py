@@ -25,9 +25,9 @@ from acdc.model.transformer import Activations
 from acdc.patching.activations import ActivationCache
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
-from acdc.registry import check_method
+from acdc.registry import METHODS, check_method
 
-STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
+STEPS = METHODS["eap-ig"].repeats  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
 
 Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, and what was set by hand in it
 

@@ -33,8 +33,9 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 400
+UPDATES = METHODS["edge-pruning"].repeats
 SPARSITY = 0.9
 WARM_UP = 0.4  # share of the training in which the target rises
 MULTIPLIERS = (0.0, 0.75)  # where they begin; λ2 from the first, or s would swing around t

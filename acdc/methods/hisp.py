@@ -12,7 +12,7 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.methods.eap import CHUNK
+from acdc.patching.activations import CHUNK
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method

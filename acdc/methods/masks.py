@@ -27,7 +27,7 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.io.files import write_atomic
 from acdc.io.progress import Progress, Show
-from acdc.patching.activations import ActivationCache
+from acdc.patching.activations import BATCH, ActivationCache
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
 
@@ -38,7 +38,6 @@ RATE = 0.1  # Adam's step in α over the first half of the updates; over the sec
 # Adam's: the second moment is forgotten sooner than usual, since training is short and starts with large gradients; ε
 # is smaller, since a gradient is as small as 1 / gates.
 MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.98, 1e-12
-BATCH = 16  # prompts per update, at most
 SAVED_EVERY = 25  # updates between two checkpoints
 
 

@@ -22,8 +22,9 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 300
+UPDATES = METHODS["subnetwork-probing"].repeats
 PENALTY = 0.3  # what all nodes together cost, in shares of the span
 
 

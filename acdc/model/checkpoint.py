@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.transformer import MAX_NODES
+from acdc.model.config import MAX_NODES
 
 IGNORED = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|^(lm_head|embed_out)\.weight$")
 """Tensors that change nothing: masks and frequencies that old checkpoints hold, and a second copy of a tied head."""

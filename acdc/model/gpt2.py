@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 
 from acdc.model.checkpoint import Checkpoint, heads, refuse, share, sizes
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
     refuse(raw, where, add_cross_attention=False)
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size"
     )
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -36,7 +36,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
     t = Checkpoint({name.removeprefix("transformer."): x for name, x in tensors.items()}, where)
     d, hidden = c.d_model, c.d_mlp

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from acdc.model.checkpoint import Checkpoint, heads, share, sizes
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json."""
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
@@ -21,7 +21,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     repeated = (kind for kinds, times in said if kinds for _ in range(times) for kind in kinds)
     kinds = raw.get("attention_layers") or list(islice(repeated, n_layers + 1))
     window = raw.get("window_size", 256)
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -36,7 +36,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms are folded in."""
     t = Checkpoint({name.removeprefix("transformer."): x for name, x in tensors.items()}, where)
     d, hidden = c.d_model, c.d_mlp

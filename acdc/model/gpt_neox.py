@@ -7,10 +7,10 @@ from typing import Any
 from torch import Tensor
 
 from acdc.model.checkpoint import Checkpoint, frequencies, rope, share, sizes
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json."""
     n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
         raw,
@@ -24,7 +24,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
     d_head = share(width, n_heads, where)
     rotated = {"rotary_pct": 0.25, "rope_parameters": {}, **raw}
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -40,7 +40,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
     t = Checkpoint({name.removeprefix("gpt_neox."): x for name, x in tensors.items()}, where)
     d, hidden = c.d_model, c.d_mlp

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, rope, sizes
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
@@ -30,7 +30,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is no multiple of num_key_value_heads")
     d_head = raw.get("head_dim") or width // n_heads
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -62,7 +62,7 @@ def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int, ...]:
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
     t = Checkpoint({name.removeprefix("model."): x for name, x in tensors.items()}, where)
     d, hidden, wide = c.d_model, c.d_mlp, c.n_heads * c.d_head

@@ -15,9 +15,10 @@ from torch import Tensor
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
 from acdc.model.checkpoint import IGNORED, take, values
+from acdc.model.config import ModelConfig
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
-from acdc.model.transformer import Config, Transformer
+from acdc.model.transformer import Transformer
 from acdc.task.tokenize import Prompts
 
 FAMILIES: dict[str, ModuleType] = {
@@ -92,13 +93,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
         return Model(name, family, digest.result(), transformer, tokenizer)
 
 
-def load_tokenizer(name: str) -> tuple[Config, Tokenizer]:
+def load_tokenizer(name: str) -> tuple[ModelConfig, Tokenizer]:
     """A model's sizes and tokenizer, without its weights. Raises ModelError as `load_model`."""
     directory = find_model(name)
     return _read_config(directory)[2], Tokenizer(directory, name)
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], str, Config]:
+def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
     """The content of config.json, and what it says: family and sizes."""
     raw, where = read_json(directory / "config.json"), str(directory / "config.json")
     family = _family(raw, where)

@@ -18,8 +18,9 @@ from acdc.model.transformer import Activations, Transformer
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.task.tokenize import Prompts
 
-CHUNK = 32  # prompts per plain forward pass
-TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
+CHUNK = 32  # prompts per forward or backward pass
+BATCH = 16  # most prompts per update of a training
+TABLE_BYTES = 256 << 20  # bound on a table of what all senders write
 
 
 @dataclass(frozen=True)

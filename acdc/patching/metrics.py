@@ -21,6 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from acdc.registry import METRICS
+
 SAMPLE_NUMBERS = 20_000_000  # bounds the memory of `Sampled`: 80 MB in float32
 SAMPLE_VOCABULARY = 4096  # with fewer output columns the real log-sum-exp is as cheap as a guess
 
@@ -107,7 +109,7 @@ def make_guess(name: str, output: Output, targets: Targets, vocabulary: int) -> 
 
     None where the metric itself is cheap (few output columns, or the answers' only), or there is no guess (l2).
     """
-    if vocabulary < SAMPLE_VOCABULARY or name not in ("kl", "nll", "prob-diff"):
+    if vocabulary < SAMPLE_VOCABULARY or METRICS[name].output != "logsumexp":
         return None
     return make_metric(name, Sampled(output, targets.clean), targets)
 
