@@ -7,8 +7,8 @@ heads high to low. An edge's parents: later layers first, MLP before heads, head
 that no kept edge leaves is skipped, and its incoming edges go with it.
 
 Most edges are removed. So a batch of candidates is evaluated as if every earlier one of the batch had been removed. The
-longest prefix for which that is true is accepted, with the edge that ended it, and the rest is evaluated again: the same
-decisions as one by one.
+longest prefix for which that is true is accepted, with the edge that ended it, and the rest is evaluated again. The
+decisions are the same as one by one.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, heads, share, sizes
+from acdc.model.checkpoint import Checkpoint, head_size, heads, sizes
 from acdc.model.config import ModelConfig
 
 
@@ -25,7 +25,7 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
-        d_head=share(width, n_heads, where),
+        d_head=head_size(width, n_heads, where),
         d_mlp=raw.get("intermediate_size") or 4 * width,
         n_positions=n_positions,
         vocab_size=vocab,
@@ -39,11 +39,13 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
 def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms are folded in."""
     t = Checkpoint({name.removeprefix("transformer."): x for name, x in tensors.items()}, where)
-    d, hidden = c.d_model, c.d_mlp
+    d = c.d_model
+    hidden = c.d_mlp
     embedding = t.get("wte.weight", c.vocab_size, d)
     out = {"token.weight": embedding, "position.weight": t.get("wpe.weight", c.n_positions, d)}
     for i in range(c.n_layers):
-        to, at = f"layers.{i}.", f"h.{i}."
+        to = f"layers.{i}."
+        at = f"h.{i}."
         for x in "qkv":
             w, b = t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj", d, d))
             out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, c.n_heads)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
-from acdc.model.checkpoint import IGNORED, take, values
+from acdc.model.checkpoint import IGNORED, config_errors, take
 from acdc.model.config import ModelConfig
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
@@ -81,10 +81,12 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     """Load a model by name. Raises ModelError with one line on what is wrong and where."""
     directory = find_model(name)
     raw, family, config = _read_config(directory)
-    kind, to = FAMILIES[family], pick_device(device)
+    kind = FAMILIES[family]
+    to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
-    tokenizer, files = Tokenizer(directory, name), _weight_files(directory)
+    tokenizer = Tokenizer(directory, name)
+    files = _weight_files(directory)
     tensors = _read_tensors(files, DTYPES[dtype])
     with ThreadPoolExecutor(1) as beside:  # neither hashing nor torch holds the interpreter's lock
         digest = beside.submit(_hash, files)
@@ -101,9 +103,10 @@ def load_tokenizer(name: str) -> tuple[ModelConfig, Tokenizer]:
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
     """The content of config.json, and what it says: family and sizes."""
-    raw, where = read_json(directory / "config.json"), str(directory / "config.json")
+    raw = read_json(directory / "config.json")
+    where = str(directory / "config.json")
     family = _family(raw, where)
-    with values(where):
+    with config_errors(where):
         return raw, family, FAMILIES[family].config(raw, where)
 
 
@@ -138,7 +141,7 @@ def pick_device(device: str) -> torch.device:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        with values(str(index)):
+        with config_errors(str(index)):
             names = sorted(set(take(read_json(index), str(index), "weight_map")[0].values()))
             files = [directory / Path(n).name for n in names]
             missing = [str(f) for f in files if not f.is_file()]

@@ -77,8 +77,10 @@ class Transformer:
                 raise ModelError(f"{source}: tensor {name!r} contains NaN or infinity")
         self.config = config
         self.weights = {name: weights[name] for name in shapes}
-        w_u, b_u = weights["unembed.weight"], weights["unembed.bias"]
-        self.unembed_mean, self.unembed_bias_mean = w_u.mean(1), b_u.mean()
+        w_u = weights["unembed.weight"]
+        b_u = weights["unembed.bias"]
+        self.unembed_mean = w_u.mean(1)
+        self.unembed_bias_mean = b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
         self.weights["unembed.bias"] = b_u - self.unembed_bias_mean
         for name in ("unembed.weight", "unembed.bias"):
@@ -147,7 +149,8 @@ class Transformer:
         Returns:
             Float[... batch pos d_head]
         """
-        w, at = self.weights, f"layers.{layer}.{kind}."
+        w = self.weights
+        at = f"layers.{layer}.{kind}."
         y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
@@ -167,9 +170,12 @@ class Transformer:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
         angles = positions[..., None].float() * self.weights["rotary.frequencies"].float()
-        cos, sin = angles.cos().to(y.dtype), angles.sin().to(y.dtype)
+        cos = angles.cos().to(y.dtype)
+        sin = angles.sin().to(y.dtype)
         half = self.config.rotary // 2
-        a, b, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
+        a = y[..., :half]
+        b = y[..., half : 2 * half]
+        rest = y[..., 2 * half :]
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
     @staticmethod
@@ -184,12 +190,11 @@ class Transformer:
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
         """What an MLP writes, its output bias included: Float[... d_model] to Float[... d_model]."""
-        at, w = f"layers.{layer}.mlp_", self.weights
+        at = f"layers.{layer}.mlp_"
+        w = self.weights
         flat = self.normalise(x).flatten(0, -2)
-        hidden, activation = (
-            torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"]),
-            ACTIVATIONS[self.config.activation],
-        )
+        hidden = torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"])
+        activation = ACTIVATIONS[self.config.activation]
         if self.config.gated:
             hidden = hidden * activation(torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
         else:
@@ -220,7 +225,9 @@ class Transformer:
 
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits: Float[... d_model] to Float[...]. Taken in blocks of the vocabulary."""
-        flat, w, b = h.reshape(-1, h.shape[-1]), self.weights["unembed.weight"], self.weights["unembed.bias"]
+        flat = h.reshape(-1, h.shape[-1])
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         parts = [
             torch.addmm(b[i : i + VOCAB_BLOCK], flat, w[i : i + VOCAB_BLOCK].T).logsumexp(1)
             for i in range(0, len(w), VOCAB_BLOCK)
@@ -229,14 +236,16 @@ class Transformer:
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
         """Σ_v p(v) W_U[v], p being the model's own prediction at each row: Float[row d_model] to the same."""
-        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
         return torch.cat(parts)
 
     def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
         """W_U of n tokens drawn, with a fixed seed, from the model's own prediction at each row: Float[row d_model] to
         Float[row n d_model]."""
-        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         drawn = drawn.to(h.device, h.dtype)
         parts = []
@@ -266,16 +275,23 @@ class Transformer:
         Args:
             edit: what a layer's heads (`z`) or its MLP (`mlp`) write instead of what they computed
         """
-        x, mask = inputs.sum(0), self.attention_mask(pad, inputs.shape[2])[:, None]
+        x = inputs.sum(0)
+        mask = self.attention_mask(pad, inputs.shape[2])[:, None]
         positions = positions_of(pad, inputs.shape[2])[:, None]  # the same for every head
-        stream, zs, mlps, w = [x], [], [], self.weights
+        stream = [x]
+        zs = []
+        mlps = []
+        w = self.weights
         for layer in range(self.config.n_layers):
-            at, h = f"layers.{layer}.", self.normalise(x)
+            at = f"layers.{layer}."
+            h = self.normalise(x)
             q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
-            q, k = self.place("q", layer, q, positions), self.place("k", layer, k, positions)
+            q = self.place("q", layer, q, positions)
+            k = self.place("k", layer, k, positions)
             z = self.attend(q, k, v, self.window(layer, mask))
             zs.append(edit("z", layer, z) if edit else z)
-            before, x = x, x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            before = x
+            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
             if self.config.d_mlp:
                 written = self.mlp(layer, before if self.config.parallel else x)
                 mlps.append(edit("mlp", layer, written) if edit else written)

@@ -96,8 +96,7 @@ class LiveActivations:
         return self._differences[key]
 
     def ablated_input(self, receiver: int, scored: bool) -> Tensor:
-        """A receiver's input with all its edges removed, Float[batch pos d_model]; receivers with the same parents share
-        it."""
+        """A receiver's input without any edge, Float[batch pos d_model]; receivers with the same parents share it."""
         n = self.graph.n_parents(self.graph.receivers[receiver])
         if (n, scored) not in self._ablated:
             x = self.clean_input(receiver, scored).clone()
