@@ -1,4 +1,4 @@
-"""What can be chosen by name: metrics, methods, ablations, orders, and which of them go together."""
+"""The names of metrics, methods, ablations and orders, with the facts about each, and which of them go together."""
 
 from __future__ import annotations
 
@@ -7,33 +7,70 @@ from typing import Literal, NamedTuple
 
 from acdc.errors import UserError, unknown
 
-METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
-FLAT = ("kl", "l2")  # metrics that are smallest at the full model
+
+class Metric(NamedTuple):
+    """Facts about a metric; `acdc.patching.metrics` computes it.
+
+    Args:
+        unit: the unit of its values
+        output: what it needs of the output layer: the logits of the answers, the log-sum-exp over the vocabulary, or
+            all logits
+        needs_correct: whether it needs correct answers
+        needs_wrong: whether it needs wrong answers
+        flat: whether it compares with the full model, so that its gradient there is zero
+    """
+
+    unit: str
+    output: Literal["answers", "logsumexp", "logits"]
+    needs_correct: bool = False
+    needs_wrong: bool = False
+    flat: bool = False
+
+
+METRICS = {
+    "kl": Metric("nats", "logsumexp", flat=True),
+    "logit-diff": Metric("logits", "answers", needs_correct=True, needs_wrong=True),
+    "prob-diff": Metric("of probability", "logsumexp", needs_correct=True, needs_wrong=True),
+    "nll": Metric("nats", "logsumexp", needs_correct=True),
+    "l2": Metric("squared logits", "logits", flat=True),
+}
 
 
 class Method(NamedTuple):
-    """What a method does, and what can be known of it without running it.
+    """Facts about a method; `acdc.methods.discover` runs it.
 
     Args:
-        options: those that it has beside those of every run
-        threshold: where it comes from if none is given: a number, "task" (scores are in the metric's units), or None
-            (the user has to choose)
-        slope: whether it needs the metric's gradient at the full model, which kl and l2 don't have
+        what: one line for the list of methods
+        options: its options beside those of every run
+        kind: how it works: ACDC's search, gradients, exact patching of one edge or node at a time, training of gates,
+            or a random draw
+        passes: forward passes per step (eap-ig), per step and layer (eap-ig-activations), per update (training), else
+            in all; a backward pass counts as two
+        repeats: the default number of steps or updates
+        threshold: the default: a number, "task" (scores are in the metric's units), or None (the user has to choose)
+        slope: whether it needs the metric's gradient at the full model, which is zero for a flat metric
         paired: whether it needs corrupted prompts
+        nodes: whether it scores nodes rather than edges
     """
 
     what: str
     options: tuple[str, ...]
+    kind: Literal["search", "gradient", "exact", "training", "random"]
+    passes: int = 0
+    repeats: int = 1
     threshold: float | Literal["task"] | None = "task"
     slope: bool = False
     paired: bool = False
+    nodes: bool = False
 
     @property
     def bound(self) -> str:
         """The default threshold in words."""
         if self.threshold is None:
             return "none: give --edges or --threshold"
-        return "the task's, in the metric's units" if self.threshold == "task" else f"{self.threshold}, of 0 to 1"
+        if self.threshold == "task":
+            return "the task's, in the metric's units"
+        return f"{self.threshold}, of 0 to 1"
 
 
 SELECT = ("threshold", "edges", "greedy", "abs", "direct")
@@ -41,41 +78,77 @@ METHODS = {
     "acdc": Method(
         "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
         ("threshold", "abs", "direct", "order", "batch", "prefilter"),
+        "search",
     ),
-    "eap": Method("gradient × difference at the clean run, for every edge (Syed et al. 2023)", SELECT, slope=True),
+    "eap": Method(
+        "gradient × difference at the clean run, for every edge (Syed et al. 2023)",
+        SELECT,
+        "gradient",
+        passes=4,
+        slope=True,
+    ),
     "eap-ig": Method(
         "the same, with the gradient's mean over inputs from corrupted to clean (Hanna et al. 2024)",
         (*SELECT, "steps"),
+        "gradient",
+        passes=3,
+        repeats=5,
         paired=True,
     ),
     "eap-ig-activations": Method(
         "the same, with each layer's output in turn going from ablated to clean (Hanna et al. 2024)",
         (*SELECT, "steps"),
+        "gradient",
+        passes=3,
+        repeats=5,
     ),
     "eap-ig-clean-corrupted": Method(
-        "the same, with the clean and the corrupted run (Hanna et al. 2024)", SELECT, paired=True
+        "the same, with the clean and the corrupted run (Hanna et al. 2024)",
+        SELECT,
+        "gradient",
+        passes=6,
+        paired=True,
     ),
-    "edge-patching": Method("the exact effect of removing each edge alone from the full model", SELECT),
+    "edge-patching": Method("the exact effect of removing each edge alone from the full model", SELECT, "exact"),
     "hisp": Method(
-        "gradient × difference of every head and MLP, per layer (Michel et al. 2019)", SELECT, None, slope=True
+        "gradient × difference of every head and MLP, per layer (Michel et al. 2019)",
+        SELECT,
+        "gradient",
+        passes=4,
+        threshold=None,
+        slope=True,
+        nodes=True,
     ),
-    "causal-mediation": Method("the exact effect of each head and MLP alone (Vig et al. 2020)", SELECT),
+    "causal-mediation": Method(
+        "the exact effect of each head and MLP alone (Vig et al. 2020)", SELECT, "exact", nodes=True
+    ),
     "subnetwork-probing": Method(
         "a trained gate for every head and MLP, as few open as can be (Cao et al. 2021)",
         (*SELECT, "updates", "penalty"),
-        0.5,
+        "training",
+        passes=3,
+        repeats=300,
+        threshold=0.5,
+        nodes=True,
     ),
     "edge-pruning": Method(
         "a trained gate for every edge, a given share of them closed (Bhaskar et al. 2024)",
         (*SELECT, "updates", "sparsity"),
-        0.5,
+        "training",
+        passes=3,
+        repeats=400,
+        threshold=0.5,
     ),
     "diffmask": Method(
         "the fewest heads and MLPs whose corrupted outputs give the corrupted prediction (Chintam et al. 2023)",
         (*SELECT, "updates"),
-        0.5,
+        "training",
+        passes=3,
+        repeats=400,
+        threshold=0.5,
+        nodes=True,
     ),
-    "random": Method("a random number for every edge: the baseline", SELECT, None),
+    "random": Method("a random number for every edge: the baseline", SELECT, "random", threshold=None),
 }
 METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {
@@ -90,10 +163,10 @@ ORDERS = {
     "random": "heads and parents shuffled by the seed",
 }
 DTYPES = ("float32", "float64")
-COARSE = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # dtypes that are refused, and their precision
+COARSE = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # dtypes that are refused: their precision
 DEVICES = ("auto", "cpu", "cuda", "mps")
 NAMES: dict[str, tuple[str, ...]] = {
-    "metric": METRICS,
+    "metric": tuple(METRICS),
     "ablation": tuple(ABLATIONS),
     "order": tuple(ORDERS),
     "dtype": DTYPES,
@@ -101,7 +174,7 @@ NAMES: dict[str, tuple[str, ...]] = {
 
 
 def refusal(key: str, value: str) -> str:
-    """The message for a value that is none of a key's `NAMES`."""
+    """The message for a value that is not among a key's `NAMES`."""
     if key == "dtype" and value in COARSE:
         return (
             f"{value} can't tell apart changes of the metric below about {10 * COARSE[value]:.1g} (its precision times "
@@ -111,10 +184,10 @@ def refusal(key: str, value: str) -> str:
 
 
 def parse_filter(text: str) -> tuple[str, float]:
-    """Method and share of `--prefilter METHOD:SHARE`.
+    """Return method and share of `--prefilter METHOD:SHARE`.
 
     Raises:
-        ValueError: it is no such thing.
+        ValueError: the text has another form, or names no method with scores.
     """
     name, _, share = text.partition(":")
     if name not in METHODS or name == "acdc":
@@ -129,15 +202,12 @@ def parse_filter(text: str) -> tuple[str, float]:
 
 
 def check_method(name: str, metric: str, ablation: str) -> None:
-    """Whether a method can work with a metric and an ablation.
-
-    Raises:
-        UserError: it can't.
-    """
-    if METHODS[name].slope and metric in FLAT:
+    """Raise UserError if a method can't work with a metric or an ablation."""
+    if METHODS[name].slope and METRICS[metric].flat:
+        others = ", ".join(other for other, facts in METRICS.items() if not facts.flat)
         raise UserError(
             f"--metric {metric}: its gradient at the full model is zero, so {name} can't rank edges by it; choose "
-            "another one (logit-diff, prob-diff, nll), or --method eap-ig"
+            f"another one ({others}), or --method eap-ig"
         )
     if METHODS[name].paired and ablation != "corrupted":
         raise UserError(

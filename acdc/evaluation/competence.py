@@ -12,6 +12,7 @@ from acdc.evaluation.bootstrap import share
 from acdc.evaluation.faithfulness import finite
 from acdc.patching.activations import CHUNK
 from acdc.patching.metrics import accuracy
+from acdc.registry import METRICS
 from acdc.setup.inputs import Inputs
 
 
@@ -57,7 +58,7 @@ def competence(inputs: Inputs) -> Competence | None:
         corrupted = _final_rows(inputs, prompts.corrupted)
         metrics = {}
         for name in inputs.task.metrics:
-            if name not in ("kl", "l2"):
+            if not METRICS[name].flat:
                 metric = inputs.parts("discovery").metric(name)
                 both = (finite(inputs, "discovery", name, metric(h)) for h in (targets.clean, corrupted))
                 clean, other = (float(values.mean()) for values in both)

@@ -107,7 +107,8 @@ class Circuit:
         for name in self.nodes():
             out.add_node(name, layer=layer[name])
         for s, r in np.argwhere(self.kept):
-            name, receiver = g.edge_name(s, r), g.receivers[r]
+            name = g.edge_name(s, r)
+            receiver = g.receivers[r]
             data: dict[str, str | float] = {"name": name, "input": receiver.kind if receiver.kind in QKV else ""}
             if self.scores is not None and np.isfinite(self.scores[s, r]):
                 data["score"] = float(self.scores[s, r])

@@ -148,7 +148,8 @@ class Graph:
         sender, _, receiver = name.partition("->")
         if sender not in self.sender_index or receiver not in self.receiver_index:
             return None
-        s, r = self.sender_index[sender], self.receiver_index[receiver]
+        s = self.sender_index[sender]
+        r = self.receiver_index[receiver]
         return (s, r) if self.edges[s, r] else None
 
     @cached_property

@@ -89,7 +89,8 @@ class Scores:
             UserError: the graph has fewer edges.
         """
         self._check(n)
-        g, ranked = self.graph, self.importance(magnitude)
+        g = self.graph
+        ranked = self.importance(magnitude)
         kept = np.zeros_like(g.edges)
         reached: set[int] = set()
         frontier: list[tuple[float, int, int]] = []
@@ -149,7 +150,8 @@ def read_scores(path: Path, graph: Graph) -> Scores:
         tensors = load(read_bytes(path))
     except (SafetensorError, LookupError, TypeError, ValueError) as error:  # the latter of types that NumPy hasn't
         raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
-    edges, nodes = tensors.get("edges"), tensors.get("nodes")
+    edges = tensors.get("edges")
+    nodes = tensors.get("nodes")
     if (
         edges is None
         or edges.shape != graph.edges.shape

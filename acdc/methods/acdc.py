@@ -6,9 +6,9 @@ logits; then per layer from last to first: the MLP; the direct v, k, q edges, he
 heads high to low. An edge's parents: later layers first, MLP before heads, heads high to low, inputs last. A node
 that no kept edge leaves is skipped, and its incoming edges go with it.
 
-Most edges are removed, so a batch of candidates is evaluated on the guess that every one before it was; the longest
-prefix for which the guess holds is accepted, with the edge that broke it, and the rest is evaluated anew: the same
-decisions as one by one.
+Most edges are removed. So a batch of candidates is evaluated as if every earlier one of the batch had been removed. The
+longest prefix for which that is true is accepted, with the edge that ended it, and the rest is evaluated again. The
+decisions are the same as one by one.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ def discover(
     progress: Show = silent,
     allowed: np.ndarray | None = None,
 ) -> Circuit:
-    """The circuit that ACDC finds; its scores are the changes of the metric (dead edges are still in it).
+    """Return the circuit that ACDC finds, dead edges included; its scores are the changes of the metric.
 
-    Decisions that the journal already holds are taken over without evaluating them.
+    Decisions that the journal already holds are repeated without evaluating them.
 
     Args:
-        allowed: Bool[sender receiver], the edges that may be kept: when its receiver's turn comes, any other one is
-            removed without a test
+        allowed: Bool[sender receiver], the edges that may be kept; all others are removed without a test when their
+            receiver's turn comes
     Raises:
         UserError: the metric is not finite.
-        FileError: the journal holds other decisions.
+        FileError: the journal holds other decisions, or can't be written.
     """
     journal = journal or Journal()
     search = _Search(engine, options, journal, progress, allowed)
@@ -81,18 +81,15 @@ def discover(
 
 
 def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
-    """Groups of receivers between which no path leads, in the order in which they are visited.
-
-    A group of head inputs comes twice where direct edges are tested: `_Search.candidates` tells the visits apart.
-    """
+    """Yield groups of receivers in the order of their decisions; no path leads from one receiver to another of its
+    group."""
     index = graph.receiver_index
     yield [index["logits"]]
     for layer in reversed(range(graph.n_layers)):
         if graph.mlp and not graph.parallel:
             yield [index[f"m{layer}"]]
         heads = _heads(graph, layer, options)
-        inputs = [index[f"a{layer}.h{h}<{c}>"] for c in "vkq" for h in heads]
-        yield inputs
+        yield [index[f"a{layer}.h{h}<{c}>"] for c in "vkq" for h in heads]
         if graph.mlp and graph.parallel:
             yield [index[f"m{layer}"]]
 
@@ -123,7 +120,7 @@ def _parents(graph: Graph, receiver: int, options: Options) -> list[int]:
 
 
 class _Search:
-    """The state of one discovery beside the engine's."""
+    """One discovery: the engine holds the circuit, this class the scores and the direct edges."""
 
     def __init__(
         self,
@@ -133,106 +130,73 @@ class _Search:
         progress: Show,
         allowed: np.ndarray | None,
     ) -> None:
-        g, self.allowed = engine.graph, allowed
-        self.engine, self.graph, self.options, self.journal, self.progress = engine, g, options, journal, progress
-        self.scores = np.full(g.edges.shape, np.nan)
-        self.direct_scores = np.full(len(g.receivers), np.nan)
-        self.direct = g.direct.copy()
-        self.left = g.n_edges_direct if options.direct else g.n_edges
+        self.engine = engine
+        self.graph = engine.graph
+        self.options = options
+        self.journal = journal
+        self.recorded = iter(journal.batches())
+        self.progress = progress
+        self.allowed = allowed
+        self.scores = np.full(self.graph.edges.shape, np.nan)
+        self.direct_scores = np.full(len(self.graph.receivers), np.nan)
+        self.direct = self.graph.direct.copy()
+        self.total = self.graph.n_edges_direct if options.direct else self.graph.n_edges
         self.n_kept = 0
         self.n_removed = 0
-        self.replay = iter(journal.batches())
         self.batch = 0
         self.capacity = 1
-        self.run = 8.0  # typical number of removals in a row
+        self.streak = Streak()
         rows = engine.rows([])
         (self.metric,) = engine.metric(rows)
         if not math.isfinite(self.metric):
-            raise self._unsound(self.metric, rows, "with all edges")
+            raise self._non_finite(self.metric, rows, "with all edges")
+
+    # --- the algorithm ----------------------------------------------------------------------------------------------
 
     def decide(self, receivers: list[int]) -> None:
         """Decide all edges into the receivers of one stage."""
-        alive = []
-        for receiver in receivers:
-            if self.engine.alive(receiver):
-                alive.append(receiver)
-            else:
-                self._drop(receiver)
+        alive = [r for r in receivers if self.engine.alive(r)]
+        for receiver in set(receivers) - set(alive):
+            self._drop(receiver)
         if not alive:
             return
         self.engine.open(alive)
         if self.allowed is not None:
-            self._filter(alive)
-            alive = [r for r in alive if self.engine.kept[:, r].any()]
+            alive = self._filter(alive, self.allowed)
             if not alive:
                 return
         self.capacity = self.engine.capacity(alive)
         if self.options.direct and self.graph.direct[alive[0]]:
-            self._queue([Removal(r, None) for r in alive])
+            self._test([Removal(r, None) for r in alive])
             alive = [r for r in alive if self.direct[r]]
         kept = self.engine.kept
-        self._queue([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]])
+        self._test([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]])
 
     def circuit(self) -> Circuit:
-        direct = self.options.direct
-        return Circuit(
-            self.graph,
-            self.engine.kept.copy(),
-            self.direct if direct else None,
-            self.scores,
-            self.direct_scores if direct else None,
-        )
+        """The circuit that is left."""
+        kept = self.engine.kept.copy()
+        if not self.options.direct:
+            return Circuit(self.graph, kept, None, self.scores, None)
+        return Circuit(self.graph, kept, self.direct, self.scores, self.direct_scores)
 
-    def _filter(self, receivers: list[int]) -> None:
-        """Remove the edges that may not be kept."""
-        assert self.allowed is not None
-        gone = [
-            Removal(r, s)
-            for r in receivers
-            for s in np.flatnonzero(self.engine.kept[:, r] & ~self.allowed[:, r]).tolist()
-        ]
-        count = len(gone)
-        self.engine.commit(gone)
-        for r in receivers:
-            if self.options.direct and self.direct[r] and not self.engine.kept[:, r].any():
-                self.direct[r] = False
-                count += 1
-        self.n_removed += count
-        self.left -= count
-        (self.metric,) = self.engine.metric(self.engine.rows([]))
-
-    def _drop(self, receiver: int) -> None:
-        count = self.engine.drop(receiver)
-        if self.options.direct and self.graph.direct[receiver]:
-            self.direct[receiver] = False
-            count += 1
-        self.left -= count
-        self.n_removed += count
-
-    def _queue(self, queue: list[Removal]) -> None:
+    def _test(self, queue: list[Removal]) -> None:
+        """Decide some edges, batch by batch."""
         while queue:
             self.batch += 1
-            decisions = next(self.replay, None)
+            decisions = self._replay(queue)
             if decisions is None:
                 decisions = self._evaluate(queue)
                 self.journal.write(decisions)
-            taken, queue = queue[: len(decisions)], queue[len(decisions) :]
-            if [d.edge for d in decisions] != [self._name(r) for r in taken]:
-                raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
-            self._take(taken, decisions)
+            self._apply(queue[: len(decisions)], decisions)
+            queue = queue[len(decisions) :]
 
     def _evaluate(self, queue: list[Removal]) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""
-        candidates: list[Removal] = []
-        active: list[Removal] = []
-        for removal in queue:
-            if not self.engine.inert(removal):
-                if len(active) == self._size():
-                    break
-                active.append(removal)
-            candidates.append(removal)
+        candidates, active = self._candidates(queue)
         values = self._values(active)
-        active_set, metric, decisions = set(active), self.metric, []
+        active_set = set(active)
+        metric = self.metric
+        decisions = []
         for removal in candidates:
             new = next(values) if removal in active_set else metric
             change = new - metric
@@ -244,9 +208,25 @@ class _Search:
                 break
         return decisions
 
+    def _candidates(self, queue: list[Removal]) -> tuple[list[Removal], list[Removal]]:
+        """The candidates of the next batch, and those of them whose removal changes anything."""
+        size = max(1, min(self.options.batch, self.capacity, self.streak.batch_size()))
+        candidates: list[Removal] = []
+        active: list[Removal] = []
+        for removal in queue:
+            if not self.engine.inert(removal):
+                if len(active) == size:
+                    break
+                active.append(removal)
+            candidates.append(removal)
+        return candidates, active
+
     def _values(self, removals: list[Removal]) -> Iterator[float]:
-        """The metric after each of some cumulative removals. It is evaluated piece by piece, as far as it is asked for:
-        a piece ends where a cheap guess expects an edge that stays, behind which this batch is of no use."""
+        """Yield the metric after each of some cumulative removals.
+
+        It is evaluated in pieces, as far as the caller asks: a piece ends where a cheap guess expects an edge that
+        stays, since what follows in the batch would be of no use.
+        """
         if not removals:
             return
         rows = self.engine.rows(removals)
@@ -257,54 +237,102 @@ class _Search:
             if stays or end == len(removals):
                 for i, value in enumerate(self.engine.metric(rows[start + 1 : end + 1]), start):
                     if not math.isfinite(value):
-                        raise self._unsound(value, rows[i + 1 : i + 2], f"without {self._name(removals[i])}")
+                        raise self._non_finite(value, rows[i + 1 : i + 2], f"without {self._name(removals[i])}")
                     yield value
                 start = end
 
-    def _unsound(self, metric: float, rows: Tensor, where: str) -> UserError:
-        """What to say where the metric at some rows, Float[1 row d_model], is not finite."""
-        prompt = f"prompt {self.engine.first_non_finite(rows) + 1} of the discovery half"
-        return UserError(f"{where} the metric is {metric}, first on {prompt}; {non_finite_advice(self.engine.model)}")
-
-    def _take(self, removals: list[Removal], decisions: list[Decision]) -> None:
+    def _apply(self, removals: list[Removal], decisions: list[Decision]) -> None:
+        """Store the decisions of a batch, and commit its removals."""
         gone = []
         for removal, decision in zip(removals, decisions, strict=True):
-            scores, at = (
-                (self.direct_scores, removal.receiver)
-                if removal.sender is None
-                else (self.scores, (removal.sender, removal.receiver))
-            )
-            scores[at] = decision.change
+            if removal.sender is None:
+                self.direct_scores[removal.receiver] = decision.change
+            else:
+                self.scores[removal.sender, removal.receiver] = decision.change
             if decision.kept:
                 self.n_kept += 1
-            else:
-                gone.append(removal)
-        for removal in gone:
-            if removal.sender is None:
+                continue
+            gone.append(removal)
+            self.n_removed += 1
+            if removal.sender is None:  # its receiver's other edges go with it
                 self.direct[removal.receiver] = False
-                count = 1 + int(self.engine.kept[:, removal.receiver].sum())
-            else:
-                count = 1
-            self.n_removed += count
-            self.left -= count
-        self.left -= len(decisions) - len(gone)
+                self.n_removed += int(self.engine.kept[:, removal.receiver].sum())
         if gone:
             self.engine.commit(gone)
         self.metric = decisions[-1].metric
-        self._adapt(len(gone), decisions[-1].kept)
-        node = self.graph.receivers[removals[-1].receiver].name
+        self.streak.update(len(gone), decisions[-1].kept)
+        self._report(removals[-1].receiver)
+
+    # --- edges removed without a test -------------------------------------------------------------------------------
+
+    def _drop(self, receiver: int) -> None:
+        """Remove the edges into a receiver whose node nothing reads."""
+        self.n_removed += self.engine.drop(receiver)
+        self._remove_direct(receiver)
+
+    def _filter(self, receivers: list[int], allowed: np.ndarray) -> list[int]:
+        """Remove the edges that may not be kept; returns the receivers that still have edges."""
+        kept = self.engine.kept
+        gone = [Removal(r, s) for r in receivers for s in np.flatnonzero(kept[:, r] & ~allowed[:, r]).tolist()]
+        self.engine.commit(gone)
+        self.n_removed += len(gone)
+        (self.metric,) = self.engine.metric(self.engine.rows([]))
+        left = [r for r in receivers if self.engine.kept[:, r].any()]
+        for receiver in set(receivers) - set(left):
+            self._remove_direct(receiver)
+        return left
+
+    def _remove_direct(self, receiver: int) -> None:
+        if self.options.direct and self.direct[receiver]:
+            self.direct[receiver] = False
+            self.n_removed += 1
+
+    # --- the log, progress and messages -----------------------------------------------------------------------------
+
+    def _replay(self, queue: list[Removal]) -> list[Decision] | None:
+        """The next batch that an earlier run logged, None if there is none.
+
+        Raises:
+            FileError: it decides other edges.
+        """
+        decisions = next(self.recorded, None)
+        if decisions is None:
+            return None
+        if [d.edge for d in decisions] != [self._name(r) for r in queue[: len(decisions)]]:
+            raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
+        return decisions
+
+    def _report(self, receiver: int) -> None:
         done = self.n_removed + self.n_kept
-        note = f"removed {self.n_removed}, kept {self.n_kept}, left {self.left}, {node}, metric {self.metric:.4f}"
-        self.progress(Progress(done, done + self.left, "edges", note))
+        node = self.graph.receivers[receiver].name
+        note = f"removed {self.n_removed}, kept {self.n_kept}, left {self.total - done}, {node}"
+        self.progress(Progress(done, self.total, "edges", f"{note}, metric {self.metric:.4f}"))
+
+    def _non_finite(self, metric: float, rows: Tensor, where: str) -> UserError:
+        """The error for a metric that is not finite at some rows, Float[1 row d_model]."""
+        prompt = f"prompt {self.engine.first_non_finite(rows) + 1} of the discovery half"
+        return UserError(f"{where} the metric is {metric}, first on {prompt}; {non_finite_advice(self.engine.model)}")
 
     def _name(self, removal: Removal) -> str:
         if removal.sender is None:
             return self.graph.direct_name(removal.receiver)
         return self.graph.edge_name(removal.sender, removal.receiver)
 
-    def _size(self) -> int:
-        return max(1, min(self.options.batch, self.capacity, round(2.5 * self.run**0.5)))
 
-    def _adapt(self, removed: int, broken: bool) -> None:
-        """Batches as long as removals tend to come in a row: a function of the decisions, so that a replay agrees."""
-        self.run = 0.6 * self.run + 0.4 * (removed + 1) if broken else self.run + removed
+class Streak:
+    """The typical number of removals in a row, which sets the batch size: a function of the decisions alone, so that a
+    replay makes the same batches."""
+
+    def __init__(self) -> None:
+        self.length = 8.0
+
+    def batch_size(self) -> int:
+        """The number of candidates worth evaluating at once."""
+        return round(2.5 * self.length**0.5)
+
+    def update(self, removed: int, ended: bool) -> None:
+        """Count the removals of a batch; `ended` if an edge stayed behind them."""
+        if ended:
+            self.length = 0.6 * self.length + 0.4 * (removed + 1)
+        else:
+            self.length += removed

@@ -19,17 +19,19 @@ from acdc.patching.problem import Problem
 @torch.inference_mode()
 def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all nodes, and of all edges by them."""
-    graph, model = problem.graph, problem.model
-    total, done = np.zeros(len(graph.senders)), 0
-    for runs in problem.chunks(problem.max_batch(4 * graph.n_heads)):
-        metric = runs.metric(problem.metric, model)
-        full = metric(runs.targets.clean)
-        for first, written in model.written_by(runs.difference, len(graph.senders)):
+    graph = problem.graph
+    model = problem.model
+    total = np.zeros(len(graph.senders))
+    done = 0
+    for cache in problem.chunks(problem.max_batch(4 * graph.n_heads)):
+        metric = cache.metric(problem.metric, model)
+        full = metric(cache.targets.clean)
+        for first, written in model.written_by(cache.difference, len(graph.senders)):
             sender = graph.senders[first]
             if sender.kind == "input":
                 continue
-            rows = rows_without_node(model, runs, sender.layer, written, sender.kind == "head")
+            rows = rows_without_node(model, cache, sender.layer, written, sender.kind == "head")
             total[first : first + len(written)] += (metric(rows) - full).double().sum(1).cpu().numpy()
-            done += len(written) * len(runs.pad)
+            done += len(written) * len(cache.pad)
             progress(Progress(done // problem.n_prompts, len(graph.senders) - len(graph.inputs), "nodes", sender.name))
     return Scores.of_nodes(graph, total / problem.n_prompts)

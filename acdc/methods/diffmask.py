@@ -29,8 +29,9 @@ from acdc.methods.subnetwork_probing import of_gates
 from acdc.patching.metrics import Metric, make_metric
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 400
+UPDATES = METHODS["diffmask"].repeats
 MARGIN = 0.1  # of the KL without any intervention
 ASCENT = 0.1  # step of the multiplier per unit of the constraint
 
@@ -50,12 +51,14 @@ def score(
         UserError: the ablated run predicts what the clean one does; or see `acdc.methods.masks.train`.
         FileError: see `acdc.methods.masks.train`.
     """
-    model, batches, n_inputs = problem.model, Batches(problem), len(problem.graph.inputs)
+    model = problem.model
+    batches = Batches(problem)
+    n_inputs = len(problem.graph.inputs)
     metrics, untouched = _targets(problem, batches)
 
     def objective(u: Update) -> Tensor:
         nodes = torch.cat([u.gates.new_ones(n_inputs), 1 - u.gates])
-        left = metrics[u.batch](node_rows(model, u.runs, nodes)).mean() / untouched
+        left = metrics[u.batch](node_rows(model, u.cache, nodes)).mean() / untouched
         return p_open(u.alpha).mean() + u.multipliers[0] * (left - MARGIN)
 
     n = len(problem.graph.senders) - n_inputs
@@ -66,11 +69,13 @@ def score(
 @torch.no_grad()
 def _targets(problem: Problem, batches: Batches) -> tuple[list[Metric], float]:
     """KL from the prediction of the ablated run, for each batch; and its mean over all prompts for the clean run."""
-    model, metrics, total = problem.model, list[Metric](), 0.0
-    for runs in batches:
+    model = problem.model
+    metrics = list[Metric]()
+    total = 0.0
+    for cache in batches:
         none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
-        metrics.append(make_metric("kl", model, replace(runs.targets, clean=node_rows(model, runs, none))))
-        total += float(metrics[-1](runs.targets.clean).sum())
+        metrics.append(make_metric("kl", model, replace(cache.targets, clean=node_rows(model, cache, none))))
+        total += float(metrics[-1](cache.targets.clean).sum())
     if not total > 0:
         raise UserError("--method diffmask: the ablated run predicts what the clean one does: there is nothing to find")
     return metrics, total / problem.n_prompts

@@ -35,7 +35,9 @@ from acdc.registry import parse_filter
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs
 
-SCORES, CHECKPOINT, LOG = "scores.safetensors", "masks.safetensors", "log.jsonl"
+SCORES = "scores.safetensors"
+CHECKPOINT = "masks.safetensors"
+LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,16 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
     """
     _check_threshold(inputs)
     with torch.inference_mode():
-        engine, journal = make_engine(inputs), Journal(out / LOG)
+        engine = make_engine(inputs)
+        journal = Journal(out / LOG)
         circuit = discover(engine, options(inputs.config), journal, progress, allowed)
     return Found(circuit, tuple(journal.decisions), engine.evaluations)
 
 
 def _check_threshold(inputs: Inputs) -> None:
     """Raise UserError for a threshold that decides by rounding. 0 says that no rise at all is accepted, and is kept."""
-    model, config = inputs.model.transformer, inputs.config
+    model = inputs.model.transformer
+    config = inputs.config
     with torch.inference_mode():
         least = resolution(model, inputs.parts("discovery").targets)
     if 0 < (config.threshold or 0.0) < least:
@@ -97,7 +101,9 @@ def _check_threshold(inputs: Inputs) -> None:
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
     """The scores that a method gives all edges: from the file where it has been run already, else the file is
     written."""
-    path, known, what = out / SCORES, inputs.scores, _what(inputs.config, method)
+    path = out / SCORES
+    known = inputs.scores
+    what = _what(inputs.config, method)
     if path.exists():
         known[what] = read_scores(path, inputs.problem("discovery").graph)
     else:
@@ -108,7 +114,8 @@ def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
 
 def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
     """The scores that a method gives all edges: as they are known in memory, else it is run."""
-    known, what = inputs.scores, _what(inputs.config, method)
+    known = inputs.scores
+    what = _what(inputs.config, method)
     if what not in known:
         known[what] = score(inputs, method, checkpoint, progress)
     return known[what]
@@ -127,7 +134,8 @@ def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) 
     Raises:
         UserError: a score is not finite, or the method can't work with these inputs.
     """
-    c, problem = inputs.config, inputs.problem("discovery")
+    c = inputs.config
+    problem = inputs.problem("discovery")
     steps = c.steps or eap_ig.STEPS
 
     def trained(module: ModuleType, **own: float | None) -> Scores:
@@ -164,8 +172,12 @@ def select(config: Config, scores: Scores) -> np.ndarray:
 
 def make_engine(inputs: Inputs) -> Engine | PartedEngine:
     """The engine for a config's metric on the prompts for discovery."""
-    model, name, parts = inputs.model.transformer, inputs.config.metric, inputs.parts("discovery")
-    graph, metric, guess = model.config.graph(), parts.metric(name), parts.guess(name)
+    model = inputs.model.transformer
+    name = inputs.config.metric
+    parts = inputs.parts("discovery")
+    graph = model.config.graph()
+    metric = parts.metric(name)
+    guess = parts.guess(name)
     if len(parts) == 1:
         return Engine(model, graph, parts[0], metric, guess)
     return PartedEngine(model, graph, parts, metric, guess)

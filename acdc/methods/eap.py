@@ -18,12 +18,10 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations
-from acdc.patching.activations import ActivationCache
+from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import Gradient, receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
-
-CHUNK = 32  # prompts per backward pass
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:
@@ -34,9 +32,9 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     """
     check_method("eap", problem.metric, problem.parts.ablation)
     total = Attribution(problem)
-    for runs in total.chunks(progress):
-        metric = runs.metric(problem.metric, problem.model)
-        total.add(runs, receiver_gradients(problem.model, runs, runs.clean, runs.residual, metric))
+    for cache in total.chunks(progress):
+        metric = cache.metric(problem.metric, problem.model)
+        total.add(cache, receiver_gradients(problem.model, cache, cache.clean, cache.residual, metric))
     return total.scores()
 
 
@@ -45,22 +43,25 @@ class Attribution:
 
     def __init__(self, problem: Problem, points: int = 1) -> None:
         """`points`: at how many runs per prompt gradients are taken."""
-        self._problem, self._points = problem, points
+        self._problem = problem
+        self._points = points
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
         self._seen = 0
 
     def chunks(self, progress: Show) -> Iterator[ActivationCache]:
         """The prompts, some at a time."""
-        for runs in self._problem.chunks(CHUNK):
-            yield runs
-            self._seen += len(runs.pad)
+        for cache in self._problem.chunks(CHUNK):
+            yield cache
+            self._seen += len(cache.pad)
             progress(Progress(self._seen, self._problem.n_prompts, "prompts", ""))
 
-    def add(self, runs: ActivationCache, gradients: Iterable[Gradient]) -> None:
+    def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
         """Add what the gradients of one run say."""
-        model, graph, difference = self._problem.model, self._problem.graph, runs.difference
+        model = self._problem.model
+        graph = self._problem.graph
+        difference = cache.difference
         everything = len(graph.senders)
-        if self._problem.max_batch(everything) >= len(runs.pad):  # what all senders write fits into memory at once
+        if self._problem.max_batch(everything) >= len(cache.pad):  # what all senders write fits into memory at once
             whole = torch.cat([x for _, x in model.written_by(difference, everything)])
             for gradient in gradients:
                 self._multiply(0, whole[: self._parents(gradient)], gradient)

@@ -25,9 +25,9 @@ from acdc.model.transformer import Activations
 from acdc.patching.activations import ActivationCache
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
-from acdc.registry import check_method
+from acdc.registry import METHODS, check_method
 
-STEPS = 5  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
+STEPS = METHODS["eap-ig"].repeats  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
 
 Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, and what was set by hand in it
 
@@ -51,26 +51,28 @@ def score(
     points = {"inputs": _inputs, "activations": _activations, "clean-corrupted": _ends}[form]
     n_blocks = 1 + problem.model.config.n_layers * (1 + int(problem.graph.mlp))
     total = Attribution(problem, {"inputs": steps, "activations": steps * n_blocks, "clean-corrupted": 2}[form])
-    for runs in total.chunks(progress):
-        metric = runs.metric(problem.metric, problem.model)
-        for at, residual, cut in points(problem, runs, steps):
-            total.add(runs, receiver_gradients(problem.model, runs, at, residual, metric, cut))
+    for cache in total.chunks(progress):
+        metric = cache.metric(problem.metric, problem.model)
+        for at, residual, cut in points(problem, cache, steps):
+            total.add(cache, receiver_gradients(problem.model, cache, at, residual, metric, cut))
     return total.scores()
 
 
-def _inputs(problem: Problem, runs: ActivationCache, steps: int) -> Iterator[Point]:
-    clean, corrupted = runs.clean.inputs, runs.ablated.inputs
+def _inputs(problem: Problem, cache: ActivationCache, steps: int) -> Iterator[Point]:
+    clean = cache.clean.inputs
+    corrupted = cache.ablated.inputs
     for k in range(steps):
-        yield *problem.model.run_inputs(corrupted + k / steps * (clean - corrupted), runs.pad), None
+        yield *problem.model.run_inputs(corrupted + k / steps * (clean - corrupted), cache.pad), None
 
 
-def _ends(problem: Problem, runs: ActivationCache, _: int) -> Iterator[Point]:
-    yield runs.clean, runs.residual, None
-    yield *problem.model.run_inputs(runs.ablated.inputs, runs.pad), None
+def _ends(problem: Problem, cache: ActivationCache, _: int) -> Iterator[Point]:
+    yield cache.clean, cache.residual, None
+    yield *problem.model.run_inputs(cache.ablated.inputs, cache.pad), None
 
 
-def _activations(problem: Problem, runs: ActivationCache, steps: int) -> Iterator[Point]:
-    clean, ablated = runs.clean, runs.ablated
+def _activations(problem: Problem, cache: ActivationCache, steps: int) -> Iterator[Point]:
+    clean = cache.clean
+    ablated = cache.ablated
     blocks = [("inputs", 0)]
     for layer in range(problem.model.config.n_layers):
         blocks += [("z", layer)] + [("mlp", layer)] * int(problem.graph.mlp)
@@ -86,4 +88,4 @@ def _activations(problem: Problem, runs: ActivationCache, steps: int) -> Iterato
                 return mixed(getattr(ablated, kind)[layer], getattr(clean, kind)[layer])
 
             inputs = mixed(ablated.inputs, clean.inputs) if block[0] == "inputs" else clean.inputs
-            yield *problem.model.run_inputs(inputs, runs.pad, edit), block
+            yield *problem.model.run_inputs(inputs, cache.pad, edit), block

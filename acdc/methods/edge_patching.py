@@ -20,18 +20,20 @@ VERSIONS = 16  # edges of one receiver that are removed side by side
 @torch.inference_mode()
 def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges."""
-    graph, model = problem.graph, problem.model
-    total, done = np.where(graph.edges, 0.0, np.nan), 0
-    for runs in problem.chunks(problem.max_batch(len(graph.senders))):
-        metric = runs.metric(problem.metric, model)
-        full = metric(runs.targets.clean)
-        written = torch.cat([x for _, x in model.written_by(runs.difference, len(graph.senders))])
+    graph = problem.graph
+    model = problem.model
+    total = np.where(graph.edges, 0.0, np.nan)
+    done = 0
+    for cache in problem.chunks(problem.max_batch(len(graph.senders))):
+        metric = cache.metric(problem.metric, model)
+        full = metric(cache.targets.clean)
+        written = torch.cat([x for _, x in model.written_by(cache.difference, len(graph.senders))])
         for receiver, r in enumerate(graph.receivers):
             n = graph.n_parents(r)
             for first in range(0, n, VERSIONS):
                 last = min(n, first + VERSIONS)
-                rows = rows_without_edges(model, graph, runs, receiver, written[first:last])
+                rows = rows_without_edges(model, graph, cache, receiver, written[first:last])
                 total[first:last, receiver] += (metric(rows) - full).double().sum(1).cpu().numpy()
-            done += n * len(runs.pad)
+            done += n * len(cache.pad)
             progress(Progress(done // problem.n_prompts, graph.n_edges, "edges", r.node))
     return Scores(graph, total / problem.n_prompts)

@@ -33,8 +33,9 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 400
+UPDATES = METHODS["edge-pruning"].repeats
 SPARSITY = 0.9
 WARM_UP = 0.4  # share of the training in which the target rises
 MULTIPLIERS = (0.0, 0.75)  # where they begin; λ2 from the first, or s would swing around t
@@ -57,14 +58,16 @@ def score(
     Raises:
         UserError, FileError: see `acdc.methods.masks.train`.
     """
-    model, graph, batches = problem.model, problem.graph, Batches(problem)
-    metrics = [runs.metric(problem.metric, model) for runs in batches]
+    model = problem.model
+    graph = problem.graph
+    batches = Batches(problem)
+    metrics = [cache.metric(problem.metric, model) for cache in batches]
     exist = torch.from_numpy(graph.edges).to(model.device)
     unit = span(problem, batches) / max(1 - sparsity, 1 / graph.n_edges)
 
     def objective(u: Update) -> Tensor:
         edges = u.gates.new_zeros(exist.shape).masked_scatter(exist, u.gates)
-        value = metrics[u.batch](patched_rows(model, graph, u.runs, edges)).mean()
+        value = metrics[u.batch](patched_rows(model, graph, u.cache, edges)).mean()
         removed = (p_open(u.alpha) < 0.5).to(model.dtype) - (u.alpha - u.alpha.detach())
         missing = min(1.0, u.share / WARM_UP) * sparsity - removed.mean()
         return value + unit * (u.multipliers[0] * missing + u.multipliers[1] * missing.square())

@@ -12,7 +12,7 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.methods.eap import CHUNK
+from acdc.patching.activations import CHUNK
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
@@ -25,29 +25,35 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
         UserError: the metric compares with the full model, so that its gradient there is zero.
     """
     check_method("hisp", problem.metric, problem.parts.ablation)
-    graph, model = problem.graph, problem.model
-    total, done = torch.zeros(len(graph.senders), dtype=torch.float64), 0
+    graph = problem.graph
+    model = problem.model
+    total = torch.zeros(len(graph.senders), dtype=torch.float64)
+    done = 0
     index = graph.sender_index
-    for runs in problem.chunks(CHUNK):
-        metric, difference = runs.metric(problem.metric, model), runs.difference
-        for gradient in receiver_gradients(model, runs, runs.clean, runs.residual, metric):
+    for cache in problem.chunks(CHUNK):
+        metric = cache.metric(problem.metric, model)
+        difference = cache.difference
+        for gradient in receiver_gradients(model, cache, cache.clean, cache.residual, metric):
             r = graph.receivers[gradient.receivers.start]
             if r.kind == "logits":
                 continue
             if r.kind == "mlp":
-                effect, first = (difference.mlp[r.layer] * gradient.written).sum((1, 2))[:, None], index[r.node]
+                effect = (difference.mlp[r.layer] * gradient.written).sum((1, 2))[:, None]
+                first = index[r.node]
             else:
                 w = model.weights[f"layers.{r.layer}.o.weight"]
                 flow = torch.einsum("btd,hed->bhte", gradient.written, w)
-                effect, first = (difference.z[r.layer] * flow).sum((2, 3)), index[f"a{r.layer}.h0"]
+                effect = (difference.z[r.layer] * flow).sum((2, 3))
+                first = index[f"a{r.layer}.h0"]
             total[first : first + effect.shape[1]] += effect.abs().double().sum(0).cpu()
-        done += len(runs.pad)
+        done += len(cache.pad)
         progress(Progress(done, problem.n_prompts, "prompts", ""))
     return Scores.of_nodes(graph, _per_layer(problem, (total / problem.n_prompts).numpy()))
 
 
 def _per_layer(problem: Problem, nodes: np.ndarray) -> np.ndarray:
-    out, layers = nodes.copy(), np.array([s.layer for s in problem.graph.senders])
+    out = nodes.copy()
+    layers = np.array([s.layer for s in problem.graph.senders])
     for layer in range(problem.graph.n_layers):
         norm = np.linalg.norm(nodes[layers == layer])
         out[layers == layer] /= norm or 1.0

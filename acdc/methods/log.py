@@ -1,7 +1,7 @@
-"""The log of a discovery, one JSON line per decision: from it an interrupted run goes on.
+"""The log of a discovery, one JSON line per decision; an interrupted run resumes from it.
 
-Decisions are written in batches, each forced to disk as a whole. A batch that was cut off by a crash can't be told
-from a whole one, so the last one is always taken again; the engine then gives the same bits.
+Decisions are written in batches, each forced to disk. A batch cut off by a crash can't be told from a whole one, so the
+last batch in the log is always evaluated again, with the same bits.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Decision:
     """One tested edge.
 
     Args:
-        batch: number of the batch of candidates it was decided in
+        batch: number of the batch of candidates in which it was decided
         edge: its name
         change: rise of the metric on its removal (metric units, relative to the circuit at that moment)
-        margin: threshold − change (its magnitude, with --abs): how far the decision was from the other one
+        margin: threshold − change (with --abs its magnitude): distance from the opposite decision
         metric: the metric after the decision
         kept: whether the edge stays
     """
@@ -40,19 +40,19 @@ class Decision:
 
 
 class Journal:
-    """Decisions on their way to `log.jsonl`; without a path they are kept in memory only."""
+    """The decisions of a discovery, kept in `log.jsonl`; without a path in memory only."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.decisions: list[Decision] = read_log(path) if path is not None and path.exists() else []
-        if self.decisions:
-            last = self.decisions[-1].batch
-            self.decisions = [d for d in self.decisions if d.batch != last]
-        # Cut only when there is something to put in its place: whoever is killed again before that loses nothing more.
+        self.decisions: list[Decision] = []
+        # The file is truncated just before the next write, so that a second crash loses nothing.
         self._longer = path is not None and path.exists()
+        if path is not None and path.exists():
+            decisions = read_log(path)
+            self.decisions = [d for d in decisions if d.batch != decisions[-1].batch]
 
     def batches(self) -> list[list[Decision]]:
-        """The decisions that an earlier run took, batch by batch."""
+        """The decisions of an earlier run, batch by batch."""
         out: list[list[Decision]] = []
         for d in self.decisions:
             if out and out[-1][0].batch == d.batch:
@@ -62,7 +62,7 @@ class Journal:
         return out
 
     def write(self, batch: Sequence[Decision]) -> None:
-        """Append one batch, and force it to disk.
+        """Append one batch and force it to disk.
 
         Raises:
             FileError: it can't be written.
@@ -85,10 +85,10 @@ class Journal:
 
 
 def read_log(path: Path) -> list[Decision]:
-    """The decisions of a log; a last line that was cut off is left out.
+    """Read the decisions of a log, without a last line that was cut off.
 
     Raises:
-        FileError: a line is no decision; or the file can't be read.
+        FileError: a line is not a decision, or the file can't be read.
     """
     lines = read_bytes(path).split(b"\n")
     out = []

@@ -27,7 +27,7 @@ from torch import Tensor
 from acdc.errors import FileError, UserError
 from acdc.io.files import write_atomic
 from acdc.io.progress import Progress, Show
-from acdc.patching.activations import ActivationCache
+from acdc.patching.activations import BATCH, ActivationCache
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
 
@@ -37,8 +37,9 @@ LIMIT = 7.0  # of |α|: a gate beyond is as good as certain, and would need many
 RATE = 0.1  # Adam's step in α over the first half of the updates; over the second it falls linearly to 0
 # Adam's: the second moment is forgotten sooner than usual, since training is short and starts with large gradients; ε
 # is smaller, since a gradient is as small as 1 / gates.
-MEAN_DECAY, SQUARE_DECAY, TINY = 0.9, 0.98, 1e-12
-BATCH = 16  # prompts per update, at most
+MEAN_DECAY = 0.9
+SQUARE_DECAY = 0.98
+TINY = 1e-12
 SAVED_EVERY = 25  # updates between two checkpoints
 
 
@@ -58,7 +59,7 @@ class Update:
     """What the objective of an update is made of.
 
     Args:
-        runs: those of the update's prompts
+        cache: activations of the prompts of the update
         batch: which of the batches they are
         alpha: Float[gate]
         gates: Float[gate], sampled
@@ -66,7 +67,7 @@ class Update:
         share: of the training that is done, from 0 to 1
     """
 
-    runs: ActivationCache
+    cache: ActivationCache
     batch: int
     alpha: Tensor
     gates: Tensor
@@ -102,12 +103,13 @@ class Batches:
     """The prompts of a problem in batches of like size, the same ones in the same order in every cycle."""
 
     def __init__(self, problem: Problem) -> None:
-        self._problem, self._where = problem, list[tuple[int, slice]]()
-        for index, runs in enumerate(problem.parts):
-            n = len(runs.pad)
+        self._problem = problem
+        self._where = list[tuple[int, slice]]()
+        for index, cache in enumerate(problem.parts):
+            n = len(cache.pad)
             bounds = np.linspace(0, n, -(-n // BATCH) + 1).round().astype(int).tolist()
             self._where += [(index, slice(*at)) for at in pairwise(bounds)]
-            self._part = index, runs  # what is in memory
+            self._part = index, cache  # what is in memory
 
     def __len__(self) -> int:
         return len(self._where)
@@ -125,11 +127,12 @@ class Batches:
 @torch.no_grad()
 def span(problem: Problem, batches: Batches) -> float:
     """How far the metric with everything ablated is from that of the full model; 1 where it is the same."""
-    model, total = problem.model, 0.0
+    model = problem.model
+    total = 0.0
     none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
-    for runs in batches:
-        metric = runs.metric(problem.metric, model)
-        total += float((metric(node_rows(model, runs, none)) - metric(runs.targets.clean)).sum())
+    for cache in batches:
+        metric = cache.metric(problem.metric, model)
+        total += float((metric(node_rows(model, cache, none)) - metric(cache.targets.clean)).sum())
     return abs(total) / problem.n_prompts or 1.0
 
 
@@ -150,7 +153,8 @@ def train(
         UserError: a loss is not finite.
         FileError: the checkpoint is none, or one of another training; or it can't be written.
     """
-    model, mark = problem.model, _fingerprint(training, problem)
+    model = problem.model
+    mark = _fingerprint(training, problem)
     alpha = torch.full((training.gates,), START, dtype=model.dtype)
     state = {"alpha": alpha, "mean": torch.zeros_like(alpha), "square": torch.zeros_like(alpha)}
     state["multipliers"] = torch.tensor(training.multipliers, dtype=model.dtype)
@@ -162,7 +166,8 @@ def train(
     for done in range(begin, training.updates):
         alpha, multipliers = (state[name].clone().requires_grad_() for name in ("alpha", "multipliers"))
         noise = torch.from_numpy(_noise(training.seed, done, training.gates)).to(model.device, model.dtype)
-        batch, share = done % len(batches), done / training.updates
+        batch = done % len(batches)
+        share = done / training.updates
         with torch.enable_grad():
             update = Update(batches[batch], batch, alpha, sample(alpha, noise), multipliers, share)
             loss = training.objective(update)

@@ -22,8 +22,9 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
+from acdc.registry import METHODS
 
-UPDATES = 300
+UPDATES = METHODS["subnetwork-probing"].repeats
 PENALTY = 0.3  # what all nodes together cost, in shares of the span
 
 
@@ -43,13 +44,15 @@ def score(
     Raises:
         UserError, FileError: see `acdc.methods.masks.train`.
     """
-    model, batches, n_inputs = problem.model, Batches(problem), len(problem.graph.inputs)
+    model = problem.model
+    batches = Batches(problem)
+    n_inputs = len(problem.graph.inputs)
     price = penalty * span(problem, batches)
-    metrics = [runs.metric(problem.metric, model) for runs in batches]
+    metrics = [cache.metric(problem.metric, model) for cache in batches]
 
     def objective(u: Update) -> Tensor:
         nodes = torch.cat([u.gates.new_ones(n_inputs), u.gates])
-        return metrics[u.batch](node_rows(model, u.runs, nodes)).mean() + price * p_open(u.alpha).mean()
+        return metrics[u.batch](node_rows(model, u.cache, nodes)).mean() + price * p_open(u.alpha).mean()
 
     n = len(problem.graph.senders) - n_inputs
     training = Training("subnetwork-probing", {"penalty": penalty}, updates, seed, n, objective)

@@ -1,4 +1,4 @@
-"""A checkpoint's tensors, taken by name and shape, and brought into the transformer's form."""
+"""A checkpoint's tensors by name and shape, converted to the transformer's form, and the values of its config.json."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.transformer import MAX_NODES
+from acdc.model.config import MAX_NODES
 
 IGNORED = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|^(lm_head|embed_out)\.weight$")
-"""Tensors that change nothing: masks and frequencies that old checkpoints hold, and a second copy of a tied head."""
+"""Tensors that change nothing: masks and frequencies of old checkpoints, and the copy of a tied head."""
 
 
 class Checkpoint:
-    """Tensors of one checkpoint. Raises ModelError when one that is asked for is missing or has another shape, and in
-    `finish` when one was never asked for."""
+    """The tensors of one checkpoint.
+
+    `get` raises ModelError for a tensor that is missing or has another shape, `finish` for tensors never read.
+    """
 
     def __init__(self, tensors: dict[str, Tensor], where: str) -> None:
-        self._tensors, self._where = tensors, where
+        self._tensors = tensors
+        self._where = where
         self._used: set[str] = set()
 
     def has(self, name: str) -> bool:
@@ -41,8 +44,8 @@ class Checkpoint:
         return tensor
 
     def finish(self) -> None:
-        """Raise ModelError if a tensor has no place in the family: the model that it belongs to computes something else
-        (quantized weights with scales beside them, norms with a fixed deviation, adapters)."""
+        """Raise ModelError if a tensor was never read: then the checkpoint's model computes something else (quantized
+        weights with scales, norms with a fixed deviation, adapters)."""
         if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise ModelError(
@@ -51,13 +54,13 @@ class Checkpoint:
             )
 
     def linear(self, name: str, n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
-        """Weight Float[in out] and bias Float[out] of an nn.Linear; a bias that is not there is 0."""
+        """Weight Float[in out] and bias Float[out] of an nn.Linear; a missing bias is 0."""
         weight = self.get(f"{name}.weight", n_out, n_in).T
         bias = f"{name}.bias"
         return weight, self.get(bias, n_out) if self.has(bias) else weight.new_zeros(n_out)
 
     def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """(x ⊙ scale + shift) @ W + b as x @ W' + b': a norm's scale and shift, if it has one, go to its reader."""
+        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
         d = len(weight)
         if self.has(f"{norm}.bias"):
             bias = bias + self.get(f"{norm}.bias", d) @ weight
@@ -65,33 +68,35 @@ class Checkpoint:
 
 
 def heads(weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> tuple[Tensor, Tensor]:
-    """Float[d_model head·d_head] and Float[head·d_head] as Float[head d_model d_head] and Float[head d_head].
+    """Split weight Float[d_model head·d_head] and bias Float[head·d_head] by head.
 
     Args:
         repeat: query heads that share one key or value head (grouped-query attention): each gets a copy
+    Returns:
+        Float[head d_model d_head] and Float[head d_head]
     """
     w = weight.view(len(weight), n_heads, -1).transpose(0, 1)
     return w.repeat_interleave(repeat, 0).contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0)
 
 
 @contextmanager
-def values(where: str) -> Iterator[None]:
-    """Any error inside, a ModelError aside, comes from a value of config.json that is not what its key holds."""
+def config_errors(where: str) -> Iterator[None]:
+    """Raise any error inside as a ModelError: a value of config.json has a wrong type or is out of range."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"{where}: a value is not of the kind that its key holds ({error})") from None
+        raise ModelError(f"{where}: a value has a wrong type or is out of range ({error})") from None
 
 
-def share(width: int, n_heads: int, where: str) -> int:
-    """The size of a head: an equal part of the width."""
+def head_size(width: int, n_heads: int, where: str) -> int:
+    """Return the size of a head, width / n_heads."""
     if width % n_heads:
-        raise ModelError(f"{where}: the width {width} is no multiple of the number of heads {n_heads}")
+        raise ModelError(f"{where}: the width {width} is not a multiple of the number of heads {n_heads}")
     return width // n_heads
 
 
 def take(raw: dict[str, Any], where: str, *names: str) -> list[Any]:
-    """Values of config.json; a missing key is an error."""
+    """Return values of config.json; raise ModelError for a missing key."""
     for name in names:
         if raw.get(name) is None:
             raise ModelError(f"{where}: key {name!r} is missing")
@@ -99,7 +104,7 @@ def take(raw: dict[str, Any], where: str, *names: str) -> list[Any]:
 
 
 def sizes(raw: dict[str, Any], where: str, *names: str) -> list[int]:
-    """Values of config.json that are whole numbers above 0; of layers no more than any model has."""
+    """Return values of config.json that must be whole numbers above 0, and layers at most `MAX_NODES`."""
     found = take(raw, where, *names)
     for name, value in zip(names, found, strict=True):
         if type(value) is not int or value < 1:
@@ -110,14 +115,14 @@ def sizes(raw: dict[str, Any], where: str, *names: str) -> list[int]:
 
 
 def refuse(raw: dict[str, Any], where: str, **supported: Any) -> None:
-    """Raise ModelError for an option that has another value than the only supported one."""
+    """Raise ModelError for an option whose value is not the only supported one."""
     for key, wanted in supported.items():
         if raw.get(key, wanted) != wanted:
             raise ModelError(f"{where}: {key} is {raw[key]!r}; only {wanted} is supported")
 
 
 def rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says of the rotation: transformers 5 has one mapping, older versions several keys."""
+    """Return the settings of rotary embeddings: one mapping in transformers 5, several keys in older versions."""
     return {
         "rope_theta": raw.get("rope_theta", raw.get("rotary_emb_base", 10_000.0)),
         "partial_rotary_factor": raw.get("partial_rotary_factor", raw.get("rotary_pct", 1.0)),
@@ -127,19 +132,19 @@ def rope(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def frequencies(raw: dict[str, Any], size: int, where: str) -> Tensor:
-    """Float[size/2]: angle per position of each rotated pair (Su et al. 2021), scaled as Llama 3.1 does if so said."""
-    said = rope(raw)
-    kind = said.get("rope_type", said.get("type", "default"))
+    """Angle per position of each rotated pair, Float[size/2] (Su et al. 2021), with linear or Llama 3.1's scaling."""
+    settings = rope(raw)
+    kind = settings.get("rope_type", settings.get("type", "default"))
     if kind not in ("default", "linear", "llama3"):
         raise ModelError(f"{where}: rope type {kind!r} is not supported; default, linear and llama3 are")
-    with values(where):
-        f = 1.0 / said["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
+    with config_errors(where):
+        f = 1.0 / settings["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
         if kind == "default":
             return f
         if kind == "linear":
-            return f / take(said, where, "factor")[0]
+            return f / take(settings, where, "factor")[0]
         factor, low, high, context = take(
-            said, where, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+            settings, where, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
         )
         turns = context * f / (2 * math.pi)  # over the original context
         smooth = ((turns - low) / (high - low)).clamp(0, 1)

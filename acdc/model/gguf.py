@@ -200,7 +200,8 @@ def _config(file: _File, family: str) -> dict[str, Any]:
     width, vocab = _shape(file, "token_embd.weight")
     if width != file.own("embedding_length"):
         raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
-    heads, layers = int(file.own("attention.head_count")), int(file.own("block_count"))
+    heads = int(file.own("attention.head_count"))
+    layers = int(file.own("block_count"))
     if layers > len(file.tensors):
         raise file.refuse(f"{family}.block_count is {layers}, more than the file has tensors")
     config: dict[str, Any] = {
@@ -259,7 +260,10 @@ def _rope_scaling(file: _File, config: dict[str, Any]) -> dict[str, Any] | None:
         raise file.refuse(
             f"rope_freqs.weight is of shape {found.shape}, not of half a head ({config['head_dim'] // 2})"
         )
-    low, high, original, factor = 1.0, 4.0, 8192, float(found.max())
+    low = 1.0
+    high = 4.0
+    original = 8192
+    factor = float(found.max())
     wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(0, config["head_dim"], 2) / config["head_dim"])
     smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
     if not np.allclose(found, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
@@ -318,7 +322,8 @@ _GPT2_NAMES = {
 
 def _expected(config: dict[str, Any]) -> set[str]:
     """The names of all tensors that a file of this config has."""
-    family, layers = config["model_type"], int(config.get("n_layer") or config["num_hidden_layers"])
+    family = config["model_type"]
+    layers = int(config.get("n_layer") or config["num_hidden_layers"])
     bias: Sequence[str] = (".weight", ".bias")
     weight: Sequence[str] = (".weight",)
     if family == "gpt2":

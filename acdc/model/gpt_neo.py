@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, heads, share, sizes
-from acdc.model.transformer import Config
+from acdc.model.checkpoint import Checkpoint, head_size, heads, sizes
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json."""
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
@@ -21,11 +21,11 @@ def config(raw: dict[str, Any], where: str) -> Config:
     repeated = (kind for kinds, times in said if kinds for _ in range(times) for kind in kinds)
     kinds = raw.get("attention_layers") or list(islice(repeated, n_layers + 1))
     window = raw.get("window_size", 256)
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
-        d_head=share(width, n_heads, where),
+        d_head=head_size(width, n_heads, where),
         d_mlp=raw.get("intermediate_size") or 4 * width,
         n_positions=n_positions,
         vocab_size=vocab,
@@ -36,14 +36,16 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms are folded in."""
     t = Checkpoint({name.removeprefix("transformer."): x for name, x in tensors.items()}, where)
-    d, hidden = c.d_model, c.d_mlp
+    d = c.d_model
+    hidden = c.d_mlp
     embedding = t.get("wte.weight", c.vocab_size, d)
     out = {"token.weight": embedding, "position.weight": t.get("wpe.weight", c.n_positions, d)}
     for i in range(c.n_layers):
-        to, at = f"layers.{i}.", f"h.{i}."
+        to = f"layers.{i}."
+        at = f"h.{i}."
         for x in "qkv":
             w, b = t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj", d, d))
             out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, c.n_heads)

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, frequencies, rope, share, sizes
-from acdc.model.transformer import Config
+from acdc.model.checkpoint import Checkpoint, frequencies, head_size, rope, sizes
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json."""
     n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
         raw,
@@ -22,9 +22,9 @@ def config(raw: dict[str, Any], where: str) -> Config:
         "max_position_embeddings",
         "vocab_size",
     )
-    d_head = share(width, n_heads, where)
+    d_head = head_size(width, n_heads, where)
     rotated = {"rotary_pct": 0.25, "rope_parameters": {}, **raw}
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -40,16 +40,19 @@ def config(raw: dict[str, Any], where: str) -> Config:
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
     t = Checkpoint({name.removeprefix("gpt_neox."): x for name, x in tensors.items()}, where)
-    d, hidden = c.d_model, c.d_mlp
+    d = c.d_model
+    hidden = c.d_mlp
     embedding = t.get("embed_in.weight", c.vocab_size, d)
     out = {"token.weight": embedding, "rotary.frequencies": frequencies(raw, c.rotary, where)}
     for i in range(c.n_layers):
-        to, at = f"layers.{i}.", f"layers.{i}."
+        to = f"layers.{i}."
+        at = f"layers.{i}."
         w, b = t.fold(at + "input_layernorm", *t.linear(at + "attention.query_key_value", d, 3 * d))
-        w, b = w.view(d, c.n_heads, 3, c.d_head), b.view(c.n_heads, 3, c.d_head)
+        w = w.view(d, c.n_heads, 3, c.d_head)
+        b = b.view(c.n_heads, 3, c.d_head)
         for n, x in enumerate("qkv"):
             scale = c.d_head**-0.5 if x == "q" else 1.0
             out[f"{to}{x}.weight"] = (w[:, :, n].transpose(0, 1) * scale).contiguous()

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, rope, sizes
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
@@ -30,7 +30,7 @@ def config(raw: dict[str, Any], where: str) -> Config:
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is no multiple of num_key_value_heads")
     d_head = raw.get("head_dim") or width // n_heads
-    return Config(
+    return ModelConfig(
         n_layers=n_layers,
         n_heads=n_heads,
         d_model=width,
@@ -62,16 +62,19 @@ def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int, ...]:
     return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
     t = Checkpoint({name.removeprefix("model."): x for name, x in tensors.items()}, where)
-    d, hidden, wide = c.d_model, c.d_mlp, c.n_heads * c.d_head
+    d = c.d_model
+    hidden = c.d_mlp
+    wide = c.n_heads * c.d_head
     n_shared = raw.get("num_key_value_heads") or c.n_heads
     scale = c.d_head**-0.5
     embedding = t.get("embed_tokens.weight", c.vocab_size, d)
     out = {"token.weight": embedding, "rotary.frequencies": frequencies(raw, c.rotary, where)}
     for i in range(c.n_layers):
-        to, at = f"layers.{i}.", f"layers.{i}."
+        to = f"layers.{i}."
+        at = f"layers.{i}."
         for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
             w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
             out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, n, c.n_heads // n)
@@ -79,7 +82,8 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: s
             out[to + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
             out[to + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
         else:
-            out[to + "q.weight"], out[to + "q.bias"] = out[to + "q.weight"] * scale, out[to + "q.bias"] * scale
+            out[to + "q.weight"] = out[to + "q.weight"] * scale
+            out[to + "q.bias"] = out[to + "q.bias"] * scale
         w, out[to + "o.bias"] = t.linear(at + "self_attn.o_proj", wide, d)
         out[to + "o.weight"] = w.reshape(c.n_heads, c.d_head, d)
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
-from acdc.model.checkpoint import IGNORED, take, values
+from acdc.model.checkpoint import IGNORED, config_errors, take
+from acdc.model.config import ModelConfig
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
-from acdc.model.transformer import Config, Transformer
+from acdc.model.transformer import Transformer
 from acdc.task.tokenize import Prompts
 
 FAMILIES: dict[str, ModuleType] = {
@@ -80,10 +81,12 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     """Load a model by name. Raises ModelError with one line on what is wrong and where."""
     directory = find_model(name)
     raw, family, config = _read_config(directory)
-    kind, to = FAMILIES[family], pick_device(device)
+    kind = FAMILIES[family]
+    to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
-    tokenizer, files = Tokenizer(directory, name), _weight_files(directory)
+    tokenizer = Tokenizer(directory, name)
+    files = _weight_files(directory)
     tensors = _read_tensors(files, DTYPES[dtype])
     with ThreadPoolExecutor(1) as beside:  # neither hashing nor torch holds the interpreter's lock
         digest = beside.submit(_hash, files)
@@ -92,17 +95,18 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
         return Model(name, family, digest.result(), transformer, tokenizer)
 
 
-def load_tokenizer(name: str) -> tuple[Config, Tokenizer]:
+def load_tokenizer(name: str) -> tuple[ModelConfig, Tokenizer]:
     """A model's sizes and tokenizer, without its weights. Raises ModelError as `load_model`."""
     directory = find_model(name)
     return _read_config(directory)[2], Tokenizer(directory, name)
 
 
-def _read_config(directory: Path) -> tuple[dict[str, Any], str, Config]:
+def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
     """The content of config.json, and what it says: family and sizes."""
-    raw, where = read_json(directory / "config.json"), str(directory / "config.json")
+    raw = read_json(directory / "config.json")
+    where = str(directory / "config.json")
     family = _family(raw, where)
-    with values(where):
+    with config_errors(where):
         return raw, family, FAMILIES[family].config(raw, where)
 
 
@@ -137,7 +141,7 @@ def pick_device(device: str) -> torch.device:
 def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        with values(str(index)):
+        with config_errors(str(index)):
             names = sorted(set(take(read_json(index), str(index), "weight_map")[0].values()))
             files = [directory / Path(n).name for n in names]
             missing = [str(f) for f in files if not f.is_file()]

@@ -1,4 +1,4 @@
-"""The format of the bundled hand-made models: config.json names `Config`'s fields, tensors have its names."""
+"""The format of the bundled hand-made models: config.json names `ModelConfig`'s fields, tensors have its names."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
-from acdc.model.transformer import Config
+from acdc.model.config import ModelConfig
 
 
-def config(raw: dict[str, Any], where: str) -> Config:
+def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from config.json."""
-    known = {f.name for f in fields(Config)}
+    known = {f.name for f in fields(ModelConfig)}
     values = {"vocab_out": raw.get("vocab_size"), **{k: v for k, v in raw.items() if k != "model_type"}}
     for key in values:
         if key not in known:
             raise ModelError(f"{where}: {unknown('key', key, known)}")
     values["windows"] = tuple(values.get("windows", ()))
     try:
-        return Config(**values)
+        return ModelConfig(**values)
     except TypeError as error:
         raise ModelError(f"{where}: {error}") from None
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: Config, where: str) -> dict[str, Tensor]:
+def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The tensors as they are."""
     return tensors

@@ -11,120 +11,18 @@ difference, and in float32 they lose less to rounding.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc.errors import ModelError, unknown
-from acdc.graph.graph import Graph, Sender
+from acdc.errors import ModelError
+from acdc.graph.graph import Sender
+from acdc.model.config import ACTIVATIONS, ModelConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-    "swish": F.silu,
-}
-NORMS = ("layer", "rms", "none")
-MAX_NODES = 17_000  # heads and MLPs: Llama 3.1's with 405 billion weights has 16,254
-MAX_HEAD = 100_000  # dimensions of a head
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
-
-
-@dataclass(frozen=True)
-class Config:
-    """Sizes and options of a transformer. `d_mlp` 0 means attention only; `vocab_out` counts the output columns."""
-
-    n_layers: int
-    n_heads: int
-    d_model: int
-    d_head: int
-    d_mlp: int
-    n_positions: int
-    vocab_size: int
-    vocab_out: int
-    norm: str = "layer"
-    norm_eps: float = 1e-5
-    activation: str = "gelu_new"
-    causal: bool = True
-    split_position: bool = False  # token and position embedding are two senders
-    rotary: int = 0  # head dimensions that are rotated by position; 0: a position embedding is added to the stream
-    parallel: bool = False  # attention and MLP of a layer read the same stream (GPT-NeoX)
-    gated: bool = False  # MLP = out(activation(gate(x)) * in(x))
-    head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
-    windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
-
-    def __post_init__(self) -> None:
-        for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number above 0")
-        for name in ("d_mlp", "rotary"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number from 0 up")
-        for name in ("causal", "split_position", "parallel", "gated", "head_norm"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ModelError(f"model config: {name} is {value!r}; it must be true or false")
-        if self.n_layers * (self.n_heads + 1) > MAX_NODES:
-            raise ModelError(
-                f"model config: {self.n_layers} layers of {self.n_heads} heads are a graph of more than {MAX_NODES:,} "
-                "nodes, which can't be held"
-            )
-        if self.rotary > self.d_head or self.d_head > MAX_HEAD:
-            raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
-        if self.norm not in NORMS:
-            raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
-        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
-            raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
-        if not all(type(window) is int and window >= 0 for window in self.windows):
-            raise ModelError(f"model config: windows are {self.windows!r}; each must be a whole number from 0 up")
-        if self.windows and len(self.windows) != self.n_layers:
-            raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
-
-    def graph(self) -> Graph:
-        """The graph of a transformer of these sizes."""
-        inputs = ("tok", "pos") if self.split_position else ("input",)
-        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight."""
-        c = self
-        out: dict[str, tuple[int, ...]] = {
-            "token.weight": (c.vocab_size, c.d_model),
-            "unembed.weight": (c.d_model, c.vocab_out),
-            "unembed.bias": (c.vocab_out,),
-        }
-        if c.rotary:
-            out["rotary.frequencies"] = (c.rotary // 2,)
-        else:
-            out["position.weight"] = (c.n_positions, c.d_model)
-        for i in range(c.n_layers):
-            at = f"layers.{i}."
-            if c.head_norm:
-                out[at + "q.norm"] = out[at + "k.norm"] = (c.d_head,)
-            for x in "qkv":
-                out[at + x + ".weight"] = (c.n_heads, c.d_model, c.d_head)
-                out[at + x + ".bias"] = (c.n_heads, c.d_head)
-            out[at + "o.weight"] = (c.n_heads, c.d_head, c.d_model)
-            out[at + "o.bias"] = (c.d_model,)
-            if c.d_mlp:
-                out[at + "mlp_in.weight"] = (c.d_model, c.d_mlp)
-                out[at + "mlp_in.bias"] = (c.d_mlp,)
-                if c.gated:
-                    out[at + "mlp_gate.weight"] = (c.d_model, c.d_mlp)
-                    out[at + "mlp_gate.bias"] = (c.d_mlp,)
-                out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
-                out[at + "mlp_out.bias"] = (c.d_model,)
-        return out
 
 
 Edit = Callable[[str, int, Tensor], Tensor]
@@ -162,12 +60,12 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 
 
 class Transformer:
-    """A transformer with named weights (`Config.shapes`) on one device, in one dtype.
+    """A transformer with named weights (`ModelConfig.shapes`) on one device, in one dtype.
 
     Raises ModelError when a weight is missing, has another shape or is not finite.
     """
 
-    def __init__(self, config: Config, weights: dict[str, Tensor], source: str = "model") -> None:
+    def __init__(self, config: ModelConfig, weights: dict[str, Tensor], source: str = "model") -> None:
         shapes = config.shapes()
         for name, shape in shapes.items():
             if name not in weights:
@@ -179,8 +77,10 @@ class Transformer:
                 raise ModelError(f"{source}: tensor {name!r} contains NaN or infinity")
         self.config = config
         self.weights = {name: weights[name] for name in shapes}
-        w_u, b_u = weights["unembed.weight"], weights["unembed.bias"]
-        self.unembed_mean, self.unembed_bias_mean = w_u.mean(1), b_u.mean()
+        w_u = weights["unembed.weight"]
+        b_u = weights["unembed.bias"]
+        self.unembed_mean = w_u.mean(1)
+        self.unembed_bias_mean = b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
         self.weights["unembed.bias"] = b_u - self.unembed_bias_mean
         for name in ("unembed.weight", "unembed.bias"):
@@ -249,7 +149,8 @@ class Transformer:
         Returns:
             Float[... batch pos d_head]
         """
-        w, at = self.weights, f"layers.{layer}.{kind}."
+        w = self.weights
+        at = f"layers.{layer}.{kind}."
         y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
@@ -269,9 +170,12 @@ class Transformer:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
         angles = positions[..., None].float() * self.weights["rotary.frequencies"].float()
-        cos, sin = angles.cos().to(y.dtype), angles.sin().to(y.dtype)
+        cos = angles.cos().to(y.dtype)
+        sin = angles.sin().to(y.dtype)
         half = self.config.rotary // 2
-        a, b, rest = y[..., :half], y[..., half : 2 * half], y[..., 2 * half :]
+        a = y[..., :half]
+        b = y[..., half : 2 * half]
+        rest = y[..., 2 * half :]
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
     @staticmethod
@@ -286,12 +190,11 @@ class Transformer:
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
         """What an MLP writes, its output bias included: Float[... d_model] to Float[... d_model]."""
-        at, w = f"layers.{layer}.mlp_", self.weights
+        at = f"layers.{layer}.mlp_"
+        w = self.weights
         flat = self.normalise(x).flatten(0, -2)
-        hidden, activation = (
-            torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"]),
-            ACTIVATIONS[self.config.activation],
-        )
+        hidden = torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"])
+        activation = ACTIVATIONS[self.config.activation]
         if self.config.gated:
             hidden = hidden * activation(torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
         else:
@@ -322,7 +225,9 @@ class Transformer:
 
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits: Float[... d_model] to Float[...]. Taken in blocks of the vocabulary."""
-        flat, w, b = h.reshape(-1, h.shape[-1]), self.weights["unembed.weight"], self.weights["unembed.bias"]
+        flat = h.reshape(-1, h.shape[-1])
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         parts = [
             torch.addmm(b[i : i + VOCAB_BLOCK], flat, w[i : i + VOCAB_BLOCK].T).logsumexp(1)
             for i in range(0, len(w), VOCAB_BLOCK)
@@ -331,14 +236,16 @@ class Transformer:
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
         """Σ_v p(v) W_U[v], p being the model's own prediction at each row: Float[row d_model] to the same."""
-        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
         return torch.cat(parts)
 
     def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
         """W_U of n tokens drawn, with a fixed seed, from the model's own prediction at each row: Float[row d_model] to
         Float[row n d_model]."""
-        w, b = self.weights["unembed.weight"], self.weights["unembed.bias"]
+        w = self.weights["unembed.weight"]
+        b = self.weights["unembed.bias"]
         drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         drawn = drawn.to(h.device, h.dtype)
         parts = []
@@ -368,16 +275,23 @@ class Transformer:
         Args:
             edit: what a layer's heads (`z`) or its MLP (`mlp`) write instead of what they computed
         """
-        x, mask = inputs.sum(0), self.attention_mask(pad, inputs.shape[2])[:, None]
+        x = inputs.sum(0)
+        mask = self.attention_mask(pad, inputs.shape[2])[:, None]
         positions = positions_of(pad, inputs.shape[2])[:, None]  # the same for every head
-        stream, zs, mlps, w = [x], [], [], self.weights
+        stream = [x]
+        zs = []
+        mlps = []
+        w = self.weights
         for layer in range(self.config.n_layers):
-            at, h = f"layers.{layer}.", self.normalise(x)
+            at = f"layers.{layer}."
+            h = self.normalise(x)
             q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
-            q, k = self.place("q", layer, q, positions), self.place("k", layer, k, positions)
+            q = self.place("q", layer, q, positions)
+            k = self.place("k", layer, k, positions)
             z = self.attend(q, k, v, self.window(layer, mask))
             zs.append(edit("z", layer, z) if edit else z)
-            before, x = x, x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            before = x
+            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
             if self.config.d_mlp:
                 written = self.mlp(layer, before if self.config.parallel else x)
                 mlps.append(edit("mlp", layer, written) if edit else written)

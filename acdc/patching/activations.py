@@ -1,6 +1,6 @@
-"""The clean and the ablated run of a set of prompts: everything that patching mixes.
+"""The clean and ablated activations of a set of prompts, which patching mixes.
 
-Ablations say what a removed edge carries: `corrupted`, the sender's output on the paired corrupted prompt; `zero`,
+The ablation says what a removed edge carries: `corrupted`, the sender's output on the paired corrupted prompt; `zero`,
 nothing (attention output biases stay, an MLP's output bias goes with it); `mean`, the sender's mean over the clean
 prompts, position by position.
 """
@@ -18,20 +18,22 @@ from acdc.model.transformer import Activations, Transformer
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.task.tokenize import Prompts
 
-CHUNK = 32  # prompts per plain forward pass
-TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
+CHUNK = 32  # prompts per forward or backward pass
+BATCH = 16  # most prompts per update of a training
+TABLE_BYTES = 256 << 20  # bound on a table of what all senders write
 
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """What patching needs of a set of prompts.
+    """Activations of a set of prompts, with what is needed to score them.
 
     Args:
         pad: Int[batch], positions of left padding
         mask: Bool[batch query key]
         rows: Int[row 2], scored (example, position) pairs
-        targets: what the scored rows are compared with
-        clean, ablated: what every sender writes, on the clean prompts and when its edges are removed
+        targets: answers and clean stream of the scored rows
+        clean: what every sender writes on the clean prompts
+        ablated: what a sender's removed edges carry
         residual: Float[layer+1 batch pos d_model], the clean stream before each layer, and the final one
         start: first position at which clean and ablated can differ
     """
@@ -46,37 +48,39 @@ class ActivationCache:
     start: int
 
     def metric(self, name: str, model: Transformer) -> Metric:
-        """The metric of this name on these prompts."""
+        """The metric of this name, on these prompts."""
         return make_metric(name, model, self.targets)
 
     def guess(self, name: str, model: Transformer) -> Metric | None:
-        """A cheap guess at it, or None where there is none."""
+        """A cheap guess at the metric, or None if there is none."""
         return make_guess(name, model, self.targets, model.config.vocab_out)
 
     @property
     def first(self) -> int:
-        """The first position that has to be computed: nothing changes before it, and no row before it is scored."""
+        """The first live position: nothing changes and no row is scored before it."""
         return min(self.start, int(self.rows[:, 1].min()))
 
     @property
     def difference(self) -> Activations:
-        """What every sender writes when removed, minus what it writes on the clean prompts, from `first` on."""
-        live = (self.ablated.map(self._live), self.clean.map(self._live))
-        return Activations(*(getattr(live[0], f) - getattr(live[1], f) for f in ("inputs", "z", "mlp")))
+        """Ablated − clean output of every sender, from `first` on."""
+        ablated = self.ablated.map(self._live)
+        clean = self.clean.map(self._live)
+        return Activations(ablated.inputs - clean.inputs, ablated.z - clean.z, ablated.mlp - clean.mlp)
 
     def _live(self, x: Tensor) -> Tensor:
         return x[..., self.first :, :]
 
     def at_once(self, model: Transformer, versions: int) -> int:
-        """How many of the prompts may be written out to the stream at once in so many versions; bounds memory."""
+        """How many prompts fit into `TABLE_BYTES` with so many stream vectors at every live position."""
         n_live = self.mask.shape[1] - self.first
         return max(1, TABLE_BYTES // (versions * n_live * model.config.d_model * model.dtype.itemsize))
 
     def examples(self, chunk: slice) -> ActivationCache:
-        """The runs of some of the prompts."""
+        """The activations of some of the prompts."""
         begin, end, _ = chunk.indices(len(self.pad))
         inside = (self.rows[:, 0] >= begin) & (self.rows[:, 0] < end)
-        t, rows = self.targets, self.rows[inside]
+        t = self.targets
+        rows = self.rows[inside]
         targets = Targets(t.example[inside] - begin, end - begin, t.correct[inside], t.wrong[inside], t.clean[inside])
         return ActivationCache(
             self.pad[chunk],
@@ -94,23 +98,23 @@ class ActivationCache:
         return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])
 
 
-Named = Callable[[int, str], str]  # what messages call a prompt, by its index, in its clean or corrupted run
+Named = Callable[[int, str], str]  # names a prompt in messages, from its index and "clean" or "corrupted"
 
 
 def numbered(prompt: int, run: str) -> str:
-    """The name of a prompt of which no more is known."""
+    """The name of a prompt whose text is not known."""
     return f"prompt {prompt + 1}, {run} run"
 
 
 def prepare(
     model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None, named: Named = numbered
 ) -> ActivationCache:
-    """Run the model on the clean and, where the ablation needs it, the corrupted prompts.
+    """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones.
 
     Args:
-        mean: for mean ablation, the means of the whole data set if the prompts are a part of it only
+        mean: for mean ablation, the means of the whole data set if the prompts are only a part of it
     Raises:
-        UserError: a node writes what is no number, or too large to be normalised.
+        UserError: a node writes values that are not finite or too large to be normalised.
     """
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
@@ -123,7 +127,7 @@ def prepare(
         _check(model, ablated, stream, "corrupted", named)
         del stream
         if model.config.causal:
-            # Before their first difference both runs are the same: say so exactly, not to rounding.
+            # Before their first difference both runs are equal; make them so exactly, not only to rounding.
             same = (tokens == other).cumprod(1).bool()
             start = int(same.all(0).cumprod(0).sum())
             same = same[None, :, :, None]
@@ -148,19 +152,20 @@ def prepare(
 
 
 def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:
-    """What removed edges carry under zero or mean ablation: the same for every prompt."""
+    """What removed edges carry under zero or mean ablation, the same for every prompt."""
     one = mean if ablation == "mean" else mean.map(torch.zeros_like)
     return one.map(lambda x: x.expand(-1, batch, *x.shape[2:]))
 
 
 def means(model: Transformer, prompts: Prompts) -> Activations:
-    """What every sender writes on the clean prompts, position by position, as the mean over them: batch is 1."""
+    """The mean over the clean prompts of what every sender writes, position by position; batch is 1."""
     tokens, pad = (torch.as_tensor(a).to(model.device) for a in (prompts.clean, prompts.pad))
     real = torch.arange(tokens.shape[1], device=model.device) >= pad[:, None]
     count = real.sum(0).clamp(min=1).to(model.dtype)[:, None]
     total: Activations | None = None
     for t, p, r in zip(tokens.split(CHUNK), pad.split(CHUNK), real.split(CHUNK), strict=True):
-        run, weight = model.run(t, p)[0], (r.to(model.dtype)[:, :, None] / count)[None]
+        run, _ = model.run(t, p)
+        weight = (r.to(model.dtype)[:, :, None] / count)[None]
         part = Activations(
             (run.inputs * weight).sum(1, keepdim=True),
             (run.z * weight[:, :, None]).sum(1, keepdim=True),
@@ -172,27 +177,29 @@ def means(model: Transformer, prompts: Prompts) -> Activations:
 
 
 def non_finite_advice(model: Transformer) -> str:
-    """What to do about numbers that there are none of."""
+    """Advice for values that are not finite."""
     wider = "" if model.dtype == torch.float64 else "use --dtype float64, or "
     return f"nothing that follows could be trusted; {wider}look at the model's weights"
 
 
 def _check(model: Transformer, run: Activations, residual: Tensor, which: str, named: Named) -> None:
-    """Raise UserError, with the first node and prompt, unless all of a run is sound."""
-    # The norm of it all is finite only if every number is, and every square, which the model's norms take.
+    """Raise UserError with the first node and prompt of a run whose values are not finite or too large."""
+    # This norm is finite only if every value and its square are; the model's norms take squares.
     if torch.isfinite(torch.linalg.vector_norm(residual)):
         return
-    graph, dtype = model.config.graph(), str(model.dtype).removeprefix("torch.")
+    graph = model.config.graph()
+    dtype = str(model.dtype).removeprefix("torch.")
     for first, written in model.written_by(run, len(graph.senders)):
-        wrong = torch.nonzero(~_sound(model, written).all(-1))
+        wrong = torch.nonzero(~_finite(model, written).all(-1))
         if len(wrong):
             sender, prompt = wrong[0].tolist()
-            value, name = float(written[sender, prompt].abs().max()), graph.senders[first + sender].name
+            value = float(written[sender, prompt].abs().max())
+            name = graph.senders[first + sender].name
             raise UserError(
                 f"{name} writes {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: "
                 f"{non_finite_advice(model)}"
             )
-    wrong = torch.nonzero(~_sound(model, residual).all(-1))  # each node is sound, and their sum is not
+    wrong = torch.nonzero(~_finite(model, residual).all(-1))  # every node is finite, their sum is not
     if len(wrong):
         layer, prompt = wrong[0].tolist()
         name = "the logits read" if layer == graph.n_layers else f"layer {layer} reads"
@@ -202,13 +209,13 @@ def _check(model: Transformer, run: Activations, residual: Tensor, which: str, n
         )
 
 
-def _sound(model: Transformer, x: Tensor) -> Tensor:
-    """Bool[...]: whether rows Float[... d_model] are finite, and so are their squares where the model has norms."""
+def _finite(model: Transformer, x: Tensor) -> Tensor:
+    """Whether rows Float[... d_model] are finite, and their squares too if the model has norms: Bool[...]."""
     return torch.isfinite(x if model.config.norm == "none" else x.square().sum(-1, keepdim=True)).all(-1)
 
 
 def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
-    """A plain run, some prompts at a time; beside the result only one chunk's is in memory."""
+    """A plain run, `CHUNK` prompts at a time; only one chunk is in memory beside the result."""
     whole: list[Tensor] = []
     for start in range(0, len(tokens), CHUNK):
         at = slice(start, start + CHUNK)

@@ -1,7 +1,7 @@
 """The gradient of the metric at the input of every receiver, layer by layer from the last.
 
-Nothing is kept for all layers but the residual stream, from which each layer is computed again; and nothing is computed
-before the first live position, where no sender's output can change.
+Only the residual stream is kept for all layers; each layer is computed again from it, at the live positions only, since
+no sender's output changes before them.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from acdc.patching.metrics import Metric
 
 
 class Gradient(NamedTuple):
-    """What the metric's gradient, summed over the prompts, is at some receivers that read the same stream.
+    """The gradient of the metric, summed over the prompts, at receivers that read the same stream.
 
     Args:
-        receivers: their indices, from first to last + 1
-        inputs: Float[receiver batch live d_model], at the input of each, before its norm
-        written: Float[batch live d_model], at what the receivers' nodes write; for the logits, at the final stream
+        receivers: a slice of receiver indices
+        inputs: Float[receiver batch live d_model], gradient at each receiver's input, before its norm
+        written: Float[batch live d_model], gradient at the output of their nodes; for the logits, at the final stream
     """
 
     receivers: slice
@@ -34,33 +34,35 @@ class Gradient(NamedTuple):
 
 def receiver_gradients(
     model: Transformer,
-    runs: ActivationCache,
+    cache: ActivationCache,
     at: Activations,
     residual: Tensor,
     metric: Metric,
     cut: tuple[str, int] | None = None,
 ) -> Iterator[Gradient]:
-    """Gradients at a run of the model that is the clean one before the first live position: the logits', then, per
-    layer from last to first, that of the MLP and that of all queries, keys and values.
+    """Yield the gradient at the logits, then per layer, from the last, at the MLP and at all queries, keys and values.
 
     Args:
-        at, residual: the run, as `Transformer.run_inputs` returns it
-        metric: on its scored rows
-        cut: ("z" or "mlp", layer) whose output was set by hand, so that nothing flows back through it
+        at, residual: a run as `Transformer.run_inputs` returns it; it equals the clean run before the live positions
+        metric: a metric of `cache`
+        cut: ("z" or "mlp", layer) whose output was set by hand, so that no gradient flows back through it
     """
-    graph, start, b = model.config.graph(), runs.first, runs.rows[:, 0]
-    index, t = graph.receiver_index, runs.rows[:, 1] - start
+    graph = model.config.graph()
+    start = cache.first
+    b = cache.rows[:, 0]
+    t = cache.rows[:, 1] - start
     final = residual[-1][:, start:]
     x = final[b, t].detach().requires_grad_()
     with torch.enable_grad():
         value = metric(model.normalise(x)).sum()
     flow = torch.zeros_like(final)
     flow[b, t] = torch.autograd.grad(value, x)[0]
-    last = index["logits"]
+    last = graph.receiver_index["logits"]
     yield Gradient(slice(last, last + 1), flow[None], flow)
     per_layer = 3 * graph.n_heads + int(graph.mlp)
     for layer in reversed(range(graph.n_layers)):
-        first, n = layer * per_layer, 3 * graph.n_heads
+        first = layer * per_layer
+        n = 3 * graph.n_heads
         written = flow
         if graph.mlp:
             x = residual[layer] if graph.parallel else _after_attention(model, layer, at, residual)
@@ -71,7 +73,7 @@ def receiver_gradients(
             written = flow
         if cut == ("z", layer):
             continue
-        heads = _heads(model, layer, runs, residual[layer], written)
+        heads = _heads(model, layer, cache, residual[layer], written)
         yield Gradient(slice(first, first + n), heads, written)
         flow = flow + heads.sum(0)
 
@@ -89,12 +91,13 @@ def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
     return torch.autograd.grad(y, x, written)[0]
 
 
-def _heads(model: Transformer, layer: int, runs: ActivationCache, x: Tensor, written: Tensor) -> Tensor:
+def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, written: Tensor) -> Tensor:
     """Gradients at the queries, keys and values of a layer: Float[3·head batch live d_model]."""
-    start, w = runs.first, model.weights
+    start = cache.first
+    w = model.weights
     h = model.normalise(x)
-    positions = positions_of(runs.pad, x.shape[1])[:, None]
-    mask = model.window(layer, runs.mask[:, start:], start)[:, None]
+    positions = positions_of(cache.pad, x.shape[1])[:, None]
+    mask = model.window(layer, cache.mask[:, start:], start)[:, None]
     own = [model.project_heads(c, layer, h[:, start:] if c == "q" else h) for c in QKV]
     live = [(y if c == "q" else y[:, :, start:]).detach().requires_grad_() for c, y in zip(QKV, own, strict=True)]
     with torch.enable_grad():
@@ -114,7 +117,7 @@ def _heads(model: Transformer, layer: int, runs: ActivationCache, x: Tensor, wri
 
 
 def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -> Tensor:
-    """Gradients at normalised rows h Float[batch pos d_model], turned in place into gradients at the rows x themselves.
+    """Turn gradients at normalised rows h Float[batch pos d_model], in place, into gradients at the rows x themselves.
 
     For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the middle term for RMSNorm.
     """
@@ -127,6 +130,6 @@ def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -
     else:
         spread = x.square().mean(-1)
     scale = (spread + model.config.norm_eps).rsqrt()
-    for g, a in zip(gradients, aligned, strict=True):  # a receiver at a time: no second table
+    for g, a in zip(gradients, aligned, strict=True):  # one receiver at a time, to need no second table
         g.addcmul_(h, a[..., None], value=-1).mul_(scale[..., None])
     return gradients

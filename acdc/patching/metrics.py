@@ -1,8 +1,8 @@
-"""What is minimised, and where it is scored.
+"""Metrics, which discovery minimises, and their targets.
 
 Every metric maps the normalised final residual stream at the scored rows, h Float[... row d_model], to one value per
-prompt, Float[... batch]; lower is better. A prompt with several scored positions counts with their mean. Metrics ask
-the model's output layer only for what they need (`Output`): selected logits, a log-sum-exp, all logits.
+prompt, Float[... batch]; lower is better. A prompt with several scored positions gets their mean. Metrics use only the
+part of the output layer (`Output`) that they need: selected logits, a log-sum-exp, or all logits.
 
 kl          KL(P ‖ Q) in nats; P the full model on the clean prompt, Q the patched model
 logit-diff  −(mean logit of the correct answers − largest logit of the wrong ones)
@@ -21,8 +21,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-SAMPLE_NUMBERS = 20_000_000  # bounds the memory of `Sampled`: 80 MB in float32
-SAMPLE_VOCABULARY = 4096  # with fewer output columns the real log-sum-exp is as cheap as a guess
+from acdc.registry import METRICS
+
+SAMPLE_NUMBERS = 20_000_000  # bound on the table of `Sampled`: 80 MB in float32
+SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is as cheap as a guess
 
 
 class Output(Protocol):
@@ -45,14 +47,15 @@ class Output(Protocol):
 
 
 class Sampled:
-    """An output layer that guesses its log-sum-exp from a few tokens, drawn from the full model's prediction.
+    """An output layer that estimates the log-sum-exp from a few tokens, drawn from the full model's prediction.
 
     Σ_v exp(h·W_v) / Σ_v exp(c·W_v) is the mean of exp((h − c)·W_v) over tokens v drawn from the prediction at c. It
-    costs a hundredth of the real thing, and tells which candidates are worth it; no decision is taken on it.
+    costs a hundredth of the exact value and tells which candidates to evaluate; no decision depends on it.
     """
 
     def __init__(self, output: Output, clean: Tensor) -> None:
-        self._clean, self._at_clean = clean, output.logsumexp(clean)
+        self._clean = clean
+        self._at_clean = output.logsumexp(clean)
         n = SAMPLE_NUMBERS // clean.numel()
         self._tokens = output.sampled_unembedding(clean, max(16, min(256, n)))
         self.centred_logits = output.centred_logits
@@ -68,7 +71,7 @@ class Sampled:
 
 @dataclass(frozen=True)
 class Targets:
-    """What the scored rows are compared with.
+    """The answers and the clean stream of the scored rows.
 
     Args:
         example: Int[row], the prompt that a row belongs to
@@ -105,24 +108,24 @@ def make_metric(name: str, output: Output, targets: Targets) -> Metric:
 def make_guess(name: str, output: Output, targets: Targets, vocabulary: int) -> Metric | None:
     """A cheap guess at the metric, Float[candidate row d_model] → Float[candidate batch].
 
-    None where the metric itself is cheap (few output columns, or the answers' only), or there is no guess (l2).
+    None if the metric itself is cheap (few output columns, or only those of the answers) or has no guess (l2).
     """
-    if vocabulary < SAMPLE_VOCABULARY or name not in ("kl", "nll", "prob-diff"):
+    if vocabulary < SAMPLE_VOCABULARY or METRICS[name].output != "logsumexp":
         return None
     return make_metric(name, Sampled(output, targets.clean), targets)
 
 
 def resolution(output: Output, targets: Targets) -> float:
-    """About how far apart two values of a metric have to be to differ by more than rounding: the precision of the dtype
-    times the largest log-sum-exp of the full model, which is as large as the logits that metrics take differences of.
+    """The smallest difference of a metric that is more than rounding, roughly: the dtype's precision times the largest
+    log-sum-exp of the full model, which has the size of the logits whose differences metrics take.
     """
     largest = float(output.logsumexp(targets.clean).abs().max())
     return torch.finfo(targets.clean.dtype).eps * max(1.0, largest)
 
 
 def accuracy(output: Output, targets: Targets, h: Tensor) -> Tensor:
-    """Bool[row]: whether every wrong answer has a lower logit than the best correct one; without wrong answers, whether
-    a correct answer has the highest logit of all. h Float[row d_model]."""
+    """Whether the best correct answer has a higher logit than every wrong one, or than every other token if there are
+    no wrong ones: h Float[row d_model] to Bool[row]."""
     right = _masked(output, targets.correct, h, -torch.inf).amax(-1)
     if targets.wrong.shape[1]:
         return right > _masked(output, targets.wrong, h, -torch.inf).amax(-1)
@@ -137,7 +140,8 @@ def _masked(output: Output, ids: Tensor, h: Tensor, fill: float) -> Tensor:
 def _kl(output: Output, t: Targets) -> Metric:
     # KL(P‖Q) = Σ p (log p − log q) = logsumexp(q's logits) − logsumexp(p's) − (h − clean) · Σ p W: one product with the
     # vocabulary, and as a difference exactly 0 for the clean run.
-    vector, clean = output.expected_unembedding(t.clean), output.logsumexp(t.clean)
+    vector = output.expected_unembedding(t.clean)
+    clean = output.logsumexp(t.clean)
     return lambda h: output.logsumexp(h) - clean - ((h - t.clean) * vector).sum(-1)
 
 

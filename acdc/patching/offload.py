@@ -1,8 +1,8 @@
-"""Prompts that don't fit into memory at once: their runs in parts, on disk, and an engine over all parts.
+"""Prompts that don't fit into memory together: activations in parts, kept on disk, and an engine over all parts.
 
-Every part of the prompts has an engine of its own; all take the same decisions. Only one part is in memory at a time:
-the others are safetensors files, mapped in when their turn comes. What is joined is small: the scored rows, on which
-the metric is taken over all prompts at once.
+Each part of the prompts has its own engine, and all engines take the same decisions. One part is in memory at a time;
+the others are safetensors files, read when their turn comes. Only the scored rows, which are small, are joined: metrics
+are computed on the rows of all prompts at once.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ from acdc.errors import FileError
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Activations, Transformer
 from acdc.patching.activations import ActivationCache, Named, means, numbered, prepare, unpaired
-from acdc.patching.engine import Engine, Removal, State
+from acdc.patching.engine import Engine, Removal
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
+from acdc.patching.state import State
 from acdc.task.tokenize import Prompts
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of the prompts: see `acdc.task.tokenize.Prompts`."""
+    """Consecutive prompts of a set (`acdc.task.tokenize.Prompts`)."""
 
     clean: np.ndarray
     corrupted: np.ndarray
@@ -41,7 +42,8 @@ class Part:
 
 
 class Parts:
-    """The clean and ablated runs of a set of prompts, `size` prompts at a time; of more than one part, in files."""
+    """The clean and ablated activations of a set of prompts, in parts of `size` prompts; in files if there are several
+    parts."""
 
     def __init__(
         self,
@@ -53,17 +55,18 @@ class Parts:
     ) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
-        self._model, self.ablation = model, ablation
+        self.ablation = ablation
+        self._model = model
         self._mean = means(model, prompts) if ablation != "corrupted" else None
         self._folder = tempfile.TemporaryDirectory(prefix="acdc-") if size < n else None
         self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
             part = _take(prompts, start, min(start + size, n))
-            runs = prepare(model, part, ablation, self._mean, partial(_later, named, start))
-            targets.append(replace(runs.targets, example=runs.targets.example + start))
-            self._parts.append(runs if self._folder is None else self._write(runs))
-            del runs  # before the next part is made
+            cache = prepare(model, part, ablation, self._mean, partial(_later, named, start))
+            targets.append(replace(cache.targets, example=cache.targets.example + start))
+            self._parts.append(cache if self._folder is None else self._write(cache))
+            del cache  # before the next part is made
         self.targets = Targets(
             torch.cat([t.example for t in targets]),
             n,
@@ -76,7 +79,7 @@ class Parts:
         return len(self._parts)
 
     def __getitem__(self, index: int) -> ActivationCache:
-        """One part; from its file where the parts don't fit into memory together."""
+        """One part, read from its files if the parts don't fit into memory together."""
         part = self._parts[index]
         return part if isinstance(part, ActivationCache) else self._read(part)
 
@@ -88,23 +91,23 @@ class Parts:
         return make_metric(name, self._model, self.targets)
 
     def guess(self, name: str) -> Metric | None:
-        """A cheap guess at it: see `acdc.patching.metrics.make_guess`."""
+        """A cheap guess at the metric (`acdc.patching.metrics.make_guess`)."""
         return make_guess(name, self._model, self.targets, self._model.config.vocab_out)
 
     def scratch(self, name: str) -> Path:
-        """A file beside the parts, gone when they are."""
+        """A path beside the files of the parts, deleted with them."""
         assert self._folder is not None
         return Path(self._folder.name) / name
 
-    def _write(self, runs: ActivationCache) -> Path:
+    def _write(self, cache: ActivationCache) -> Path:
         folder = self.scratch(f"runs-{len(self._parts)}")
-        tensors = {"pad": runs.pad, "rows": runs.rows, "residual": runs.residual, "start": torch.tensor(runs.start)}
-        tensors |= {f"targets {f}": getattr(runs.targets, f) for f in ("example", "correct", "wrong", "clean")}
-        tensors |= {f"clean {f.name}": getattr(runs.clean, f.name) for f in fields(Activations)}
+        tensors = {"pad": cache.pad, "rows": cache.rows, "residual": cache.residual, "start": torch.tensor(cache.start)}
+        tensors |= {f"targets {f}": getattr(cache.targets, f) for f in ("example", "correct", "wrong", "clean")}
+        tensors |= {f"clean {f.name}": getattr(cache.clean, f.name) for f in fields(Activations)}
         if self._mean is None:
-            tensors |= {f"ablated {f.name}": getattr(runs.ablated, f.name) for f in fields(Activations)}
+            tensors |= {f"ablated {f.name}": getattr(cache.ablated, f.name) for f in fields(Activations)}
         folder.mkdir()
-        for name, x in tensors.items():  # a file each, for what is written is copied
+        for name, x in tensors.items():  # a file each: safetensors copies what it writes
             _save_file({"x": x.contiguous()}, folder / name)
         return folder
 
@@ -122,14 +125,16 @@ class Parts:
 
 
 class PartedEngine:
-    """An engine over all parts: it answers as `acdc.patching.engine.Engine` does over all prompts at once."""
+    """An engine over all parts, with the methods of `acdc.patching.engine.Engine` and their results for all prompts."""
 
     def __init__(self, model: Transformer, graph: Graph, parts: Parts, metric: Metric, guess: Metric | None) -> None:
-        self.model, self.graph, self._parts = model, graph, parts
+        self.model = model
+        self.graph = graph
+        self._parts = parts
         self._engines: list[Engine] = []
-        for index, runs in enumerate(parts):
-            self._engines.append(Engine(model, graph, runs, metric, guess))
-            self._put_away(index)
+        for index, cache in enumerate(parts):
+            self._engines.append(Engine(model, graph, cache, metric, guess))
+            self._offload(index)
 
     @property
     def kept(self) -> np.ndarray:
@@ -185,15 +190,15 @@ class PartedEngine:
             engine.commit(removals)
 
     def _each(self, changes: bool) -> Iterator[Engine]:
-        """Every engine in turn, with its runs and values in memory while it is in use."""
+        """Yield each engine with its activations and state in memory; `changes` says whether its state changes."""
         device = str(self._engines[0].model.device)
         for index, engine in enumerate(self._engines):
-            engine.runs = self._parts[index]
-            engine.state = State.of(load_file(self._parts.scratch(f"state-{index}.safetensors"), device=device))
+            state = State.from_tensors(load_file(self._parts.scratch(f"state-{index}.safetensors"), device=device))
+            engine.load(self._parts[index], state)
             yield engine
-            self._put_away(index, changes)
+            self._offload(index, changes)
 
-    def _put_away(self, index: int, changes: bool = True) -> None:
+    def _offload(self, index: int, changes: bool = True) -> None:
         engine = self._engines[index]
         if changes:
             _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
@@ -201,7 +206,7 @@ class PartedEngine:
 
 
 def _later(named: Named, start: int, prompt: int, run: str) -> str:
-    """The name of a prompt of a part that begins behind others."""
+    """The name of a prompt in a part that begins at `start`."""
     return named(start + prompt, run)
 
 
@@ -215,7 +220,7 @@ def _take(prompts: Prompts, start: int, end: int) -> Part:
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Written anew beside the old file, which may still be mapped; safetensors takes no views and no shared memory.
+    # Write beside the old file, which may still be mapped. Clone: safetensors takes no views and no shared memory.
     beside = path.with_suffix(".new")
     _save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
     beside.replace(path)
@@ -224,8 +229,8 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:
     try:
         save_file(tensors, path)
-    except (OSError, SafetensorError) as error:  # the latter is an input or output error in disguise
+    except (OSError, SafetensorError) as error:  # safetensors wraps I/O errors in its own
         raise FileError(
-            f"{path}: prompts that don't fit into memory are kept there, and it can't be written ({error}); make room, "
-            "set TMPDIR to a folder that has more, or give a larger --memory"
+            f"{path}: can't be written ({error}); prompts that don't fit into memory are kept there. Make room, set "
+            "TMPDIR to a folder that has more, or give a larger --memory"
         ) from None

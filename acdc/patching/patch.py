@@ -28,28 +28,28 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
     return torch.as_tensor(kept).to(model.device, model.dtype)
 
 
-def patched_rows(model: Transformer, graph: Graph, runs: ActivationCache, edges: Tensor) -> Tensor:
+def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges: Tensor) -> Tensor:
     """The normalised final residual stream at the scored rows when only some edges carry the current activation.
 
     Args:
         edges: Float[sender receiver], 1 for a kept edge, 0 for a removed one and where there is none; anything between
             mixes the two
     Returns:
-        Float[row d_model], to be given to a metric of `runs`
+        Float[row d_model], to be given to a metric of `cache`
     """
-    size = runs.at_once(model, len(graph.senders))
-    chunks = (runs.examples(slice(start, start + size)) for start in range(0, len(runs.pad), size))
+    size = cache.at_once(model, len(graph.senders))
+    chunks = (cache.examples(slice(start, start + size)) for start in range(0, len(cache.pad), size))
     return torch.cat([_Live(model, chunk).edges(graph, edges) for chunk in chunks])
 
 
-def node_rows(model: Transformer, runs: ActivationCache, nodes: Tensor) -> Tensor:
+def node_rows(model: Transformer, cache: ActivationCache, nodes: Tensor) -> Tensor:
     """The same when nodes rather than edges are removed: nodes Float[sender], 1 for kept, 0 for removed, for all that
     read the sender's output."""
-    return _Live(model, runs).nodes(nodes)
+    return _Live(model, cache).nodes(nodes)
 
 
 def rows_without_edges(
-    model: Transformer, graph: Graph, runs: ActivationCache, receiver: int, written: Tensor
+    model: Transformer, graph: Graph, cache: ActivationCache, receiver: int, written: Tensor
 ) -> Tensor:
     """The normalised final rows of the full model without one edge into a receiver, for each of some edges.
 
@@ -58,10 +58,10 @@ def rows_without_edges(
     Returns:
         Float[edge row d_model]
     """
-    return _Live(model, runs).without_edges(graph.receivers[receiver], written)
+    return _Live(model, cache).without_edges(graph.receivers[receiver], written)
 
 
-def rows_without_node(model: Transformer, runs: ActivationCache, layer: int, written: Tensor, head: bool) -> Tensor:
+def rows_without_node(model: Transformer, cache: ActivationCache, layer: int, written: Tensor, head: bool) -> Tensor:
     """The normalised final rows of the full model without one node, for each of some heads, or for the MLP, of a layer.
 
     Args:
@@ -69,23 +69,27 @@ def rows_without_node(model: Transformer, runs: ActivationCache, layer: int, wri
     Returns:
         Float[node row d_model]
     """
-    return _Live(model, runs).changed(layer, written, head)
+    return _Live(model, cache).changed(layer, written, head)
 
 
 class _Live:
     """The live positions of some prompts."""
 
-    def __init__(self, model: Transformer, runs: ActivationCache) -> None:
-        self.model, self.runs, self.start = model, runs, runs.first
-        self.positions = positions_of(runs.pad, runs.mask.shape[1])
+    def __init__(self, model: Transformer, cache: ActivationCache) -> None:
+        self.model = model
+        self.cache = cache
+        self.start = cache.first
+        self.positions = positions_of(cache.pad, cache.mask.shape[1])
 
     def edges(self, graph: Graph, edges: Tensor) -> Tensor:
         """Rows for some edges; a node that nothing reads is not computed."""
-        model, runs = self.model, self.runs
+        model = self.model
+        cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
-        index, receivers = graph.sender_index, graph.receiver_index
-        ablated = runs.ablated.inputs[:, :, self.start :]
-        current = [runs.clean.inputs[:, :, self.start :] - ablated]  # what kept edges add over removed ones
+        index = graph.sender_index
+        receivers = graph.receiver_index
+        ablated = cache.ablated.inputs[:, :, self.start :]
+        current = [cache.clean.inputs[:, :, self.start :] - ablated]  # what kept edges add over removed ones
         senders = list(range(len(current[0])))
         x = ablated.sum(0)  # the stream with all edges removed
 
@@ -97,8 +101,9 @@ class _Live:
         for layer in range(graph.n_layers):
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
             which = self._index(heads) if len(heads) < graph.n_heads else ALL
-            z = runs.ablated.z[layer][:, :, self.start :]
-            before, x = x, x + self._write(layer, z).sum(0) + model.weights[f"layers.{layer}.o.bias"]
+            z = cache.ablated.z[layer][:, :, self.start :]
+            before = x
+            x = x + self._write(layer, z).sum(0) + model.weights[f"layers.{layer}.o.bias"]
             if heads:
                 new = receive([receivers[f"a{layer}.h{h}<{c}>"] for c in QKV for h in heads], before)
                 own = [self._project(c, layer, y, which) for c, y in zip(QKV, new.chunk(3), strict=True)]
@@ -106,7 +111,7 @@ class _Live:
                 current.append(delta @ model.weights[f"layers.{layer}.o.weight"][which][:, None])
                 senders += [index[f"a{layer}.h{h}"] for h in heads]
             if graph.mlp:
-                removed = runs.ablated.mlp[layer][:, self.start :]
+                removed = cache.ablated.mlp[layer][:, self.start :]
                 if kept[index[f"m{layer}"]].any():
                     (new,) = receive([receivers[f"m{layer}"]], before if graph.parallel else x)
                     current.append((model.mlp(layer, new) - removed)[None])
@@ -116,7 +121,10 @@ class _Live:
 
     def nodes(self, nodes: Tensor) -> Tensor:
         """Rows for some nodes."""
-        model, graph, clean, ablated = self.model, self.model.config.graph(), self.runs.clean, self.runs.ablated
+        model = self.model
+        graph = self.model.config.graph()
+        clean = self.cache.clean
+        ablated = self.cache.ablated
         index = graph.sender_index
 
         def mixed(current: Tensor, removed: Tensor, weight: Tensor) -> Tensor:
@@ -131,10 +139,8 @@ class _Live:
             removed = ablated.z[layer][:, :, self.start :].transpose(0, 1)
             z = mixed(self._attend(layer, own, ALL), removed, weight)
             at = f"layers.{layer}.o."
-            before, x = (
-                x,
-                x + torch.einsum("hbte,hed->btd", z, model.weights[at + "weight"]) + model.weights[at + "bias"],
-            )
+            before = x
+            x = x + torch.einsum("hbte,hed->btd", z, model.weights[at + "weight"]) + model.weights[at + "bias"]
             if graph.mlp:
                 written = model.mlp(layer, before if graph.parallel else x)
                 x = x + mixed(written, ablated.mlp[layer][:, self.start :], nodes[index[f"m{layer}"]])
@@ -142,13 +148,15 @@ class _Live:
 
     def without_edges(self, r: Receiver, written: Tensor) -> Tensor:
         """Rows of the full model without each of some edges into a receiver."""
-        model, runs, layer = self.model, self.runs, r.layer
-        x = runs.residual[layer][:, self.start :]
+        model = self.model
+        cache = self.cache
+        layer = r.layer
+        x = cache.residual[layer][:, self.start :]
         if r.kind == "logits":
             return self._rows(x + written)
         if r.kind == "mlp":
-            clean = runs.clean.mlp[layer][:, self.start :]
-            x = x if model.config.parallel else runs.residual[layer + 1][:, self.start :] - clean
+            clean = cache.clean.mlp[layer][:, self.start :]
+            x = x if model.config.parallel else cache.residual[layer + 1][:, self.start :] - clean
             return self.changed(layer, model.mlp(layer, x + written) - clean, False)
         own = [
             self._project(c, layer, (x + written if c == r.kind else x)[None], slice(r.head, r.head + 1)) for c in QKV
@@ -157,19 +165,20 @@ class _Live:
             y if c == r.kind else y[:, None].expand(-1, len(written), *y.shape[1:])
             for c, y in zip(QKV, own, strict=True)
         ]
-        z = self._attend(layer, own, slice(r.head, r.head + 1))[0] - runs.clean.z[layer][:, r.head, self.start :]
+        z = self._attend(layer, own, slice(r.head, r.head + 1))[0] - cache.clean.z[layer][:, r.head, self.start :]
         return self.changed(layer, model.write(layer, r.head, z), True)
 
     def changed(self, layer: int, written: Tensor, head: bool) -> Tensor:
         """Rows of the full model when a node of a layer, a head or its MLP, writes that much more."""
         model = self.model
-        x = self.runs.residual[layer + 1][:, self.start :] + written
+        x = self.cache.residual[layer + 1][:, self.start :] + written
         if head and model.config.d_mlp and not model.config.parallel:
-            clean = self.runs.clean.mlp[layer][:, self.start :]
+            clean = self.cache.clean.mlp[layer][:, self.start :]
             x = x + (model.mlp(layer, x - clean) - clean)
         for above in range(layer + 1, model.config.n_layers):
             own = [self._project(c, above, x[None], ALL) for c in QKV]
-            z, at = self._attend(above, own, ALL), f"layers.{above}.o."
+            z = self._attend(above, own, ALL)
+            at = f"layers.{above}.o."
             before = x
             x = x + torch.einsum("h...te,hed->...td", z, model.weights[at + "weight"]) + model.weights[at + "bias"]
             if model.config.d_mlp:
@@ -181,7 +190,7 @@ class _Live:
 
     def _rows(self, x: Tensor) -> Tensor:
         """Final streams Float[... batch live d_model] to normalised rows Float[... row d_model]."""
-        rows = self.runs.rows
+        rows = self.cache.rows
         return self.model.normalise(x[..., rows[:, 0], rows[:, 1] - self.start, :])
 
     def _project(self, kind: str, layer: int, x: Tensor, heads: Heads) -> Tensor:
@@ -196,9 +205,11 @@ class _Live:
     def _attend(self, layer: int, own: Sequence[Tensor], heads: Heads) -> Tensor:
         """z of some heads from their q, k and v at the live positions, Float[head ... batch live d_head], with the
         clean keys and values before them."""
-        model, start, (q, k, v) = self.model, self.start, own
+        model = self.model
+        start = self.start
+        (q, k, v) = own
         if start:
-            x = self.runs.residual[layer][None, :, :start]
+            x = self.cache.residual[layer][None, :, :start]
             fixed = (self._project(c, layer, x, heads) for c in "kv")
             lead = q.shape[1:-3]
             k, v = (
@@ -207,7 +218,7 @@ class _Live:
             )
         q = model.place("q", layer, q, self.positions[:, start:])
         k = model.place("k", layer, k, self.positions)
-        return model.attend(q, k, v, model.window(layer, self.runs.mask[:, start:], start))
+        return model.attend(q, k, v, model.window(layer, self.cache.mask[:, start:], start))
 
     def _write(self, layer: int, z: Tensor) -> Tensor:
         """What the heads of a layer write: Float[batch head pos d_head] to Float[head batch pos d_model]."""

@@ -1,4 +1,4 @@
-"""What every method is given: a model, the runs of its prompts, and what is minimised."""
+"""What every method is given: a model, the activations of its prompts, and a metric."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from acdc.patching.offload import Parts
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, the clean and ablated runs of some prompts, and the name of a metric (`acdc.patching.metrics`)."""
+    """A model, the clean and ablated activations of some prompts, and the name of a metric."""
 
     model: Transformer
     parts: Parts
@@ -27,15 +27,15 @@ class Problem:
 
     @property
     def n_prompts(self) -> int:
-        """Of all parts."""
+        """The number of prompts in all parts."""
         return self.parts.targets.n_examples
 
     def max_batch(self, versions: int = 1) -> int:
-        """How many prompts may be run at once in so many versions; bounds the memory of what all senders write."""
+        """How many prompts can be run at once with so many stream vectors at every live position."""
         return self.parts[0].at_once(self.model, versions)
 
     def chunks(self, size: int) -> Iterator[ActivationCache]:
-        """The runs, at most `size` prompts at a time."""
-        for runs in self.parts:
-            for start in range(0, len(runs.pad), size):
-                yield runs.examples(slice(start, start + size))
+        """Yield the activations of at most `size` prompts at a time."""
+        for cache in self.parts:
+            for start in range(0, len(cache.pad), size):
+                yield cache.examples(slice(start, start + size))

@@ -18,13 +18,14 @@ from acdc.files.circuit import CircuitFile, Kept
 from acdc.files.metrics import MetricsFile
 from acdc.files.published import Published
 from acdc.io.files import plain
+from acdc.registry import METRICS
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation
 
 WEB = Path(__file__).parent / "web"
 LOG_ROWS = 50_000  # decisions in the page: of more, those that were kept and those nearest to the threshold
-UNITS = {"kl": "nats", "nll": "nats", "logit-diff": "logits", "l2": "squared logits", "prob-diff": "of probability"}
+UNITS = {name: metric.unit for name, metric in METRICS.items()}
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 KINDS = (("q", "queries"), ("k", "keys"), ("v", "values"), ("plain", "MLPs and logits"))

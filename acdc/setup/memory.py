@@ -1,53 +1,48 @@
-"""How much memory a run takes at most, before it is made; and how many prompts may be held in what there is.
+"""Estimates, before a run, how much memory it takes, and how many prompts can be held at once.
 
-The sum follows the run: the process and the weights; then, after one another, the runs of the prompts, the scores of a
-method, ACDC's search, and the measures, of which the largest counts. Pieces that grow with the prompts are bounded
-where they are made (`BATCH_BYTES`, `CACHE_BYTES`, `TABLE_BYTES`), but for the runs, which are what parts are for. How
-many edges will be kept isn't known: `NODES` of a circuit are taken for granted, and `CHANGING` receivers of each layer
-that change yet.
+A run holds the model and the activations of its prompts, and has one working set at a time beside them. Working sets
+are bounded where they are allocated (`TABLE_BYTES`, `CHUNK`, `BATCH`), so that what grows with the prompts is mostly
+their activations.
 """
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
 
 import numpy as np
+import psutil
+import torch
 
-from acdc.methods import eap, edge_patching, masks
+from acdc.model.config import ModelConfig
 from acdc.model.transformer import VOCAB_BLOCK
-from acdc.model.transformer import Config as Sizes
-from acdc.patching.activations import CHUNK, TABLE_BYTES
-from acdc.patching.engine import BATCH_BYTES, CACHE_BYTES
-from acdc.patching.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
-from acdc.registry import parse_filter
+from acdc.patching.activations import BATCH, CHUNK, TABLE_BYTES
+from acdc.patching.metrics import SAMPLE_NUMBERS
+from acdc.registry import METHODS, METRICS, parse_filter
 from acdc.setup.config import Config
 from acdc.task.tokenize import Prompts
 
-PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU
-HELD = 1.3  # times the weights: some of them are views of the mapped file, which stays for them
-LOADING = 1.8  # times the weights: what folding takes for a moment
-CHANGING = 3  # receivers of a layer whose values can change yet, at any one time
-NODES = 50  # of a circuit: its judging makes what they write
-CANDIDATES = 24  # in a batch, where an edge in a hundred stays
-ROWS = 256  # at which the whole vocabulary is looked at together
-SPARE = 0.8  # of a bound on the memory is planned with: the rest is for what isn't foreseen
+PROCESS = 310e6  # bytes of Python with PyTorch and a tokenizer on a CPU
+LOADING = 2  # while weights are folded, the checkpoint is in memory beside them
+CANDIDATES = 24  # typical number of candidates in a batch of ACDC
+SPARE = 0.8  # share of the bound that is planned with
 
 
 @dataclass(frozen=True)
-class Load:
-    """What the memory of a run depends on.
+class Sizes:
+    """What the memory of a run depends on; all methods return bytes.
 
     Args:
-        sizes: of the model
+        model: sizes of the model
         itemsize: bytes of a number
-        prompts: of one half
-        positions: of each
-        live: positions at which anything can change
+        prompts: number of prompts in one half
+        positions: of each prompt
+        live: positions at which clean and ablated run can differ
         rows: scored positions of all prompts
-        paired: whether removed edges carry another run of each prompt
+        paired: whether removed edges carry activations of corrupted prompts
     """
 
-    sizes: Sizes
+    model: ModelConfig
     itemsize: int
     prompts: int
     positions: int
@@ -56,126 +51,122 @@ class Load:
     paired: bool
 
     @classmethod
-    def of(cls, config: Config, sizes: Sizes, prompts: Prompts) -> Load:
-        """Of a config, for a model of these sizes and the prompts of one half."""
-        n, n_pos = prompts.clean.shape
-        live, paired = n_pos, config.ablation == "corrupted"
-        if paired and sizes.causal:
-            live -= int((prompts.clean == prompts.corrupted).all(0).cumprod().sum())
-        return cls(sizes, 8 if config.dtype == "float64" else 4, n, n_pos, live, len(prompts.rows), paired)
+    def of(cls, config: Config, model: ModelConfig, prompts: Prompts) -> Sizes:
+        """The sizes of a config's run, from the prompts of one half."""
+        n, positions = prompts.clean.shape
+        itemsize = 8 if config.dtype == "float64" else 4
+        live = live_positions(config, model, prompts)
+        return cls(model, itemsize, n, positions, live, len(prompts.rows), config.ablation == "corrupted")
 
     @property
     def weights(self) -> int:
         """All weights."""
-        return self.itemsize * sum(int(np.prod(shape)) for shape in self.sizes.shapes().values())
+        return self.itemsize * sum(int(np.prod(shape)) for shape in self.model.shapes().values())
 
-    def stream(self, prompts: int) -> int:
-        """One vector of the stream at every live position of some prompts."""
-        return self.itemsize * prompts * self.live * self.sizes.d_model
+    def activations(self, n: int) -> int:
+        """What all senders write in one run of n prompts; heads are kept before their output projection."""
+        m = self.model
+        inputs = m.d_model * len(m.graph().inputs)
+        heads = m.n_layers * m.n_heads * m.d_head
+        mlps = m.n_layers * m.d_model if m.d_mlp else 0
+        return self.itemsize * n * self.positions * (inputs + heads + mlps)
 
-    def one_run(self, prompts: int) -> int:
-        """What all senders write at all positions of some prompts."""
-        s = self.sizes
-        inputs, heads = s.d_model * (1 + s.split_position), s.n_layers * s.n_heads * s.d_head
-        return self.itemsize * prompts * self.positions * (inputs + heads + s.n_layers * s.d_model * (s.d_mlp > 0))
+    def residual(self, n: int) -> int:
+        """The residual stream of n prompts, before each layer and after the last one."""
+        return self.itemsize * n * self.positions * self.model.d_model * (self.model.n_layers + 1)
 
-    def residual(self, prompts: int) -> int:
-        """The stream before each layer, and the last."""
-        return self.itemsize * prompts * self.positions * (self.sizes.n_layers + 1) * self.sizes.d_model
+    def cache(self, n: int) -> int:
+        """The `ActivationCache` of n prompts."""
+        return self.activations(n) * (1 + self.paired) + self.residual(n)
 
-    def runs(self, prompts: int) -> int:
-        """What is kept of some prompts (`acdc.patching.activations.ActivationCache`)."""
-        return self.one_run(prompts) * (1 + self.paired) + self.residual(prompts)
+    def stream(self, n: int) -> int:
+        """One vector of the residual stream at every live position of n prompts."""
+        return self.itemsize * n * self.live * self.model.d_model
 
-    def making(self, prompts: int) -> int:
-        """What making these runs takes beside them: the other run's stream, and one chunk's tensors a second time."""
-        few = min(CHUNK, prompts)
-        return self.residual(prompts) * self.paired + self.one_run(few) + self.residual(few)
+    def output(self, metric: str) -> int:
+        """The output layer on all scored rows: `Sampled`, 256 rows of logits, and a batch of candidates in blocks of
+        the vocabulary; for l2 a batch with all logits."""
+        m = self.model
+        logits = self.itemsize * m.vocab_out
+        if METRICS[metric].output == "logits":
+            return logits * self.rows * (1 + 3 * CANDIDATES)
+        sample = self.itemsize * min(SAMPLE_NUMBERS, 256 * self.rows * m.d_model)
+        block = min(VOCAB_BLOCK, m.vocab_out) + m.d_model
+        return sample + 3 * logits * min(256, self.rows) + 2 * self.itemsize * CANDIDATES * self.rows * block
 
-    def table(self, prompts: int) -> int:
-        """What all senders write to the stream, twice, as far as it is made at once."""
-        senders = len(self.sizes.graph().senders)
-        return 2 * min(TABLE_BYTES, senders * self.stream(prompts))
+    def passes(self, n: int) -> int:
+        """Plain forward passes over n prompts, a chunk at a time."""
+        chunk = min(CHUNK, n)
+        return self.activations(chunk) + self.residual(chunk)
 
-    def judging(self, prompts: int) -> int:
-        """What the nodes of a circuit write, of that table."""
-        senders = len(self.sizes.graph().senders)
-        return self.table(prompts) * min(NODES, senders) // senders
+    def working_set(self, method: str, n: int) -> int:
+        """What a method has beside model and activations of n prompts."""
+        m = self.model
+        senders = len(m.graph().senders)
+        kind = METHODS[method].kind
+        if kind == "search":  # current values of the nodes, differences, a batch of candidates
+            return senders * self.stream(n) + 2 * self.table(n)
+        if kind == "exact":  # what all senders write, and as much for the models without one edge
+            return 4 * self.table(n)
+        if kind == "gradient":  # three runs, and twice the gradients at the inputs of a layer's heads
+            return 3 * self.passes(n) + 6 * m.n_heads * self.stream(min(CHUNK, n)) + 2 * self.table(n)
+        if kind == "training":  # a layer keeps for its gradient: its inputs, q, k and v, and hidden units
+            inputs = 2 if METHODS[method].nodes else senders
+            hidden = 4 * m.d_mlp // m.d_model
+            return m.n_layers * self.stream(min(BATCH, n)) * (inputs + 9 * m.n_heads + hidden)
+        return 0
 
-    def vocabulary(self, metric: str, prompts: int) -> int:
-        """The output layer, of the rows of some prompts: looked at once as a whole, in blocks for every candidate."""
-        s, rows = self.sizes, -(-self.rows * prompts // self.prompts)
-        whole = self.itemsize * s.vocab_out
-        if metric == "l2":
-            return whole * rows * (1 + 3 * CANDIDATES)
-        guessed = s.vocab_out >= SAMPLE_VOCABULARY and metric in ("kl", "nll", "prob-diff")
-        sample = self.itemsize * min(SAMPLE_NUMBERS, 256 * rows * s.d_model) if guessed else 0
-        once = (3 if guessed else 2) * whole * min(ROWS, rows)
-        block = self.itemsize * CANDIDATES * rows * (2 * min(VOCAB_BLOCK, s.vocab_out) + 2 * s.d_model)
-        return sample + max(once, block)
-
-    def search(self, prompts: int, batch: int | None) -> int:
-        """What ACDC's engine has beside the runs: values that change, differences, a batch of candidates."""
-        s, stream = self.sizes, self.stream(prompts)
-        candidate = stream * (s.d_mlp + 4 * s.d_model) // s.d_model  # as `acdc.patching.engine.Engine.capacity` counts
-        candidates = max(candidate, min(BATCH_BYTES, min(CANDIDATES, batch or CANDIDATES) * candidate))
-        differences = min(CACHE_BYTES, len(s.graph().senders) * stream)
-        return 3 * CHANGING * s.n_layers * stream + differences + candidates
-
-    def scoring(self, method: str, prompts: int) -> int:
-        """What a method with scores has beside the runs."""
-        s, heads = self.sizes, 3 * self.sizes.n_heads
-        if method == "random":
-            return 0
-        if method in ("subnetwork-probing", "edge-pruning", "diffmask"):
-            few = self.stream(min(masks.BATCH, prompts))
-            senders = len(s.graph().senders) if method == "edge-pruning" else 2
-            return few * s.n_layers * (senders + 3 * heads + 4 * s.d_mlp // s.d_model)
-        if method in ("edge-patching", "causal-mediation"):
-            versions = edge_patching.VERSIONS if method == "edge-patching" else s.n_heads
-            few = min(prompts, max(1, TABLE_BYTES // (len(s.graph().senders) * self.stream(1))))
-            return self.table(few) + versions * self.stream(few) * (8 + 2 * s.d_mlp // s.d_model)
-        few = min(eap.CHUNK, prompts)
-        again = 2 * (self.one_run(few) + self.residual(few)) if method.startswith("eap-ig") else 0
-        return again + self.one_run(few) + self.table(few) + 2 * heads * self.stream(few)
+    def table(self, n: int) -> int:
+        """What all senders write to the stream, as much of it as is held at once."""
+        return min(TABLE_BYTES, len(self.model.graph().senders) * self.stream(n))
 
 
-def expected(config: Config, sizes: Sizes, prompts: Prompts, halves: int = 2, device: str = "cpu") -> int:
-    """About how many bytes a run takes at most: of the process on a CPU, of the device elsewhere.
+def live_positions(config: Config, model: ModelConfig, prompts: Prompts) -> int:
+    """The number of positions at which the ablated run can differ from the clean one."""
+    n_pos = int(prompts.clean.shape[1])
+    if config.ablation != "corrupted" or not model.causal:
+        return n_pos
+    return n_pos - int((prompts.clean == prompts.corrupted).all(0).cumprod().sum())
+
+
+def expected(config: Config, model: ModelConfig, prompts: Prompts, halves: int = 2, device: str = "cpu") -> int:
+    """About how many bytes a run takes at most: the whole process on a CPU, the device's memory elsewhere.
 
     Args:
-        prompts: of one half
-        halves: into how many halves the prompts are divided
+        prompts: the prompts of one half
+        halves: 2, or 1 if the same prompts serve for discovery and evaluation
     """
-    load = Load.of(config, sizes, prompts)
-    n = min(config.part or load.prompts, load.prompts)
-    before = load.runs(n) if n == load.prompts else 0  # a half of one part stays where it is
-    output = load.vocabulary(config.metric, load.prompts)
-    work = [load.runs(n) + load.making(n)]
-    methods = [parse_filter(config.prefilter)[0]] if config.prefilter else []
-    methods += [config.method] if config.method != "acdc" else []
-    work += [load.runs(n) + output + load.scoring(method, n) for method in methods]
-    if config.method == "acdc":
-        work.append(load.runs(n) + output + load.search(n, config.batch))
-    work.append(before * (halves - 1) + load.runs(n) + max(load.making(n), output, load.judging(n)))
+    sizes = Sizes.of(config, model, prompts)
+    n = min(config.part or sizes.prompts, sizes.prompts)
+    methods = [config.method]
+    if config.prefilter:
+        methods.append(parse_filter(config.prefilter)[0])
+    discovery = sizes.cache(n) + max(sizes.working_set(method, n) for method in methods)
+    all_fit = n == sizes.prompts  # then the discovery half stays while the other one is evaluated
+    evaluation = sizes.cache(n) * (halves if all_fit else 1) + sizes.residual(n) + sizes.passes(n) + sizes.table(n)
+    total = sizes.weights + max(discovery, evaluation) + sizes.output(config.metric)
     if device != "cpu":
-        return load.weights + max(work)
-    return int(PROCESS + max(LOADING * load.weights, (HELD if load.itemsize == 4 else 1) * load.weights + max(work)))
+        return total
+    return int(PROCESS + max(LOADING * sizes.weights, total))
 
 
 def prompts_at_once(
-    config: Config, sizes: Sizes, prompts: Prompts, memory: float, halves: int = 2, device: str = "cpu"
+    config: Config, model: ModelConfig, prompts: Prompts, memory: float, halves: int = 2, device: str = "cpu"
 ) -> int | None:
-    """How many prompts may be held at once to stay below `memory` bytes; None where it is all of them, and at least
-    1."""
+    """The largest number of prompts, at least 1, that can be held within `memory` bytes; None if all of them can."""
 
-    def fits(part: int | None) -> bool:
-        return expected(config.model_copy(update={"part": part}), sizes, prompts, halves, device) <= SPARE * memory
+    def needed(part: int | None) -> int:
+        return expected(config.model_copy(update={"part": part}), model, prompts, halves, device)
 
-    if fits(None):
+    if needed(None) <= SPARE * memory:
         return None
-    low, high = 1, len(prompts.clean)
-    while high - low > 1:  # the most that fit: what is needed grows with them
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return max(1, bisect(range(1, len(prompts.clean)), SPARE * memory, key=needed))
+
+
+def default_memory(device: torch.device) -> float:
+    """The bytes that a run may take by default: half of the device's memory, or what is free if that is less."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return min(total / 2, free + torch.cuda.memory_reserved(device))
+    memory = psutil.virtual_memory()
+    return min(memory.total / 2, memory.available + psutil.Process().memory_info().rss)

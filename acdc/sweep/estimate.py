@@ -10,20 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from statistics import median
 
-from acdc.model.transformer import Config as Sizes
-from acdc.registry import parse_filter
+from acdc.model.config import ModelConfig
+from acdc.registry import METHODS, parse_filter
 from acdc.setup.config import Config
+from acdc.setup.memory import live_positions
 from acdc.task.tokenize import Split
 
 SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations in a second: of a CPU's core, of a GPU
 START = 1.0  # seconds for everything else in a run: files, pictures
 PER_RECEIVER = 3  # evaluations of ACDC
-STEPS = 5  # of eap-ig by default
-UPDATES = 400  # of the methods that train by default
-PASSES = {"eap": 4, "hisp": 4, "eap-ig-clean-corrupted": 6, "random": 0}  # forward passes; a backward one counts as two
 
 
-def seconds(config: Config, sizes: Sizes, prompts: Split, device: str, threads: int) -> float:
+def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
     """About how long a run takes.
 
     Args:
@@ -32,9 +30,7 @@ def seconds(config: Config, sizes: Sizes, prompts: Split, device: str, threads: 
         threads: of the CPU
     """
     n, n_pos = prompts.clean.shape
-    live = n_pos
-    if config.ablation == "corrupted" and sizes.causal:
-        live -= int((prompts.clean == prompts.corrupted).all(0).cumprod().sum())
+    live = live_positions(config, sizes, prompts)
     layer = 2 * (
         4 * sizes.d_model * sizes.d_head * sizes.n_heads + (3 if sizes.gated else 2) * sizes.d_model * sizes.d_mlp
     )
@@ -44,14 +40,17 @@ def seconds(config: Config, sizes: Sizes, prompts: Split, device: str, threads: 
     graph = sizes.graph()
 
     def scored(method: str) -> float:
-        if method in ("eap-ig", "eap-ig-activations"):
-            layers = sizes.n_layers if method == "eap-ig-activations" else 1
-            return 3 * (config.steps or STEPS) * layers * whole
-        if method == "edge-patching":
-            return graph.n_edges * evaluation
-        if method == "causal-mediation":
-            return len(graph.senders) * evaluation
-        return PASSES.get(method, 3 * (config.updates or UPDATES)) * whole
+        facts = METHODS[method]
+        if facts.kind == "exact":
+            return (len(graph.senders) if facts.nodes else graph.n_edges) * evaluation
+        times = facts.repeats
+        if "steps" in facts.options:
+            times = config.steps or times
+        if "updates" in facts.options:
+            times = config.updates or times
+        if method == "eap-ig-activations":
+            times *= sizes.n_layers
+        return facts.passes * times * whole
 
     if config.method != "acdc":
         work = scored(config.method)

@@ -28,7 +28,8 @@ from acdc.io.progress import Progress
 from acdc.io.yaml_file import read_yaml
 from acdc.model.load import pick_device
 from acdc.setup.config import Config
-from acdc.setup.inputs import Inputs, default_memory, load
+from acdc.setup.inputs import Inputs, load
+from acdc.setup.memory import default_memory
 from acdc.task.load import load_task
 
 PATIENCE = 60.0  # seconds for a process that has been told to end to let go of a folder

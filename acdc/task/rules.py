@@ -12,8 +12,6 @@ from acdc.task.schema import MAX_WORDS, Range, Source, Table, Task, WordList
 from acdc.task.template import fields
 
 MAX_FOUND = 100  # problems
-NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that read the correct answers
-NEEDS_WRONG = ("logit-diff", "prob-diff")  # metrics that also read the wrong ones
 
 
 def problems(task: Task) -> list[str]:
@@ -211,8 +209,8 @@ def check_answers(task: Task) -> Iterator[str]:
     wrong = answers is not None and bool(answers.wrong or answers.compare)
     wrong = wrong or (bool(prompts) and all(p.wrong for p in prompts))
     for metric in task.metrics:
-        what = "correct" if metric in NEEDS_CORRECT and not correct else "wrong"
-        if what == "correct" or (metric in NEEDS_WRONG and not wrong):
+        what = "correct" if METRICS[metric].needs_correct and not correct else "wrong"
+        if what == "correct" or (METRICS[metric].needs_wrong and not wrong):
             yield f"metrics: {metric} needs {what} answers; state answers.{what} or leave {metric} out"
     texts = (answers and (answers.correct or answers.compare)) or any(p.correct for p in prompts)
     if texts and task.score_at != "last" and (task.score_at == "all" or len(task.score_at) != 1):

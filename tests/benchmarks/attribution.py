@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from acdc.methods import eap, eap_ig
-from acdc.model.transformer import Config, Transformer
+from acdc.model.config import ModelConfig
+from acdc.model.transformer import Transformer
 from acdc.patching.offload import Part, Parts
 from acdc.patching.problem import Problem
 from tests.benchmarks.hf import to_hugging_face
@@ -87,7 +88,7 @@ def compare(model: Transformer, theirs: Any, data: Part, repeats: int) -> dict[s
 
 def measure_memory() -> dict[str, Any]:
     """At the size of Llama 3.2 1B (16 layers, 32 heads, width 2,048, 128,256 tokens), 16 prompts of 64 tokens."""
-    c = Config(16, 32, 2048, 64, 8192, 64, 128256, 128256, "rms", 1e-5, "silu", rotary=64, gated=True)
+    c = ModelConfig(16, 32, 2048, 64, 8192, 64, 128256, 128256, "rms", 1e-5, "silu", rotary=64, gated=True)
     g = torch.Generator().manual_seed(0)
     weights = {name: torch.empty(shape).normal_(0, 0.02, generator=g) for name, shape in c.shapes().items()}
     model = Transformer(c, weights)

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.model.transformer import Config, Transformer
+from acdc.model.config import ModelConfig
+from acdc.model.transformer import Transformer
 from acdc.patching.offload import Part
 
 VOCAB = 50257
@@ -66,12 +67,12 @@ class Setting:
         return self.layers == 0
 
 
-def config(layers: int, heads: int, width: int, vocab: int, n_pos: int = 64) -> Config:
-    return Config(layers, heads, width, width // heads, 4 * width, n_pos, vocab, vocab)
+def config(layers: int, heads: int, width: int, vocab: int, n_pos: int = 64) -> ModelConfig:
+    return ModelConfig(layers, heads, width, width // heads, 4 * width, n_pos, vocab, vocab)
 
 
-def raw_weights(c: Config, seed: int = 0) -> dict[str, Tensor]:
-    """Weights by name (`Config.shapes`), float32."""
+def raw_weights(c: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
+    """Weights by name (`ModelConfig.shapes`), float32."""
     g = torch.Generator().manual_seed(seed)
     spread = 0.02 * (768 / c.d_model) ** 0.5  # the same activations at every width
     out = {}

@@ -133,7 +133,7 @@ BAD_FILES = {
     "index without a map": (lambda f: write_index(f, {}), "index.json: key 'weight_map' is missing"),
     "index of another kind": (
         lambda f: write_index(f, {"weight_map": ["a"]}),
-        "index.json: a value is not of the kind",
+        "index.json: a value has a wrong type or is out of range",
     ),
     "no tokenizer": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer"),
     "broken tokenizer": (lambda f: (f / "tokenizer.json").write_text("{}"), "not a readable tokenizer"),
@@ -146,7 +146,7 @@ BAD_CONFIGS = {
     "no heads": ({"n_head": 0}, "n_head is 0; it must be a whole number above 0"),
     "no layers": ({"n_layer": 0}, "n_layer is 0; it must be a whole number above 0"),
     "no epsilon": ({"layer_norm_epsilon": "small"}, "norm_eps is 'small'; it must be a number"),
-    "odd heads": ({"n_head": 3}, "the width 16 is no multiple of the number of heads 3"),
+    "odd heads": ({"n_head": 3}, "the width 16 is not a multiple of the number of heads 3"),
     "cross attention": ({"add_cross_attention": True}, "add_cross_attention is True"),
     "unknown activation": ({"activation_function": "gelo"}, "Did you mean 'gelu'"),
     "soft cap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is set, but logits with a soft cap"),
@@ -239,7 +239,7 @@ def test_norms_after_attention_are_refused_with_the_reason(tmp_path, family):
     [
         ({"rope_type": "yarn", "factor": 2.0}, "rope type 'yarn' is not supported; default, linear and llama3 are"),
         ({"rope_type": "linear"}, "key 'factor' is missing"),
-        ({"rope_theta": "far"}, "a value is not of the kind"),
+        ({"rope_theta": "far"}, "a value has a wrong type or is out of range"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5; only 1.0 is supported"),
     ],
 )

@@ -15,8 +15,9 @@ import torch
 
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
+from acdc.model.config import ModelConfig
 from acdc.model.find import BUNDLED
-from acdc.model.transformer import Config, Transformer
+from acdc.model.transformer import Transformer
 from acdc.patching.offload import Part, Parts
 from acdc.patching.patch import patched_rows
 from tests.recipes import compile_tracr
@@ -69,7 +70,7 @@ def _answered(model: Transformer, prompts: Part) -> Part:
 def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) -> tuple[Transformer, np.ndarray]:
     """A model and Bool[sender receiver], its real edges."""
     graph = Graph(n_layers, n_heads)
-    config = Config(
+    config = ModelConfig(
         n_layers, n_heads, d_model=SUBSPACE * len(graph.senders), d_head=3, d_mlp=8, n_positions=6, vocab_size=7,
         vocab_out=7, norm="none", activation=("gelu", "silu", "gelu_new")[rng.integers(3)],
     )  # fmt: skip
@@ -142,7 +143,7 @@ def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
     """
     raw = compile_tracr.load_model(BUNDLED / name)
     weights = {key: torch.from_numpy(x) for key, x in raw.weights.items()}
-    config = Config(
+    config = ModelConfig(
         **{"vocab_out": raw.config["vocab_size"]} | {k: v for k, v in raw.config.items() if k != "model_type"}
     )
     if config.vocab_out == 1:

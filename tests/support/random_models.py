@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from acdc.model.transformer import Config, Transformer
+from acdc.model.config import ModelConfig
+from acdc.model.transformer import Transformer
 from acdc.patching.offload import Part
 
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
-    c = Config(
+    c = ModelConfig(
         **{
             "n_layers": 2,
             "n_heads": 2,

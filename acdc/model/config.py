@@ -1,0 +1,116 @@
+"""Sizes and options of a transformer, checked, and the shapes of its weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from acdc.errors import ModelError, unknown
+from acdc.graph.graph import Graph
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+    "swish": F.silu,
+}
+NORMS = ("layer", "rms", "none")
+MAX_NODES = 17_000  # heads and MLPs: Llama 3.1's with 405 billion weights has 16,254
+MAX_HEAD = 100_000  # dimensions of a head
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and options of a transformer. `d_mlp` 0 means attention only; `vocab_out` counts the output columns."""
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    n_positions: int
+    vocab_size: int
+    vocab_out: int
+    norm: str = "layer"
+    norm_eps: float = 1e-5
+    activation: str = "gelu_new"
+    causal: bool = True
+    split_position: bool = False  # token and position embedding are two senders
+    rotary: int = 0  # head dimensions that are rotated by position; 0: a position embedding is added to the stream
+    parallel: bool = False  # attention and MLP of a layer read the same stream (GPT-NeoX)
+    gated: bool = False  # MLP = out(activation(gate(x)) * in(x))
+    head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
+    windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
+
+    def __post_init__(self) -> None:
+        for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number above 0")
+        for name in ("d_mlp", "rotary"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 0:
+                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number from 0 up")
+        for name in ("causal", "split_position", "parallel", "gated", "head_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ModelError(f"model config: {name} is {value!r}; it must be true or false")
+        if self.n_layers * (self.n_heads + 1) > MAX_NODES:
+            raise ModelError(
+                f"model config: {self.n_layers} layers of {self.n_heads} heads are a graph of more than {MAX_NODES:,} "
+                "nodes, which can't be held"
+            )
+        if self.rotary > self.d_head or self.d_head > MAX_HEAD:
+            raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
+        if self.activation not in ACTIVATIONS:
+            raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
+        if self.norm not in NORMS:
+            raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
+        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
+            raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
+        if not all(type(window) is int and window >= 0 for window in self.windows):
+            raise ModelError(f"model config: windows are {self.windows!r}; each must be a whole number from 0 up")
+        if self.windows and len(self.windows) != self.n_layers:
+            raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
+
+    def graph(self) -> Graph:
+        """The graph of a transformer of these sizes."""
+        inputs = ("tok", "pos") if self.split_position else ("input",)
+        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every weight."""
+        c = self
+        out: dict[str, tuple[int, ...]] = {
+            "token.weight": (c.vocab_size, c.d_model),
+            "unembed.weight": (c.d_model, c.vocab_out),
+            "unembed.bias": (c.vocab_out,),
+        }
+        if c.rotary:
+            out["rotary.frequencies"] = (c.rotary // 2,)
+        else:
+            out["position.weight"] = (c.n_positions, c.d_model)
+        for i in range(c.n_layers):
+            at = f"layers.{i}."
+            if c.head_norm:
+                out[at + "q.norm"] = out[at + "k.norm"] = (c.d_head,)
+            for x in "qkv":
+                out[at + x + ".weight"] = (c.n_heads, c.d_model, c.d_head)
+                out[at + x + ".bias"] = (c.n_heads, c.d_head)
+            out[at + "o.weight"] = (c.n_heads, c.d_head, c.d_model)
+            out[at + "o.bias"] = (c.d_model,)
+            if c.d_mlp:
+                out[at + "mlp_in.weight"] = (c.d_model, c.d_mlp)
+                out[at + "mlp_in.bias"] = (c.d_mlp,)
+                if c.gated:
+                    out[at + "mlp_gate.weight"] = (c.d_model, c.d_mlp)
+                    out[at + "mlp_gate.bias"] = (c.d_mlp,)
+                out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
+                out[at + "mlp_out.bias"] = (c.d_model,)
+        return out

@@ -1,0 +1,97 @@
+"""The state of an engine: the current values of the nodes that can still change."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from acdc.graph.graph import Graph
+
+
+@dataclass
+class Head:
+    """Current q Float[batch pos d_head], k and v Float[batch key d_head], and z."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+
+
+@dataclass
+class State:
+    """The current values of the nodes that are decided or being decided, as long as they can change.
+
+    Args:
+        base: receiver → clean input + differences of the edges removed from it, Float[batch pos d_model]
+        input: receiver → current input
+        heads: sender → current values
+        mlps: sender → current output
+        deviation: sender → current − clean output; absent where there is none
+    """
+
+    base: dict[int, Tensor] = field(default_factory=dict)
+    input: dict[int, Tensor] = field(default_factory=dict)
+    heads: dict[int, Head] = field(default_factory=dict)
+    mlps: dict[int, Tensor] = field(default_factory=dict)
+    deviation: dict[int, Tensor] = field(default_factory=dict)
+
+    def senders(self) -> list[int]:
+        """The nodes with current values, in forward order."""
+        return sorted((*self.heads, *self.mlps))
+
+    def forget(self, graph: Graph, kept: np.ndarray, stage: Sequence[int], decided: Container[int]) -> None:
+        """Drop values that can no longer change and that nothing which can change reads.
+
+        A receiver can change if it belongs to this or a later stage, or if a kept edge leads into it from a node with
+        such a receiver. Other receivers need no input, nodes without such a receiver need nothing, and a decided node
+        needs its deviation only while a receiver that can change reads it.
+
+        Args:
+            kept: Bool[sender receiver], the current circuit
+            stage: the receivers of this stage, and the logits: every decided node leads to these
+            decided: the nodes that belong to this or an earlier stage
+        """
+        changes = np.zeros(len(graph.receivers), dtype=bool)
+        moving = np.zeros(len(graph.senders), dtype=bool)
+        changes[stage] = True
+        for sender, own in enumerate(map(list, graph.own_receivers)):  # forward: what feeds a node comes before it
+            if sender in decided:
+                changes[own] |= (kept[:, own] & moving[:, None]).any(0)
+            else:
+                changes[own] = True
+            moving[sender] = changes[own].any()
+        for values in (self.base, self.input):
+            for receiver in [r for r in values if not changes[r]]:
+                del values[receiver]
+        for nodes in (self.heads, self.mlps):
+            for sender in [s for s in nodes if not moving[s]]:
+                del nodes[sender]
+        for sender in [s for s in self.deviation if not kept[s, changes].any()]:
+            del self.deviation[sender]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, for `from_tensors`."""
+        out: dict[str, Tensor] = {}
+        for name in ("base", "input", "mlps", "deviation"):
+            out |= {f"{name} {key}": x for key, x in getattr(self, name).items()}
+        for key, head in self.heads.items():
+            out |= {f"heads {key} {c}": getattr(head, c) for c in "qkvz"}
+        return out
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> State:
+        """The state with these tensors."""
+        state = cls()
+        heads: dict[int, dict[str, Tensor]] = {}
+        for name, x in tensors.items():
+            kind, key, *which = name.split()
+            if which:
+                heads.setdefault(int(key), {})[which[0]] = x
+            else:
+                getattr(state, kind)[int(key)] = x
+        state.heads = {key: Head(**parts) for key, parts in sorted(heads.items())}
+        return state
