@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import read_json, write_atomic
+from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
 
@@ -28,17 +29,13 @@ def _by_key(values: dict[str, V]) -> dict[str, V]:
     return dict(sorted(values.items()))
 
 
-Sorted = Annotated[dict[str, V], AfterValidator(_by_key)]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Few = Annotated[int, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
+Sorted = Annotated[dict[Text, V], AfterValidator(_by_key)]
+Count = Annotated[Whole, Field(ge=0)]
+Size = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Few = Annotated[Whole, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TaskPart(_Part):
+class TaskPart(Strict):
     """The task as it was run.
 
     Args:
@@ -49,14 +46,14 @@ class TaskPart(_Part):
         data_hash: of the prompts' tokens: the first 16 hex digits of their SHA-256
     """
 
-    name: str
-    version: int
+    name: Text
+    version: Whole
     examples: Count
-    seed: int
-    data_hash: str
+    seed: Whole
+    data_hash: Text
 
 
-class ModelPart(_Part):
+class ModelPart(Strict):
     """The model. The sizes say which graph the edges belong to.
 
     Args:
@@ -71,15 +68,15 @@ class ModelPart(_Part):
         parallel: whether MLPs read the same stream as the heads of their layer, so that no edge goes between them
     """
 
-    name: str
-    family: str
-    hash: str
+    name: Text
+    family: Text
+    hash: Text
     n_layers: Few
     n_heads: Few
     d_model: Size
-    mlp: bool
-    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
-    parallel: bool
+    mlp: Flag
+    inputs: Annotated[tuple[Text, ...], Field(min_length=1)]
+    parallel: Flag
 
     @cached_property
     def graph(self) -> Graph:
@@ -87,7 +84,7 @@ class ModelPart(_Part):
         return Graph(self.n_layers, self.n_heads, self.mlp, self.inputs, self.parallel)
 
 
-class MethodPart(_Part):
+class MethodPart(Strict):
     """How the circuit was found.
 
     Args:
@@ -100,16 +97,16 @@ class MethodPart(_Part):
         options: the method's other options
     """
 
-    name: str
-    metric: str
-    ablation: str
-    dtype: str
-    device: str
-    threshold: float | None
-    options: Sorted[bool | int | float | str]
+    name: Text
+    metric: Text
+    ablation: Text
+    dtype: Text
+    device: Text
+    threshold: Number | None
+    options: Sorted[Flag | Whole | Number | Text]
 
 
-class Kept(_Part):
+class Kept(Strict):
     """How many of how many.
 
     Args:
@@ -121,7 +118,7 @@ class Kept(_Part):
     total: Count
 
 
-class GraphPart(_Part):
+class GraphPart(Strict):
     """Counts, in both conventions where direct edges were considered.
 
     Args:
@@ -146,7 +143,7 @@ class GraphPart(_Part):
         return cls(edges=residual, edges_with_direct=both, nodes=len(circuit.nodes()), dead=dead)
 
 
-class Edge(_Part):
+class Edge(Strict):
     """One kept edge.
 
     Args:
@@ -156,12 +153,12 @@ class Edge(_Part):
         score: importance in the method's units, larger is more important; null where there is none
     """
 
-    name: str
-    change: float | None = None
-    score: float | None = None
+    name: Text
+    change: Number | None = None
+    score: Number | None = None
 
 
-class CircuitFile(_Part):
+class CircuitFile(Strict):
     """The content of `circuit.json`.
 
     Args:
@@ -183,11 +180,11 @@ class CircuitFile(_Part):
     model: ModelPart
     method: MethodPart
     graph: GraphPart
-    metrics: Sorted[float]
+    metrics: Sorted[Number]
     edges: tuple[Edge, ...]
-    environment: Sorted[str]
-    command: str
-    notes: tuple[str, ...]
+    environment: Sorted[Text]
+    command: Text
+    notes: tuple[Text, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
@@ -275,30 +272,14 @@ def read_circuit(path: Path) -> CircuitFile:
     """Read and check `circuit.json`.
 
     Raises:
-        FileError: one line that says what is wrong and where.
+        FileError: the file can't be read, is of a newer format, or is wrong; a line per problem.
     """
     raw = read_json(path)
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         newer = f"format {version}, this one reads up to {FORMAT_VERSION}"
         raise FileError(f"{path}: made by a newer acdc: {newer}; update acdc")
-    try:
-        # By way of JSON: there a list may stand for a tuple, but no string for a number.
-        return CircuitFile.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        raise FileError(f"{path}: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    problems = error.errors()
-    kind, where = problems[0]["type"], ".".join(map(str, problems[0]["loc"]))
-    message = {
-        "missing": f"{where} is missing",
-        "extra_forbidden": f"unknown key {where}",
-        "value_error": problems[0]["msg"].removeprefix("Value error, "),
-    }.get(kind, f"{where}: {problems[0]['msg'].lower()}, not {json.dumps(problems[0]['input'])[:60]}")
-    return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+    return validated(CircuitFile, raw, str(path))
 
 
 def _said(value: Kept | int | None) -> str:

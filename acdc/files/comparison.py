@@ -38,7 +38,7 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class MethodPart:
+class ComparedMethod:
     """What a method gives on a task.
 
     Args:
@@ -66,7 +66,7 @@ class MethodPart:
 
 
 @dataclass(frozen=True)
-class Overlap:
+class Similarity:
     """How alike the methods are, Float[method method] each, in the order of the methods.
 
     Args:
@@ -82,7 +82,7 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class TaskPart:
+class ComparedTask:
     """A task, and what the methods give on it.
 
     Args:
@@ -108,8 +108,8 @@ class TaskPart:
     reference: str
     reference_edges: int
     total: int
-    methods: tuple[MethodPart, ...]
-    overlap: Overlap
+    methods: tuple[ComparedMethod, ...]
+    overlap: Similarity
     notes: tuple[str, ...]
 
 
@@ -120,7 +120,7 @@ class Comparison:
     sizes: tuple[int, ...]
     greedy: bool
     abs: bool
-    tasks: tuple[TaskPart, ...]
+    tasks: tuple[ComparedTask, ...]
 
 
 def to_json(comparison: Comparison) -> str:

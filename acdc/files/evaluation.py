@@ -49,7 +49,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class EdgePart:
+class RemovedEdge:
     """An edge of the circuit: how much the metric rises when it alone is removed, and whether that may be nothing."""
 
     name: str
@@ -67,7 +67,7 @@ class Minimality:
     """
 
     kept: int
-    edges: tuple[EdgePart, ...]
+    edges: tuple[RemovedEdge, ...]
 
 
 @dataclass(frozen=True)

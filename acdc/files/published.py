@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from acdc.errors import FileError, TaskError, UserError, unknown
+from acdc.errors import FileError, UserError, unknown
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
-from acdc.io.schema import Flag, Strict, Text, Texts, Whole, mistakes
+from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.task.load import task_dir, task_names
 
@@ -120,14 +120,14 @@ class Published:
         return _nodes(self.circuit)
 
 
-class Found(NamedTuple):
+class ClassMatch(NamedTuple):
     """Nodes of a class that are in a circuit, and those that are not."""
 
     found: tuple[str, ...]
     missed: tuple[str, ...]
 
 
-class Overlap(NamedTuple):
+class Confusion(NamedTuple):
     """A circuit against the published one: true positives, false positives, false negatives."""
 
     true: int
@@ -147,10 +147,10 @@ class Recovery:
         edges_with_direct: residual and direct edges; None, too, if the circuit doesn't consider direct ones.
     """
 
-    classes: dict[str, Found]
-    nodes: Overlap
-    edges: Overlap | None
-    edges_with_direct: Overlap | None
+    classes: dict[str, ClassMatch]
+    nodes: Confusion
+    edges: Confusion | None
+    edges_with_direct: Confusion | None
 
     @property
     def found_types(self) -> int:
@@ -176,20 +176,20 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
         )
     nodes, true = _nodes(circuit), published.nodes()
     classes = {
-        name: Found(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
+        name: ClassMatch(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
         for name, members in published.classes.items()
     }
     edges = both = None
     if published.circuit is not None:
-        edges = _overlap(circuit.kept, published.circuit.kept)
+        edges = _confusion(circuit.kept, published.circuit.kept)
         if circuit.direct is not None and published.circuit.direct is not None:
-            direct = _overlap(circuit.direct, published.circuit.direct)
-            both = Overlap(*(a + b for a, b in zip(edges, direct, strict=True)))
-    return Recovery(classes, Overlap(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
+            direct = _confusion(circuit.direct, published.circuit.direct)
+            both = Confusion(*(a + b for a, b in zip(edges, direct, strict=True)))
+    return Recovery(classes, Confusion(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
 
 
-def _overlap(found: Array, true: Array) -> Overlap:
-    return Overlap(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
+def _confusion(found: Array, true: Array) -> Confusion:
+    return Confusion(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
 
 
 def _nodes(circuit: Circuit) -> set[str]:
@@ -231,12 +231,7 @@ def load_published(name_or_path: str) -> Published:
     else:
         message = unknown("published circuit", name_or_path, published_names())
         raise FileError(f"{message}; for a file of your own, give its path ending in .yaml")
-    try:
-        file = PublishedFile.model_validate(read_yaml(path, PublishedFile.model_fields))
-    except TaskError as error:
-        raise FileError(str(error)) from None
-    except ValidationError as error:
-        raise FileError(mistakes(str(path), error)) from None
+    file = validated(PublishedFile, read_yaml(path, PublishedFile.model_fields), str(path))
     try:
         return _published(file, path.stem)
     except FileError as error:

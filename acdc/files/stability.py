@@ -38,7 +38,7 @@ class Run:
     like_base: float
 
 
-class Range(NamedTuple):
+class MeanRange(NamedTuple):
     """Mean, lowest and highest; None where there is nothing."""
 
     mean: float | None
@@ -46,7 +46,7 @@ class Range(NamedTuple):
     high: float | None
 
     @classmethod
-    def of(cls, values: list[float]) -> Range:
+    def of(cls, values: list[float]) -> MeanRange:
         """Of some values."""
         return cls(float(np.mean(values)), min(values), max(values)) if values else cls(None, None, None)
 
@@ -63,13 +63,13 @@ class Kind:
 
     name: str
     runs: int
-    edges: Range
-    jaccard: Range
-    like_base: Range
+    edges: MeanRange
+    jaccard: MeanRange
+    like_base: MeanRange
 
 
 @dataclass(frozen=True)
-class EdgePart:
+class EdgeFrequency:
     """An edge that a run found: in what share of all reruns, and of those of each kind; whether it is an edge of the
     base run's circuit, and of the core."""
 
@@ -113,8 +113,8 @@ class Stability:
     share: float
     core: Run
     dead: int
-    edges: tuple[EdgePart, ...]
-    direct: tuple[EdgePart, ...]
+    edges: tuple[EdgeFrequency, ...]
+    direct: tuple[EdgeFrequency, ...]
     notes: tuple[str, ...]
 
 

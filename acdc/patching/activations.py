@@ -16,7 +16,7 @@ from torch import Tensor
 from acdc.errors import UserError
 from acdc.model.transformer import Activations, Transformer
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
-from acdc.task.tokenize import Prompts
+from acdc.task.tokenize import Split
 
 CHUNK = 32  # prompts per plain forward pass
 TABLE_BYTES = 256 << 20  # of what all senders write, for some prompts
@@ -103,7 +103,7 @@ def numbered(prompt: int, run: str) -> str:
 
 
 def prepare(
-    model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None, named: Named = numbered
+    model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None, named: Named = numbered
 ) -> ActivationCache:
     """Run the model on the clean and, where the ablation needs it, the corrupted prompts.
 
@@ -153,7 +153,7 @@ def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:
     return one.map(lambda x: x.expand(-1, batch, *x.shape[2:]))
 
 
-def means(model: Transformer, prompts: Prompts) -> Activations:
+def means(model: Transformer, prompts: Split) -> Activations:
     """What every sender writes on the clean prompts, position by position, as the mean over them: batch is 1."""
     tokens, pad = (torch.as_tensor(a).to(model.device) for a in (prompts.clean, prompts.pad))
     real = torch.arange(tokens.shape[1], device=model.device) >= pad[:, None]

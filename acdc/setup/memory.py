@@ -21,7 +21,7 @@ from acdc.patching.engine import BATCH_BYTES, CACHE_BYTES
 from acdc.patching.metrics import SAMPLE_NUMBERS, SAMPLE_VOCABULARY
 from acdc.registry import parse_filter
 from acdc.setup.config import Config
-from acdc.task.tokenize import Prompts
+from acdc.task.tokenize import Split
 
 PROCESS = 310e6  # Python with PyTorch and a tokenizer on a CPU
 HELD = 1.3  # times the weights: some of them are views of the mapped file, which stays for them
@@ -56,7 +56,7 @@ class Load:
     paired: bool
 
     @classmethod
-    def of(cls, config: Config, sizes: Sizes, prompts: Prompts) -> Load:
+    def of(cls, config: Config, sizes: Sizes, prompts: Split) -> Load:
         """Of a config, for a model of these sizes and the prompts of one half."""
         n, n_pos = prompts.clean.shape
         live, paired = n_pos, config.ablation == "corrupted"
@@ -140,7 +140,7 @@ class Load:
         return again + self.one_run(few) + self.table(few) + 2 * heads * self.stream(few)
 
 
-def expected(config: Config, sizes: Sizes, prompts: Prompts, halves: int = 2, device: str = "cpu") -> int:
+def expected(config: Config, sizes: Sizes, prompts: Split, halves: int = 2, device: str = "cpu") -> int:
     """About how many bytes a run takes at most: of the process on a CPU, of the device elsewhere.
 
     Args:
@@ -164,7 +164,7 @@ def expected(config: Config, sizes: Sizes, prompts: Prompts, halves: int = 2, de
 
 
 def prompts_at_once(
-    config: Config, sizes: Sizes, prompts: Prompts, memory: float, halves: int = 2, device: str = "cpu"
+    config: Config, sizes: Sizes, prompts: Split, memory: float, halves: int = 2, device: str = "cpu"
 ) -> int | None:
     """How many prompts may be held at once to stay below `memory` bytes; None where it is all of them, and at least
     1."""

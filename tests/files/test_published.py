@@ -11,7 +11,7 @@ import yaml
 
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
-from acdc.files.published import Overlap, Published, load_published, published_names, recovery
+from acdc.files.published import Confusion, Published, load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.task.load import load_task, task_names
@@ -257,9 +257,9 @@ def test_recovery_by_hand(tmp_path: Path):
     found = recovery(published, circuit_of(published.graph, *edges))
     assert found.classes == {"early": (("a0.h0",), ("a0.h1",)), "late": ((), ("a1.h1",))}
     assert found.found_types == 1 and found.summary() == "1 of 2 component types"
-    assert found.nodes == Overlap(true=1, false=1, missed=4)
-    assert found.edges == Overlap(true=1, false=3, missed=12)
-    assert found.edges_with_direct == Overlap(true=2, false=5, missed=16)
+    assert found.nodes == Confusion(true=1, false=1, missed=4)
+    assert found.edges == Confusion(true=1, false=3, missed=12)
+    assert found.edges_with_direct == Confusion(true=2, false=5, missed=16)
     assert recovery(published, circuit_of(published.graph, *edges, direct=False)).edges_with_direct is None
 
 

@@ -823,7 +823,7 @@ def test_not_text(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(TaskError) as error:
         load_task(str(tmp_path / "t.yaml"))
-    one_line(error, "t.yaml: is not UTF-8 text")
+    one_line(error, "t.yaml: is not a text file in UTF-8")
 
 
 def test_unknown_task_gets_a_hint() -> None:
