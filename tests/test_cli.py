@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "a filter by acdc": (["--prefilter", "acdc:0.1"], "unknown method"),
     "a share above 1": (["--prefilter", "eap-ig:2"], "up to 1"),
     "a sparsity of 1": (["--method", "edge-pruning", "--sparsity", "1"], "less than 1"),
-    "no updates": (["--method", "diffmask", "--updates", "0"], "1 or more"),
+    "no updates": (["--method", "diffmask", "--updates", "0"], "greater than or equal to 1"),
 }
 
 

@@ -1,6 +1,6 @@
-"""`circuit.json`: a circuit, and everything needed to believe it and to make it again.
+"""`circuit.json`: a circuit, with everything needed to judge and to reproduce it.
 
-The same values give the same bytes, and there is one edge a line, so that circuits can be reviewed as text.
+The same values give the same bytes, and each edge has its own line, so that circuits can be reviewed as text.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ Few = Annotated[Whole, Field(ge=1, le=1000)]  # layers, heads: the graph grows w
 
 
 class TaskPart(Strict):
-    """The task as it was run.
+    """The task of the run.
 
     Args:
-        name: of the task
-        version: of the task
+        name: name of the task
+        version: version of the task
         examples: prompts for discovery; as many are held out
-        seed: of the prompts
-        data_hash: of the prompts' tokens: the first 16 hex digits of their SHA-256
+        seed: seed of the prompts
+        data_hash: the first 16 hex digits of the SHA-256 of the prompts' tokens
     """
 
     name: Text
@@ -54,18 +54,18 @@ class TaskPart(Strict):
 
 
 class ModelPart(Strict):
-    """The model. The sizes say which graph the edges belong to.
+    """The model. Its sizes define the graph that the edges belong to.
 
     Args:
-        name: of the model, without folders
+        name: name of the model, without folders
         family: the architecture, such as gpt2 or llama
-        hash: of the weights: the first 16 hex digits of the SHA-256 of their files
+        hash: the first 16 hex digits of the SHA-256 of the files of the weights
         n_layers: layers
         n_heads: query heads per layer
         d_model: width of the residual stream
         mlp: whether layers have MLPs
-        inputs: the senders that are embeddings: input, or tok and pos where positions are a sender of their own
-        parallel: whether MLPs read the same stream as the heads of their layer, so that no edge goes between them
+        inputs: the embedding senders: input, or tok and pos if positional embeddings are a separate sender
+        parallel: whether MLPs read the same stream as the heads of their layer, so that there is no edge between them
     """
 
     name: Text
@@ -88,12 +88,12 @@ class MethodPart(Strict):
     """How the circuit was found.
 
     Args:
-        name: of the method
-        metric: what was minimised
+        name: name of the method
+        metric: the metric that was minimised
         ablation: what removed edges carried
         dtype: of the computation
-        device: where it ran, such as cpu or cuda
-        threshold: τ in the metric's units, or the bound on scores; null where a number of edges was asked for
+        device: device of the run, such as cpu or cuda
+        threshold: τ in the metric's units, or the smallest score to keep; null if a number of edges was asked for
         options: the method's other options
     """
 
@@ -107,7 +107,7 @@ class MethodPart(Strict):
 
 
 class Kept(Strict):
-    """How many of how many.
+    """A number of edges out of a total.
 
     Args:
         kept: edges of the circuit
@@ -119,14 +119,15 @@ class Kept(Strict):
 
 
 class GraphPart(Strict):
-    """Counts, in both conventions where direct edges were considered.
+    """Counts, without and with direct edges.
 
     Args:
         edges: residual edges, between nodes
-        edges_with_direct: these and the direct edges of whole q, k and v vectors; null where they were not considered
-        nodes: nodes that an edge of the circuit touches, inputs and logits among them
-        dead: edges that the method kept but that are on no path from an input to the logits; the circuit is without
-            them
+        edges_with_direct: residual edges and direct edges (of whole q, k and v vectors); null if direct edges were not
+            considered
+        nodes: nodes that an edge of the circuit touches, including inputs and logits
+        dead: edges that the method kept but that are on no path from an input to the logits; they are not in the
+            circuit
     """
 
     edges: Kept
@@ -136,8 +137,9 @@ class GraphPart(Strict):
 
     @classmethod
     def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
-        """The counts of a circuit that `dead` edges have been removed from."""
-        g, n = circuit.graph, circuit.n_edges
+        """Return the counts of a circuit from which `dead` edges have been removed."""
+        g = circuit.graph
+        n = circuit.n_edges
         both = None if circuit.direct is None else Kept(kept=n + circuit.n_direct, total=g.n_edges_direct)
         residual = Kept(kept=n, total=g.n_edges)
         return cls(edges=residual, edges_with_direct=both, nodes=len(circuit.nodes()), dead=dead)
@@ -148,9 +150,9 @@ class Edge(Strict):
 
     Args:
         name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
-        change: by how much the metric rose when the edge was removed as a test, in its units; null for methods that
-            test none
-        score: importance in the method's units, larger is more important; null where there is none
+        change: rise of the metric when the edge was removed in a test, in the metric's units; null for methods that
+            test no edges
+        score: importance in the method's units, larger is more important; null if there is none
     """
 
     name: Text
@@ -163,16 +165,17 @@ class CircuitFile(Strict):
 
     Args:
         format_version: of this format
-        task: the task as it was run
+        task: the task of the run
         model: the model, and the sizes of its graph
         method: how the circuit was found
         graph: counts of edges and nodes
-        metrics: `<half>.<what>.<metric>`: of the halves `discovery` and `held_out`, for the full `model`, the `circuit`
-            and everything `ablated`, every metric of the task, lower is better, and the `accuracy`, higher is better
+        metrics: `<half>.<what>.<metric>`: for the halves `discovery` and `held_out` and for the full `model`, the
+            `circuit` and everything `ablated`, every metric of the task (lower is better) and the `accuracy` (higher is
+            better)
         edges: the circuit, in the order of senders and receivers; residual edges first, then direct ones
         environment: versions of acdc, python and torch
-        command: what makes it again
-        notes: what the user should know, a sentence each
+        command: the command that reproduces the circuit
+        notes: warnings and remarks, a sentence each
     """
 
     format_version: Literal[1] = 1
@@ -190,7 +193,7 @@ class CircuitFile(Strict):
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
         if len(g.sender_index) < len(g.senders):
-            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} are not names of their own")
+            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} must be unique and name no other node")
         seen: set[str] = set()
         for edge in self.edges:
             if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
@@ -202,34 +205,39 @@ class CircuitFile(Strict):
             raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
         counted = GraphPart.of(self.circuit(), self.graph.dead)
         for name in ("edges", "edges_with_direct", "nodes"):
-            stated, found = getattr(self.graph, name), getattr(counted, name)
+            stated = getattr(self.graph, name)
+            found = getattr(counted, name)
             if stated != found:
                 raise ValueError(f"graph.{name}: says {_said(stated)}, but the edges make {_said(found)}")
         return self
 
     def circuit(self) -> Circuit:
-        """The circuit; edges that are not in it have no score."""
+        """Return the circuit; edges outside it have no score."""
         g = self.model.graph
-        kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
-        direct, direct_scores = np.zeros_like(g.direct), np.full(g.direct.shape, np.nan)
+        kept = np.zeros_like(g.edges)
+        scores = np.full(g.edges.shape, np.nan)
+        direct = np.zeros_like(g.direct)
+        direct_scores = np.full(g.direct.shape, np.nan)
         for edge in self.edges:
             score = np.nan if edge.score is None else edge.score
             place = g.parse_edge(edge.name)
             if place is not None:
-                kept[place], scores[place] = True, score
+                kept[place] = True
+                scores[place] = score
             else:
                 j = g.direct_index[edge.name]
-                direct[j], direct_scores[j] = True, score
+                direct[j] = True
+                direct_scores[j] = score
         if self.graph.edges_with_direct is None:
             return Circuit(g, kept, None, scores)
         return Circuit(g, kept, direct, scores, direct_scores)
 
 
 def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
-    """The kept edges in (sender, receiver) order, residual edges first, then direct ones.
+    """Return the kept edges in (sender, receiver) order, residual edges first, then direct ones.
 
     Args:
-        changes: by edge name, how much the metric rose when the edge was tested.
+        changes: edge name -> rise of the metric when the edge was tested
     """
     changes = changes or {}
     names = circuit.edge_names() + circuit.direct_names()
@@ -246,7 +254,7 @@ def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | 
 
 
 def write_circuit(path: Path, file: CircuitFile) -> None:
-    """Write `circuit.json`, whole or not at all. The same values give the same bytes.
+    """Write `circuit.json` atomically. The same values give the same bytes.
 
     Raises:
         FileError: it can't be written.
@@ -256,7 +264,7 @@ def write_circuit(path: Path, file: CircuitFile) -> None:
 
 
 def _block(value: Any) -> str:
-    """JSON with one entry a line."""
+    """Return JSON with one entry per line."""
     if isinstance(value, dict) and value:
         return "{\n" + ",\n".join(f"  {_dump(k)}: {_dump(v)}" for k, v in value.items()) + "\n }"
     if isinstance(value, tuple) and value:

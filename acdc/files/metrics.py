@@ -1,4 +1,4 @@
-"""`metrics.json`: what a run measured on both halves of the prompts, and what it cost."""
+"""`metrics.json`: the measurements of a run on both halves of the prompts, and its cost."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Interval = tuple[Number | None, Number | None, Number | None]  # value, low and 
 
 
 class CostPart(Strict):
-    """What a run cost.
+    """Time and memory of a run.
 
     Args:
         seconds: of the process that finished it
@@ -38,8 +38,8 @@ class MetricsFile(Strict):
 
     Args:
         metrics: every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
-        faithfulness: of the circuit by the run's metric, with its 95 % interval over prompts
-        metric: the mean of the run's metric, with its 95 % interval
+        faithfulness: faithfulness of the circuit by the run's metric, with its 95 % interval over prompts
+        metric: mean of the run's metric, with its 95 % interval
         cost: time and memory
     """
 

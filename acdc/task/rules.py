@@ -47,7 +47,8 @@ def check_metrics(task: Task) -> Iterator[str]:
 
 def check_generator(task: Task) -> Iterator[str]:
     """A generator has enough words, and no keys that don't go with it."""
-    data, generator = task.data, task.data.generator
+    data = task.data
+    generator = data.generator
     if generator is None:
         return
     yield from repeated("data.generator: words", generator.words)
@@ -107,7 +108,8 @@ def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> I
 
 def check_slots(task: Task) -> Iterator[str]:
     """Every slot and list is used, and every slot that is used exists."""
-    known, used = forms(task.data), set[str]()
+    known = forms(task.data)
+    used = set[str]()
     for key, template in task.templates():
         for field in fields(template):
             if field not in known:
@@ -154,7 +156,8 @@ def forms(data: Source) -> dict[str, set[str]]:
 
 def check_corrupted(task: Task) -> Iterator[str]:
     """Every prompt has a corrupted prompt, and `corrupt` names slots that exist."""
-    data, corrupt = task.data, task.corrupt
+    data = task.data
+    corrupt = task.corrupt
     if corrupt is None:
         for i, prompt in enumerate(data.prompts or data.rows or ()):
             if prompt.corrupted is None:
@@ -176,7 +179,8 @@ def check_corrupted(task: Task) -> Iterator[str]:
 
 def check_enough(task: Task) -> Iterator[str]:
     """Lists have enough words for all slots that draw different words from them."""
-    data, redrawn = task.data, set((task.corrupt and task.corrupt.redraw) or ())
+    data = task.data
+    redrawn = set((task.corrupt and task.corrupt.redraw) or ())
     needed = Counter[str]()
     for slot, source in data.slots.items():
         if isinstance(source, str):
@@ -203,7 +207,8 @@ def size(words: WordList) -> int:
 
 def check_answers(task: Task) -> Iterator[str]:
     """Prompts have the answers that the metrics use, and `score_at` fits the answers."""
-    data, answers = task.data, task.answers
+    data = task.data
+    answers = task.answers
     prompts = data.prompts or data.rows or ()
     correct = answers is not None or (bool(prompts) and all(p.correct for p in prompts))
     if not correct and any(p.correct for p in prompts):

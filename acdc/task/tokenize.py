@@ -271,7 +271,8 @@ class Check:
         """Return token ids of the correct and the wrong answers: single tokens, none of them both."""
         if self.task.answers and self.task.answers.next:
             return [clean[position + 1]], []
-        correct, wrong = ([self.answer(text) for text in texts] for texts in (example.correct, example.wrong))
+        correct = [self.answer(text) for text in example.correct]
+        wrong = [self.answer(text) for text in example.wrong]
         if not correct and (self.task.answers or wrong):
             raise self.fail("has no correct answer; it should have at least one")
         for i in set(correct) & set(wrong):

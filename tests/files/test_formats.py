@@ -184,7 +184,7 @@ WRONG = {
     "no layers": (put("model/n_layers", 0), "model.n_layers"),
     "huge": (put("model/n_heads", 10**9), "model.n_heads"),
     "no inputs": (put("model/inputs", []), "model.inputs"),
-    "inputs twice": (put("model/inputs", ["tok", "tok"]), "names of their own"),
+    "inputs twice": (put("model/inputs", ["tok", "tok"]), "tok, tok must be unique"),
     "no such edge": (put("edges/0/name", "m1->m0"), "2 layers, 2 heads has no edge 'm1->m0'"),
     "no such direct edge": (put("edges/3/name", "m0->m0"), "no edge 'm0->m0'"),
     "edge twice": (put("edges/1/name", "input->a0.h1<v>"), "'input->a0.h1<v>' is listed twice"),
