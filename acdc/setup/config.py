@@ -21,7 +21,8 @@ from acdc.io.schema import Flag, Number, Strict, Text, Whole, problems
 from acdc.io.yaml_file import read_yaml
 from acdc.registry import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.task.load import find_config, load_task
-from acdc.task.schema import MAX_WORDS, Task
+from acdc.task.schema import Task
+from acdc.task.words import MAX_WORDS
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # returns a model's name, and a note or None
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from acdc.errors import TaskError, short
-from acdc.task.schema import Answers, Compare, Generator, NumberRange, Prompt, Table, Task
+from acdc.task.schema import Answers, Compare, Generator, Prompt, Task
 from acdc.task.template import render
+from acdc.task.words import NumberRange, Table
 
 MAX_MISSES = 20_000  # draws in a row without a new prompt before the prompts count as used up
 MAX_UNFIT = 1_000  # draws without any that fits data.pieces before the tokenizer counts as unfit

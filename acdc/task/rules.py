@@ -8,8 +8,9 @@ from itertools import islice
 
 from acdc.errors import short, unknown
 from acdc.registry import METRICS
-from acdc.task.schema import MAX_WORDS, NumberRange, Source, Table, Task, WordList
+from acdc.task.schema import Source, Task
 from acdc.task.template import fields
+from acdc.task.words import MAX_WORDS, NumberRange, Table, WordList
 
 MAX_FOUND = 100  # problems listed
 NEEDS_CORRECT = ("logit-diff", "prob-diff", "nll")  # metrics that use correct answers

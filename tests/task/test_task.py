@@ -20,9 +20,10 @@ from acdc.errors import TaskError
 from acdc.io.yaml_file import merge
 from acdc.registry import METRICS
 from acdc.task.load import checked, load_task, task_dir, task_names
-from acdc.task.schema import Table, Task
+from acdc.task.schema import Task
 from acdc.task.template import fields, render
 from acdc.task.tokenize import Split, Tokenizer, make_data
+from acdc.task.words import Table
 from tests.support import ROOT
 from tests.support.assets import gpt2_tokenizer, smollm2
 
