@@ -194,7 +194,7 @@ def _numbers(flag: str, text: str) -> list[float]:
 
 
 def _bytes(text: str | None) -> float | None:
-    from acdc.setup.config import memory_bound
+    from acdc.io.sizes import memory_bound
 
     return memory_bound(text)
 

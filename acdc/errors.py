@@ -1,4 +1,4 @@
-"""Errors that the user can mend.
+"""Errors that the user can fix.
 
 UserError            printed as one message without a traceback, exit code 2
 ├── TaskError        a task file, its data, or its fit with a tokenizer
@@ -6,7 +6,7 @@ UserError            printed as one message without a traceback, exit code 2
 └── FileError        a circuit, log, config or output file
     └── InUse        a directory that another process is writing
 
-Anything else that is raised is a bug of ours and keeps its traceback.
+Any other exception is a bug in acdc and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MAX_LINE = 1500  # characters of a line of a message
-MAX_NAME, MAX_NAMES = 100, 200  # characters of a name that isn't known, and names that are
+MAX_LINE = 1500  # characters per line of a message
+MAX_NAME = 100  # characters quoted of an unknown name
+MAX_NAMES = 200  # known names listed in a message
 
 
 class UserError(Exception):
     """Says what is wrong, where (file, key, flag, example) and what would be right.
 
-    Lines are cut where one can't read them any more: a name or text in a file, which they cite, may have no end.
+    Long lines are cut: quoted names and texts can be arbitrarily long.
     """
 
     def __str__(self) -> str:
@@ -42,12 +43,11 @@ class FileError(UserError):
 
 
 class InUse(FileError):
-    """A directory that another process is writing: what can't be done now can be done later."""
+    """A directory that another process is writing; trying again later may work."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
-    """The message for a name that does not exist: the nearest known names and the whole list, as far as one can read
-    it."""
+    """Return the message for an unknown name, with the nearest known names and a list of all, cut at `MAX_NAMES`."""
     names = sorted(known)
     name = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
     near = difflib.get_close_matches(name, names[:MAX_NAMES], n=2, cutoff=0.5)
@@ -57,6 +57,6 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
 
 
 def short(value: object) -> str:
-    """The value for a message, cut to one readable line."""
+    """Return the value's repr for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"

@@ -20,6 +20,7 @@ from acdc.files.circuit import CircuitFile, read_circuit, write_circuit
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show, silent
+from acdc.io.sizes import memory_bound
 from acdc.model import load
 from acdc.model.load import Model
 from acdc.registry import DTYPES, refusal
@@ -27,7 +28,7 @@ from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.setup import inputs
-from acdc.setup.config import Config, memory_bound, resolve
+from acdc.setup.config import Config, resolve
 from acdc.setup.inputs import Inputs
 from acdc.task import load as taskfile
 from acdc.task.schema import Task

@@ -38,7 +38,7 @@ BAD_OPTIONS = {
     "a filter by acdc": (["--prefilter", "acdc:0.1"], "unknown method"),
     "a share above 1": (["--prefilter", "eap-ig:2"], "up to 1"),
     "a sparsity of 1": (["--method", "edge-pruning", "--sparsity", "1"], "less than 1"),
-    "no updates": (["--method", "diffmask", "--updates", "0"], "1 or more"),
+    "no updates": (["--method", "diffmask", "--updates", "0"], "greater than or equal to 1"),
 }
 
 
@@ -145,9 +145,18 @@ BAD_COMMANDS = {
     "negative threshold": ([*GATE, "--threshold=-1"], "--threshold"),
     "thresholds twice": ([*GATE, "--threshold", "0.1,0.10"], "twice"),
     "threshold is no number": ([*GATE, "--threshold", "small"], "--threshold"),
-    "negative seed": (["run", "--task", "ioi", "--model", "tiny", "--seed", "-1"], "--seed: is -1; it must be from 0"),
-    "too large a seed": (["run", "--task", "ioi", "--model", "tiny", "--seed", "9" * 30], "--seed: is 999"),
-    "negative seed of another command": (["stability", "--task", "ioi", "--seed", "-3"], "--seed: is -3"),
+    "negative seed": (
+        ["run", "--task", "ioi", "--model", "tiny", "--seed", "-1"],
+        "--seed: should be greater than or",
+    ),
+    "too large a seed": (
+        ["run", "--task", "ioi", "--model", "tiny", "--seed", "9" * 30],
+        "--seed: should be less",
+    ),
+    "negative seed of another command": (
+        ["stability", "--task", "ioi", "--seed", "-3"],
+        "--seed: should be greater than or",
+    ),
     "a name that no file can have": (["evaluate", "x" * 300], "File name too long"),
     "a task of such a name": (["run", "--task", "y" * 300 + ".yaml", "--model", "tiny"], "File name too long"),
     "no examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "0"], "--examples"),

@@ -187,10 +187,13 @@ MISTAKES = {
     ),
     "unknown method": (lambda m, t: acdc.discover(m, t, method="eep"), "--method: unknown method 'eep'. Did you mean"),
     "another method's": (lambda m, t: acdc.discover(m, t, edges=5), "--edges: method acdc has no edges; it has"),
-    "no number": (lambda m, t: acdc.discover(m, t, threshold="low"), "--threshold: Input should be a valid number"),
+    "no number": (
+        lambda m, t: acdc.discover(m, t, threshold="low"),
+        "--threshold: should be a valid number",
+    ),
     "no threshold": (
         lambda m, t: acdc.discover(m, t, threshold=-1),
-        "--threshold: is -1.0; it must be a finite number",
+        "--threshold: should be greater than or equal to 0, got -1",
     ),
     "too many": (lambda m, t: acdc.discover(m, t, **EAP | {"edges": 4000}), "--edges: 4000 of 479 residual edges"),
     "no size": (lambda m, t: acdc.discover(m, t, memory="much"), "--memory: 'much' is not a size; write it as 4GB"),

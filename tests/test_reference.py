@@ -18,6 +18,7 @@ from acdc.files.circuit import read_circuit
 from acdc.files.published import load_published
 from acdc.setup.config import resolve
 from acdc.sweep.file import read_sweep
+from acdc.task import words
 from acdc.task.load import checked, read_included
 from acdc.task.schema import Task
 from tests.support import reference
@@ -190,7 +191,7 @@ def test_the_tables_have_the_keys_of_the_models():
         if title and section.startswith("## "):
             model = root = files[title[1]].model
         elif title:
-            model = getattr(sys.modules[root.__module__], title[1], None)
+            model = getattr(sys.modules[root.__module__], title[1], None) or getattr(words, title[1], None)
         if "| key |" in section:
             assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(model.model_fields)
             found += 1

@@ -34,7 +34,7 @@ from acdc.evaluation.ranking import (
     roc,
 )
 from acdc.files.circuit import read_circuit, write_circuit
-from acdc.files.comparison import Comparison, Judged, MethodPart, Overlap, TaskPart, to_csv, to_json
+from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores, write_scores
@@ -229,7 +229,9 @@ def _judged(
     )
 
 
-def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, say: Callable[[str], None]) -> TaskPart:
+def _on_task(
+    plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, say: Callable[[str], None]
+) -> ComparedTask:
     inputs, reference = loaded
     config, graph, notes = inputs.config, inputs.problem("discovery").graph, list[str]()
     if doubt := warning(inputs, competence(inputs)):
@@ -257,7 +259,7 @@ def _on_task(plan: Plan, loaded: tuple[Inputs, Circuit | None], progress: Show, 
         else:
             say(f"{config.task_name}: {method} took {found[-1].cost.seconds:.1f} s")
     whole = {f.method: f.circuits for f in found}.get("acdc")
-    return TaskPart(
+    return ComparedTask(
         name=config.task_name,
         model=config.model_name,
         model_hash=config.model_hash or "",
@@ -297,7 +299,7 @@ def _grid(inputs: Inputs) -> list[float]:
 
 def _method_part(
     judge: Judge, found: _Found, reference: Circuit, own: bool, whole: dict[float, Circuit] | None
-) -> MethodPart:
+) -> ComparedMethod:
     """A method's circuits and scores, judged.
 
     Args:
@@ -321,7 +323,7 @@ def _method_part(
         points, areas = corners(curve), (auc(curve), pessimistic_auc(curve), of_nodes)
     shares = [((c.edges if c.size is None else c.size) / graph.n_edges, c.faithfulness) for c in circuits]
     under = faithfulness_areas(np.array([(0.0, 0.0), *sorted(shares), (1.0, 1.0)]))
-    return MethodPart(
+    return ComparedMethod(
         name=found.method,
         ranked_by=ranked_by(config, judge.inputs.task, found.method),
         seconds=found.cost.seconds,
@@ -336,13 +338,13 @@ def _method_part(
     )
 
 
-def _overlap(found: list[_Found], size: int, magnitude: bool) -> Overlap:
+def _overlap(found: list[_Found], size: int, magnitude: bool) -> Similarity:
     near = [
         min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)) if has_threshold(f.method) else f.circuits[size]
         for f in found
     ]
     scores = [f.scores.importance(magnitude)[f.scores.graph.edges] for f in found]
-    return Overlap(
+    return Similarity(
         size=size,
         edges=_pairs(jaccard, [c.kept for c in near]),
         components=_pairs(jaccard, [_components(c) for c in near]),

@@ -31,7 +31,7 @@ from acdc.evaluation.faithfulness import (
     values_without,
 )
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.evaluation import DRAWS, EdgePart, Evaluation, Measured, Minimality, Prompt, Random, Spread
+from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Prompt, Random, RemovedEdge, Spread
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
@@ -284,7 +284,7 @@ class _Judged:
             rise = estimate(values - own, seed=config.seed)
             least = precision * float(np.abs(values).max())
             useless = not _surely(rise) > least
-            parts.append(EdgePart(c.graph.edge_name(*edge), rise, useless))
+            parts.append(RemovedEdge(c.graph.edge_name(*edge), rise, useless))
         return Minimality(c.n_edges, tuple(sorted(parts, key=lambda p: p.rise.value)))
 
     def random(self) -> Random | None:

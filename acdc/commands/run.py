@@ -45,7 +45,7 @@ from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
 from acdc.report.page import render_report
 from acdc.report.picture import PictureStyle, to_svg
-from acdc.setup.config import Config
+from acdc.setup.config import Config, command_line
 from acdc.setup.inputs import Inputs
 
 FILES = ("config.yaml", LOG, CHECKPOINT, SCORES, "metrics.json", "circuit.svg", "report.html", "circuit.json")
@@ -199,7 +199,7 @@ def describe(
         metrics=measures,
         edges=tuple(edges_of(circuit, changes)),
         environment=environment(),
-        command=config.command(),
+        command=command_line(config),
         notes=notes,
     )
 

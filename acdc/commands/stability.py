@@ -22,7 +22,7 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
 from acdc.files.circuit import CircuitFile, MethodPart, edges_of, read_circuit, write_circuit
-from acdc.files.stability import KINDS, EdgePart, Kind, Range, Run, Stability, share_of, to_json
+from acdc.files.stability import KINDS, EdgeFrequency, Kind, MeanRange, Run, Stability, share_of, to_json
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import claim, enter, locked
@@ -30,7 +30,7 @@ from acdc.io.progress import Show
 from acdc.methods.discover import find, scored
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
-from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.config import Config, DefaultModel, command_line, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
 from acdc.task.tokenize import Split, make_data
@@ -101,7 +101,7 @@ def stability(plan: Plan, memory: float | None, progress: Show, say: Callable[[s
         if doubt := warning(inputs, competence(inputs)):
             notes.append(doubt)
             say(doubt)
-        base = _found(Rerun(BASE, BASE, inputs, inputs, inputs.config.command(), ()), out, progress, say)
+        base = _found(Rerun(BASE, BASE, inputs, inputs, command_line(inputs.config), ()), out, progress, say)
         kinds, circuits, seeded = list[str](), dict[str, Circuit](), list[Inputs]()
         for rerun in reruns(inputs, plan.counts, out, progress):
             circuits[rerun.name] = _found(rerun, out, progress, say)
@@ -145,7 +145,7 @@ def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> I
     first = base.config.seed
     for number in range(1, counts["seeds"] + 1):
         other = with_seed(base, first + number)
-        yield Rerun(f"seed-{first + number}", "seeds", other, other, other.config.command(), ())
+        yield Rerun(f"seed-{first + number}", "seeds", other, other, command_line(other.config), ())
     for number in range(1, counts["resamples"] + 1):
         other = resampled(base, number)
         note = f"found on bootstrap resample {number} of the prompts for discovery"
@@ -266,7 +266,9 @@ def _summary(
     names = [graph.edge_name(s, r) for s, r in np.argwhere(graph.edges)]
     names += list(graph.direct_index) if base.direct is not None else []
     edges = [
-        EdgePart(name, float(f.mean()), {kind: float(f[of].mean()) for kind, of in of_kind.items()}, bool(b), bool(c))
+        EdgeFrequency(
+            name, float(f.mean()), {kind: float(f[of].mean()) for kind, of in of_kind.items()}, bool(b), bool(c)
+        )
         for name, f, b, c in zip(names, found.T, _flat(base), _flat(core), strict=True)
     ]
     result = Stability(
@@ -303,7 +305,7 @@ def _flat(circuit: Circuit) -> np.ndarray:
     return residual if circuit.direct is None else np.append(residual, circuit.direct[circuit.graph.direct])
 
 
-def _often_first(edges: list[EdgePart]) -> tuple[EdgePart, ...]:
+def _often_first(edges: list[EdgeFrequency]) -> tuple[EdgeFrequency, ...]:
     """Those that any run found."""
     return tuple(sorted((e for e in edges if e.frequency or e.base), key=lambda e: -e.frequency))
 
@@ -313,9 +315,9 @@ def _kind(name: str, kept: list[np.ndarray], base: Circuit) -> Kind:
     return Kind(
         name=name,
         runs=len(kept),
-        edges=Range.of([int(k.sum()) for k in kept]),
-        jaccard=Range.of([jaccard(a, b) for a, b in combinations(kept, 2)]),
-        like_base=Range.of([jaccard(k, base.kept) for k in kept]),
+        edges=MeanRange.of([int(k.sum()) for k in kept]),
+        jaccard=MeanRange.of([jaccard(a, b) for a, b in combinations(kept, 2)]),
+        like_base=MeanRange.of([jaccard(k, base.kept) for k in kept]),
     )
 
 

@@ -1,1 +1,1 @@
-"""Reading and writing circuits: our own file, and the formats of others."""
+"""Files of results: circuit.json and the others of acdc, formats of other tools, published circuits, tables."""

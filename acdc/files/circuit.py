@@ -1,6 +1,6 @@
-"""`circuit.json`: a circuit, and everything needed to believe it and to make it again.
+"""`circuit.json`: a circuit, with everything needed to judge and to reproduce it.
 
-The same values give the same bytes, and there is one edge a line, so that circuits can be reviewed as text.
+The same values give the same bytes, and each edge has its own line, so that circuits can be reviewed as text.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import read_json, write_atomic
+from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
 
@@ -28,58 +29,54 @@ def _by_key(values: dict[str, V]) -> dict[str, V]:
     return dict(sorted(values.items()))
 
 
-Sorted = Annotated[dict[str, V], AfterValidator(_by_key)]
-Count = Annotated[int, Field(ge=0)]
-Size = Annotated[int, Field(ge=1, le=1_000_000)]
-Few = Annotated[int, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
+Sorted = Annotated[dict[Text, V], AfterValidator(_by_key)]
+Count = Annotated[Whole, Field(ge=0)]
+Size = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Few = Annotated[Whole, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class TaskPart(_Part):
-    """The task as it was run.
+class TaskPart(Strict):
+    """The task of the run.
 
     Args:
-        name: of the task
-        version: of the task
+        name: name of the task
+        version: version of the task
         examples: prompts for discovery; as many are held out
-        seed: of the prompts
-        data_hash: of the prompts' tokens: the first 16 hex digits of their SHA-256
+        seed: seed of the prompts
+        data_hash: the first 16 hex digits of the SHA-256 of the prompts' tokens
     """
 
-    name: str
-    version: int
+    name: Text
+    version: Whole
     examples: Count
-    seed: int
-    data_hash: str
+    seed: Whole
+    data_hash: Text
 
 
-class ModelPart(_Part):
-    """The model. The sizes say which graph the edges belong to.
+class ModelPart(Strict):
+    """The model. Its sizes define the graph that the edges belong to.
 
     Args:
-        name: of the model, without folders
+        name: name of the model, without folders
         family: the architecture, such as gpt2 or llama
-        hash: of the weights: the first 16 hex digits of the SHA-256 of their files
+        hash: the first 16 hex digits of the SHA-256 of the files of the weights
         n_layers: layers
         n_heads: query heads per layer
         d_model: width of the residual stream
         mlp: whether layers have MLPs
-        inputs: the senders that are embeddings: input, or tok and pos where positions are a sender of their own
-        parallel: whether MLPs read the same stream as the heads of their layer, so that no edge goes between them
+        inputs: the embedding senders: input, or tok and pos if positional embeddings are a separate sender
+        parallel: whether MLPs read the same stream as the heads of their layer, so that there is no edge between them
     """
 
-    name: str
-    family: str
-    hash: str
+    name: Text
+    family: Text
+    hash: Text
     n_layers: Few
     n_heads: Few
     d_model: Size
-    mlp: bool
-    inputs: Annotated[tuple[str, ...], Field(min_length=1)]
-    parallel: bool
+    mlp: Flag
+    inputs: Annotated[tuple[Text, ...], Field(min_length=1)]
+    parallel: Flag
 
     @cached_property
     def graph(self) -> Graph:
@@ -87,30 +84,30 @@ class ModelPart(_Part):
         return Graph(self.n_layers, self.n_heads, self.mlp, self.inputs, self.parallel)
 
 
-class MethodPart(_Part):
+class MethodPart(Strict):
     """How the circuit was found.
 
     Args:
-        name: of the method
-        metric: what was minimised
+        name: name of the method
+        metric: the metric that was minimised
         ablation: what removed edges carried
         dtype: of the computation
-        device: where it ran, such as cpu or cuda
-        threshold: τ in the metric's units, or the bound on scores; null where a number of edges was asked for
+        device: device of the run, such as cpu or cuda
+        threshold: τ in the metric's units, or the smallest score to keep; null if a number of edges was asked for
         options: the method's other options
     """
 
-    name: str
-    metric: str
-    ablation: str
-    dtype: str
-    device: str
-    threshold: float | None
-    options: Sorted[bool | int | float | str]
+    name: Text
+    metric: Text
+    ablation: Text
+    dtype: Text
+    device: Text
+    threshold: Number | None
+    options: Sorted[Flag | Whole | Number | Text]
 
 
-class Kept(_Part):
-    """How many of how many.
+class Kept(Strict):
+    """A number of edges out of a total.
 
     Args:
         kept: edges of the circuit
@@ -121,15 +118,16 @@ class Kept(_Part):
     total: Count
 
 
-class GraphPart(_Part):
-    """Counts, in both conventions where direct edges were considered.
+class GraphPart(Strict):
+    """Counts, without and with direct edges.
 
     Args:
         edges: residual edges, between nodes
-        edges_with_direct: these and the direct edges of whole q, k and v vectors; null where they were not considered
-        nodes: nodes that an edge of the circuit touches, inputs and logits among them
-        dead: edges that the method kept but that are on no path from an input to the logits; the circuit is without
-            them
+        edges_with_direct: residual edges and direct edges (of whole q, k and v vectors); null if direct edges were not
+            considered
+        nodes: nodes that an edge of the circuit touches, including inputs and logits
+        dead: edges that the method kept but that are on no path from an input to the logits; they are not in the
+            circuit
     """
 
     edges: Kept
@@ -139,43 +137,45 @@ class GraphPart(_Part):
 
     @classmethod
     def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
-        """The counts of a circuit that `dead` edges have been removed from."""
-        g, n = circuit.graph, circuit.n_edges
+        """Return the counts of a circuit from which `dead` edges have been removed."""
+        g = circuit.graph
+        n = circuit.n_edges
         both = None if circuit.direct is None else Kept(kept=n + circuit.n_direct, total=g.n_edges_direct)
         residual = Kept(kept=n, total=g.n_edges)
         return cls(edges=residual, edges_with_direct=both, nodes=len(circuit.nodes()), dead=dead)
 
 
-class Edge(_Part):
+class Edge(Strict):
     """One kept edge.
 
     Args:
         name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
-        change: by how much the metric rose when the edge was removed as a test, in its units; null for methods that
-            test none
-        score: importance in the method's units, larger is more important; null where there is none
+        change: rise of the metric when the edge was removed in a test, in the metric's units; null for methods that
+            test no edges
+        score: importance in the method's units, larger is more important; null if there is none
     """
 
-    name: str
-    change: float | None = None
-    score: float | None = None
+    name: Text
+    change: Number | None = None
+    score: Number | None = None
 
 
-class CircuitFile(_Part):
+class CircuitFile(Strict):
     """The content of `circuit.json`.
 
     Args:
         format_version: of this format
-        task: the task as it was run
+        task: the task of the run
         model: the model, and the sizes of its graph
         method: how the circuit was found
         graph: counts of edges and nodes
-        metrics: `<half>.<what>.<metric>`: of the halves `discovery` and `held_out`, for the full `model`, the `circuit`
-            and everything `ablated`, every metric of the task, lower is better, and the `accuracy`, higher is better
+        metrics: `<half>.<what>.<metric>`: for the halves `discovery` and `held_out` and for the full `model`, the
+            `circuit` and everything `ablated`, every metric of the task (lower is better) and the `accuracy` (higher is
+            better)
         edges: the circuit, in the order of senders and receivers; residual edges first, then direct ones
         environment: versions of acdc, python and torch
-        command: what makes it again
-        notes: what the user should know, a sentence each
+        command: the command that reproduces the circuit
+        notes: warnings and remarks, a sentence each
     """
 
     format_version: Literal[1] = 1
@@ -183,17 +183,17 @@ class CircuitFile(_Part):
     model: ModelPart
     method: MethodPart
     graph: GraphPart
-    metrics: Sorted[float]
+    metrics: Sorted[Number]
     edges: tuple[Edge, ...]
-    environment: Sorted[str]
-    command: str
-    notes: tuple[str, ...]
+    environment: Sorted[Text]
+    command: Text
+    notes: tuple[Text, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
         if len(g.sender_index) < len(g.senders):
-            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} are not names of their own")
+            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} must be unique and name no other node")
         seen: set[str] = set()
         for edge in self.edges:
             if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
@@ -205,34 +205,39 @@ class CircuitFile(_Part):
             raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
         counted = GraphPart.of(self.circuit(), self.graph.dead)
         for name in ("edges", "edges_with_direct", "nodes"):
-            stated, found = getattr(self.graph, name), getattr(counted, name)
+            stated = getattr(self.graph, name)
+            found = getattr(counted, name)
             if stated != found:
                 raise ValueError(f"graph.{name}: says {_said(stated)}, but the edges make {_said(found)}")
         return self
 
     def circuit(self) -> Circuit:
-        """The circuit; edges that are not in it have no score."""
+        """Return the circuit; edges outside it have no score."""
         g = self.model.graph
-        kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
-        direct, direct_scores = np.zeros_like(g.direct), np.full(g.direct.shape, np.nan)
+        kept = np.zeros_like(g.edges)
+        scores = np.full(g.edges.shape, np.nan)
+        direct = np.zeros_like(g.direct)
+        direct_scores = np.full(g.direct.shape, np.nan)
         for edge in self.edges:
             score = np.nan if edge.score is None else edge.score
             place = g.parse_edge(edge.name)
             if place is not None:
-                kept[place], scores[place] = True, score
+                kept[place] = True
+                scores[place] = score
             else:
                 j = g.direct_index[edge.name]
-                direct[j], direct_scores[j] = True, score
+                direct[j] = True
+                direct_scores[j] = score
         if self.graph.edges_with_direct is None:
             return Circuit(g, kept, None, scores)
         return Circuit(g, kept, direct, scores, direct_scores)
 
 
 def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
-    """The kept edges in (sender, receiver) order, residual edges first, then direct ones.
+    """Return the kept edges in (sender, receiver) order, residual edges first, then direct ones.
 
     Args:
-        changes: by edge name, how much the metric rose when the edge was tested.
+        changes: edge name -> rise of the metric when the edge was tested
     """
     changes = changes or {}
     names = circuit.edge_names() + circuit.direct_names()
@@ -249,7 +254,7 @@ def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | 
 
 
 def write_circuit(path: Path, file: CircuitFile) -> None:
-    """Write `circuit.json`, whole or not at all. The same values give the same bytes.
+    """Write `circuit.json` atomically. The same values give the same bytes.
 
     Raises:
         FileError: it can't be written.
@@ -259,7 +264,7 @@ def write_circuit(path: Path, file: CircuitFile) -> None:
 
 
 def _block(value: Any) -> str:
-    """JSON with one entry a line."""
+    """Return JSON with one entry per line."""
     if isinstance(value, dict) and value:
         return "{\n" + ",\n".join(f"  {_dump(k)}: {_dump(v)}" for k, v in value.items()) + "\n }"
     if isinstance(value, tuple) and value:
@@ -275,30 +280,14 @@ def read_circuit(path: Path) -> CircuitFile:
     """Read and check `circuit.json`.
 
     Raises:
-        FileError: one line that says what is wrong and where.
+        FileError: the file can't be read, is of a newer format, or is wrong; a line per problem.
     """
     raw = read_json(path)
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         newer = f"format {version}, this one reads up to {FORMAT_VERSION}"
         raise FileError(f"{path}: made by a newer acdc: {newer}; update acdc")
-    try:
-        # By way of JSON: there a list may stand for a tuple, but no string for a number.
-        return CircuitFile.model_validate_json(json.dumps(raw), strict=True)
-    except ValidationError as error:
-        raise FileError(f"{path}: {_first(error)}") from None
-
-
-def _first(error: ValidationError) -> str:
-    """The first thing that is wrong, in one line."""
-    problems = error.errors()
-    kind, where = problems[0]["type"], ".".join(map(str, problems[0]["loc"]))
-    message = {
-        "missing": f"{where} is missing",
-        "extra_forbidden": f"unknown key {where}",
-        "value_error": problems[0]["msg"].removeprefix("Value error, "),
-    }.get(kind, f"{where}: {problems[0]['msg'].lower()}, not {json.dumps(problems[0]['input'])[:60]}")
-    return message + (f" (and {len(problems) - 1} more)" if len(problems) > 1 else "")
+    return validated(CircuitFile, raw, str(path))
 
 
 def _said(value: Kept | int | None) -> str:

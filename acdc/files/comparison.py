@@ -1,4 +1,4 @@
-"""`compare.json` and `table.csv`: what a comparison of methods found. Numbers that there are none of are null."""
+"""`compare.json` and `table.csv`: the results of a comparison of methods. NaN and infinity become null."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from acdc.io.files import plain, plain_json
 
 @dataclass(frozen=True)
 class Judged:
-    """A circuit without dead edges, and how it does on the prompts for evaluation.
+    """A circuit without dead edges, measured on the prompts for evaluation.
 
     Args:
-        size: how many edges were asked for; None for ACDC, which has a threshold
+        size: number of edges asked for; None for ACDC, which has a threshold
         threshold: τ, in the metric's units
-        edges: residual edges after pruning
-        components: heads and MLPs that they touch
-        metric: its mean, lower is better
+        edges: residual edges after dead ones are removed
+        components: heads and MLPs that these edges touch
+        metric: mean of the metric, lower is better
         faithfulness: 1 is the full model, 0 everything ablated; `low` to `high` is its 95 % interval
         accuracy: share of scored positions with the right answer
-        lost: edges that ACDC on the whole graph keeps and that the filter before it had dropped; None without a filter,
-            and where ACDC on the whole graph is not compared
+        lost: edges that ACDC on the whole graph keeps but the prefilter dropped; None without a prefilter, or if ACDC
+            on the whole graph is not compared
     """
 
     size: int | None
@@ -38,18 +38,18 @@ class Judged:
 
 
 @dataclass(frozen=True)
-class MethodPart:
-    """What a method gives on a task.
+class ComparedMethod:
+    """The results of a method on a task.
 
     Args:
-        ranked_by: the metric that its scores are made of
+        ranked_by: the metric that the scores are computed from
         seconds, peak_memory_mb: see `acdc.commands.cost.Cost`
-        circuits: from few edges asked for to many, or from low to high threshold
-        auc, pessimistic_auc: under `roc`; NaN where the reference is of the same method
-        node_auc: the same as `auc` of heads and MLPs, by their largest edge
-        cpr, cmd: MIB's areas under faithfulness by share of edges, and between it and 1, over the circuits and the
-            ends, where faithfulness is 0 and 1
-        roc: points (false positive rate, true positive rate) of its scores against the reference
+        circuits: ordered from few to many edges asked for, or from low to high threshold
+        auc, pessimistic_auc: areas under `roc`; NaN if the reference comes from the same method
+        node_auc: as `auc`, for heads and MLPs, each scored by its largest edge
+        cpr, cmd: MIB's areas under faithfulness by share of edges, and between faithfulness and 1, over the circuits
+            and both ends, where faithfulness is 0 and 1
+        roc: points (false positive rate, true positive rate) of the scores against the reference
     """
 
     name: str
@@ -66,11 +66,11 @@ class MethodPart:
 
 
 @dataclass(frozen=True)
-class Overlap:
-    """How alike the methods are, Float[method method] each, in the order of the methods.
+class Similarity:
+    """How similar the methods are: Float[method method] each, in the order of the methods.
 
     Args:
-        size: edges of the circuits that `edges` and `components` compare, or nearest to it where there are thresholds
+        size: edges of the circuits that `edges` and `components` compare; with thresholds, of the nearest circuits
         edges, components: Jaccard indices
         scores: Spearman's ρ over all edges of the graph
     """
@@ -82,13 +82,13 @@ class Overlap:
 
 
 @dataclass(frozen=True)
-class TaskPart:
-    """A task, and what the methods give on it.
+class ComparedTask:
+    """A task, and the results of the methods on it.
 
     Args:
-        half: the prompts for evaluation, `held_out`, or `discovery` for a task that has no others
-        full, ablated: mean metric of the full model, and with everything ablated; and their accuracies
-        reference: what the scores are compared with
+        half: the prompts for evaluation: `held_out`, or `discovery` for a task without held-out prompts
+        full, ablated: mean metric of the full model and with everything ablated; `…_accuracy` likewise
+        reference: the circuit that scores are compared with
         total: residual edges of the graph
     """
 
@@ -108,8 +108,8 @@ class TaskPart:
     reference: str
     reference_edges: int
     total: int
-    methods: tuple[MethodPart, ...]
-    overlap: Overlap
+    methods: tuple[ComparedMethod, ...]
+    overlap: Similarity
     notes: tuple[str, ...]
 
 
@@ -120,16 +120,16 @@ class Comparison:
     sizes: tuple[int, ...]
     greedy: bool
     abs: bool
-    tasks: tuple[TaskPart, ...]
+    tasks: tuple[ComparedTask, ...]
 
 
 def to_json(comparison: Comparison) -> str:
-    """The same values give the same text."""
+    """Return JSON text; the same values give the same text."""
     return plain_json({"format_version": 1, **asdict(comparison)})
 
 
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
-    """Columns and a row per circuit."""
+    """Return the columns, and a row per circuit."""
     of_circuit = ("size", "threshold", "edges", "components", "metric", "faithfulness", "low", "high", "accuracy")
     of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc", "node_auc", "cpr", "cmd")
     rows: list[list[object]] = []
@@ -143,7 +143,7 @@ def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """A line per circuit."""
+    """Return CSV text, a line per circuit."""
     columns, rows = to_rows(comparison)
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows([columns, *rows])

@@ -1,4 +1,4 @@
-"""What has changed between two circuits."""
+"""Differences between two circuits."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Diff:
     Args:
         added: names of the edges that only b has
         removed: names of the edges that only a has
-        rescored: (name, score in a, score in b) of the common edges whose scores differ
-        notes: what else differs, so that a reader can tell another answer from another question
+        rescored: (name, score in a, score in b) of common edges whose scores differ
+        notes: other differences, such as task, model or method, that may explain these
     """
 
     added: tuple[str, ...]
@@ -29,13 +29,12 @@ class Diff:
 def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     """Compare two circuits of one graph, edge by edge.
 
-    If one of them does not count direct edges, only residual edges are compared, and a note says so.
+    If only one of them counts direct edges, only residual edges are compared, and a note says so.
 
     Args:
-        tolerance: scores that differ by less, absolutely or relative to the larger one, are the same.
-
+        tolerance: scores that differ by less, absolutely or relative to the larger one, count as equal
     Raises:
-        FileError: they are circuits of different graphs.
+        FileError: the circuits are of different graphs
     """
     if a.model.graph != b.model.graph:
         graphs = (f"{file.model.name} with {file.model.graph.words}" for file in (a, b))
@@ -53,11 +52,13 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     ):
         if x != y:
             notes.append(f"{what} differ: {_text(x)}, and {_text(y)}")
-    old, new = ({edge.name: edge.score for edge in file.edges} for file in (a, b))
+    old = {edge.name: edge.score for edge in a.edges}
+    new = {edge.name: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
         notes.append("conventions differ: only one counts direct edges, so only residual edges are compared")
         direct = a.model.graph.direct_index
-        old, new = ({name: score for name, score in x.items() if name not in direct} for x in (old, new))
+        old = {name: score for name, score in old.items() if name not in direct}
+        new = {name: score for name, score in new.items() if name not in direct}
     rescored = []
     for name, x in old.items():
         y = new.get(name)

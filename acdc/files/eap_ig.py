@@ -1,9 +1,9 @@
 """EAP-IG's JSON, which the MIB benchmark uses too (`Graph.to_json` in github.com/hannamw/EAP-IG).
 
-Every edge of the graph is listed, with a score and whether it is in the circuit. What the format can't say:
-- Direct edges have no name in it. Removing one is the same as removing all edges into that receiver, so these
-  are written as not in the graph: the circuit that is run is the same.
-- Every edge needs a score. One that has none gets 0.0.
+Every edge of the graph is listed, with a score and whether it is in the circuit. Limits of the format:
+- It has no direct edges. Removing one is the same as removing all edges into its receiver, so those are written as
+  not in the graph: the circuit behaves the same.
+- Every edge needs a score; one without a score gets 0.0.
 - There is one input, and each layer has an MLP.
 """
 
@@ -23,13 +23,12 @@ from acdc.io.files import read_json
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:
-    """The circuit as JSON text that EAP-IG's `Graph.from_json` reads.
+    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`.
 
     Args:
-        d_model: width of the residual stream, which the format asks for.
-
+        d_model: width of the residual stream, which the format needs
     Raises:
-        FileError: a model without MLPs, or with several inputs.
+        FileError: the model has no MLPs, or several inputs
     """
     g = circuit.graph
     if not g.mlp or g.inputs != ("input",):
@@ -46,12 +45,12 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
 
 
 def read_eap_ig(path: Path) -> Circuit:
-    """The circuit in an EAP-IG file: the edges that are in the graph, and the scores of all.
+    """Read the circuit in an EAP-IG file: its edges, and the scores of all edges of the graph.
 
-    Edges decide; what the file says of nodes follows from them. Scores may be missing, as MIB allows.
+    The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
 
     Raises:
-        FileError: one line that says what is wrong.
+        FileError: the file can't be read, or is not an EAP-IG circuit; one line
     """
     raw = read_json(path)
     cfg, nodes, edges = (_object(path, raw, key) for key in ("cfg", "nodes", "edges"))
@@ -61,21 +60,24 @@ def read_eap_ig(path: Path) -> Circuit:
     if any(not all(_list(node.get("neurons"))) for node in nodes.values() if isinstance(node, dict)):
         raise FileError(f"{path}: is a circuit of single neurons, not of edges")
     g = Graph(cfg["n_layers"], cfg["n_heads"], parallel=cfg["parallel_attn_mlp"])
-    kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
+    kept = np.zeros_like(g.edges)
+    scores = np.full(g.edges.shape, np.nan)
     for name, edge in edges.items():
         place = g.parse_edge(name)
         if place is None:
             raise FileError(f"{path}: a graph of {g.words} has no edge {name!r}")
         entry = edge if isinstance(edge, dict) else {}
-        inside, score = entry.get("in_graph"), entry.get("score", np.nan)
+        inside = entry.get("in_graph")
+        score = entry.get("score", np.nan)
         if type(inside) is not bool or type(score) not in (int, float):
             raise FileError(f"{path}: edge {name!r} needs in_graph (true or false) and score (a number)")
-        kept[place], scores[place] = inside, score
+        kept[place] = inside
+        scores[place] = score
     return Circuit(g, kept, None, scores)
 
 
 def _in_order(g: Graph) -> Iterator[tuple[int, int]]:
-    """The edges in EAP-IG's order: by layer, sender, head, and q, k, v; those into the MLP last."""
+    """Yield the edges in EAP-IG's order: by layer, sender, head, and q, k, v; edges into the MLP last."""
     index = g.receiver_index
     for layer in range(g.n_layers):
         heads = [index[f"a{layer}.h{h}<{c}>"] for h in range(g.n_heads) for c in QKV]

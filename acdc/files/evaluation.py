@@ -1,4 +1,4 @@
-"""What `acdc evaluate --json` prints: how good a circuit is."""
+"""The output of `acdc evaluate --json`: how good a circuit is."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class Measured:
     """Means over prompts under one ablation; metrics are minimised.
 
     Args:
-        full, circuit, ablated, rest: metric of the full model, the circuit, everything ablated, and all edges but the
-            circuit's
-        accuracy: by these names, the share of scored positions with the right answer; NaN for a task without answers
+        full, circuit, ablated, rest: metric of the full model, of the circuit, with everything ablated, and of all
+            edges outside the circuit
+        accuracy: under the same names, the share of scored positions with the right answer; NaN without answers
         faithfulness, completeness: see `acdc.evaluation.faithfulness.faithfulness`
     """
 
@@ -49,8 +49,8 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class EdgePart:
-    """An edge of the circuit: how much the metric rises when it alone is removed, and whether that may be nothing."""
+class RemovedEdge:
+    """An edge of the circuit, the rise of the metric when it alone is removed, and whether that may be zero."""
 
     name: str
     rise: Estimate
@@ -62,24 +62,23 @@ class Minimality:
     """The edges that were removed one by one, from the least to the most needed.
 
     Args:
-        kept: how many residual edges the circuit has; where it is more than were tested, those with the smallest scores
-            were
+        kept: residual edges of the circuit; if only some were tested, it was those with the smallest scores
     """
 
     kept: int
-    edges: tuple[EdgePart, ...]
+    edges: tuple[RemovedEdge, ...]
 
 
 @dataclass(frozen=True)
 class Random:
-    """Random circuits of the size of this one.
+    """Random circuits of the same size.
 
     Args:
-        edges: of each; the circuit's own without dead ones
-        metric: means of all draws, sorted
-        faithfulness: of their mean, per prompt
-        advantage: how much lower the circuit's metric is than their mean, prompt by prompt
-        rank: of the circuit among them and itself, 1 is the lowest metric
+        edges: of each; as many as the circuit has without dead ones
+        metric: mean metric of each draw, sorted
+        faithfulness: of the mean over draws, per prompt
+        advantage: how much lower the circuit's metric is than the mean over draws, per prompt
+        rank: rank of the circuit among the draws and itself; 1 is the lowest metric
     """
 
     edges: int
@@ -104,8 +103,8 @@ class Spread:
 
     Args:
         metric, faithfulness: minimum, quartiles, maximum
-        undefined: prompts on which the full model is not better than everything ablated: they have no faithfulness
-        worst: those with the highest metric
+        undefined: number of prompts without faithfulness: the full model is not better than everything ablated
+        worst: the prompts with the highest metric
     """
 
     metric: tuple[float, ...]
@@ -119,10 +118,10 @@ class Evaluation:
     """How good a circuit is.
 
     Args:
-        edges, total: residual edges
-        half: the prompts, `held_out`, or `discovery` for a task that has no others
-        measured: under the circuit's own ablation; `others` under the others
-        minimality: None if it was not asked for
+        edges, total: residual edges of the circuit and of the graph
+        half: the prompts: `held_out`, or `discovery` for a task without held-out prompts
+        measured: under the circuit's own ablation; `others` under the other ablations
+        minimality: None if not asked for
         random: None for a circuit without edges
     """
 
@@ -147,5 +146,5 @@ class Evaluation:
 
 
 def to_json(evaluation: Evaluation) -> str:
-    """The same values give the same text; an estimate is [value, low, high], null where there is no number."""
+    """Return JSON text; the same values give the same text. An estimate is [value, low, high], null for NaN."""
     return plain_json({"format_version": 1, **asdict(evaluation), "legend": LEGEND})

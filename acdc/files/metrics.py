@@ -1,4 +1,4 @@
-"""`metrics.json`: what a run measured on both halves of the prompts, and what it cost."""
+"""`metrics.json`: the measurements of a run on both halves of the prompts, and its cost."""
 
 from __future__ import annotations
 
@@ -6,48 +6,44 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import model_validator
 
-from acdc.errors import FileError
 from acdc.io.files import read_json, write_atomic
+from acdc.io.schema import Number, Strict, Text, Whole, validated
 
 Half = Literal["discovery", "held_out"]
-Interval = tuple[float | None, float | None, float | None]  # value, low and high end; None where there is none
+Interval = tuple[Number | None, Number | None, Number | None]  # value, low and high end; None if undefined
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class CostPart(_Part):
-    """What a run cost.
+class CostPart(Strict):
+    """Time and memory of a run.
 
     Args:
         seconds: of the process that finished it
-        peak_memory_mb: the most that the process had in memory while it was made, on CUDA the device
-        expected_memory_mb: what was expected of that before it began; null of versions that did not say it
-        evaluations: metrics of the whole model that ACDC took
+        peak_memory_mb: peak memory of the process, or of the device on CUDA
+        expected_memory_mb: the estimate made before the run; null in files of older versions
+        evaluations: how often ACDC took the metric of the whole model
         threads: of PyTorch
     """
 
-    seconds: float
-    peak_memory_mb: float
-    expected_memory_mb: float | None = None
-    evaluations: int
-    threads: int
+    seconds: Number
+    peak_memory_mb: Number
+    expected_memory_mb: Number | None = None
+    evaluations: Whole
+    threads: Whole
 
 
-class MetricsFile(_Part):
+class MetricsFile(Strict):
     """The content of `metrics.json`.
 
     Args:
         metrics: every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
-        faithfulness: of the circuit by the run's metric, with its 95 % interval over prompts
-        metric: the mean of the run's metric, with its 95 % interval
+        faithfulness: faithfulness of the circuit by the run's metric, with its 95 % interval over prompts
+        metric: mean of the run's metric, with its 95 % interval
         cost: time and memory
     """
 
-    metrics: dict[str, float]
+    metrics: dict[Text, Number]
     faithfulness: dict[Half, Interval]
     metric: dict[Half, Interval]
     cost: CostPart
@@ -55,17 +51,17 @@ class MetricsFile(_Part):
     @model_validator(mode="after")
     def _halves(self) -> MetricsFile:
         if not self.faithfulness or self.faithfulness.keys() != self.metric.keys():
-            raise ValueError("faithfulness and metric should be of the same halves of the prompts")
+            raise ValueError("faithfulness and metric should have the same halves of the prompts")
         return self
 
     @property
     def half(self) -> Half:
-        """The prompts that the circuit is judged on."""
+        """The half whose prompts the circuit is judged on."""
         return "held_out" if "held_out" in self.faithfulness else "discovery"
 
 
 def write_metrics(path: Path, file: MetricsFile) -> None:
-    """Write `metrics.json`, whole or not at all.
+    """Write `metrics.json` atomically.
 
     Raises:
         FileError: it can't be written.
@@ -74,16 +70,9 @@ def write_metrics(path: Path, file: MetricsFile) -> None:
 
 
 def read_metrics(path: Path) -> MetricsFile:
-    """Read and check a `metrics.json`.
+    """Read and check `metrics.json`.
 
     Raises:
-        FileError: it can't be read, or isn't one.
+        FileError: the file can't be read or does not fit the schema; a line per problem.
     """
-    try:
-        return MetricsFile.model_validate(read_json(path))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise FileError(
-            f"{path}: is not the metrics.json of a run of this version ({where}: {first['msg']}); remove it"
-        ) from None
+    return validated(MetricsFile, read_json(path), str(path))

@@ -1,11 +1,11 @@
-"""Circuits that others published, and the true ones of the compiled models, as data in `tasks/circuits/`; and how much
-of one a circuit of ours recovers.
+"""Published circuits, and the known circuits of the compiled models, as data in `tasks/circuits/`; and how much of one
+another circuit recovers.
 
 A file lists component classes (name → nodes) and edges as rules, `senders -> receivers <inputs>`. Both sides are
-separated by commas: classes, groups (more names for nodes, for use in rules only), nodes, and ranges of MLPs (`m0-m3`).
-A rule stands for all residual edges that the graph has from any of the senders to any of the receivers; `<kv>` takes,
-of the inputs of heads, only k and v. An edge's own name, `a0.h5->a1.h4<v>`, is a rule, too. The direct edges are those
-of every head input that a residual edge enters: all circuits with published direct edges are like that.
+comma-separated lists of classes, groups (names for nodes, for use in rules only), nodes, and ranges of MLPs (`m0-m3`).
+A rule stands for all residual edges of the graph from any of the senders to any of the receivers; `<kv>` takes only
+the k and v inputs of heads. An edge's own name, `a0.h5->a1.h4<v>`, is also a rule. The circuit has the direct edges of
+every head input that a residual edge enters, as in all circuits with published direct edges.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from acdc.errors import FileError, TaskError, UserError, unknown
+from acdc.errors import FileError, UserError, unknown
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
-from acdc.io.schema import Flag, Strict, Text, Texts, Whole, mistakes
+from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.task.load import task_dir, task_names
 
@@ -44,7 +44,7 @@ class Sizes(Strict):
         layers: layers
         heads: query heads per layer
         mlp: whether layers have MLPs
-        inputs: the senders that are embeddings: input, or tok and pos where positions are a sender of their own
+        inputs: the embedding senders: input, or tok and pos if positional embeddings are a separate sender
         parallel: whether MLPs read the same stream as the heads of their layer
     """
 
@@ -56,7 +56,7 @@ class Sizes(Strict):
 
 
 class Counts(Strict):
-    """How many edges the rules make.
+    """The number of edges that the rules make.
 
     Args:
         edges: residual edges
@@ -68,19 +68,19 @@ class Counts(Strict):
 
 
 class PublishedFile(Strict):
-    """The content of a file in `tasks/circuits/`; without `edges` only nodes are known.
+    """The content of a file in `tasks/circuits/`. Without `edges` only nodes are known.
 
     Args:
         name: the file's name without .yaml
         task: a shipped task, or the path of a YAML file
-        model: a name for people; what is compared is the graph
-        source: who published it, and how the rules were made from that
+        model: a name for readers; only the graph is compared
+        source: the publication, and how the rules were derived from it
         graph: the graph of the model
         classes: nodes of each component class, such as `a9.h6`, `m0` or `m0-m3`
-        groups: more names for nodes and classes, for use in rules only
+        groups: names for sets of nodes and classes, for use in rules only
         edges: rules `senders -> receivers <inputs>`, each for all edges from any of the senders to any of the
-            receivers; both are names with commas between them, and `<kv>` takes only keys and values of heads
-        counts: how many edges that makes; needed where there are edges
+            receivers; both sides are comma-separated names, and `<kv>` takes only k and v of heads
+        counts: the number of edges that the rules make; needed with edges
     """
 
     name: Text
@@ -99,10 +99,10 @@ class Published:
     """A published circuit.
 
     Args:
-        name, task, model, source: of the file; the model is a name for people, sizes are what is compared.
-        graph: the graph of the model.
-        classes: the nodes of each component class.
-        circuit: its edges, direct ones included; None if only nodes are known.
+        name, task, model, source: from the file; the model is a name for readers, only the graph is compared
+        graph: the graph of the model
+        classes: the nodes of each component class
+        circuit: its edges, including direct ones; None if only nodes are known
     """
 
     name: str
@@ -114,21 +114,21 @@ class Published:
     circuit: Circuit | None
 
     def nodes(self) -> set[str]:
-        """The heads and MLPs that an edge touches; those of the classes where no edges are known."""
+        """Return the heads and MLPs that an edge touches; without edges, those of the classes."""
         if self.circuit is None:
             return {node for nodes in self.classes.values() for node in nodes}
         return _nodes(self.circuit)
 
 
-class Found(NamedTuple):
-    """Nodes of a class that are in a circuit, and those that are not."""
+class ClassMatch(NamedTuple):
+    """The nodes of a class that are in a circuit, and those that are not."""
 
     found: tuple[str, ...]
     missed: tuple[str, ...]
 
 
-class Overlap(NamedTuple):
-    """A circuit against the published one: true positives, false positives, false negatives."""
+class Confusion(NamedTuple):
+    """A circuit compared with a published one: true positives, false positives and false negatives."""
 
     true: int
     false: int
@@ -137,20 +137,20 @@ class Overlap(NamedTuple):
 
 @dataclass(frozen=True)
 class Recovery:
-    """How much of a published circuit a circuit has.
+    """How much of a published circuit another circuit has.
 
     Args:
-        classes: of each component class, the nodes that are in the circuit and those that are not.
-        nodes: heads and MLPs; a node is in a circuit if an edge of the circuit touches it. Inputs and logits are not
-            counted.
-        edges: residual edges; None if no published ones are known.
-        edges_with_direct: residual and direct edges; None, too, if the circuit doesn't consider direct ones.
+        classes: for each component class, the nodes that are in the circuit and those that are not
+        nodes: heads and MLPs; a node is in a circuit if an edge of the circuit touches it. Inputs and logits don't
+            count
+        edges: residual edges; None if no published edges are known
+        edges_with_direct: residual and direct edges; also None if the circuit has no direct edges
     """
 
-    classes: dict[str, Found]
-    nodes: Overlap
-    edges: Overlap | None
-    edges_with_direct: Overlap | None
+    classes: dict[str, ClassMatch]
+    nodes: Confusion
+    edges: Confusion | None
+    edges_with_direct: Confusion | None
 
     @property
     def found_types(self) -> int:
@@ -167,29 +167,30 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
     """Compare a circuit with a published one.
 
     Raises:
-        UserError: they are of different graphs.
+        UserError: they are of different graphs
     """
     if circuit.graph != published.graph:
         raise UserError(
             f"the published circuit {published.name!r} is of {published.model}, {published.graph.words}; "
             f"this one is of a model of {circuit.graph.words}"
         )
-    nodes, true = _nodes(circuit), published.nodes()
+    nodes = _nodes(circuit)
+    true = published.nodes()
     classes = {
-        name: Found(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
+        name: ClassMatch(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
         for name, members in published.classes.items()
     }
     edges = both = None
     if published.circuit is not None:
-        edges = _overlap(circuit.kept, published.circuit.kept)
+        edges = _confusion(circuit.kept, published.circuit.kept)
         if circuit.direct is not None and published.circuit.direct is not None:
-            direct = _overlap(circuit.direct, published.circuit.direct)
-            both = Overlap(*(a + b for a, b in zip(edges, direct, strict=True)))
-    return Recovery(classes, Overlap(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
+            direct = _confusion(circuit.direct, published.circuit.direct)
+            both = Confusion(*(a + b for a, b in zip(edges, direct, strict=True)))
+    return Recovery(classes, Confusion(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
 
 
-def _overlap(found: Array, true: Array) -> Overlap:
-    return Overlap(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
+def _confusion(found: Array, true: Array) -> Confusion:
+    return Confusion(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
 
 
 def _nodes(circuit: Circuit) -> set[str]:
@@ -200,18 +201,18 @@ def _nodes(circuit: Circuit) -> set[str]:
 
 
 def published_names() -> list[str]:
-    """The names of the shipped circuits."""
+    """Return the names of the shipped circuits."""
     return sorted(path.stem for path in (task_dir() / "circuits").glob("*.yaml"))
 
 
 @lru_cache(maxsize=1)
 def _shipped() -> tuple[Published, ...]:
-    """All shipped circuits, read once: every run of a sweep asks for its own."""
+    """Return all shipped circuits; cached, because every run of a sweep asks for one."""
     return tuple(map(load_published, published_names()))
 
 
 def published_for(task: str, graph: Graph) -> Published | None:
-    """The shipped circuit of a task in a model with this graph, if there is one."""
+    """Return the shipped circuit of a task in a model with this graph, or None."""
     for published in _shipped():
         if (published.task, published.graph) == (task, graph):
             return published
@@ -222,7 +223,7 @@ def load_published(name_or_path: str) -> Published:
     """Read and check a published circuit: the name of a shipped one, or the path of a .yaml file.
 
     Raises:
-        FileError: one line that says what is wrong and where.
+        FileError: there is no such circuit, or the file is wrong; a line per problem
     """
     if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path:
         path = Path(name_or_path)
@@ -231,12 +232,7 @@ def load_published(name_or_path: str) -> Published:
     else:
         message = unknown("published circuit", name_or_path, published_names())
         raise FileError(f"{message}; for a file of your own, give its path ending in .yaml")
-    try:
-        file = PublishedFile.model_validate(read_yaml(path, PublishedFile.model_fields))
-    except TaskError as error:
-        raise FileError(str(error)) from None
-    except ValidationError as error:
-        raise FileError(mistakes(str(path), error)) from None
+    file = validated(PublishedFile, read_yaml(path, PublishedFile.model_fields), str(path))
     try:
         return _published(file, path.stem)
     except FileError as error:
@@ -251,7 +247,7 @@ def _published(file: PublishedFile, stem: str) -> Published:
     sizes = file.graph
     graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
     if len(graph.sender_index) < len(graph.senders) or "logits" in graph.inputs:
-        raise FileError(f"graph.inputs: {', '.join(graph.inputs)} are not names of their own")
+        raise FileError(f"graph.inputs: {', '.join(graph.inputs)} must be unique and name no other node")
     names = _names(file, graph)
     classes = {name: tuple(names[name]) for name in file.classes}
     circuit = None
@@ -265,19 +261,19 @@ def _published(file: PublishedFile, stem: str) -> Published:
 
 
 def _names(file: PublishedFile, graph: Graph) -> dict[str, list[str]]:
-    """The nodes of every class and group."""
+    """Return the nodes of every class and group."""
     names: dict[str, list[str]] = {}
     for key, entries in (("classes", file.classes), ("groups", file.groups)):
         for name, members in entries.items():
             where = f"{key}.{name}"
             taken = name in names or name in (*graph.sender_index, "logits")
             if taken or not NAME.fullmatch(name) or MLPS.fullmatch(name) or "->" in name:
-                raise FileError(f"{where}: should be a name of its own, without commas, ->, < and >")
-            known = names if key == "groups" else {}  # classes are made of nodes, groups also of what is above them
+                raise FileError(f"{where}: should be an unused name without commas, ->, < and >")
+            known = names if key == "groups" else {}  # groups may use names defined above
             nodes = [node for member in members for node in _resolve(member, known, graph, where)]
             outside = [node for node in nodes if not NODE.fullmatch(node)]
             if key == "classes" and outside:
-                raise FileError(f"{where}: {outside[0]!r} is no component; heads and MLPs are")
+                raise FileError(f"{where}: {outside[0]!r} is not a head or an MLP")
             twice = [node for node in nodes if nodes.count(node) > 1]
             if twice or not nodes:
                 raise FileError(f"{where}: " + (f"{twice[0]} is there twice" if twice else "is empty"))
@@ -286,7 +282,7 @@ def _names(file: PublishedFile, graph: Graph) -> dict[str, list[str]]:
 
 
 def _resolve(name: str, names: dict[str, list[str]], graph: Graph, where: str) -> list[str]:
-    """The nodes that a class, a group, a node's name or a range of MLPs stands for."""
+    """Return the nodes of a class, a group, a node's name or a range of MLPs."""
     if name in names:
         return names[name]
     if name in graph.sender_index or name == "logits":
@@ -309,14 +305,14 @@ def _circuit(rules: tuple[str, ...], names: dict[str, list[str]], graph: Graph) 
 
 
 def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> Array:
-    """Bool[sender receiver]: the edges that a rule stands for."""
+    """Return the edges that a rule stands for, Bool[sender receiver]."""
     parsed = RULE.fullmatch(rule)
     if not parsed:
         raise FileError(f"{where}: should be 'senders -> receivers' or 'senders -> receivers <qkv>', got {rule!r}")
     inputs = parsed["inputs"] or QKV
 
     def terms(side: str, nodes: list[str]) -> Array:
-        """Bool[term node]: which nodes each of the names on one side stands for."""
+        """Return which nodes each name on one side stands for, Bool[term node]."""
         return np.array([np.isin(nodes, _resolve(x.strip(), names, graph, where)) for x in parsed[side].split(",")])
 
     senders = terms("senders", [s.name for s in graph.senders])

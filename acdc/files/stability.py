@@ -18,13 +18,13 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A circuit without dead edges, on the prompts that all circuits here are judged on.
+    """A circuit without dead edges, measured on the prompts that all circuits here are judged on.
 
     Args:
-        kind: of `KINDS`; "base" and "core" for these two
-        edges: residual ones
-        metric: its mean, lower is better
-        faithfulness: 1 is the full model, 0 everything ablated, with its 95 % interval; None where there is no number
+        kind: a key of `KINDS`, or "base" or "core"
+        edges: residual edges
+        metric: mean of the metric, lower is better
+        faithfulness: 1 is the full model, 0 everything ablated, with its 95 % interval; None if undefined
         accuracy: share of scored positions with the right answer; None for a task without answers
         like_base: Jaccard index of its edges and those of the base run
     """
@@ -38,17 +38,19 @@ class Run:
     like_base: float
 
 
-class Range(NamedTuple):
-    """Mean, lowest and highest; None where there is nothing."""
+class MeanRange(NamedTuple):
+    """Mean, lowest and highest; None for no values."""
 
     mean: float | None
     low: float | None
     high: float | None
 
     @classmethod
-    def of(cls, values: list[float]) -> Range:
-        """Of some values."""
-        return cls(float(np.mean(values)), min(values), max(values)) if values else cls(None, None, None)
+    def of(cls, values: list[float]) -> MeanRange:
+        """Return the range of some values."""
+        if not values:
+            return cls(None, None, None)
+        return cls(float(np.mean(values)), min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -56,22 +58,21 @@ class Kind:
     """The reruns of one kind, or all of them.
 
     Args:
-        edges: residual edges of a circuit
-        jaccard: Jaccard index of the edges of two of these reruns
-        like_base: of one and the base run
+        edges: residual edges per circuit
+        jaccard: Jaccard index of the edges of each two of these reruns
+        like_base: Jaccard index of the edges of each rerun and the base run
     """
 
     name: str
     runs: int
-    edges: Range
-    jaccard: Range
-    like_base: Range
+    edges: MeanRange
+    jaccard: MeanRange
+    like_base: MeanRange
 
 
 @dataclass(frozen=True)
-class EdgePart:
-    """An edge that a run found: in what share of all reruns, and of those of each kind; whether it is an edge of the
-    base run's circuit, and of the core."""
+class EdgeFrequency:
+    """An edge, the share of reruns that found it, in all and by kind, and whether the base run and the core have it."""
 
     name: str
     frequency: float
@@ -85,13 +86,13 @@ class Stability:
     """The content of `stability.json`.
 
     Args:
-        method: as it is in a circuit.json
-        half: the prompts that circuits are judged on, the base run's: `held_out`, or `discovery` for a task that has
-            no others
+        method: as in circuit.json
+        half: the base run's prompts that circuits are judged on: `held_out`, or `discovery` for a task without
+            held-out prompts
         total: residual edges of the graph
         full, ablated: metric of the full model, and with everything ablated
-        share: that an edge of the core is found in
-        core: its circuit; of the edges that are found as often, `dead` are on no path from an input to the logits
+        share: an edge is in the core if at least this share of reruns found it
+        core: the circuit of these edges, without the `dead` ones, which are on no path from an input to the logits
         edges: residual edges that any run found, the most frequent first
         direct: direct edges, likewise, if the method tests them
     """
@@ -113,17 +114,17 @@ class Stability:
     share: float
     core: Run
     dead: int
-    edges: tuple[EdgePart, ...]
-    direct: tuple[EdgePart, ...]
+    edges: tuple[EdgeFrequency, ...]
+    direct: tuple[EdgeFrequency, ...]
     notes: tuple[str, ...]
 
 
 def share_of(s: Stability) -> str:
-    """Which edges are in the core."""
+    """Return which edges are in the core, in words."""
     return f"edges found in {s.share:.0%} or more of {len(s.runs)} reruns"
 
 
 def to_json(result: Stability) -> str:
-    """The same values give the same text; a range is [mean, lowest, highest], an estimate [value, low, high], null
-    where there is no number."""
+    """Return JSON text; the same values give the same text. A range is [mean, lowest, highest], an estimate
+    [value, low, high], null for NaN."""
     return plain_json({"format_version": 1, **asdict(result)})

@@ -1,1 +1,1 @@
-"""Files written atomically, a locked folder, YAML with line numbers, schemas, progress."""
+"""Files written atomically, locked folders, YAML with line numbers, the base class of schemas, sizes, progress."""

@@ -14,11 +14,11 @@ from acdc.io.files import read_text, write_atomic
 
 @contextmanager
 def locked(out: Path, what: str = "there") -> Iterator[None]:
-    """The directory, made if need be, locked against other processes.
+    """Make the directory if needed and lock it against other processes.
 
     Raises:
-        InUse: another process writes `what` there.
-        FileError: it can't be written.
+        InUse: another process is writing `what` there.
+        FileError: the directory can't be written.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -32,22 +32,22 @@ def locked(out: Path, what: str = "there") -> Iterator[None]:
         enter(out)
         yield
     finally:
-        # The file stays. Were it removed, a process that has just locked it would hold a lock that nobody else sees.
+        # Keep the lock file: if it were removed, a process that has just locked it would hold a lock nobody else sees.
         lock.release()
 
 
 def enter(folder: Path) -> None:
-    """A directory that nobody else writes, made if need be, without what a killed process left half written in it."""
+    """Make the directory if needed and remove half-written files of a killed process. Nobody else may be writing it."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".acdc-*.tmp"):
         left.unlink(missing_ok=True)
 
 
 def claim(folder: Path, config: str) -> None:
-    """Enter the directory and make it that of a config, given as YAML.
+    """Enter the directory and tie it to a config, given as YAML.
 
     Raises:
-        FileError: it is that of another one.
+        FileError: the directory belongs to another config.
     """
     enter(folder)
     stated = folder / "config.yaml"

@@ -1,4 +1,4 @@
-"""How far a discovery is, for whoever shows it."""
+"""Progress of a discovery, for display."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Progress(NamedTuple):
-    """`done` of `total` units of work (`unit`: edges, prompts, updates), and what else is worth showing."""
+    """`done` of `total` units of work (`unit`: edges, prompts, updates), and a note to show beside them."""
 
     done: int
     total: int
@@ -15,8 +15,8 @@ class Progress(NamedTuple):
     note: str
 
 
-Show = Callable[[Progress], None]  # shows it
+Show = Callable[[Progress], None]  # displays progress
 
 
 def silent(_: Progress) -> None:
-    """Shows nothing."""
+    """Show nothing."""

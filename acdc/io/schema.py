@@ -1,18 +1,18 @@
-"""What the schemas of YAML files share: types of values, mappings without unknown keys, errors in the user's words."""
+"""The base class of all schemas of files and options, and the one rendering of what is wrong with their values."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from acdc.errors import short, unknown
+from acdc.errors import FileError, short, unknown
 
 MAX_PROBLEMS = 10  # lines of one message
 
 
 def one_or_many(value: Any) -> Any:
-    """A text alone is a list of one."""
+    """Return a single text as a list of one."""
     return (value,) if isinstance(value, str) else value
 
 
@@ -26,7 +26,7 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(one_or_many)]
 class Strict(BaseModel):
     """A frozen mapping without unknown keys; a mistyped key gets a hint."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
@@ -41,26 +41,47 @@ class Strict(BaseModel):
         return value
 
 
+S = TypeVar("S", bound=Strict)
+
+
+def validated(schema: type[S], content: Any, where: str) -> S:
+    """Return the content of a file as its schema.
+
+    Args:
+        where: begins each line of the message, usually the path of the file
+    Raises:
+        FileError: the content does not fit the schema; a line per problem.
+    """
+    try:
+        return schema.model_validate(content)
+    except ValidationError as error:
+        raise FileError(mistakes(where, error)) from None
+
+
 def mistakes(where: str, error: ValidationError) -> str:
-    """Pydantic's errors in the user's words, one line each."""
-    problems = []
+    """Return pydantic's errors as one message, a line per problem."""
+    return listed(where, [": ".join(part for part in problem if part) for problem in problems(error)])
+
+
+def problems(error: ValidationError) -> list[tuple[str, str]]:
+    """Return pydantic's errors in plain words, each with its key, such as `data.slots`; "" for the whole mapping."""
+    found = []
     for problem in error.errors():
-        key = ".".join(str(part) for part in problem["loc"] if not str(part).startswith("~"))
         got = f", got {short(problem['input'])}"
-        text = {
+        texts = {
             "missing": "is missing",
             "value_error": str(problem.get("ctx", {}).get("error", "")),
             "string_type": f"should be a text; put it in quotes{got}",
             "tuple_type": f"should be a list{got}",
             "dict_type": f"should be a mapping{got}",
-            "finite_number": f"should be a finite number{got}",
-        }.get(problem["type"], problem["msg"].replace("Input should", "should") + got)
-        problems.append(": ".join(part for part in (key, text) if part))
-    return listed(where, problems)
+        }
+        text = texts.get(problem["type"], problem["msg"].replace("Input should", "should") + got)
+        found.append((".".join(map(str, problem["loc"])), text))
+    return found
 
 
 def listed(where: str, problems: list[str]) -> str:
-    """Problems as one message, a line each; `where` is the file."""
+    """Return problems as one message, a line each; `where` is the file."""
     lines = [": ".join(part for part in (where, problem) if part) for problem in problems]
     if len(lines) > MAX_PROBLEMS:
         lines[MAX_PROBLEMS:] = [f"{where}: and {len(lines) - MAX_PROBLEMS} more"]

@@ -1,4 +1,4 @@
-"""YAML as plain data, read safely, with the line numbers of its keys."""
+"""Read YAML safely as plain data, and find the line numbers of its keys."""
 
 from __future__ import annotations
 
@@ -8,29 +8,20 @@ from typing import Any
 
 import yaml
 
-from acdc.errors import FileError, TaskError
-from acdc.io.files import read_bytes
+from acdc.errors import FileError
+from acdc.io.files import read_text
 
 MAX_YAML_BYTES = 1_000_000
-MAX_DIGITS = 100  # of a number: reading one takes as long as the square of its digits
+MAX_DIGITS = 100  # of a number: the time to read one grows with the square of its digits
+MAX_DEPTH = 100  # levels of nesting
 MAX_INCLUDES = 20
 
-
-class _SlowParser(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser):
-    """PyYAML's own parser, for where it was built without libyaml's, which is a hundred times as fast."""
-
-    def __init__(self, text: str) -> None:
-        yaml.reader.Reader.__init__(self, text)
-        yaml.scanner.Scanner.__init__(self)
-        yaml.parser.Parser.__init__(self)
+_Base: Any = yaml.CSafeLoader if yaml.__with_libyaml__ else yaml.SafeLoader  # libyaml's is a hundred times as fast
 
 
-_Parser: Any = yaml._yaml.CParser if yaml.__with_libyaml__ else _SlowParser
-
-
-class Loader(yaml.composer.Composer, _Parser, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
-    """YAML's safe loader that also refuses keys that are twice there, by their text or value; aliases (which can grow
-    without bound) and merge keys (which need them); endless numbers; and tags of types that no file has."""
+class Loader(_Base):
+    """YAML's safe loader with more refused: aliases (which can grow without bound), merge keys (which need aliases),
+    duplicate keys, deep nesting, huge numbers, and tags of types that no file of acdc has."""
 
     yaml_constructors = {  # noqa: RUF012  typed by PyYAML
         tag: construct
@@ -39,72 +30,74 @@ class Loader(yaml.composer.Composer, _Parser, yaml.constructor.SafeConstructor, 
     }
 
     def __init__(self, text: str) -> None:
-        _Parser.__init__(self, text)
-        yaml.composer.Composer.__init__(self)
-        yaml.constructor.SafeConstructor.__init__(self)
-        yaml.resolver.Resolver.__init__(self)
+        _check_events(text)
+        super().__init__(text)
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """PyYAML's, without aliases."""
-        if self.check_event(yaml.AliasEvent):
-            raise _mistake("aliases (*name) are not allowed; use data.lists", self.peek_event())
-        return super().compose_node(parent, index)
-
-    def compose_scalar_node(self, anchor: Any) -> Any:
-        """PyYAML's, without numbers of more than MAX_DIGITS characters."""
-        node = super().compose_scalar_node(anchor)
+    def construct_scalar(self, node: Any) -> Any:
+        """Refuse numbers of more than MAX_DIGITS characters."""
         if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
             raise _mistake(f"a number of {len(node.value):,} characters; at most {MAX_DIGITS} are read", node)
-        return node
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """PyYAML's, of keys that are words, each once."""
+        """Refuse keys that are not words, are listed twice, or merge."""
         seen = set[Any]()
         for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
             if not isinstance(key, yaml.ScalarNode):
                 raise _mistake("a key should be a word", key)
             if key.tag.endswith(":merge"):
                 raise _mistake("merge keys (<<) are not allowed; write the keys themselves, or use include", key)
-            same = {key.value, self.construct_object(key)}  # 0.1 and 0.10, yes and true are one key
+            same = {key.value, self.construct_object(key)}  # 0.1 and 0.10, or yes and true, are the same key
             if same & seen:
                 raise _mistake(f"key {key.value!r} is there twice", key)
             seen |= same
         return super().construct_mapping(node, deep)
 
 
+def _check_events(text: str) -> None:
+    """Refuse aliases and deep nesting before nodes are composed, which is recursive."""
+    depth = 0
+    for event in yaml.parse(text, Loader=_Base):
+        if isinstance(event, yaml.AliasEvent):
+            raise _mistake("aliases (*name) are not allowed; use data.lists", event)
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        if isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > MAX_DEPTH:
+            raise _mistake(f"nested more than {MAX_DEPTH} levels deep", event)
+
+
 def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
-    """The error for a node or an event."""
+    """Return the error for a node or an event."""
     return yaml.MarkedYAMLError(problem=problem, problem_mark=at.start_mark)
 
 
-def read_text(path: Path, limit: int = MAX_YAML_BYTES) -> str:
-    """The file's text; a missing, huge or binary file, or what is none, is a `TaskError`."""
-    try:
-        return read_bytes(path, limit).decode("utf-8").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise TaskError(f"{path}: is not UTF-8 text") from None
-    except FileError as error:
-        raise TaskError(str(error)) from None
-
-
 def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """One file as plain data, `include` not yet followed. `keys` are named if the file is no mapping."""
+    """Return one file as plain data, without following `include`.
+
+    Args:
+        keys: named in the message if the file is not a mapping
+    Raises:
+        FileError: the file can't be read, or is not a YAML mapping.
+    """
+    text = read_text(path, MAX_YAML_BYTES)
     try:
-        content = Loader(read_text(path)).get_single_data()
+        content = Loader(text).get_single_data()
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise TaskError(f"{path}:{line} not valid YAML: {problem}") from None
-    except (RecursionError, ValueError, AttributeError) as error:  # nested too deeply; an impossible date or number
-        raise TaskError(f"{path}: not valid YAML: {error}") from None
+        raise FileError(f"{path}:{line} not valid YAML: {problem}") from None
+    except (ValueError, AttributeError) as error:  # an impossible date or number
+        raise FileError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
-        raise TaskError(f"{path}: should be a mapping with the keys {', '.join(keys)}")
+        raise FileError(f"{path}: should be a mapping with the keys {', '.join(keys)}")
     return content
 
 
 def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """`base` with `change` over it: mappings merge, null removes a key, all else replaces (RFC 7396)."""
+    """Return `base` with `change` over it: mappings merge, null removes a key, all else replaces (RFC 7396)."""
     merged = dict(base)
     for key, value in change.items():
         if value is None:
@@ -117,16 +110,25 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
-    """Raise TaskError if a file includes itself, by way of others in `trail`, or too many are included by each other.
-    The file has been read: only of one that is there it can be said which it is."""
+    """Check that a file, included through the files in `trail`, does not include itself, and that the chain is short.
+
+    Call it after reading the file: only an existing path can be resolved.
+
+    Raises:
+        FileError: the file includes itself, or the chain is longer than `MAX_INCLUDES`.
+    """
     if path.resolve() in trail:
-        raise TaskError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
+        raise FileError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
     if len(trail) >= MAX_INCLUDES:
-        raise TaskError(f"{path}: include goes deeper than {MAX_INCLUDES} files; put some of them into one")
+        raise FileError(f"{path}: include goes deeper than {MAX_INCLUDES} files; put some of them into one")
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are all different."""
+    """Return the pairs of a JSON object as a dict (an `object_pairs_hook`).
+
+    Raises:
+        ValueError: a key is there twice.
+    """
     found = dict[str, Any]()
     for key, value in pairs:
         if key in found:
@@ -136,26 +138,32 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Lines:
-    """Where the keys of a YAML file are, for messages. A file that can't be read has none."""
+    """The line numbers of the keys of a YAML file, for messages; none for a file that can't be read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._root = yaml.compose(read_text(path), Loader)
-        except (TaskError, yaml.YAMLError):
+            self._root = yaml.compose(read_text(path, MAX_YAML_BYTES), Loader)
+        except (FileError, yaml.YAMLError):
             self._root = None
 
     def of(self, keys: Iterable[str | int]) -> int | None:
-        """The line of a key, given as the keys on the way to it; None where it isn't there."""
-        node, line = self._root, None
+        """Return the line of a key, given as the keys on the way to it; None if the file has no such key."""
+        node = self._root
+        line = None
         for key in keys:
-            if isinstance(node, yaml.MappingNode):
-                found = [(k, v) for k, v in node.value if k.value == str(key)]
-            elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-                found = [(node.value[key], node.value[key])]
-            else:
-                found = []
-            if not found:
+            entry = _entry(node, key)
+            if entry is None:
                 return None
-            line, node = found[0][0].start_mark.line + 1, found[0][1]
+            line = entry[0].start_mark.line + 1
+            node = entry[1]
         return line
+
+
+def _entry(node: Any, key: str | int) -> tuple[Any, Any] | None:
+    """Return the nodes of a key and of its value; for an item of a list, the item twice."""
+    if isinstance(node, yaml.MappingNode):
+        return next(((k, v) for k, v in node.value if k.value == str(key)), None)
+    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+        return node.value[key], node.value[key]
+    return None

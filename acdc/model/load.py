@@ -19,7 +19,7 @@ from acdc.model.config import ModelConfig
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Transformer
-from acdc.task.tokenize import Prompts
+from acdc.task.tokenize import Split
 
 FAMILIES: dict[str, ModuleType] = {
     "acdc": native,
@@ -53,7 +53,7 @@ class Model:
     transformer: Transformer
     tokenizer: Tokenizer
 
-    def check_fits(self, *splits: Prompts) -> None:
+    def check_fits(self, *splits: Split) -> None:
         """Raise ModelError if prompts are longer than the model's positions or use ids that it does not embed or
         output.
         """

@@ -16,7 +16,7 @@ from torch import Tensor
 from acdc.errors import UserError
 from acdc.model.transformer import Activations, Transformer
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
-from acdc.task.tokenize import Prompts
+from acdc.task.tokenize import Split
 
 CHUNK = 32  # prompts per forward or backward pass
 BATCH = 16  # most prompts per update of a training
@@ -107,7 +107,7 @@ def numbered(prompt: int, run: str) -> str:
 
 
 def prepare(
-    model: Transformer, prompts: Prompts, ablation: str, mean: Activations | None = None, named: Named = numbered
+    model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None, named: Named = numbered
 ) -> ActivationCache:
     """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones.
 
@@ -157,7 +157,7 @@ def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:
     return one.map(lambda x: x.expand(-1, batch, *x.shape[2:]))
 
 
-def means(model: Transformer, prompts: Prompts) -> Activations:
+def means(model: Transformer, prompts: Split) -> Activations:
     """The mean over the clean prompts of what every sender writes, position by position; batch is 1."""
     tokens, pad = (torch.as_tensor(a).to(model.device) for a in (prompts.clean, prompts.pad))
     real = torch.arange(tokens.shape[1], device=model.device) >= pad[:, None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,19 +26,7 @@ from acdc.patching.activations import ActivationCache, Named, means, numbered, p
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.patching.state import State
-from acdc.task.tokenize import Prompts
-
-
-@dataclass(frozen=True)
-class Part:
-    """Consecutive prompts of a set (`acdc.task.tokenize.Prompts`)."""
-
-    clean: np.ndarray
-    corrupted: np.ndarray
-    pad: np.ndarray
-    rows: np.ndarray
-    correct: np.ndarray
-    wrong: np.ndarray
+from acdc.task.tokenize import Split
 
 
 class Parts:
@@ -48,7 +36,7 @@ class Parts:
     def __init__(
         self,
         model: Transformer,
-        prompts: Prompts,
+        prompts: Split,
         ablation: str,
         size: int | None = None,
         named: Named = numbered,
@@ -210,12 +198,19 @@ def _later(named: Named, start: int, prompt: int, run: str) -> str:
     return named(start + prompt, run)
 
 
-def _take(prompts: Prompts, start: int, end: int) -> Part:
+def _take(prompts: Split, start: int, end: int) -> Split:
+    """Return the prompts from start to end."""
     inside = (prompts.rows[:, 0] >= start) & (prompts.rows[:, 0] < end)
     rows = prompts.rows[inside] - np.array([start, 0])
     at = slice(start, end)
-    return Part(
-        prompts.clean[at], prompts.corrupted[at], prompts.pad[at], rows, prompts.correct[inside], prompts.wrong[inside]
+    return Split(
+        clean=prompts.clean[at],
+        corrupted=prompts.corrupted[at],
+        pad=prompts.pad[at],
+        rows=rows,
+        correct=prompts.correct[inside],
+        wrong=prompts.wrong[inside],
+        texts=prompts.texts[at],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from acdc.files.comparison import Comparison, Judged, MethodPart, TaskPart, to_rows
+from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, to_rows
 from acdc.report.many import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
@@ -44,7 +44,7 @@ def _chosen(comparison: Comparison) -> str:
     return "grown greedily" if comparison.greedy else "with the largest scores"
 
 
-def _task(comparison: Comparison, task: TaskPart) -> str:
+def _task(comparison: Comparison, task: ComparedTask) -> str:
     sized = [m for m in task.methods if m.circuits[0].size is not None]
     swept = [m for m in task.methods if m.circuits[0].size is None]
     right = "" if math.isnan(task.full_accuracy) else f", right {task.full_accuracy:.0%}"
@@ -79,7 +79,7 @@ def _task(comparison: Comparison, task: TaskPart) -> str:
     return "\n\n".join([*blocks, *("\n".join(task.notes),) * bool(task.notes)])
 
 
-def _costs(m: MethodPart) -> list[str]:
+def _costs(m: ComparedMethod) -> list[str]:
     areas = (number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd))
     return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
 
@@ -90,7 +90,7 @@ def _cell(c: Judged) -> str:
     return f"{c.edges}  {value:>5} {f'[{low}, {high}]':>13}{lost}"
 
 
-def _matrix(task: TaskPart, values: list[list[float]]) -> str:
+def _matrix(task: ComparedTask, values: list[list[float]]) -> str:
     """With numbers for the methods along the top, and what is below the diagonal only: the rest is the same."""
     rows = [
         [f"{i}", m.name, *(number(x, 2) for x in values[i - 1][:i])] + [""] * (len(values) - i)

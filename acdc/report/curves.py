@@ -7,7 +7,7 @@ import math
 from typing import Any
 
 from acdc.errors import UserError
-from acdc.files.comparison import TaskPart
+from acdc.files.comparison import ComparedTask
 from acdc.registry import METHODS
 
 # Okabe and Ito's colours, that colour-blind people can tell apart, but for yellow; with 7 markers and 3 kinds of lines
@@ -31,7 +31,7 @@ def check() -> None:
         ) from None
 
 
-def faithfulness(task: TaskPart) -> dict[str, bytes]:
+def faithfulness(task: ComparedTask) -> dict[str, bytes]:
     """Faithfulness against the edges of pruned circuits, a line per method with its 95 % interval; by file suffix. A
     circuit that is pruned to nothing has no place on a log axis, and is 0."""
     title = f"{task.metric}, {task.ablation} ablation"
@@ -57,7 +57,7 @@ def faithfulness(task: TaskPart) -> dict[str, bytes]:
     return _files(figure, axes)
 
 
-def roc(task: TaskPart) -> dict[str, bytes]:
+def roc(task: ComparedTask) -> dict[str, bytes]:
     """True against false positive rate of the methods' scores, by file suffix."""
     figure, axes = _figure(task, f"edges of {task.reference}", "false positive rate", "true positive rate", 7)
     axes.plot([0, 1], [0, 1], color="#999999", lw=0.8)
@@ -71,7 +71,7 @@ def roc(task: TaskPart) -> dict[str, bytes]:
     return _files(figure, axes)
 
 
-def _style(task: TaskPart, index: int) -> dict[str, Any]:
+def _style(task: ComparedTask, index: int) -> dict[str, Any]:
     """The same for a method in every plot."""
     name, known = task.methods[index].name, list(METHODS)
     new = [m.name for m in task.methods if m.name not in METHODS]
@@ -89,7 +89,7 @@ def _style(task: TaskPart, index: int) -> dict[str, Any]:
     }
 
 
-def _figure(task: TaskPart, title: str, x: str, y: str, width: float) -> tuple[Any, Any]:
+def _figure(task: ComparedTask, title: str, x: str, y: str, width: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
     figure = Figure(figsize=(width, 4.8), layout="constrained")

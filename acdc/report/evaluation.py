@@ -6,7 +6,7 @@ import math
 from textwrap import wrap
 
 from acdc.evaluation.bootstrap import Estimate
-from acdc.files.evaluation import DRAWS, LEGEND, EdgePart, Evaluation, Measured
+from acdc.files.evaluation import DRAWS, LEGEND, Evaluation, Measured, RemovedEdge
 from acdc.report.text import grid, number
 
 WIDTH, LABEL = 118, 16
@@ -72,7 +72,7 @@ def _minimality(e: Evaluation) -> str:
     )
 
 
-def _edges(title: str, edges: list[EdgePart]) -> list[str]:
+def _edges(title: str, edges: list[RemovedEdge]) -> list[str]:
     return [f"  {title}", *(f"    {x.name:28}{_estimate(x.rise, 4)}" for x in edges)] if edges else []
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acdc.files.stability import KINDS, EdgePart, Range, Run, Stability
+from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Run, Stability
 from acdc.report.text import grid, number
 
 LABEL = 12
@@ -47,7 +47,7 @@ def _often(s: Stability) -> str:
     """How many edges are found how often."""
     rows = [["found in", "edges", f"of the base run's {s.base.edges}"]]
 
-    def row(title: str, edges: list[EdgePart]) -> list[str]:
+    def row(title: str, edges: list[EdgeFrequency]) -> list[str]:
         return [title, f"{len(edges)}", f"{sum(e.base for e in edges)}"]
 
     for share in sorted({1.0, 0.9, s.share, 0.5}, reverse=True):
@@ -82,7 +82,7 @@ def _odd(s: Stability) -> str:
     return "\n\n".join(filter(None, blocks))
 
 
-def _edges(s: Stability, title: str, edges: list[EdgePart]) -> str:
+def _edges(s: Stability, title: str, edges: list[EdgeFrequency]) -> str:
     if not edges:
         return ""
     kinds = [k.name for k in s.kinds if k.name in KINDS]
@@ -97,7 +97,7 @@ def _interval(r: Run) -> str:
     return value if r.faithfulness[1] is None else f"{value} [{low}, {high}]"
 
 
-def _range(x: Range, digits: int) -> str:
+def _range(x: MeanRange, digits: int) -> str:
     if x.mean is None:
         return "–"
     return f"{number(x.mean, max(digits, 1))} ({number(x.low, digits)} to {number(x.high, digits)})"

@@ -1,1 +1,1 @@
-"""Every option, resolved, and what a config names, loaded."""
+"""Resolve the options of a run, and load what a config names."""

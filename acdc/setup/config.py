@@ -1,4 +1,4 @@
-"""What a run is: every option with its value, from the command line, a YAML config, the task and built-in defaults.
+"""The options of a run, resolved from the command line, a YAML config, the task and built-in defaults.
 
 Precedence: command line > YAML config (`--config`) > the task's own defaults > built-in defaults.
 """
@@ -7,139 +7,96 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 
 from acdc.errors import FileError, UserError, unknown
+from acdc.io.schema import Flag, Number, Strict, Text, Whole, problems
 from acdc.io.yaml_file import read_yaml
 from acdc.registry import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.task.load import find_config, load_task
-from acdc.task.schema import MAX_WORDS, Task
+from acdc.task.schema import Task
+from acdc.task.words import MAX_WORDS
 
-DefaultModel = Callable[[], tuple[str, str | None]]  # gives a model's name, and a note or None
+DefaultModel = Callable[[], tuple[str, str | None]]  # returns a model's name, and a note or None
+
+DEFAULT_MODEL = "gpt2"
+FALLBACK_MODEL = "tiny"
+LARGEST_SEED = 2**62  # NumPy refuses negative seeds, PyTorch and Parquet more than 64 bits
+
+Positive = Annotated[Whole, Field(ge=1)]
+NonNegative = Annotated[Number, Field(ge=0)]
 
 
-DEFAULT_MODEL, FALLBACK_MODEL = "gpt2", "tiny"
-LARGEST_SEED = 2**62  # NumPy takes none below 0, and PyTorch and Parquet none above 64 bits
-
-
-class Config(BaseModel):
-    """A resolved run.
+class Config(Strict):
+    """A run with every option resolved.
 
     Args:
         task: a shipped task, or the path of a YAML file
-        model: a bundled model, a local directory, a .gguf file or a Hugging Face id; by default the task's, else gpt2,
-            or tiny where that can't be had
-        method: how edges are chosen
-        metric: what is minimised, one of the task's; by default the task's
-        threshold: τ in the metric's units: an edge goes if its removal raises the metric by less. Of a method with
-            scores: the least one to keep. By default the task's, or the method's
-        edges: how many to keep, those with the highest scores, instead of a threshold; not for acdc
+        model: a bundled model, a local directory, a .gguf file or a Hugging Face id; by default the task's model, else
+            gpt2, or tiny if gpt2 is not available
+        method: the method that scores or tests edges
+        metric: the metric to minimise, one of the task's; by default the task's default
+        threshold: τ in the metric's units: an edge is removed if its removal raises the metric by less. For methods
+            with scores: the smallest score to keep. By default the task's, or the method's
+        edges: number of edges to keep, those with the highest scores, instead of a threshold; not for acdc
         greedy: grow these edges from the logits
-        abs: go by the size of a change or score, not its sign
+        abs: use the absolute value of changes and scores
         ablation: what a removed edge carries; by default the task's
-        direct: test whole q, k and v vectors first, and count them
-        order: in which acdc tests edges
+        direct: also test the direct edges of q, k and v, before their residual edges, and count them
+        order: the order in which acdc tests edges
         examples: prompts for discovery, and as many held out; by default the task's
-        seed: of the prompts and of everything random; by default the task's
+        seed: seed of the prompts and of everything random; by default the task's
         dtype: of weights and activations
         device: `auto`, `cpu`, `mps`, `cuda` or `cuda:1`; auto is CUDA, else MPS, else the CPU
-        batch: most candidates evaluated at once; it changes speed only
-        prefilter: `METHOD:SHARE`: acdc decides among this share of the edges, the best of another method, as in
+        batch: most candidates evaluated at once; changes the speed, not the result
+        prefilter: `METHOD:SHARE`: acdc tests only this share of the edges, the best of another method, as in
             `eap-ig:0.05`
-        steps: points on the path, for eap-ig and eap-ig-activations; by default 5
-        updates: of a method that trains gates; by default its own number
-        penalty: price of open gates, for subnetwork-probing; by default 0.3
-        sparsity: share of edges to close, for edge-pruning; by default 0.9
+        steps: integration steps of eap-ig and eap-ig-activations; by default 5
+        updates: training steps of methods that train gates; by default the method's own number
+        penalty: penalty on open gates, for subnetwork-probing; by default 0.3
+        sparsity: share of edges to remove, for edge-pruning; by default 0.9
         part: prompts held in memory at once; by default as many as fit
-        model_hash: of the weights it was resolved with; a run refuses others
-        data_hash: of the prompts it was resolved with; a run refuses others
+        model_hash: hash of the weights that the config was resolved with; a run with others is refused
+        data_hash: hash of the prompts that the config was resolved with; a run with others is refused
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
-
-    task: str
-    model: str
-    method: str = "acdc"
-    metric: str
-    threshold: float | None = None
-    edges: int | None = None
-    greedy: bool | None = None
-    abs: bool = False
-    ablation: str
-    direct: bool = True
-    order: str = "paper"
-    examples: int
-    seed: int
-    dtype: str = "float32"
-    device: str = "auto"
-    batch: int = 64
-    prefilter: str | None = None
-    steps: int | None = None
-    updates: int | None = None
-    penalty: float | None = None
-    sparsity: float | None = None
-    part: int | None = None
-    model_hash: str | None = None
-    data_hash: str | None = None
-
-    @field_validator("threshold", "penalty", "sparsity", mode="before")
-    @classmethod
-    def _number(cls, value: Any) -> Any:
-        if not isinstance(value, int) or isinstance(value, bool):
-            return value
-        try:
-            return float(value)
-        except OverflowError:  # of hundreds of digits
-            return math.inf if value > 0 else -math.inf
-
-    @field_validator("threshold", "penalty")
-    @classmethod
-    def _finite(cls, value: float | None) -> float | None:
-        if value is not None and (not math.isfinite(value) or value < 0):
-            raise ValueError(f"is {value}; it must be a finite number, 0 or above, in the metric's units")
-        return value
-
-    @field_validator("sparsity")
-    @classmethod
-    def _share(cls, value: float | None) -> float | None:
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"is {value}; it must be from 0 to less than 1, the share of edges that go")
-        return value
+    task: Text
+    model: Text
+    method: Text = "acdc"
+    metric: Text
+    threshold: NonNegative | None = None
+    edges: Positive | None = None
+    greedy: Flag | None = None
+    abs: Flag = False
+    ablation: Text
+    direct: Flag = True
+    order: Text = "paper"
+    examples: Annotated[Whole, Field(ge=1, le=MAX_WORDS)]
+    seed: Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
+    dtype: Text = "float32"
+    device: Text = "auto"
+    batch: Positive = 64
+    prefilter: Text | None = None
+    steps: Positive | None = None
+    updates: Positive | None = None
+    penalty: NonNegative | None = None
+    sparsity: Annotated[Number, Field(ge=0, lt=1)] | None = None
+    part: Positive | None = None
+    model_hash: Text | None = None
+    data_hash: Text | None = None
 
     @field_validator("prefilter")
     @classmethod
     def _filter(cls, value: str | None) -> str | None:
         if value is not None:
             parse_filter(value)
-        return value
-
-    @field_validator("examples", "batch", "part", "edges", "steps", "updates")
-    @classmethod
-    def _positive(cls, value: int | None) -> int | None:
-        if value is not None and value < 1:
-            raise ValueError(f"is {value}; it must be 1 or more")
-        return value
-
-    @field_validator("examples")
-    @classmethod
-    def _few(cls, value: int) -> int:
-        if value > MAX_WORDS:
-            raise ValueError(f"is {value}; it must be from 1 to {MAX_WORDS}")
-        return value
-
-    @field_validator("seed")
-    @classmethod
-    def _seed(cls, value: int) -> int:
-        if not 0 <= value <= LARGEST_SEED:
-            raise ValueError(f"is {value}; it must be from 0 to {LARGEST_SEED}")
         return value
 
     @field_validator("device")
@@ -151,78 +108,66 @@ class Config(BaseModel):
 
     @property
     def needs_model(self) -> tuple[str, ...]:
-        """The options that say which model it needs, and how; configs that agree in them can share it."""
+        """The options that decide how the model is loaded; configs that agree in them can share it."""
         return self.model, self.device, self.dtype
 
     @property
     def needs(self) -> tuple[str | int, ...]:
-        """The options that say which model, prompts and clean and ablated runs it needs."""
+        """The options that decide model, prompts and activations; configs that agree in them can share these."""
         return (*self.needs_model, self.task, self.examples, self.seed, self.ablation)
 
     @property
     def digest(self) -> str:
-        """Eight hex digits that stand for the whole config."""
+        """Eight hex digits that identify the config."""
         return hashlib.sha256(json.dumps(self.model_dump(exclude_none=True), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def task_name(self) -> str:
-        """A name without folders: what files say of the task."""
+        """The task's name without folders, as in result files."""
         return Path(self.task).stem if self.task.endswith((".yaml", ".yml")) else self.task
 
     @property
     def model_name(self) -> str:
-        """A name without folders: what files say of the model."""
+        """The model's name without folders, as in result files."""
         return Path(self.model).name if os.path.isdir(self.model) else self.model
 
     @property
     def folder(self) -> str:
-        """Name of the run's directory."""
+        """The default name of the run's directory."""
         parts = (self.task_name, re.sub(r"[^\w.-]+", "-", self.model_name), self.method, self.digest)
         return "-".join(parts)
 
     def to_yaml(self) -> str:
-        """The content of the run's config.yaml, without what is None."""
+        """Return the content of the run's config.yaml; options that are None are left out."""
         out: str = yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
         return out
 
-    def command(self) -> str:
-        """The command that makes this run again."""
-        flags = [f"--task {self.task_name if '/' in self.task else self.task}", f"--model {self.model_name}"]
-        stated = [f"--{k} {v}" for k, v in self.options().items() if not isinstance(v, bool)]
-        flags += [f"--method {self.method}", f"--metric {self.metric}", f"--ablation {self.ablation}", *stated]
-        flags += [f"--examples {self.examples}", f"--seed {self.seed}", f"--dtype {self.dtype}"]
-        flags += ["--direct" if self.direct else "--no-direct"] + (["--abs"] if self.abs else [])
-        return "acdc run " + " ".join(flags + (["--greedy"] if self.greedy else []))
-
     def options(self) -> dict[str, bool | int | float | str]:
-        """The options that decide what the method finds; `batch` only says how fast."""
+        """Return the options that decide the result of the method; not `batch`, which changes only the speed."""
         names = [name for name in METHODS[self.method].options if name != "batch"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-def parse_bytes(text: str) -> float:
-    """A size such as 4GB, 500MB or 1.5 GiB.
-
-    Raises:
-        ValueError: it is no such thing.
-    """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
-    if not match:
-        raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
-    number, unit, binary = match.groups()
-    return float(number) * (1024 if binary else 1000) ** (2 if unit in "Mm" else 3)
-
-
-def memory_bound(text: str | None) -> float | None:
-    """The bytes of --memory; None where it is not given.
-
-    Raises:
-        UserError: it is no size.
-    """
-    try:
-        return None if text is None else parse_bytes(str(text))
-    except ValueError as error:
-        raise UserError(f"--memory: {error}") from None
+def command_line(config: Config) -> str:
+    """Return the command that makes a run again."""
+    flags = {
+        "task": config.task_name if "/" in config.task else config.task,
+        "model": config.model_name,
+        "method": config.method,
+        "metric": config.metric,
+        "ablation": config.ablation,
+        **{key: value for key, value in config.options().items() if not isinstance(value, bool)},
+        "examples": config.examples,
+        "seed": config.seed,
+        "dtype": config.dtype,
+    }
+    words = ["acdc run", *(f"--{key} {value}" for key, value in flags.items())]
+    words.append("--direct" if config.direct else "--no-direct")
+    if config.abs:
+        words.append("--abs")
+    if config.greedy:
+        words.append("--greedy")
+    return " ".join(words)
 
 
 def resolve(
@@ -231,17 +176,18 @@ def resolve(
     default_model: DefaultModel | None,
     load: Callable[[str], Task] = load_task,
 ) -> tuple[Config, Task, list[str]]:
-    """The config of a run, its task, and notes for the user.
+    """Return the config of a run, its task, and notes for the user.
 
     Args:
-        given: options of the command line, None where not given
+        given: options of the command line; None for those not given
         file: a YAML config, or the name of a shipped one; or None
-        default_model: called when nothing names a model; None where something does
-        load: reads a task; for many configs, one that reads each task once
+        default_model: called if nothing names a model; None if something does
+        load: reads a task; pass a caching one for many configs
     Raises:
-        UserError: one line that names the flag or the file and key
+        UserError: names the flag, or the file and key; a line per problem
     """
-    stated = _Stated({k: v for k, v in given.items() if v is not None}, *_file(file))
+    path = find_config(file) if file else None
+    stated = _Stated({k: v for k, v in given.items() if v is not None}, _read(path) if path else {}, path)
     explicit = stated.values
     if "task" not in explicit:
         raise UserError("no task; give --task NAME (see `acdc tasks`) or a --config with the key task")
@@ -257,13 +203,14 @@ def resolve(
     _check_choices(values, task, stated)
     _check_bound(explicit, defaults, stated)
     config = _config(values, stated)
-    for method in (config.method, *([parse_filter(config.prefilter)[0]] if config.prefilter else [])):
-        check_method(method, config.metric, config.ablation)
+    check_method(config.method, config.metric, config.ablation)
+    if config.prefilter:
+        check_method(parse_filter(config.prefilter)[0], config.metric, config.ablation)
     return config, task, [note] if note else []
 
 
 class _Stated(NamedTuple):
-    """Options as they were given; the command line wins."""
+    """The options that were given; the command line wins over the file."""
 
     command_line: dict[str, Any]
     from_file: dict[str, Any]
@@ -273,14 +220,19 @@ class _Stated(NamedTuple):
     def values(self) -> dict[str, Any]:
         return {**self.from_file, **self.command_line}
 
+    def message(self, key: str, text: str) -> str:
+        """Return the message about an option, which says where the option was given."""
+        if key in self.from_file and key not in self.command_line:
+            return f"{self.file}: {key}: {text}"
+        return f"--{key.replace('_', '-')}: {text}"
+
     def wrong(self, key: str, text: str) -> UserError:
-        """The error of an option, which says where that was given."""
-        in_file = key not in self.command_line and key in self.from_file
-        return UserError(f"{f'{self.file}: {key}' if in_file else '--' + key.replace('_', '-')}: {text}")
+        """Return the error about an option."""
+        return UserError(self.message(key, text))
 
 
 def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
-    """The method is known and has the options that are given."""
+    """Raise UserError unless the method is known and has the given options."""
     name = str(explicit.get("method", "acdc"))
     if name not in METHODS:
         raise stated.wrong("method", unknown("method", name, METHODS))
@@ -291,7 +243,7 @@ def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
 
 
 def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
-    """What the task says of a run, with the method's own threshold where it has one."""
+    """Return the task's defaults, with the method's own threshold if it has one."""
     defaults = task.defaults_for(str(explicit["model"])).model_dump(
         include={"metric", "threshold", "examples", "seed", "ablation"}
     )
@@ -304,7 +256,7 @@ def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
 
 
 def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
-    """What is chosen by name is there, and the task has answers for the metric."""
+    """Raise UserError unless all names are known and the task has the metric."""
     for key, names in NAMES.items():
         if key in values and values[key] not in names:
             raise stated.wrong(key, refusal(key, str(values[key])))
@@ -314,9 +266,10 @@ def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
 
 
 def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _Stated) -> None:
-    """It is said how many edges to keep, once, and in the units of the metric."""
+    """Raise UserError unless exactly one of threshold and edges is given, in the units of the metric."""
     name = explicit.get("method", "acdc")
-    by_edges, by_threshold = "edges" in explicit, "threshold" in explicit
+    by_edges = "edges" in explicit
+    by_threshold = "threshold" in explicit
     metric = explicit.get("metric", defaults["metric"])
     by_task = not by_threshold and "threshold" in defaults and METHODS[name].threshold == "task"
     if by_task and metric != defaults["metric"]:
@@ -334,24 +287,17 @@ def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _St
 
 
 def _config(values: dict[str, Any], stated: _Stated) -> Config:
-    """The config of these values."""
+    """Return the config of these values; raise UserError with a line per problem."""
     try:
         return Config(**values)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = str(first["loc"][0]) if first["loc"] else ""
-        raise stated.wrong(key, str(first["msg"]).removeprefix("Value error, ")) from None
-
-
-def _file(file: Path | None) -> tuple[dict[str, Any], Path | None]:
-    """The options of a config file, and where it is."""
-    file = find_config(file) if file else None
-    return (_read(file) if file else {}), file
+        raise UserError("\n".join(stated.message(key, text) for key, text in problems(error))) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
-    """What a config file states. Null says that a key has its default, where that is null."""
-    raw, fields = read_yaml(file, Config.model_fields), Config.model_fields
+    """Return the options in a config file. Null stands for a default that is null; for other keys it is a value."""
+    raw = read_yaml(file, Config.model_fields)
+    fields = Config.model_fields
     for key in raw:
         if key not in fields:
             raise FileError(f"{file}: {unknown('key', str(key), fields)}")

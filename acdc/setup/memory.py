@@ -20,7 +20,7 @@ from acdc.patching.activations import BATCH, CHUNK, TABLE_BYTES
 from acdc.patching.metrics import SAMPLE_NUMBERS
 from acdc.registry import METHODS, METRICS, parse_filter
 from acdc.setup.config import Config
-from acdc.task.tokenize import Prompts
+from acdc.task.tokenize import Split
 
 PROCESS = 310e6  # bytes of Python with PyTorch and a tokenizer on a CPU
 LOADING = 2  # while weights are folded, the checkpoint is in memory beside them
@@ -51,7 +51,7 @@ class Sizes:
     paired: bool
 
     @classmethod
-    def of(cls, config: Config, model: ModelConfig, prompts: Prompts) -> Sizes:
+    def of(cls, config: Config, model: ModelConfig, prompts: Split) -> Sizes:
         """The sizes of a config's run, from the prompts of one half."""
         n, positions = prompts.clean.shape
         itemsize = 8 if config.dtype == "float64" else 4
@@ -121,7 +121,7 @@ class Sizes:
         return min(TABLE_BYTES, len(self.model.graph().senders) * self.stream(n))
 
 
-def live_positions(config: Config, model: ModelConfig, prompts: Prompts) -> int:
+def live_positions(config: Config, model: ModelConfig, prompts: Split) -> int:
     """The number of positions at which the ablated run can differ from the clean one."""
     n_pos = int(prompts.clean.shape[1])
     if config.ablation != "corrupted" or not model.causal:
@@ -129,7 +129,7 @@ def live_positions(config: Config, model: ModelConfig, prompts: Prompts) -> int:
     return n_pos - int((prompts.clean == prompts.corrupted).all(0).cumprod().sum())
 
 
-def expected(config: Config, model: ModelConfig, prompts: Prompts, halves: int = 2, device: str = "cpu") -> int:
+def expected(config: Config, model: ModelConfig, prompts: Split, halves: int = 2, device: str = "cpu") -> int:
     """About how many bytes a run takes at most: the whole process on a CPU, the device's memory elsewhere.
 
     Args:
@@ -151,7 +151,7 @@ def expected(config: Config, model: ModelConfig, prompts: Prompts, halves: int =
 
 
 def prompts_at_once(
-    config: Config, model: ModelConfig, prompts: Prompts, memory: float, halves: int = 2, device: str = "cpu"
+    config: Config, model: ModelConfig, prompts: Split, memory: float, halves: int = 2, device: str = "cpu"
 ) -> int | None:
     """The largest number of prompts, at least 1, that can be held within `memory` bytes; None if all of them can."""
 

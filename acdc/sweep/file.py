@@ -26,8 +26,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.errors import FileError, TaskError, UserError, unknown
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, mistakes
+from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
-from acdc.setup.config import Config, DefaultModel, parse_bytes, resolve
+from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.template import render

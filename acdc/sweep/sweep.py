@@ -28,6 +28,7 @@ from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Progress, Show
+from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import read_yaml
 from acdc.model.load import load_tokenizer, pick_device
 from acdc.report import sweep_curves
@@ -35,7 +36,7 @@ from acdc.report.many import render_many
 from acdc.report.panels import of_rows
 from acdc.report.results import summary
 from acdc.report.text import grid
-from acdc.setup.config import Config, DefaultModel, parse_bytes
+from acdc.setup.config import Config, DefaultModel
 from acdc.sweep import estimate
 from acdc.sweep.executors import Callbacks, Cluster, Job, Local
 from acdc.sweep.file import MANY, Run, SweepFile, read_sweep
@@ -181,7 +182,7 @@ def _check_begun(runs: list[Run], out: Path) -> None:
             continue
         try:
             found = read_yaml(stated, Config.model_fields)
-        except TaskError:
+        except FileError:
             raise FileError(f"{stated}: is no config of a run; remove {stated.parent}, and the run is made") from None
         now = {k: v for k, v in run.config.model_dump(exclude_none=True).items() if k not in HASHED}
         then = {k: v for k, v in found.items() if k not in HASHED}

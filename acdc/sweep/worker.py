@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.commands.run import run
-from acdc.errors import InUse, TaskError, UserError
+from acdc.errors import FileError, InUse, UserError
 from acdc.files.table import FAILURE, record_failure, state
 from acdc.io.files import read_json
 from acdc.io.progress import Progress
@@ -109,7 +109,7 @@ def _as_begun(folder: Path, config: Config) -> Config:
     memory, or less, and its files say so."""
     try:
         return config.model_copy(update={"part": read_yaml(folder / "config.yaml", Config.model_fields).get("part")})
-    except TaskError:
+    except FileError:
         return config
 
 

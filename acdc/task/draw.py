@@ -1,4 +1,4 @@
-"""From a task to examples: pairs of prompts with answers, as text, from templates, rows or a generator, seeded."""
+"""Draw examples from a task: pairs of prompts with answers, as text, from templates, rows or a generator, seeded."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from acdc.errors import TaskError, short
-from acdc.task.schema import Answers, Compare, Generator, Prompt, Range, Table, Task
+from acdc.task.schema import Answers, Compare, Generator, Prompt, Task
 from acdc.task.template import render
+from acdc.task.words import NumberRange, Table
 
-MAX_MISSES = 20_000  # draws in a row that give nothing new before the prompts count as used up
-MAX_UNFIT = 1_000  # draws from the start of which none has the tokens that data.pieces asks for
+MAX_MISSES = 20_000  # draws in a row without a new prompt before the prompts count as used up
+MAX_UNFIT = 1_000  # draws without any that fits data.pieces before the tokenizer counts as unfit
 
-Unfit = Callable[[dict[str, str]], Iterator[str]]  # why some words of the slots won't do
+Unfit = Callable[[dict[str, str]], Iterator[str]]  # slot values -> why they can't be used
 
 
 @dataclass(frozen=True)
-class Example:
-    """One pair of prompts as text."""
+class TextExample:
+    """A pair of prompts with answers, as text."""
 
     clean: str
     corrupted: str
     correct: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
-    # slot -> the clean prompt with only this slot changed; a changed length would shift what follows
+    # slot -> the clean prompt with only this slot changed, to check that its number of tokens stays the same
     steps: dict[str, str] = field(default_factory=dict)
 
 
@@ -34,15 +35,15 @@ class Pool:
 
     name: str
     fields: tuple[str, ...]  # slot, or slot.column for a table
-    rows: Sequence[Sequence[str]]  # a word for each field
+    rows: Sequence[Sequence[str]]  # one word per field
 
     def form(self, index: int) -> dict[str, str]:
-        """What drawing this row fills in: field -> word."""
+        """Return the words of a row: field -> word."""
         return dict(zip(self.fields, self.rows[index], strict=True))
 
 
 def pools(task: Task) -> dict[str, Pool]:
-    """The pool of every slot."""
+    """Return the pool of every slot."""
     if task.data.generator:
         return generator_pools(task.data.generator)
     found = {}
@@ -52,30 +53,37 @@ def pools(task: Task) -> dict[str, Pool]:
         if isinstance(words, Table):
             found[slot] = Pool(name, tuple(f"{slot}.{column}" for column in words.columns), words.rows)
         else:
-            texts = words.texts() if isinstance(words, Range) else words
+            texts = words.texts() if isinstance(words, NumberRange) else words
             found[slot] = Pool(name, (slot,), [(text,) for text in texts])
     return found
 
 
 def generator_pools(generator: Generator) -> dict[str, Pool]:
-    """The pool of every slot of `generator_prompt`: all draw from the same words."""
-    slots, rows = [f"{half}{i}" for half in "wx" for i in range(generator.length)], [(w,) for w in generator.words]
+    """Return the pool of every slot of `generator_prompt`; all draw from the same words."""
+    slots = [f"{half}{i}" for half in "wx" for i in range(generator.length)]
+    rows = [(word,) for word in generator.words]
     return {slot: Pool("words", (slot,), rows) for slot in slots}
 
 
 def generator_prompt(generator: Generator) -> Prompt:
-    """Repeated words as a template: clean `w0 w1 w0 w1`, corrupted `x0 x1 w0 w1`."""
+    """Return repeated words as a template: clean `w0 w1 w0 w1`, corrupted `x0 x1 w0 w1`."""
     first, other = ("".join(f" {{{half}{i}}}" for i in range(generator.length)) for half in "wx")
     return Prompt(clean=first + first, corrupted=other + first)
 
 
-def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> list[Example]:
-    """Distinct examples for all halves; the templates take turns, so that each serves equally often."""
+def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> list[TextExample]:
+    """Draw distinct examples for all halves. The templates are used in turn, so that each is used equally often.
+
+    Raises:
+        TaskError: the task has too few prompts, or the tokenizer can't serve it.
+    """
     if task.data.rows is not None:
         return draw_rows(task, rng, examples, halves)
     generator = task.data.generator
     prompts = (generator_prompt(generator),) if generator else task.data.prompts
-    slots, found, misses = pools(task), dict[str, Example](), 0
+    slots = pools(task)
+    found = dict[str, TextExample]()
+    misses = 0
     while len(found) < examples * halves:
         prompt = prompts[len(found) % len(prompts)]
         example, values = fill(task, prompt, slots, rng)
@@ -83,7 +91,8 @@ def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> l
         alike = any(len({values[0][field] for field in group}) < len(group) for group in task.data.different)
         if wrong is None and not alike and example.clean not in found:
             right, others = answers_of(task, prompt, values[0])
-            found[example.clean], misses = replace(example, correct=right, wrong=others), 0
+            found[example.clean] = replace(example, correct=right, wrong=others)
+            misses = 0
             continue
         misses += 1
         if wrong and not found and misses >= MAX_UNFIT:
@@ -91,22 +100,28 @@ def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> l
                 f"{task.name}: data.pieces: {wrong}; none of {misses} draws fits, so this tokenizer "
                 "can't serve the task"
             )
-        slow = 1 + (len(example.clean) + 100 * (len(slots) + len(task.data.pieces))) // 20_000  # times as slow as usual
-        if misses >= MAX_MISSES // slow:
-            raise TaskError(few(task, len(found), examples, halves))
+        # A draw takes longer the longer the prompt and the more slots: give up earlier.
+        slowness = 1 + (len(example.clean) + 100 * (len(slots) + len(task.data.pieces))) // 20_000
+        if misses >= MAX_MISSES // slowness:
+            raise TaskError(too_few_prompts(task, len(found), examples, halves))
     return list(found.values())
 
 
-def few(task: Task, available: int, examples: int, halves: int) -> str:
-    """The message where a task has too few prompts."""
+def too_few_prompts(task: Task, available: int, examples: int, halves: int) -> str:
+    """Return the message for a task with too few prompts."""
     need = f"{examples * halves} ({halves} halves of {examples})" if halves > 1 else f"{examples}"
     most = available // halves
-    cure = f"use at most {most} example{'s' * (most != 1)}" if most else "add some"
-    return f"{task.name}: has only {available} different prompts, {need} are needed; {cure}"
+    noun = "example" if most == 1 else "examples"
+    advice = f"use at most {most} {noun}" if most else "add some"
+    return f"{task.name}: has only {available} different prompts, {need} are needed; {advice}"
 
 
-def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[Example]:
-    """The task's own rows, sampled."""
+def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[TextExample]:
+    """Sample examples from the task's own rows.
+
+    Raises:
+        TaskError: there are too few rows, or a prompt is there twice.
+    """
     rows = task.data.rows or ()
     first: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
@@ -117,14 +132,14 @@ def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[Examp
             )
         first[row.clean] = number
     if len(rows) < examples * halves:
-        raise TaskError(few(task, len(rows), examples, halves))
+        raise TaskError(too_few_prompts(task, len(rows), examples, halves))
     paired = (task.corrupt and task.corrupt.template) or ""
-    pairs = [Example(row.clean, row.corrupted or paired, *answers_of(task, row, None)) for row in rows]
+    pairs = [TextExample(row.clean, row.corrupted or paired, *answers_of(task, row, None)) for row in rows]
     return rng.sample(pairs, examples * halves)
 
 
-def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tuple[Example, list[dict[str, str]]]:
-    """One random example of a template, still without answers, and the slot values of its clean and its corrupted
+def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tuple[TextExample, list[dict[str, str]]]:
+    """Return a random example of a template, without answers, and the slot values of its clean and corrupted
     prompt."""
     taken: dict[str, set[int]] = {}
 
@@ -145,7 +160,7 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
         change |= {slot: {slot: word} for slot, word in (corrupt.fix or {}).items()}
     after = values | {key: word for words in change.values() for key, word in words.items()}
     template = prompt.corrupted or (corrupt and corrupt.template) or prompt.clean
-    example = Example(
+    example = TextExample(
         render(prompt.clean, values),
         render(template, after),
         steps={slot: render(prompt.clean, values | words) for slot, words in change.items()},
@@ -154,7 +169,7 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
 
 
 def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Correct and wrong answers as text; without slot values (rows) the prompt's own are literal."""
+    """Return correct and wrong answers as text. Without slot values, as for rows, the prompt's own are literal."""
     answers = task.answers or Answers.model_construct()
     if answers.compare and prompt.correct is None:
         return compared(answers.compare, (values or {})[answers.compare.slot])
@@ -168,15 +183,19 @@ def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tup
 
 
 def compared(compare: Compare, value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The numbers on the right side of the slot's value, and the others."""
+    """Return the numbers on the correct side of the slot's value, and the others."""
     sign = 1 if compare.relation == "greater" else -1
     numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != int(value)]
     right = tuple(n for n in numbers if sign * int(n) > sign * int(value))
     return right, tuple(n for n in numbers if n not in set(right))
 
 
-def shuffled(task: Task, half: list[Example], rng: Random) -> list[Example]:
-    """Every example gets another one's clean prompt as its corrupted prompt."""
+def shuffled(task: Task, half: list[TextExample], rng: Random) -> list[TextExample]:
+    """Return the examples, each with the clean prompt of another one as its corrupted prompt.
+
+    Raises:
+        TaskError: there are fewer than two examples.
+    """
     if len(half) < 2:
         raise TaskError(f"{task.name}: corrupt.shuffle: needs at least 2 examples, got {len(half)}")
     order = list(range(len(half)))

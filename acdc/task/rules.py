@@ -1,4 +1,4 @@
-"""Rules across the keys of a task: `problems` names every one that is broken, in the words that the user typed."""
+"""Rules across the keys of a task; `problems` lists every broken one, in the words that the user typed."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from itertools import islice
 
 from acdc.errors import short, unknown
 from acdc.registry import METRICS
-from acdc.task.schema import MAX_WORDS, Range, Source, Table, Task, WordList
+from acdc.task.schema import Source, Task
 from acdc.task.template import fields
+from acdc.task.words import MAX_WORDS, NumberRange, Table, WordList
 
 MAX_FOUND = 100  # problems
 
 
 def problems(task: Task) -> list[str]:
-    """What is wrong, each with its key, up to a hundred; nothing where the task can be used.
+    """Return what is wrong, each problem with its key, at most `MAX_FOUND`; nothing for a valid task.
 
-    Other rules rely on the names, so these come first: without them the rest would only repeat what is wrong.
+    The rules about names come first, because the others rely on them and would only repeat the same problems.
     """
     names = (check_metrics, check_generator, check_lists, check_size, check_templates)
     rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
@@ -31,7 +32,7 @@ def problems(task: Task) -> list[str]:
 
 
 def check_metrics(task: Task) -> Iterator[str]:
-    """Metrics are known, and the defaults among them."""
+    """Metrics are known, and the default metrics are among the task's."""
     for metric in task.metrics:
         if metric not in METRICS:
             yield "metrics: " + unknown("metric", metric, METRICS)
@@ -44,8 +45,9 @@ def check_metrics(task: Task) -> Iterator[str]:
 
 
 def check_generator(task: Task) -> Iterator[str]:
-    """A generator has words enough, and stands alone."""
-    data, generator = task.data, task.data.generator
+    """A generator has enough words, and no keys that don't go with it."""
+    data = task.data
+    generator = data.generator
     if generator is None:
         return
     yield from repeated("data.generator: words", generator.words)
@@ -57,14 +59,14 @@ def check_generator(task: Task) -> Iterator[str]:
 
 
 def check_lists(task: Task) -> Iterator[str]:
-    """Lists that slots name are there."""
+    """Lists named by slots exist."""
     for name, slot in task.data.slots.items():
         if isinstance(slot, str) and slot not in task.data.lists:
             yield f"data.slots.{name}: " + unknown("list", slot, task.data.lists)
 
 
 def check_size(task: Task) -> Iterator[str]:
-    """The words of all slots can be held."""
+    """All slots together have at most `MAX_WORDS` words."""
     data = task.data
     known = [slot for slot, source in data.slots.items() if not isinstance(source, str) or source in data.lists]
     total = sum(size(data.words(slot)) for slot in known)
@@ -88,12 +90,12 @@ def check_words(task: Task) -> Iterator[str]:
     """Slots have words, each once."""
     for slot in task.data.slots:
         words = task.data.words(slot)
-        if not isinstance(words, Range):
+        if not isinstance(words, NumberRange):
             yield from repeated(f"data.slots.{slot}", words.rows if isinstance(words, Table) else words)
 
 
 def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> Iterator[str]:
-    """What is wrong with a list: that it is empty, or has something twice."""
+    """Yield what is wrong with a list: it is empty, or has an entry twice."""
     if not rows:
         yield f"{key}: has no words; a slot needs at least one"
     seen = set[str | tuple[str, ...]]()
@@ -104,8 +106,9 @@ def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> I
 
 
 def check_slots(task: Task) -> Iterator[str]:
-    """Every slot and list is used, and every slot that is used is there."""
-    known, used = forms(task.data), set[str]()
+    """Every slot and list is used, and every slot that is used exists."""
+    known = forms(task.data)
+    used = set[str]()
     for key, template in task.templates():
         for field in fields(template):
             if field not in known:
@@ -123,7 +126,7 @@ def check_slots(task: Task) -> Iterator[str]:
 
 
 def check_different(task: Task) -> Iterator[str]:
-    """Groups are of slots that can differ."""
+    """Groups in `different` have slots that can differ."""
     words = forms(task.data)
     for group in task.data.different:
         strange = [field for field in group if field not in words]
@@ -136,14 +139,14 @@ def check_different(task: Task) -> Iterator[str]:
 
 
 def forms(data: Source) -> dict[str, set[str]]:
-    """The words that may fill each field."""
+    """Return the words that may fill each field."""
     found: dict[str, set[str]] = {}
     for slot in data.slots:
         words = data.words(slot)
         if isinstance(words, Table):
             found |= {f"{slot}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
         else:
-            found[slot] = set(words.texts() if isinstance(words, Range) else words)
+            found[slot] = set(words.texts() if isinstance(words, NumberRange) else words)
     return found
 
 
@@ -151,8 +154,9 @@ def forms(data: Source) -> dict[str, set[str]]:
 
 
 def check_corrupted(task: Task) -> Iterator[str]:
-    """Every prompt has a corrupted one, and what `corrupt` says can be done."""
-    data, corrupt = task.data, task.corrupt
+    """Every prompt has a corrupted prompt, and `corrupt` names slots that exist."""
+    data = task.data
+    corrupt = task.corrupt
     if corrupt is None:
         for i, prompt in enumerate(data.prompts or data.rows or ()):
             if prompt.corrupted is None:
@@ -173,8 +177,9 @@ def check_corrupted(task: Task) -> Iterator[str]:
 
 
 def check_enough(task: Task) -> Iterator[str]:
-    """There are words enough for all slots that draw different ones."""
-    data, redrawn = task.data, set((task.corrupt and task.corrupt.redraw) or ())
+    """Lists have enough words for all slots that draw different words from them."""
+    data = task.data
+    redrawn = set((task.corrupt and task.corrupt.redraw) or ())
     needed = Counter[str]()
     for slot, source in data.slots.items():
         if isinstance(source, str):
@@ -190,8 +195,8 @@ def check_enough(task: Task) -> Iterator[str]:
 
 
 def size(words: WordList) -> int:
-    """The number of entries of a word list."""
-    if isinstance(words, Range):
+    """Return the number of entries of a word list."""
+    if isinstance(words, NumberRange):
         return words.range[1] - words.range[0] + 1
     return len(words.rows if isinstance(words, Table) else words)
 
@@ -200,8 +205,9 @@ def size(words: WordList) -> int:
 
 
 def check_answers(task: Task) -> Iterator[str]:
-    """There are answers where metrics read them, and predictions count where they are."""
-    data, answers = task.data, task.answers
+    """Prompts have the answers that the metrics use, and `score_at` fits the answers."""
+    data = task.data
+    answers = task.answers
     prompts = data.prompts or data.rows or ()
     correct = answers is not None or (bool(prompts) and all(p.correct for p in prompts))
     if not correct and any(p.correct for p in prompts):
@@ -220,7 +226,7 @@ def check_answers(task: Task) -> Iterator[str]:
 
 
 def check_compare(task: Task) -> Iterator[str]:
-    """What is compared are numbers."""
+    """The slot in `answers.compare` exists and has whole numbers."""
     compare = task.answers and task.answers.compare
     if not compare:
         return
@@ -228,5 +234,5 @@ def check_compare(task: Task) -> Iterator[str]:
         yield "answers.compare.slot: " + unknown("slot", compare.slot, task.data.slots)
         return
     words = task.data.words(compare.slot)
-    if not isinstance(words, Range) and not all(isinstance(w, str) and w.isdecimal() for w in words):
+    if not isinstance(words, NumberRange) and not all(isinstance(w, str) and w.isdecimal() for w in words):
         yield f"answers.compare.slot: the words of {compare.slot!r} should be whole numbers"

@@ -12,7 +12,11 @@ FIELD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 @cache
 def parse(template: str) -> tuple[tuple[str, str | None], ...]:
-    """A template as (literal text, field or None) pairs. A field is `{slot}` or `{slot.column}`."""
+    """Return a template as (literal text, field or None) pairs. A field is `slot` or `slot.column`.
+
+    Raises:
+        ValueError: the template can't be parsed, or has other fields.
+    """
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
@@ -24,10 +28,10 @@ def parse(template: str) -> tuple[tuple[str, str | None], ...]:
 
 
 def fields(template: str) -> list[str]:
-    """The fields of a template: slot or slot.column."""
+    """Return the fields of a template: `slot` or `slot.column`."""
     return [name for _, name in parse(template) if name is not None]
 
 
 def render(template: str, values: Mapping[str, str]) -> str:
-    """The template with its fields filled in. Not `str.format`, which can reach attributes of values."""
+    """Return the template with its fields filled in. Not `str.format`, which can reach attributes of values."""
     return "".join(text + (values[name] if name is not None else "") for text, name in parse(template))

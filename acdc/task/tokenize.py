@@ -1,11 +1,11 @@
-"""From a task to checked prompts and answers.
+"""Turn a task into checked token ids.
 
 1. draw      clean prompt, corrupted prompt and answers as text (acdc/task/draw.py)
 2. tokenize  with the model's tokenizer
-3. check     every rule that the tokens must keep; a violation names the example, its tokens and the rule
+3. check     every rule about tokens; an error names the example, its tokens and the rule
 
-Same task, tokenizer, number of examples and seed: same bytes. Discovery and held-out half share no prompt,
-unless the task says that its few prompts serve as both. What a task file may say is in acdc/task/schema.py.
+The same task, tokenizer, number of examples and seed give the same bytes. The discovery and the held-out half share
+no prompt, unless the task has `splits: same`. The schema of a task is in acdc/task/schema.py.
 
 Axes: example, pos (position in the padded sequence), row (a scored place: one example at one position).
 """
@@ -22,62 +22,34 @@ from typing import Protocol
 import numpy as np
 
 from acdc.errors import TaskError, short
-from acdc.task.draw import Example, draw, shuffled
+from acdc.task.draw import TextExample, draw, shuffled
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
 
 
 class Tokenizer(Protocol):
-    """What a task needs of a tokenizer; the model package supplies it.
+    """What a task needs of a tokenizer; `acdc.model` has the implementation.
 
-    One that also has `unk_id` (the id that stands for any unknown word) gets unknown words reported.
+    If it also has `unk_id` (the id of unknown words), unknown words are reported.
     """
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """Name in messages."""
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are below it."""
+        """Every token id is below this."""
 
     @property
     def bos_id(self) -> int | None:
-        """The token that a text begins with, None where there is none."""
+        """The token that begins a text; None if there is none."""
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, without special tokens."""
+        """Return token ids, without special tokens."""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The tokens as readable texts."""
-
-
-class Prompts(Protocol):
-    """Checked prompts as token ids: see `Split`."""
-
-    @property
-    def clean(self) -> np.ndarray:
-        """Int[example pos], padded on the left."""
-
-    @property
-    def corrupted(self) -> np.ndarray:
-        """Int[example pos]."""
-
-    @property
-    def pad(self) -> np.ndarray:
-        """Int[example], positions of padding."""
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Int[row 2], scored (example, position) pairs."""
-
-    @property
-    def correct(self) -> np.ndarray:
-        """Int[row k], filled up with −1."""
-
-    @property
-    def wrong(self) -> np.ndarray:
-        """Int[row k], likewise."""
+        """Return the tokens as readable texts."""
 
 
 @dataclass(frozen=True)
@@ -88,18 +60,18 @@ class Split:
     corrupted: np.ndarray  # Int[example pos]
     pad: np.ndarray  # Int[example] number of padding positions
     rows: np.ndarray  # Int[row 2] scored (example, position), sorted; the logits at that position are scored
-    correct: np.ndarray  # Int[row n_correct] token ids, filled up with -1; n is 0 if the task has no answers
-    wrong: np.ndarray  # Int[row n_wrong] token ids, filled up with -1; n may be 0
-    texts: tuple[tuple[str, str], ...]  # clean and corrupted prompt of each example
+    correct: np.ndarray  # Int[row n_correct] token ids, padded with -1; n_correct is 0 if the task has no answers
+    wrong: np.ndarray  # Int[row n_wrong] token ids, padded with -1; n_wrong may be 0
+    texts: tuple[tuple[str, str], ...] = ()  # clean and corrupted prompt of each example
 
     def arrays(self) -> Iterator[np.ndarray]:
-        """All arrays, in the order of the hash."""
+        """Yield all arrays, in the order of the hash."""
         yield from (self.clean, self.corrupted, self.pad, self.rows, self.correct, self.wrong)
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run needs of a task."""
+    """The tokenized prompts of a run."""
 
     discovery: Split
     held_out: Split
@@ -107,7 +79,11 @@ class Data:
 
 
 def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Data:
-    """Draw, tokenize and check `examples` examples for each half. A broken rule is a one-line `TaskError`."""
+    """Draw, tokenize and check `examples` examples for each half.
+
+    Raises:
+        TaskError: an example breaks a rule; one line.
+    """
     if examples < 1:
         raise TaskError(f"{task.name}: examples: should be at least 1, got {examples}")
     rng = Random(f"{task.name} {task.version} {seed}")
@@ -129,32 +105,34 @@ def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Dat
 
 
 class Encoder:
-    """The tokenizer with a memory and the task's rules about single texts."""
+    """A caching tokenizer wrapper, with the task's rules about single texts."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
-        self.task, self.tokenizer = task, tokenizer
+        self.task = task
+        self.tokenizer = tokenizer
         self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=100_000)(self._encode)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
             return tuple(int(i) for i in self.tokenizer.encode(text))
-        except Exception as error:  # what tokenizers raise for a word they don't know
+        except Exception as error:  # tokenizers raise various errors for unknown words
             raise TaskError(
                 f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}: "
                 f"{(str(error) or type(error).__name__).splitlines()[0]}; use a model that knows these words"
             ) from error
 
     def show(self, ids: Sequence[int]) -> str:
-        """The tokens, readable: 'The'|' war'."""
+        """Return tokens for a message: 'The'|' war'."""
         return "|".join(repr(piece) for piece in self.tokenizer.pieces(list(ids))) or "nothing"
 
     def unfit(self, values: dict[str, str]) -> Iterator[str]:
-        """Why these slot values break one of `data.pieces`: the text must split exactly at its | marks."""
+        """Yield why slot values break `data.pieces`: the text must split into tokens exactly at the | marks."""
         for rule in self.task.data.pieces:
             if not {name for name in fields(rule)} <= values.keys():
                 continue
             parts = render(rule, values).split("|")
-            text, tokens = "".join(parts), [self.encode(part) for part in parts]
+            text = "".join(parts)
+            tokens = [self.encode(part) for part in parts]
             if any(len(ids) != 1 for ids in tokens) or self.encode(text) != sum(tokens, ()):
                 want = "|".join(map(repr, parts))
                 yield (
@@ -163,10 +141,12 @@ class Encoder:
                 )
 
 
-def tokenize(task: Task, encoder: Encoder, half: list[Example], offset: int) -> Split:
-    """Token arrays of one half, checked. `offset` is the number of its first example in messages."""
+def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
+    """Tokenize and check one half. `offset` is added to the numbers of its examples in messages."""
     bos = [encoder.tokenizer.bos_id] if task.data.bos and encoder.tokenizer.bos_id is not None else []
-    pairs, rows, answers = [], [], []
+    pairs = []
+    rows = []
+    answers = []
     for i, example in enumerate(half):
         check = Check(task, encoder, f"{task.name}: example {offset + i + 1} {short(example.clean)}")
         clean, corrupted = check.pair(example)
@@ -188,12 +168,12 @@ def tokenize(task: Task, encoder: Encoder, half: list[Example], offset: int) -> 
 
 
 def left_padded(prompts: list[list[int]], length: int, filler: int) -> np.ndarray:
-    """Int[example pos]. The filler is never read: `Split.pad` says where the prompt begins."""
+    """Return Int[example pos]. The filler is never used: `Split.pad` says where the prompt begins."""
     return np.array([[filler] * (length - len(ids)) + ids for ids in prompts], dtype=np.int64)
 
 
 def filled(answers: list[list[int]]) -> np.ndarray:
-    """Int[row n], shorter rows filled up with -1."""
+    """Return Int[row n], shorter rows padded with -1."""
     width = max(map(len, answers), default=0)
     array = np.full((len(answers), width), -1, dtype=np.int64)
     for row, ids in zip(array, answers, strict=True):
@@ -204,8 +184,8 @@ def filled(answers: list[list[int]]) -> np.ndarray:
 # ---------------------------------------------------------------- 3. check
 
 
-def check_lengths(task: Task, encoder: Encoder, half: list[Example], cleans: list[list[int]], offset: int) -> int:
-    """The common length; unequal ones are an error unless the task allows padding."""
+def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans: list[list[int]], offset: int) -> int:
+    """Return the longest length; unequal lengths are an error unless the task allows padding."""
     lengths = [len(clean) for clean in cleans]
     if task.data.padding == "none" and len(set(lengths)) > 1:
         usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
@@ -220,19 +200,20 @@ def check_lengths(task: Task, encoder: Encoder, half: list[Example], cleans: lis
 
 @dataclass(frozen=True)
 class Check:
-    """The rules that one example must keep; every message begins with `where`."""
+    """The rules for one example; every message begins with `where`."""
 
     task: Task
     encoder: Encoder
     where: str
 
     def fail(self, text: str) -> TaskError:
-        """The error of this example."""
+        """Return the error for this example."""
         return TaskError(f"{self.where}: {text}")
 
     def ids(self, text: str) -> list[int]:
-        """The tokens of a text, each in the vocabulary."""
-        ids, tokenizer = list(self.encoder.encode(text)), self.encoder.tokenizer
+        """Return the tokens of a text, each in the vocabulary."""
+        ids = list(self.encoder.encode(text))
+        tokenizer = self.encoder.tokenizer
         for i in ids:
             if not 0 <= i < tokenizer.vocab_size:
                 raise self.fail(
@@ -246,9 +227,10 @@ class Check:
             )
         return ids
 
-    def pair(self, example: Example) -> tuple[list[int], list[int]]:
-        """Clean and corrupted tokens: not empty, not the same, of one length, and aligned."""
-        clean, corrupted = self.ids(example.clean), self.ids(example.corrupted)
+    def pair(self, example: TextExample) -> tuple[list[int], list[int]]:
+        """Return clean and corrupted tokens: not empty, different, of equal length, and aligned."""
+        clean = self.ids(example.clean)
+        corrupted = self.ids(example.corrupted)
         show = self.encoder.show
         if not clean:
             raise self.fail("the prompt has no tokens; it should have at least one")
@@ -268,9 +250,9 @@ class Check:
         return clean, corrupted
 
     def positions(self, clean: list[int]) -> list[int]:
-        """Scored positions, counted in the prompt without BOS and padding; negative ones from its end."""
+        """Return the scored positions, counted from 0 without BOS and padding; the task may count from the end."""
         length = len(clean)
-        # with answers.next the token after a scored position must be there
+        # With answers.next, a token must follow each scored position.
         last = length - 1 if self.task.answers and self.task.answers.next else length
         if self.task.score_at == "last":
             return [length - 1]
@@ -285,11 +267,12 @@ class Check:
                 )
         return sorted({position % length for position in self.task.score_at})
 
-    def answers(self, example: Example, clean: list[int], position: int) -> tuple[list[int], list[int]]:
-        """Token ids of the correct and the wrong answers: single tokens, none of them both."""
+    def answers(self, example: TextExample, clean: list[int], position: int) -> tuple[list[int], list[int]]:
+        """Return token ids of the correct and the wrong answers: single tokens, none of them both."""
         if self.task.answers and self.task.answers.next:
             return [clean[position + 1]], []
-        correct, wrong = ([self.answer(text) for text in texts] for texts in (example.correct, example.wrong))
+        correct = [self.answer(text) for text in example.correct]
+        wrong = [self.answer(text) for text in example.wrong]
         if not correct and (self.task.answers or wrong):
             raise self.fail("has no correct answer; it should have at least one")
         for i in set(correct) & set(wrong):
@@ -297,7 +280,7 @@ class Check:
         return list(dict.fromkeys(correct)), list(dict.fromkeys(wrong))
 
     def answer(self, text: str) -> int:
-        """The token id of an answer, which must be one."""
+        """Return the token id of an answer, which must be a single token."""
         ids = self.ids(text)
         if len(ids) != 1:
             raise self.fail(

@@ -20,8 +20,9 @@ import torch
 from acdc.methods import eap, eap_ig
 from acdc.model.config import ModelConfig
 from acdc.model.transformer import Transformer
-from acdc.patching.offload import Part, Parts
+from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
+from acdc.task.tokenize import Split
 from tests.benchmarks.hf import to_hugging_face
 from tests.benchmarks.models import GREATER_THAN, IOI, VOCAB, Shape, config, prompts, raw_weights
 
@@ -50,7 +51,7 @@ def measure_time(repeats: int) -> dict[str, Any]:
     }
 
 
-def compare(model: Transformer, theirs: Any, data: Part, repeats: int) -> dict[str, Any]:
+def compare(model: Transformer, theirs: Any, data: Split, repeats: int) -> dict[str, Any]:
     clean, corrupted, wrong, correct = (
         torch.as_tensor(x) for x in (data.clean, data.corrupted, data.wrong, data.correct)
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from acdc.model.transformer import Transformer
-from tests.benchmarks.models import Part, unfolded
+from tests.benchmarks.models import Split, unfolded
 
 
 def to_hugging_face(model: Transformer) -> torch.nn.Module:
@@ -54,7 +54,7 @@ def to_hugging_face(model: Transformer) -> torch.nn.Module:
     return out.to(model.device).eval()
 
 
-def forward(model: torch.nn.Module, batch: Part, device: torch.device, last: bool) -> Tensor:
+def forward(model: torch.nn.Module, batch: Split, device: torch.device, last: bool) -> Tensor:
     """Logits of one plain pass over the clean prompts, of all positions or of the last one only."""
     ids, pad = (torch.as_tensor(x).to(device) for x in (batch.clean, batch.pad))
     given = {}

@@ -27,7 +27,7 @@ from acdc.model.transformer import VOCAB_BLOCK, Transformer
 from acdc.patching.activations import ActivationCache, prepare
 from acdc.patching.patch import patched_rows
 from tests.benchmarks.hf import forward, to_hugging_face
-from tests.benchmarks.models import FULL, LARGER, QUICK, Part, Setting, make
+from tests.benchmarks.models import FULL, LARGER, QUICK, Setting, Split, make
 from tests.benchmarks.record import GUESS, OUTPUT, REST, Products, Recorder, Watch, WatchedEngine, replay, shortest
 
 SETTINGS = {s.name: s for s in (*FULL, *LARGER, *QUICK)}
@@ -58,7 +58,7 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def ours(model: Transformer, batch: Part, options: Options, watch: Watch) -> tuple[Circuit, ActivationCache]:
+def ours(model: Transformer, batch: Split, options: Options, watch: Watch) -> tuple[Circuit, ActivationCache]:
     """One whole discovery, the clean and the corrupted run included; its engine is the watch's."""
     runs = prepare(model, batch, "corrupted")
     metrics = runs.metric("kl", model), runs.guess("kl", model)
@@ -107,7 +107,7 @@ def measure(s: Setting) -> dict[str, Any]:
     return out
 
 
-def hugging_face(model: Transformer, batch: Part, needed: int, median: float) -> dict[str, Any]:
+def hugging_face(model: Transformer, batch: Split, needed: int, median: float) -> dict[str, Any]:
     """Plain forward passes of the same weights on the same prompts, as many as evaluations were needed."""
     hf = to_hugging_face(model)
     tokens, pad = (torch.as_tensor(x).to(model.device) for x in (batch.clean, batch.pad))
@@ -133,7 +133,13 @@ def shortest_few(f: Callable[[], Tensor]) -> float:
 
 
 def limit(
-    model: Transformer, batch: Part, options: Options, watch: Watch, runs: ActivationCache, median: float, budget: float
+    model: Transformer,
+    batch: Split,
+    options: Options,
+    watch: Watch,
+    runs: ActivationCache,
+    median: float,
+    budget: float,
 ) -> dict[str, Any]:
     """What the matrix products take alone, and where the time goes: one more run, under the recorder."""
     recorder, needed, executed = Recorder(model), Products(), Products()

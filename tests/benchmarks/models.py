@@ -14,7 +14,7 @@ from torch import Tensor
 
 from acdc.model.config import ModelConfig
 from acdc.model.transformer import Transformer
-from acdc.patching.offload import Part
+from acdc.task.tokenize import Split
 
 VOCAB = 50257
 
@@ -87,7 +87,7 @@ def raw_weights(c: ModelConfig, seed: int = 0) -> dict[str, Tensor]:
     return out
 
 
-def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Part:
+def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Split:
     rng = np.random.default_rng(seed)
     clean = rng.integers(0, vocab, (n, shape.n_pos))
     corrupted = clean.copy()
@@ -98,10 +98,10 @@ def prompts(shape: Shape, n: int, vocab: int, seed: int = 0) -> Part:
         corrupted[:, at] = (clean[:, at] + rng.integers(1, vocab, (n, len(at)))) % vocab
     rows = np.stack([np.arange(n), np.full(n, shape.n_pos - 1)], 1)
     answers = rng.integers(0, vocab, (n, 2))
-    return Part(clean, corrupted, np.zeros(n, dtype=np.int64), rows, answers[:, :1], answers[:, 1:])
+    return Split(clean, corrupted, np.zeros(n, dtype=np.int64), rows, answers[:, :1], answers[:, 1:])
 
 
-def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Part]:
+def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transformer, Split]:
     """The model and the prompts of a setting."""
     if setting.tiny:
         return load_tiny(setting.shape, dtype, setting.prompts)
@@ -111,7 +111,7 @@ def make(setting: Setting, dtype: torch.dtype = torch.float32) -> tuple[Transfor
     return Transformer(c, weights, setting.name), prompts(shape, setting.prompts, c.vocab_size)
 
 
-def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Part]:
+def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer, Split]:
     """The bundled model and the prompts of one of its tasks."""
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
@@ -120,7 +120,7 @@ def load_tiny(task: str, dtype: torch.dtype, examples: int) -> tuple[Transformer
     resolved, spec, _ = resolve(given, None, lambda: ("tiny", None))
     inputs = load(resolved, spec)
     d = inputs.data.discovery
-    return inputs.model.transformer, Part(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
+    return inputs.model.transformer, Split(d.clean, d.corrupted, d.pad, d.rows, d.correct, d.wrong)
 
 
 def unfolded(model: Transformer) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ import yaml
 
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import Areas, faithfulness_areas, node_scores, pessimistic_auc, roc
-from acdc.files.published import Overlap, Published, load_published, published_names, recovery
+from acdc.files.published import Confusion, Published, load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.task.load import load_task, task_names
@@ -176,9 +176,12 @@ def test_rules(tmp_path: Path):
     [
         ({"classes": {"early": ["a0.h2"]}}, "classes.early: the graph of 2 layers, 2 heads has no 'a0.h2'"),
         ({"classes": {"early": ["a0.h0", "a0.h0"]}}, "classes.early: a0.h0 is there twice"),
-        ({"classes": {"early": ["logits"]}}, "classes.early: 'logits' is no component; heads and MLPs are"),
+        (
+            {"classes": {"early": ["logits"]}},
+            "classes.early: 'logits' is not a head or an MLP",
+        ),
         ({"classes": {"early": []}}, "classes.early: is empty"),
-        ({"classes": {"m0": ["m0"]}}, "classes.m0: should be a name of its own, without commas, ->, < and >"),
+        ({"classes": {"m0": ["m0"]}}, "classes.m0: should be an unused name without commas, ->, < and >"),
         ({"classes": {"early": ["head"]}}, "classes.early: unknown node or class 'head'."),
         ({"groups": {"MLPs": ["m0-m2"]}}, "groups.MLPs: the graph of 2 layers, 2 heads has no 'm0-m2'"),
         ({"groups": {"all": ["early", "a0.h1"]}}, "groups.all: a0.h1 is there twice"),
@@ -204,7 +207,10 @@ def test_rules(tmp_path: Path):
         ({"counts": None}, "counts: is missing"),
         ({"counts": {"edges": 12, "with_direct": 18}}, "counts.edges: says 12, but the edges make 13"),
         ({"graph": {"layers": "2", "heads": 2}}, "graph.layers: should be a valid integer, got '2'"),
-        ({"graph": {"layers": 2, "heads": 2, "inputs": ["m0"]}}, "graph.inputs: m0 are not names of their own"),
+        (
+            {"graph": {"layers": 2, "heads": 2, "inputs": ["m0"]}},
+            "graph.inputs: m0 must be unique and name no other node",
+        ),
         ({"graph": {"layer": 2, "heads": 2}}, "graph: unknown key 'layer'. Did you mean 'layers'?"),
         ({"source": None}, "source: is missing"),
         ({"task": "ioy"}, "task: unknown task 'ioy'. Did you mean 'ioi'"),
@@ -257,9 +263,9 @@ def test_recovery_by_hand(tmp_path: Path):
     found = recovery(published, circuit_of(published.graph, *edges))
     assert found.classes == {"early": (("a0.h0",), ("a0.h1",)), "late": ((), ("a1.h1",))}
     assert found.found_types == 1 and found.summary() == "1 of 2 component types"
-    assert found.nodes == Overlap(true=1, false=1, missed=4)
-    assert found.edges == Overlap(true=1, false=3, missed=12)
-    assert found.edges_with_direct == Overlap(true=2, false=5, missed=16)
+    assert found.nodes == Confusion(true=1, false=1, missed=4)
+    assert found.edges == Confusion(true=1, false=3, missed=12)
+    assert found.edges_with_direct == Confusion(true=2, false=5, missed=16)
     assert recovery(published, circuit_of(published.graph, *edges, direct=False)).edges_with_direct is None
 
 

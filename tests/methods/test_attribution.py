@@ -17,9 +17,10 @@ from acdc.methods import eap, eap_ig
 from acdc.methods.eap import Attribution
 from acdc.model.load import load_model
 from acdc.model.transformer import Activations, Transformer
-from acdc.patching.offload import Part, Parts
+from acdc.patching.offload import Parts
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
+from acdc.task.tokenize import Split
 from tests.model.test_families import float64_norm
 from tests.support.random_models import random_model, random_prompts
 
@@ -434,7 +435,7 @@ def test_scores_are_means_over_prompts():
     model = random_model(0)
     prompts = random_prompts(0, model)
     rows = np.concatenate([prompts.rows, prompts.rows + np.array([len(prompts.clean), 0])])
-    twice = Part(
+    twice = Split(
         **{f: np.concatenate([getattr(prompts, f)] * 2) for f in ("clean", "corrupted", "pad", "correct", "wrong")},
         rows=rows,
     )

@@ -18,8 +18,9 @@ from acdc.graph.graph import Graph
 from acdc.model.config import ModelConfig
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Transformer
-from acdc.patching.offload import Part, Parts
+from acdc.patching.offload import Parts
 from acdc.patching.patch import patched_rows
+from acdc.task.tokenize import Split
 from tests.recipes import compile_tracr
 from tests.support.random_models import random_prompts
 
@@ -31,7 +32,7 @@ SUBSPACE = 3  # coordinates per sender
 @cache
 def known_model(
     seed: int, n_layers: int | None = None, n_heads: int | None = None, leak: float = 0.0
-) -> tuple[Transformer, Part, np.ndarray]:
+) -> tuple[Transformer, Split, np.ndarray]:
     """A model in float64, prompts for it, and Bool[sender receiver], its true edges.
 
     Args:
@@ -54,7 +55,7 @@ def known_model(
 
 
 @torch.no_grad()
-def _answered(model: Transformer, prompts: Part) -> Part:
+def _answered(model: Transformer, prompts: Split) -> Split:
     """Prompts with the model's own answers: the token with the largest logit, against that other one which gains most
     by corruption."""
     at, pad = tuple(torch.as_tensor(prompts.rows).T), torch.as_tensor(prompts.pad)
@@ -109,7 +110,7 @@ def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) ->
 
 
 @torch.no_grad()
-def effects(model: Transformer, prompts: Part, which: np.ndarray) -> np.ndarray:
+def effects(model: Transformer, prompts: Split, which: np.ndarray) -> np.ndarray:
     """Float[sender receiver]: the largest change of a scored logit when an edge of `which` alone is removed; else 0."""
     graph, runs = model.config.graph(), Parts(model, prompts, "corrupted")[0]
     full = torch.tensor(graph.edges).to(model.dtype)
@@ -136,7 +137,7 @@ def true_edges(name: str) -> np.ndarray:
     return Circuit(model.graph, kept).pruned().kept
 
 
-def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
+def compiled(name: str) -> tuple[Transformer, Split, np.ndarray]:
     """A bundled compiled model in float64, prompts for it, and its true edges.
 
     A single output gets a second one beside it that is always 0, so that all metrics are defined.
@@ -163,10 +164,10 @@ def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
         wrong = (change[:, first:].reshape(-1, 1) >= 0).astype(np.int64)
         correct = 1 - wrong
     pad = np.zeros(len(clean), dtype=np.int64)
-    return Transformer(config, weights), Part(clean, corrupted, pad, rows, correct, wrong), true_edges(name)
+    return Transformer(config, weights), Split(clean, corrupted, pad, rows, correct, wrong), true_edges(name)
 
 
-def carrying(model: Transformer, prompts: Part, true: np.ndarray, name: str) -> np.ndarray:
+def carrying(model: Transformer, prompts: Split, true: np.ndarray, name: str) -> np.ndarray:
     """Bool[sender receiver]: the true edges of a bundled compiled model in which the clean and the corrupted run differ
     in anything that the receiver reads."""
     runs, raw = Parts(model, prompts, "corrupted")[0], compile_tracr.load_model(BUNDLED / name)

@@ -7,7 +7,7 @@ import torch
 
 from acdc.model.config import ModelConfig
 from acdc.model.transformer import Transformer
-from acdc.patching.offload import Part
+from acdc.task.tokenize import Split
 
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
@@ -42,7 +42,7 @@ def random_prompts(
     first: int = 1,
     pad: bool = False,
     scored: str = "last",
-) -> Part:
+) -> Split:
     rng = np.random.default_rng(seed)
     vocab = model.config.vocab_size
     clean = rng.integers(0, vocab, (batch, n_pos))
@@ -57,4 +57,4 @@ def random_prompts(
     answers = np.stack([rng.permutation(model.config.vocab_out)[:4] for _ in rows])
     correct, wrong = answers[:, :2].copy(), answers[:, 2:].copy()
     correct[::2, 1] = -1
-    return Part(clean, corrupted, pads, rows, correct, wrong)
+    return Split(clean, corrupted, pads, rows, correct, wrong)

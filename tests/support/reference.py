@@ -1,4 +1,4 @@
-"""`make docs` renews docs/reference.md and docs/schema/ from the models of the files and what their docstrings say."""
+"""`make docs` generates docs/reference.md and docs/schema/ from the schemas of the files and their docstrings."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from acdc.commands.check import Checks
 from acdc.files.circuit import CircuitFile
 from acdc.files.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
-from acdc.setup.config import LARGEST_SEED, Config
+from acdc.setup.config import Config
 from acdc.sweep import file as sweepfile
-from acdc.task.schema import MAX_WORDS, Task
+from acdc.task.schema import Task
 from tests.support import ROOT
 
 DOCS = ROOT / "docs"
-COMMENT = "Generated from the code by `make docs`; a change made here is lost."
+COMMENT = "Generated from the code by `make docs`; edits here are overwritten."
 Schema = dict[str, Any]
 
 
@@ -32,11 +32,11 @@ class File(NamedTuple):
     """One kind of file.
 
     Args:
-        name: of its schema
-        title: of its section
-        model: of its content
-        intro: what it is for, beside what the model says of itself
-        more: models of what is looked at later, and pydantic doesn't see
+        name: name of its schema file
+        title: title of its section
+        model: the schema of its content
+        intro: its purpose, added to the model's docstring
+        more: models that the code uses later, which pydantic can't see from `model`
     """
 
     name: str
@@ -51,15 +51,15 @@ FILES = (
         "task",
         "Task file",
         Task,
-        "`tasks/*.yaml`, or one of your own for `acdc run --task mine.yaml`: the README has an example, and "
-        "[own-data.md](own-data.md) one whose prompts are in a JSONL file. `include` takes over another task: mappings "
-        "are merged, null removes a key, anything else replaces. Texts that YAML would take for numbers need quotes.",
+        "`tasks/*.yaml`, or your own for `acdc run --task mine.yaml`: the README has an example, and "
+        "[own-data.md](own-data.md) one with prompts in a JSONL file. `include` starts from another task: mappings are "
+        "merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need quotes.",
     ),
     File(
         "circuit",
         "circuit.json",
         CircuitFile,
-        "What `acdc run` writes, and `acdc evaluate`, `export`, `check` and `diff` read. One edge a line; the same "
+        "Written by `acdc run`; read by `acdc evaluate`, `export`, `check` and `diff`. One edge per line; the same "
         "values give the same bytes.",
     ),
     File(
@@ -67,7 +67,7 @@ FILES = (
         "Config file",
         Config,
         "For `acdc run --config mine.yaml`; a run's directory has one with every option. Keys are options of `acdc "
-        "run`, and may be missing: the command line wins over this file, this file over the task's defaults.",
+        "run`; all are optional. The command line wins over this file, this file over the task's defaults.",
     ),
     File(
         "sweep",
@@ -81,7 +81,7 @@ FILES = (
         "published",
         "Published circuit",
         PublishedFile,
-        "`tasks/circuits/*.yaml`, or one of your own for `acdc check circuit.json --against mine.yaml`.",
+        "`tasks/circuits/*.yaml`, or your own for `acdc check circuit.json --against mine.yaml`.",
     ),
 )
 
@@ -94,44 +94,40 @@ MAPPING: Schema = {"type": "object", "additionalProperties": True}
 
 
 def also(*forms: Schema) -> Callable[[Schema], Schema]:
-    """A validator that takes other forms, too."""
+    """Return the schema change of a validator that also accepts other forms."""
     return lambda inner: {"anyOf": [*forms, inner]}
 
 
 def only(**more: Any) -> Callable[[Schema], Schema]:
-    """A validator that asks for more."""
+    """Return the schema change of a validator with further conditions."""
     return lambda inner: inner | more
 
 
 def one_of(*keys: str) -> Callable[[Schema], Schema]:
-    """A validator of a mapping that has exactly one of some keys; null counts as none."""
+    """Return the schema change of a validator that wants exactly one of some keys; null counts as missing."""
     return only(oneOf=[{"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in keys])
 
 
-unsaid = only()  # what a validator asks for that a schema has no words for
+unsaid = only()  # conditions that a JSON schema can't express
 
-# Pydantic can't look into functions. One that is missing here stops the generation.
+# Pydantic can't see what validator functions check. A function missing here stops the generation.
 VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "one_or_many": also(TEXT),
     "as_prompt": also(TEXT),
     "Strict._known_keys": unsaid,
-    "Range._size": unsaid,
+    "NumberRange._size": unsaid,
     "Table._rectangle": unsaid,
     "Source._slot_names": unsaid,
     "Source._one_source": one_of("template", "templates", "rows", "file", "generator"),
     "Corrupt._one_way": only(minProperties=1, maxProperties=1),
     "Answers._one_way": one_of("correct", "compare", "next"),
-    "Task._positions": unsaid,  # see `finish`
     "_by_key": unsaid,
     "CircuitFile._consistent": unsaid,
-    "Config._number": unsaid,
-    "Config._finite": only(minimum=0),
-    "Config._share": only(minimum=0, exclusiveMaximum=1),
+    "as_words": unsaid,
+    "as_slot": unsaid,
+    "as_positions": also({"type": "integer"}, {"$ref": "#/$defs/NumberRange"}),
     "Config._filter": only(pattern=f"^({'|'.join(name for name in METHODS if name != 'acdc')}):"),
-    "Config._positive": only(minimum=1),
-    "Config._few": only(maximum=MAX_WORDS),
     "Compare._few": unsaid,
-    "Config._seed": only(minimum=0, maximum=LARGEST_SEED),
     "Config._device": only(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     "Range._one": one_of("log", "linear"),
     "Slurm._names": unsaid,
@@ -144,7 +140,7 @@ VALUE: Schema = {"title": "value", "type": ["string", "number", "boolean"]}
 VALUES = {"anyOf": [VALUE, {"type": "array", "items": VALUE, "minItems": 1}, {"$ref": "#/$defs/Range"}]}
 GRID = {**OPTIONS, "title": "grid", "additionalProperties": VALUES, "minProperties": 1}
 
-# What is asked where a file is read: model, key, the part of its schema that says too little, what else it should say.
+# Conditions checked when a file is read: model, key, the part of its schema to narrow, what to add to that part.
 READERS: tuple[tuple[str, str, Schema, Schema], ...] = (
     ("Defaults", "metric", TEXT, {"enum": list(METRICS)}),
     ("Override", "metric", TEXT, {"enum": list(METRICS)}),
@@ -158,14 +154,14 @@ READERS: tuple[tuple[str, str, Schema, Schema], ...] = (
 
 
 def asked(schema: Any) -> Callable[[Schema], Schema]:
-    """What a validator of ours asks for; pydantic knows its own."""
+    """Return the schema change for a validator of acdc; pydantic handles its own."""
     function = schema["function"]["function"]
     ours = getattr(function, "__module__", "").startswith("acdc.")
     return VALIDATORS[function.__qualname__] if ours else unsaid
 
 
 class Generator(GenerateJsonSchema):
-    """Pydantic's, with what docstrings say of keys and validators ask of values."""
+    """Pydantic's generator, with key descriptions from docstrings and conditions from validators."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -188,7 +184,7 @@ class Generator(GenerateJsonSchema):
 
 
 def docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """What a model's docstring says of it, and of each key; those of inherited keys are said where the keys are."""
+    """Return a model's description, and those of its keys, from its docstring and those of its bases."""
     keys: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if base.__module__.startswith("acdc."):
@@ -199,16 +195,16 @@ def docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
 
 
 def schema(file: File) -> Schema:
-    """The JSON Schema of one kind of file."""
+    """Return the JSON Schema of one kind of file."""
     models: Any = [(model, "validation") for model in (file.model, *file.more)]
     definitions = finish(models_json_schema(models, schema_generator=Generator)[1]["$defs"])
     root = definitions[file.model.__name__]
     if file.model is Config:
-        del root["required"]  # what a file leaves out comes from the command line, the task or built-in defaults
+        del root["required"]  # missing keys come from the command line, the task or built-in defaults
     content: Schema = {"$ref": f"#/$defs/{file.model.__name__}"}
     keys = {key: {"description": value["description"]} for key, value in root["properties"].items()}
     keys |= {"include": INCLUDE} if file.model is Task else {}
-    if "include" in keys:  # with it any key may be missing, at any depth, and null takes one away
+    if "include" in keys:  # with include any key may be missing, at any depth, and null removes one
         whole = {"properties": keys, "additionalProperties": False}
         content = {"if": {"required": ["include"]}, "then": whole, "else": content}
     return {
@@ -223,22 +219,19 @@ def schema(file: File) -> Schema:
 
 
 def finish(definitions: Schema) -> Schema:
-    """The schemas of models, with what is asked elsewhere."""
+    """Return the schemas of models with the conditions in `READERS`."""
     for model, key, part, more in READERS:
         if model in definitions:
             properties = definitions[model]["properties"]
             properties[key] = narrowed(properties[key], part, more)
-    if "Task" in definitions:
-        at = definitions["Task"]["properties"]["score_at"]
-        at["anyOf"] = [*at.pop("oneOf"), {"type": "integer"}, {"$ref": "#/$defs/Range"}]
-    if "Sizes" in definitions:  # pydantic takes the least length of a list for that of a text
+    if "Sizes" in definitions:  # pydantic puts the minimum length of a list on the text form
         inputs = definitions["Sizes"]["properties"]["inputs"]
         inputs["minItems"] = inputs.pop("minLength")
     return definitions
 
 
 def narrowed(node: Any, part: Schema, more: Schema) -> Any:
-    """A schema that asks for more wherever it says `part`."""
+    """Return a schema with `more` added wherever it contains `part`."""
     if isinstance(node, list):
         return [narrowed(inner, part, more) for inner in node]
     if not isinstance(node, dict):
@@ -250,12 +243,12 @@ def narrowed(node: Any, part: Schema, more: Schema) -> Any:
 
 
 def reference() -> str:
-    """The reference for people, in Markdown."""
+    """Return the reference in Markdown."""
     contents = " · ".join(f"[{file.title}](#{anchor(file.title)})" for file in FILES)
     head = (
-        f"{COMMENT} It says what the keys of files may be; one without a default is **needed**, or may be missing (–). "
-        "An editor that knows JSON Schema checks a YAML file while you write it, if its first line is "
-        "`# yaml-language-server: $schema=…/task.schema.json`. A schema knows single keys; the rules across them are "
+        f"{COMMENT} It lists the keys of files; a key without a default is **needed** or optional (–). An editor that "
+        "supports JSON Schema checks a YAML file while you write it, if its first line is "
+        "`# yaml-language-server: $schema=…/task.schema.json`. A schema covers single keys; rules across keys are "
         "checked when `acdc` reads the file, before a model is loaded."
     )
     return "\n\n".join(["# Reference", fill(head), contents, *(section(file) for file in FILES)]) + "\n"
@@ -266,7 +259,7 @@ def fill(text: str) -> str:
 
 
 def section(file: File) -> str:
-    """The section of one kind of file: a table for its model and for every one that it uses."""
+    """Return the section of one kind of file: a table for its model and for every model that it uses."""
     definitions = schema(file)["$defs"]
     places = uses(definitions, file.model.__name__)
     titles = {name: f"{name}: {', '.join(f'`{path}`' for path in paths)}" for name, paths in places.items()}
@@ -282,7 +275,7 @@ def section(file: File) -> str:
 
 
 def uses(definitions: Schema, root: str) -> dict[str, list[str]]:
-    """For every model below the root, the keys under which it is used; nearest models first."""
+    """Return for every model below the root the keys that use it; nearest models first."""
 
     def refs(node: Schema, path: str) -> Iterator[tuple[str, str]]:
         if "$ref" in node:
@@ -306,7 +299,7 @@ def uses(definitions: Schema, root: str) -> dict[str, list[str]]:
 
 
 def table(definition: Schema, links: dict[str, str]) -> str:
-    """The keys of one model."""
+    """Return the table of the keys of one model."""
     needed = definition.get("required", ())
     rows = ["| key | value | default | |", "|---|---|---|---|"]
     for key, node in definition["properties"].items():
@@ -317,7 +310,7 @@ def table(definition: Schema, links: dict[str, str]) -> str:
 
 
 def said(default: Any) -> str:
-    """A default in a table."""
+    """Return a default for a table."""
     return "–" if default in (None, "", []) or isinstance(default, dict) else code(default)
 
 
@@ -326,14 +319,14 @@ def code(value: Any) -> str:
 
 
 def words(node: Schema, links: dict[str, str], s: str = "") -> str:
-    """A schema in plain words; `s` makes it plural."""
+    """Return a schema in words; `s` makes it plural."""
     if "$ref" in node:
         return links[node["$ref"].rpartition("/")[2]]
     if "title" in node:
         return node["title"] + s
     if forms := node.get("anyOf") or node.get("oneOf"):
         bounds = {k: v for k, v in node.items() if k.startswith(("min", "max", "excl"))}
-        optional = "default" in node and node["default"] is None  # null is what is meant where the key is missing
+        optional = "default" in node and node["default"] is None  # null means the same as a missing key
         forms = [form for form in forms if not (optional and form == {"type": "null"})]
         return " or ".join(dict.fromkeys(words(bounds | form, links, s) for form in forms))
     if "const" in node:
@@ -364,7 +357,7 @@ def a_mapping(node: Schema, links: dict[str, str], s: str) -> str:
 
 
 def bounded(node: Schema) -> str:
-    """The bounds of a number, or of a size."""
+    """Return the bounds of a number or a size in words."""
     low, high, below = node.get("minimum"), node.get("maximum"), node.get("exclusiveMaximum")
     if any(node.get(key) for key in ("minLength", "minItems", "minProperties")):
         return ", not empty"
@@ -374,7 +367,7 @@ def bounded(node: Schema) -> str:
 
 
 def names() -> Iterator[str]:
-    """What the names of methods, ablations and orders stand for."""
+    """Yield tables of methods, ablations and orders."""
     rows = ["| method | what it does | its options | default threshold |", "|---|---|---|---|"]
     for name, method in METHODS.items():
         options = ", ".join(f"`{option}`" for option in method.options)
@@ -385,12 +378,12 @@ def names() -> Iterator[str]:
 
 
 def anchor(title: str) -> str:
-    """What GitHub makes of a heading."""
+    """Return the anchor that GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def files() -> dict[Path, str]:
-    """All that is generated: path → content."""
+    """Return all generated files: path → content."""
     schemas = {f"schema/{f.name}.schema.json": schema(f) for f in FILES}
     out = {
         DOCS / name: json.dumps(s, indent=1, ensure_ascii=False, sort_keys=True) + "\n" for name, s in schemas.items()

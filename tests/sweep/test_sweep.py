@@ -172,7 +172,10 @@ BAD = {
         "base:\n  model: tiny\n  task: ioi\n  edges: 5\ngrid: {threshold: [0.1]}\n",
         "s.yaml line 4: threshold 0.1: --edges: method acdc has no edges",
     ),
-    "a threshold below zero": ("grid: {task: [ioi], model: tiny, threshold: [-1.0]}\n", "--threshold: is -1.0"),
+    "a threshold below zero": (
+        "grid: {task: [ioi], model: tiny, threshold: [-1.0]}\n",
+        "--threshold: should be greater",
+    ),
     "an unknown model": ("grid: {task: [ioi], model: [./none]}\n", "s.yaml: run ioi---none"[:7]),
     "more edges than there are": (
         "grid: {task: [ioi], model: [tiny], method: [random], edges: [5, 900]}\n",

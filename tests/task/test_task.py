@@ -20,9 +20,10 @@ from acdc.errors import TaskError
 from acdc.io.yaml_file import merge
 from acdc.registry import METRICS
 from acdc.task.load import checked, load_task, task_dir, task_names
-from acdc.task.schema import Table, Task
+from acdc.task.schema import Task
 from acdc.task.template import fields, render
 from acdc.task.tokenize import Split, Tokenizer, make_data
+from acdc.task.words import Table
 from tests.support import ROOT
 from tests.support.assets import gpt2_tokenizer, smollm2
 
@@ -823,7 +824,7 @@ def test_not_text(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_bytes(b"name: \xff\xfe")
     with pytest.raises(TaskError) as error:
         load_task(str(tmp_path / "t.yaml"))
-    one_line(error, "t.yaml: is not UTF-8 text")
+    one_line(error, "t.yaml: is not a text file in UTF-8")
 
 
 def test_unknown_task_gets_a_hint() -> None:

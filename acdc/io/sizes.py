@@ -1,0 +1,36 @@
+"""Sizes of memory, as users write them."""
+
+from __future__ import annotations
+
+import re
+
+from acdc.errors import UserError
+
+
+def parse_bytes(text: str) -> float:
+    """Return the bytes of a size such as 4GB, 500MB or 1.5 GiB.
+
+    Raises:
+        ValueError: the text is not a size.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
+    number, unit, binary = match.groups()
+    base = 1024 if binary else 1000
+    power = 2 if unit in "Mm" else 3
+    return float(number) * base**power
+
+
+def memory_bound(text: str | None) -> float | None:
+    """Return the bytes of --memory, or None if it is not given.
+
+    Raises:
+        UserError: the text is not a size.
+    """
+    if text is None:
+        return None
+    try:
+        return parse_bytes(str(text))
+    except ValueError as error:
+        raise UserError(f"--memory: {error}") from None
