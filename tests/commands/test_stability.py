@@ -1,4 +1,4 @@
-"""`acdc stability`: what it counts, what it runs, going on, and one clear line for every mistake."""
+"""`acdc stability`: what it counts and runs, how it resumes, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ALL = [name for names in FOLDERS.values() for name in names]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The folder of one call."""
+    """Return the directory of one call."""
     folder = tmp_path_factory.mktemp("stability") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["acdc", *COMMAND, "--out", str(folder), "--json"])
@@ -53,7 +53,7 @@ def files(folder):
 
 
 def residual(path):
-    """Names of a circuit's residual edges."""
+    """Return the names of a circuit's residual edges."""
     return set(read_circuit(path / "circuit.json").circuit().edge_names())
 
 
