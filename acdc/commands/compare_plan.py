@@ -1,4 +1,4 @@
-"""What a comparison compares: from the options of the command line to tasks, methods and sizes, checked."""
+"""What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ THEN_ACDC = "+acdc"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is compared.
+class ComparePlan:
+    """What a comparison does.
 
     Args:
         tasks: each with its config: method acdc, at the task's own threshold
-        methods: names; `eap-ig:0.05+acdc` is ACDC among the best edges of another method
-        named: those that were asked for by name; another one that can't do a task is left out
-        references: by task, a circuit that is taken for true; by default ACDC's at the task's own threshold
-        updates: of methods that train
+        methods: names; `eap-ig:0.05+acdc` is ACDC among the best 5 % of eap-ig's edges
+        named: the methods asked for by name; any other is left out of a task that it can't do
+        sizes: numbers of edges, rising
+        greedy: grow circuits from the logits instead of taking the best edges
+        references: task → file of the circuit taken for true; by default ACDC's at the task's own threshold
+        updates: of the methods that train gates
     """
 
     tasks: tuple[tuple[Config, Task], ...]
@@ -47,38 +49,49 @@ def make_plan(
     updates: int | None,
     out: Path | None,
     default_model: DefaultModel,
-) -> tuple[Plan, list[str]]:
-    """What the options of the command line ask for, checked as far as it can be without a model; and notes.
+) -> tuple[ComparePlan, list[str]]:
+    """Check the options as far as that goes without a model. Return the plan, and notes for the user.
 
     Args:
         given: options of every task's config, None where not given
-        tasks, methods, sizes: with commas between them; methods may be `all`
-        reference: a file, or for each task `TASK=FILE`
+        tasks, methods, sizes: separated by commas; methods may be `all`
+        reference: a file, or `TASK=FILE` for each task
     Raises:
-        UserError: one line that names the option.
+        UserError: names the option that is wrong.
     """
-    resolved, notes = [], list[str]()
+    resolved: list[tuple[Config, Task]] = []
+    notes: list[str] = []
     for name in tasks.split(","):
-        config, task, said = resolve(given | {"task": name.strip()}, None, default_model)
+        config, task, new = resolve(given | {"task": name.strip()}, None, default_model)
         resolved.append((config, task))
-        notes += [note for note in said if note not in notes]
+        notes += [note for note in new if note not in notes]
     names = [config.task_name for config, _ in resolved]
     if len(set(names)) < len(names):
         raise UserError(f"--tasks: {tasks!r} has a task twice")
     every, named = _methods(methods)
     for config, task in resolved:
         for method in named:
-            ranked_by(config, task, method)
+            ranked_by(config, task, method)  # raises for a method that can't do the task
     models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
-    out = out or Path("compare") / "-".join([*names, *models])
-    references = _references(reference, names)
-    return Plan(tuple(resolved), every, named, _sizes(sizes), greedy, references, updates, out), notes
+    plan = ComparePlan(
+        tasks=tuple(resolved),
+        methods=every,
+        named=named,
+        sizes=_sizes(sizes),
+        greedy=greedy,
+        references=_references(reference, names),
+        updates=updates,
+        out=out or Path("compare") / "-".join([*names, *models]),
+    )
+    return plan, notes
 
 
 def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """All methods, and those that were named."""
+    """Return all methods, and those that were named."""
     names = [name.strip() for name in text.split(",")]
-    every = [m for name in names for m in (METHODS if name == "all" else [name])]
+    every: list[str] = []
+    for name in names:
+        every += METHODS if name == "all" else [name]
     for name in every:
         if name.endswith(THEN_ACDC):
             try:
@@ -91,52 +104,56 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
+    """Return the sizes, rising, each once."""
     try:
         sizes = sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise UserError(f"--sizes: {text!r} is not a whole number, nor several with commas between them") from None
+        raise UserError(f"--sizes: {text!r} is not a whole number, nor several separated by commas") from None
     if sizes[0] < 1:
         raise UserError(f"--sizes: {sizes[0]} edges; it must be 1 or more")
     return tuple(sizes)
 
 
 def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
+    """Return the reference files by task."""
     if text is None:
         return {}
-    out = {}
+    files = {}
     for part in text.split(","):
         task, equals, file = part.rpartition("=")
         if not equals and len(tasks) > 1:
             raise UserError(f"--reference: {file} for which task? With several tasks, write TASK=FILE,TASK=FILE")
         if equals and task not in tasks:
             raise UserError(f"--reference: {unknown('task', task, tasks)}")
-        out[task or tasks[0]] = Path(file)
-    return out
+        files[task or tasks[0]] = Path(file)
+    return files
 
 
 def ranked_by(config: Config, task: Task, method: str) -> str:
-    """The metric that a method ranks edges by: the task's, or where it can't use that one the first other that it can.
+    """Return the metric that a method ranks edges by: the config's, or the task's first other one that it can use.
 
     Raises:
-        UserError: it can use none.
+        UserError: it can't use any of them.
     """
     if method == "random":
         return "none"
-    if method == "diffmask":  # whatever the metric
+    if method == "diffmask":  # always trains on KL
         return "kl"
     if method.endswith(THEN_ACDC):
-        first = ranked_by(config, task, parse_filter(method.removesuffix(THEN_ACDC))[0])
+        name, _ = parse_filter(method.removesuffix(THEN_ACDC))
+        first = ranked_by(config, task, name)
         return first if first == config.metric else f"{first}, {config.metric}"
     refusals = []
     for metric in (config.metric, *task.metrics):
         try:
             check_method(method, metric, config.ablation)
-            return metric
         except UserError as error:
             refusals.append(error)
+        else:
+            return metric
     raise refusals[0]
 
 
 def has_threshold(method: str) -> bool:
-    """Whether a method is ACDC, with or without a filter, which has thresholds instead of sizes."""
+    """Whether a method is ACDC, with or without a filter before it: it takes thresholds, the others take sizes."""
     return method == "acdc" or method.endswith(THEN_ACDC)

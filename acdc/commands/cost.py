@@ -1,4 +1,4 @@
-"""What a piece of work costs: seconds, and the memory that it adds; kept in a file, so that it is known later."""
+"""What a piece of work costs in seconds and memory, added up in a file over interruptions."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ import torch
 from acdc.errors import FileError
 from acdc.io.files import read_json, write_atomic
 
-EVERY = 0.01  # seconds between two looks at resident memory
+EVERY = 0.01  # seconds between two readings of resident memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds by the clock, and peak memory in MB over what there was at the beginning: the device's on CUDA, else
-    resident memory, of which what the allocator keeps for later use is missed."""
+    """Seconds of wall clock, and peak memory in MB above the level at the start: the device's on CUDA, else resident
+    memory. Resident memory misses what reuses memory that the allocator already holds."""
 
     seconds: float = 0.0
     peak_memory_mb: float = 0.0
 
     def __add__(self, other: Cost) -> Cost:
-        """One after the other."""
+        """The cost of one after the other."""
         return Cost(self.seconds + other.seconds, max(self.peak_memory_mb, other.peak_memory_mb))
 
 
@@ -39,19 +39,21 @@ def read_cost(path: Path) -> Cost:
     """Read `cost.json`.
 
     Raises:
-        FileError: it is missing, can't be read, or is something else.
+        FileError: it is missing, can't be read, or isn't a cost.
     """
     if not path.exists():
-        raise FileError(f"{path}: is missing; remove {path.parent}, and its work is done again")
+        raise FileError(f"{path}: is missing; remove {path.parent} to do its work again")
     try:
         return Cost(**{key: float(value) for key, value in read_json(path).items()})
     except (TypeError, ValueError):
-        raise FileError(f"{path}: should have the numbers seconds and peak_memory_mb; remove {path.parent}") from None
+        raise FileError(
+            f"{path}: should have the numbers seconds and peak_memory_mb; remove {path.parent} to do its work again"
+        ) from None
 
 
 @contextmanager
 def metered(path: Path, device: torch.device) -> Iterator[None]:
-    """Add the cost of what is done inside to `cost.json`, also where it is interrupted and goes on later."""
+    """Add the cost of the block to `cost.json`, also when the block is interrupted."""
     before = read_cost(path) if path.exists() else Cost()
     _release()
     with watched(device) as memory:
@@ -60,40 +62,44 @@ def metered(path: Path, device: torch.device) -> Iterator[None]:
             yield
         finally:
             seconds = time.perf_counter() - started
-            begin, most = memory()
-            cost = before + Cost(seconds, (most - begin) / 1e6)
+            begin, peak = memory()
+            cost = before + Cost(seconds, (peak - begin) / 1e6)
             write_atomic(path, json.dumps(asdict(cost), indent=1) + "\n")
 
 
 def _release() -> None:
-    """Give freed memory back to the system, so that using it again is seen."""
+    """Give freed memory back to the system, so that reuse shows up in resident memory."""
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None  # glibc has it
+    if sys.platform != "linux":
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
     if trim is not None:
         trim(0)
 
 
 @contextmanager
 def watched(device: torch.device) -> Iterator[Callable[[], tuple[int, int]]]:
-    """Gives a function that says how many bytes of memory there were at the beginning, and at most since then: the
-    device's on CUDA, else resident memory, looked at every 10 ms."""
+    """Yield a function that returns the bytes of memory in use at the start, and the peak since: the device's on CUDA,
+    else resident memory, read every 10 ms."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         begin = torch.cuda.memory_allocated(device)
         yield lambda: (begin, torch.cuda.max_memory_allocated(device))
         return
-    process, done = psutil.Process(), threading.Event()
-    begin = highest = process.memory_info().rss
+    process = psutil.Process()
+    done = threading.Event()
+    begin = process.memory_info().rss
+    peak = begin
 
     def watch() -> None:
-        nonlocal highest
+        nonlocal peak
         while not done.wait(EVERY):
-            highest = max(highest, process.memory_info().rss)
+            peak = max(peak, process.memory_info().rss)
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
-        yield lambda: (begin, max(highest, process.memory_info().rss))
+        yield lambda: (begin, max(peak, process.memory_info().rss))
     finally:
         done.set()
         thread.join()

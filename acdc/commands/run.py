@@ -39,7 +39,7 @@ from acdc.files.metrics import CostPart, MetricsFile, write_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
-from acdc.io.folder import locked
+from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
@@ -68,40 +68,60 @@ def run(
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
     """
-    config, task = inputs.config, inputs.task
-    out = out or Path("runs") / config.folder
-    with _owned(out, config, force):
-        if (out / "circuit.json").exists():
-            return read_circuit(out / "circuit.json"), out
-        started = time.monotonic()
-        with watched(inputs.model.transformer.device) as memory:
-            if doubt := warning(inputs, competence(inputs)):
-                notes = (*notes, doubt)
-                say(doubt)
-            found = find(inputs, out, progress)
-            circuit = found.circuit.pruned()
-            rows = final_rows(inputs, circuit)
-            measures = measured(inputs, rows)
-            estimated = estimates(inputs, rows)
-            explanation = explain(inputs, circuit, rows[inputs.evaluation_split])
-            _, most = memory()
-        file = describe(inputs, circuit, found.circuit, measures, notes)
-        cost = CostPart(
-            seconds=time.monotonic() - started,
-            peak_memory_mb=most / 1e6,
-            expected_memory_mb=inputs.expected_memory / 1e6,
-            evaluations=found.evaluations,
-            threads=torch.get_num_threads(),
-        )
-        metrics = MetricsFile(metrics=measures, **estimated, cost=cost)
-        log = [asdict(d) for d in found.decisions]
-        published = published_for(task.name, circuit.graph)
-        svg = to_svg(circuit, f"{task.name} in {file.model.name}", PictureStyle(published=published))
-        write_metrics(out / "metrics.json", metrics)
-        write_atomic(out / "circuit.svg", svg)
-        write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
-        write_circuit(out / "circuit.json", file)
-    return file, out
+    folder = out or Path("runs") / inputs.config.folder
+    with _owned(folder, inputs.config, force):
+        return run_or_read(folder, lambda: _discover(inputs, folder, notes, progress, say)), folder
+
+
+def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
+    """Read the circuit of a finished run, or make it. `circuit.json` is written last: it says that the run is finished.
+
+    Args:
+        make: does the run, in `folder`
+    Raises:
+        UserError: the circuit can't be read or written, or `make` raises it.
+    """
+    path = folder / "circuit.json"
+    if path.exists():
+        return read_circuit(path)
+    enter(folder)
+    file = make()
+    write_circuit(path, file)
+    return file
+
+
+def _discover(
+    inputs: Inputs, folder: Path, notes: tuple[str, ...], progress: Show, say: Callable[[str], None]
+) -> CircuitFile:
+    """Find a circuit, measure it, and write every file of its run but circuit.json."""
+    started = time.monotonic()
+    with watched(inputs.model.transformer.device) as memory:
+        if doubt := warning(inputs, competence(inputs)):
+            notes = (*notes, doubt)
+            say(doubt)
+        found = find(inputs, folder, progress)
+        circuit = found.circuit.pruned()
+        rows = final_rows(inputs, circuit)
+        measures = measured(inputs, rows)
+        estimated = estimates(inputs, rows)
+        explanation = explain(inputs, circuit, rows[inputs.evaluation_split])
+        _, most = memory()
+    file = describe(inputs, circuit, found.circuit, measures, notes)
+    cost = CostPart(
+        seconds=time.monotonic() - started,
+        peak_memory_mb=most / 1e6,
+        expected_memory_mb=inputs.expected_memory / 1e6,
+        evaluations=found.evaluations,
+        threads=torch.get_num_threads(),
+    )
+    metrics = MetricsFile(metrics=measures, **estimated, cost=cost)
+    log = [asdict(d) for d in found.decisions]
+    published = published_for(inputs.task.name, circuit.graph)
+    svg = to_svg(circuit, f"{inputs.task.name} in {file.model.name}", PictureStyle(published=published))
+    write_metrics(folder / "metrics.json", metrics)
+    write_atomic(folder / "circuit.svg", svg)
+    write_atomic(folder / "report.html", render_report(file, log, metrics, explanation, published))
+    return file
 
 
 Rows = dict[str, dict[str, Tensor]]

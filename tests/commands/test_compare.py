@@ -1,4 +1,4 @@
-"""`acdc compare`: files, numbers, going on, and one clear line for every mistake."""
+"""`acdc compare`: its files and numbers, how it resumes, and one clear line for every mistake."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEW = [*COMMAND, "--methods", "acdc,eap-ig,hisp,random,eap-ig:0.2+acdc", "--size
 
 @pytest.fixture(scope="module", autouse=True)
 def quick():
-    """ACDC at few thresholds."""
+    """Let ACDC run at few thresholds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "THRESHOLDS", 3)
         yield

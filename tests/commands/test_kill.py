@@ -1,5 +1,5 @@
-"""What is on disk when a command ends before its time, by a kill, a full disk or a second process: nothing is lost, and
-the same command ends with the same bytes."""
+"""What is on disk after a kill, on a full disk, or beside a second process: nothing is lost, and the same command then
+ends with the same bytes."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ COMMAND = ("run", "--task", "tracr-reverse", "--model", "tracr-reverse", "--devi
 
 
 class Whole(NamedTuple):
-    """A run that nothing happened to: its files, and what was written when."""
+    """An undisturbed run: its files, and its steps in order."""
 
     files: dict[str, bytes]
     steps: list[str]
 
     def number(self, step: str) -> int:
-        """Of the last step of a kind."""
+        """Return the number of the last step of a kind, from 1."""
         return len(self.steps) - self.steps[::-1].index(step)
 
 
@@ -60,7 +60,7 @@ def whole(loaded, tmp_path_factory):
 
 
 def failing(out, number, code=errno.ENOSPC):
-    """From this step on every write below a folder fails."""
+    """Let every write below a folder fail from this step on."""
 
     def act(now, step):
         if now >= number and step[0] in ("opened", "half", "renaming"):
@@ -70,7 +70,7 @@ def failing(out, number, code=errno.ENOSPC):
 
 
 def said_last(result):
-    """The message that a command ends with; notes may come before it, a traceback may not."""
+    """Return the message that a command ends with. Notes may come before it, a traceback may not."""
     assert "Traceback" not in result.err
     last = result.err.splitlines()[-1]
     assert last.startswith("acdc: ")
@@ -78,7 +78,7 @@ def said_last(result):
 
 
 def check_unbroken(out, files):
-    """Every file is that of a whole run; the log is its beginning."""
+    """Check that every file is that of a whole run, and the log the beginning of its log."""
     left = contents(out) if out.exists() else {}
     log = left.pop(LOG, b"")
     assert files.get(LOG, b"").startswith(log)
@@ -179,7 +179,7 @@ def test_what_the_disk_refuses_ends_a_command_with_exit_code_2(acdc, tmp_path, c
     assert {path.name for path in out.iterdir()} == {".lock"}
 
 
-@pytest.mark.parametrize("good", [0, 3, 30])  # files of parts, and then of an engine's state
+@pytest.mark.parametrize("good", [0, 3, 30])  # first files of parts, then of the engine's state
 def test_a_full_folder_for_temporary_files_is_one_message(tmp_path, monkeypatch, good):
     written = []
 
@@ -206,7 +206,7 @@ def test_no_folder_for_temporary_files_is_one_message(acdc, tmp_path, monkeypatc
     def none():
         raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp', '/var/tmp']")
 
-    with monkeypatch.context() as patch:  # pytest wants temporary files, too
+    with monkeypatch.context() as patch:  # pytest needs temporary files too
         patch.setattr("tempfile.gettempdir", none)
         result = acdc("export", golden, "--to", "svg", "-o", tmp_path / "circuit.svg")
     assert result.code == 2 and result.out == "" and not list(tmp_path.iterdir())
@@ -243,7 +243,7 @@ def test_a_disk_that_fills_up(acdc, disk, tmp_path):
     whole, room, failed = contents(tmp_path / "whole"), 0, []
     for name in ("config.yaml", LOG, "metrics.json", "circuit.svg", "report.html", "circuit.json"):
         room += -(-(tmp_path / "whole" / name).stat().st_size // page)
-        with (disk / "filler").open("wb") as f:  # so that there is one page too few for this file
+        with (disk / "filler").open("wb") as f:  # leaves one page too few for this file
             f.write(bytes(os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize - (room - 1) * page))
         result = acdc(*COMMAND, "--out", disk / "run")
         assert result.code == 2 and result.out == "", name
@@ -298,7 +298,7 @@ def test_a_disk_that_can_only_be_read(acdc, disk, tmp_path):
 def test_a_clock_that_jumps_changes_nothing(loaded, whole, tmp_path, monkeypatch):
     now = [4e9]
 
-    def clock():  # ever earlier
+    def clock():  # runs backwards
         now[0] -= 1e6
         return now[0]
 
@@ -310,7 +310,7 @@ def test_a_clock_that_jumps_changes_nothing(loaded, whole, tmp_path, monkeypatch
         patch.setattr(time, "time", clock)
         patch.setattr(time, "time_ns", lambda: int(clock() * 1e9))
         runner.run(loaded, tmp_path)
-    assert contents(tmp_path) == whole.files  # which looks at the seconds, too
+    assert contents(tmp_path) == whole.files  # which checks the seconds too
 
 
 # ---------------------------------------------------------------- several processes
@@ -322,13 +322,13 @@ def test_a_directory_is_never_locked_twice_at_once(tmp_path, monkeypatch):
     def let_go(lock, *args, **options):
         release(lock, *args, **options)
         monkeypatch.setattr(FileLock, "release", release)
-        second.enter_context(locked(tmp_path))  # at once, before the first one has done anything else
+        second.enter_context(locked(tmp_path))  # at once, before the first does anything else
 
     monkeypatch.setattr(FileLock, "release", let_go)
     with locked(tmp_path):
         pass
     with second, pytest.raises(InUse, match="another acdc process"), locked(tmp_path):
-        pytest.fail("two have it")
+        pytest.fail("two processes hold the lock")
     with locked(tmp_path):
         pass
 

@@ -1,17 +1,18 @@
-"""`acdc stability`: what it counts, what it runs, going on, and one clear line for every mistake."""
+"""`acdc stability`: what it counts and runs, how it resumes, and one clear line for every mistake."""
 
 from __future__ import annotations
 
 import json
 import sys
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
 import pytest
 
 from acdc import cli
-from acdc.commands import stability
+from acdc.commands import stability, stability_reruns
 from acdc.evaluation.faithfulness import circuit_rows, prompt_values
 from acdc.files.circuit import read_circuit
 from acdc.graph.circuit import Circuit
@@ -33,7 +34,7 @@ ALL = [name for names in FOLDERS.values() for name in names]
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
-    """The folder of one call."""
+    """Return the directory of one call."""
     folder = tmp_path_factory.mktemp("stability") / "out"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["acdc", *COMMAND, "--out", str(folder), "--json"])
@@ -52,7 +53,7 @@ def files(folder):
 
 
 def residual(path):
-    """Names of a circuit's residual edges."""
+    """Return the names of a circuit's residual edges."""
     return set(read_circuit(path / "circuit.json").circuit().edge_names())
 
 
@@ -128,20 +129,20 @@ def test_a_resample_has_prompts_as_often_as_they_were_drawn():
     config, task, _ = resolve({"task": "induction", "model": "tiny", "examples": 5}, None, None)
     inputs = load(config, task)
     drawn = [4, 1, 1, 0, 4]
-    data = stability.replace(inputs.data, discovery=stability.take(inputs.data.discovery, drawn))
-    again = stability.replace(inputs, data=data, _parts={})
+    data = replace(inputs.data, discovery=stability_reruns.take(inputs.data.discovery, drawn))
+    again = replace(inputs, data=data, _parts={})
     empty = Circuit.empty(inputs.model.transformer.config.graph())
     first, second = (prompt_values(x, "discovery", circuit_rows(x, "discovery", empty), "kl") for x in (inputs, again))
     np.testing.assert_allclose(second, first[drawn], rtol=1e-4)
     assert data.discovery.texts == tuple(inputs.data.discovery.texts[i] for i in drawn)
-    one, two = (stability.resampled(inputs, number).data for number in (1, 2))
+    one, two = (stability_reruns.resampled(inputs, number).data for number in (1, 2))
     assert one.held_out is inputs.data.held_out
-    assert one.discovery.texts == stability.resampled(inputs, 1).data.discovery.texts != two.discovery.texts
+    assert one.discovery.texts == stability_reruns.resampled(inputs, 1).data.discovery.texts != two.discovery.texts
 
 
 def test_a_second_call_reads_and_gives_the_same(call, done, monkeypatch):
     before = files(done)
-    monkeypatch.setattr(stability, "find", None)
+    monkeypatch.setattr(stability_reruns, "find", None)
     code, out, _ = call(*COMMAND, "--out", done, "--json")
     assert code == 0
     assert files(done) == before

@@ -27,8 +27,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from acdc.commands import compare, stability
-from acdc.commands import compare_plan as compareplan
+from acdc.commands import compare, compare_plan, stability
 from acdc.commands import run as runner
 from acdc.errors import InUse
 from acdc.methods import masks
@@ -329,7 +328,7 @@ def of_run(task: str, force: bool = False, **given: Any) -> Job:
 def of_comparison(task: str) -> Job:
     def job(out: Path, show: Callable[[object], None]) -> object:
         methods = "eap-ig,diffmask,eap-ig:0.5+acdc"
-        plan, _ = compareplan.make_plan({"device": "cpu"}, task, methods, "8", False, None, 2, out, None)
+        plan, _ = compare_plan.make_plan({"device": "cpu"}, task, methods, "8", False, None, 2, out, None)
         return compare.compare(plan, None, False, show, lambda _: None)
 
     return job
