@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_run import COMPARED
 from tests.support import ROOT
+from tests.support.runs import COMPARED
 
 WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # as pyproject.toml packs it
 RUN = ("--task", "ioi", "--model", "tiny", "--examples", "8", "--dtype", "float64", "--device", "cpu")

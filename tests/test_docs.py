@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import pkgutil
 import re
@@ -10,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from graphlib import TopologicalSorter
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,15 +23,11 @@ from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.support import ROOT, assets
 from tests.support.browser import chromium, opened
-from tests.task.test_task import Fast
+from tests.support.docs import OWN_DATA, blocks
+from tests.support.tokenizers import Fast
 
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-OWN_DATA, SWEEPS = ROOT / "docs" / "own-data.md", ROOT / "docs" / "sweeps.md"
-
-
-def blocks(language: str, path: Path = OWN_DATA) -> list[str]:
-    """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+SWEEPS = ROOT / "docs" / "sweeps.md"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -56,29 +50,6 @@ def test_what_texts_refer_to_is_there() -> None:
     for name in names:
         pkgutil.resolve_name(name)
     assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
-
-
-def imported() -> dict[str, set[str]]:
-    """The modules of the package that each one imports when it is imported itself."""
-    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "acdc").rglob("*.py")}
-    found: dict[str, set[str]] = {name.removesuffix(".__init__"): set() for name in files}
-    for name, path in files.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "acdc":
-                names = {f"{node.module}.{alias.name}" for alias in node.names}
-                found[name.removesuffix(".__init__")] |= names & found.keys() or {node.module}
-    return found
-
-
-def test_imports_go_one_way() -> None:
-    graph = imported()
-    order = list(TopologicalSorter(graph).static_order())  # raises where they go round in a circle
-    assert len(order) > 80
-    below = dict[str, set[str]]()
-    for name in order:
-        below[name] = graph[name].union(*(below[other] for other in graph[name]))
-    light = {name for name in order if name.startswith("acdc.files.")} | {"acdc.task.tokenize", "acdc.setup.config"}
-    assert [name for name in light if any(other.startswith("acdc.model.") for other in below[name])] == []
 
 
 def test_the_sweep_of_the_docs_runs_and_its_table_is_read(

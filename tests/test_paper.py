@@ -19,8 +19,8 @@ from acdc.files.published import load_published
 from acdc.model.find import BUNDLED
 from acdc.model.load import load_model
 from acdc.setup.config import resolve
-from tests.commands.test_check import made
 from tests.support import ROOT
+from tests.support.runs import made
 
 PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 SIZES = {"greater-than": (32_491, 32_923), "ioi": (32_491, 32_923), "docstring": (1281, 1377)}  # Conmy et al. 2023

@@ -20,7 +20,7 @@ from acdc.model.transformer import Activations, Transformer
 from acdc.patching.offload import Part, Parts
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
-from tests.model.test_families import float64_norm
+from tests.support.checkpoints import float64_norm
 from tests.support.random_models import random_model, random_prompts
 
 FAMILIES = {

@@ -16,28 +16,9 @@ from acdc.model import transformer
 from acdc.patching import metrics
 from acdc.patching.activations import prepare
 from acdc.patching.engine import Engine
-from acdc.patching.patch import circuit_edges, patched_rows
+from tests.support.equivalence import TOLERANCE, compare
 from tests.support.oracle import Naive, naive_acdc
 from tests.support.random_models import random_model, random_prompts
-
-TOLERANCE = 1e-10
-
-
-def compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude=False, engine=Engine):
-    naive = Naive(model, prompts, metric, ablation)
-    edges, direct_edges, value, margin = naive_acdc(naive, threshold, direct, magnitude)
-    runs = prepare(model, prompts, ablation)
-    graph = model.config.graph()
-    e = engine(model, graph, runs, runs.metric(metric, model))
-    circuit = discover(e, Options(threshold, magnitude=magnitude, direct=direct, batch=batch))
-    if margin < TOLERANCE:
-        pytest.skip(f"a decision is within {margin:.1e} of the threshold")
-    assert set(circuit.edge_names()) == edges
-    assert set(circuit.direct_names()) == direct_edges
-    patched = runs.metric(metric, model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
-    assert float(patched.mean()) == pytest.approx(value, abs=TOLERANCE)
-    assert e.metric(e.rows([]))[0] == pytest.approx(value, abs=TOLERANCE)
-    return circuit
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

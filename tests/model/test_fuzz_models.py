@@ -30,7 +30,7 @@ from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.model.test_gguf import TOKENS, library, write
+from tests.support.gguf import TOKENS, library, write
 from tests.support.hostile import (
     INPUTS,
     NASTY,

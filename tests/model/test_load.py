@@ -22,7 +22,7 @@ from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.report.page import LOG_ROWS, render_report
 from acdc.report.picture import MOST, to_svg
-from tests.files.test_formats import assert_same, file_of
+from tests.support.circuits import assert_same, file_of
 from tests.support.random_models import random_model, random_prompts
 
 LINES, EDGES, RUNS, PROMPTS, LAYERS = 100_000, 5_000, 1_000, 1_000, 24
