@@ -137,6 +137,11 @@ def shown_commands() -> list[tuple[str, str]]:
     return out
 
 
+def test_every_command_is_shown() -> None:
+    lines = [line for _, shown in shown_commands() for line in shown.split(" · ")]
+    assert {line.split()[1] for line in lines} == set(get_command(app).commands)
+
+
 @pytest.mark.parametrize(("file", "line"), shown_commands())
 def test_commands_that_are_shown_exist(file: str, line: str) -> None:
     """Each with its options, as far as that can be said without running it."""

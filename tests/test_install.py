@@ -137,6 +137,7 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(tmp_path: Path) -> No
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("acdc", "tasks", "configs", "tests", "docs"):
+        assert source_files(folder), folder
         assert source_files(folder) <= names, folder
     rest = {name for name in names if "/" not in name}
     assert rest - {".gitignore"} == {

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from acdc.methods.acdc import Options, discover
@@ -69,7 +69,10 @@ def test_same_edges_as_the_naive_algorithm(
         activation=["relu", "gelu", "gelu_new"][seed % 3],
     )
     prompts = random_prompts(seed, model, batch=2, first=first, scored=scored, pad=pad)
-    compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude)
+    try:
+        compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude)
+    except pytest.skip.Exception:  # this model only, not the whole test
+        reject()
 
 
 class Forgetful(Engine):
@@ -119,6 +122,7 @@ def test_batches_do_not_change_decisions_in_any_order(order, seed):
         engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
         circuit = discover(engine, Options(0.01, order=order, seed=seed, batch=batch))
         found.append((circuit.edge_names(), circuit.direct_names()))
+    assert found[0][0]
     assert found[0] == found[1] == found[2]
 
 
@@ -137,6 +141,7 @@ def test_guesses_change_the_work_and_not_the_decisions(monkeypatch, metric, seed
         journal = Journal()
         discover(engine, Options(0.01), journal)
         found.append([(d.edge, d.kept) for d in journal.decisions])
+    assert len(found[0]) > 20
     assert all(f == found[0] for f in found)
 
 
