@@ -115,6 +115,10 @@ def test_what_is_committed_is_what_the_code_says():
     assert {*(ROOT / "docs" / "schema").iterdir(), ROOT / "docs" / "reference.md"} == set(made)
 
 
+def test_every_pattern_of_shipped_files_finds_some():
+    assert [glob for globs in SHIPPED.values() for glob in globs if not list(ROOT.glob(glob))] == []
+
+
 @pytest.mark.parametrize(("name", "path"), PATHS, ids=lambda x: x.stem if isinstance(x, Path) else x)
 def test_shipped_files_fit_their_schemas(name, path):
     schema = SCHEMAS[name]
