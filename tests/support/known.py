@@ -31,7 +31,7 @@ SUBSPACE = 3  # coordinates per sender
 def known_model(
     seed: int, n_layers: int | None = None, n_heads: int | None = None, leak: float = 0.0
 ) -> tuple[Transformer, Part, np.ndarray]:
-    """Return a model in float64, prompts for it, and its true edges, Bool[sender receiver].
+    """A model in float64, prompts for it, and Bool[sender receiver], its true edges.
 
     Args:
         n_layers, n_heads: if not given, 2 to 4, depending on the seed
@@ -54,8 +54,8 @@ def known_model(
 
 @torch.no_grad()
 def _answered(model: Transformer, prompts: Part) -> Part:
-    """Prompts with the model's own answers: correct is the token with the largest logit, wrong the other token whose
-    logit corruption raises most."""
+    """Prompts with the model's own answers: the token with the largest logit, against that other one which gains most
+    by corruption."""
     at, pad = tuple(torch.as_tensor(prompts.rows).T), torch.as_tensor(prompts.pad)
     clean, corrupted = (
         model.logits(model.run(torch.as_tensor(tokens), pad)[1][-1][at])
@@ -109,7 +109,7 @@ def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) ->
 
 @torch.no_grad()
 def effects(model: Transformer, prompts: Part, which: np.ndarray) -> np.ndarray:
-    """Float[sender receiver]: the largest change of a scored logit without this one edge; 0 outside `which`."""
+    """Float[sender receiver]: the largest change of a scored logit when an edge of `which` alone is removed; else 0."""
     graph, runs = model.config.graph(), Parts(model, prompts, "corrupted")[0]
     full = torch.tensor(graph.edges).to(model.dtype)
     clean = model.logits(patched_rows(model, graph, runs, full))
@@ -136,7 +136,7 @@ def true_edges(name: str) -> np.ndarray:
 
 
 def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
-    """Return a bundled compiled model in float64, prompts for it, and its true edges.
+    """A bundled compiled model in float64, prompts for it, and its true edges.
 
     A model with a single output gets a second one that is always 0, so that all metrics are defined.
     """
@@ -166,8 +166,8 @@ def compiled(name: str) -> tuple[Transformer, Part, np.ndarray]:
 
 
 def carrying(model: Transformer, prompts: Part, true: np.ndarray, name: str) -> np.ndarray:
-    """Bool[sender receiver]: the true edges of a bundled compiled model whose receiver reads something that differs
-    between the clean and the corrupted run."""
+    """Bool[sender receiver]: the true edges of a bundled compiled model in which the clean and the corrupted run differ
+    in anything that the receiver reads."""
     runs, raw = Parts(model, prompts, "corrupted")[0], compile_tracr.load_model(BUNDLED / name)
     written = torch.cat([x for _, x in model.written_by(runs.difference, len(raw.graph.senders))])
     reads = torch.from_numpy(np.stack([compile_tracr._reads(raw, r) for r in raw.graph.receivers])).to(written)

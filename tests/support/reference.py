@@ -1,4 +1,4 @@
-"""`make docs` generates docs/reference.md and docs/schema/ from the pydantic models and their docstrings."""
+"""`make docs` renews docs/reference.md and docs/schema/ from the models of the files and what their docstrings say."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class File(NamedTuple):
     """One kind of file.
 
     Args:
-        name: the schema's
-        title: the section's
-        model: the model of its content
-        intro: what the file is for, in addition to the model's docstring
-        more: models that validate parts later, which pydantic doesn't see
+        name: of its schema
+        title: of its section
+        model: of its content
+        intro: what it is for, beside what the model says of itself
+        more: models of what is looked at later, and pydantic doesn't see
     """
 
     name: str
@@ -94,23 +94,23 @@ MAPPING: Schema = {"type": "object", "additionalProperties": True}
 
 
 def also(*forms: Schema) -> Callable[[Schema], Schema]:
-    """The schema of a validator that accepts other forms as well."""
+    """A validator that takes other forms, too."""
     return lambda inner: {"anyOf": [*forms, inner]}
 
 
 def only(**more: Any) -> Callable[[Schema], Schema]:
-    """The schema of a validator that adds conditions."""
+    """A validator that asks for more."""
     return lambda inner: inner | more
 
 
 def one_of(*keys: str) -> Callable[[Schema], Schema]:
-    """The schema of a validator that wants exactly one of some keys; null counts as missing."""
+    """A validator of a mapping that has exactly one of some keys; null counts as none."""
     return only(oneOf=[{"required": [key], "properties": {key: {"not": {"type": "null"}}}} for key in keys])
 
 
-unsaid = only()  # conditions that JSON Schema can't express
+unsaid = only()  # what a validator asks for that a schema has no words for
 
-# Pydantic can't look into functions. A validator that is missing here stops the generation.
+# Pydantic can't look into functions. One that is missing here stops the generation.
 VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "one_or_many": also(TEXT),
     "as_prompt": also(TEXT),
@@ -144,7 +144,7 @@ VALUE: Schema = {"title": "value", "type": ["string", "number", "boolean"]}
 VALUES = {"anyOf": [VALUE, {"type": "array", "items": VALUE, "minItems": 1}, {"$ref": "#/$defs/Range"}]}
 GRID = {**OPTIONS, "title": "grid", "additionalProperties": VALUES, "minProperties": 1}
 
-# Conditions that the readers of files add: model, key, the part of its schema that is too wide, what it gains.
+# What is asked where a file is read: model, key, the part of its schema that says too little, what else it should say.
 READERS: tuple[tuple[str, str, Schema, Schema], ...] = (
     ("Defaults", "metric", TEXT, {"enum": list(METRICS)}),
     ("Override", "metric", TEXT, {"enum": list(METRICS)}),
@@ -158,14 +158,14 @@ READERS: tuple[tuple[str, str, Schema, Schema], ...] = (
 
 
 def asked(schema: Any) -> Callable[[Schema], Schema]:
-    """The conditions of one of our validators; pydantic knows its own."""
+    """What a validator of ours asks for; pydantic knows its own."""
     function = schema["function"]["function"]
     ours = getattr(function, "__module__", "").startswith("acdc.")
     return VALIDATORS[function.__qualname__] if ours else unsaid
 
 
 class Generator(GenerateJsonSchema):
-    """Pydantic's generator, plus descriptions from docstrings and conditions from validators."""
+    """Pydantic's, with what docstrings say of keys and validators ask of values."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
@@ -188,7 +188,7 @@ class Generator(GenerateJsonSchema):
 
 
 def docstring(model: type[BaseModel]) -> tuple[str, dict[str, str]]:
-    """A model's description and those of its keys; inherited keys are described in the base class."""
+    """What a model's docstring says of it, and of each key; those of inherited keys are said where the keys are."""
     keys: dict[str, str] = {}
     for base in reversed(model.__mro__):
         if base.__module__.startswith("acdc."):
@@ -204,11 +204,11 @@ def schema(file: File) -> Schema:
     definitions = finish(models_json_schema(models, schema_generator=Generator)[1]["$defs"])
     root = definitions[file.model.__name__]
     if file.model is Config:
-        del root["required"]  # missing keys come from the command line, the task or built-in defaults
+        del root["required"]  # what a file leaves out comes from the command line, the task or built-in defaults
     content: Schema = {"$ref": f"#/$defs/{file.model.__name__}"}
     keys = {key: {"description": value["description"]} for key, value in root["properties"].items()}
     keys |= {"include": INCLUDE} if file.model is Task else {}
-    if "include" in keys:  # with it any key may be missing, at any depth, and null removes one
+    if "include" in keys:  # with it any key may be missing, at any depth, and null takes one away
         whole = {"properties": keys, "additionalProperties": False}
         content = {"if": {"required": ["include"]}, "then": whole, "else": content}
     return {
@@ -223,7 +223,7 @@ def schema(file: File) -> Schema:
 
 
 def finish(definitions: Schema) -> Schema:
-    """The schemas of models, with the conditions of their readers."""
+    """The schemas of models, with what is asked elsewhere."""
     for model, key, part, more in READERS:
         if model in definitions:
             properties = definitions[model]["properties"]
@@ -231,14 +231,14 @@ def finish(definitions: Schema) -> Schema:
     if "Task" in definitions:
         at = definitions["Task"]["properties"]["score_at"]
         at["anyOf"] = [*at.pop("oneOf"), {"type": "integer"}, {"$ref": "#/$defs/Range"}]
-    if "Sizes" in definitions:  # pydantic takes the minimum length of a list for that of a text
+    if "Sizes" in definitions:  # pydantic takes the least length of a list for that of a text
         inputs = definitions["Sizes"]["properties"]["inputs"]
         inputs["minItems"] = inputs.pop("minLength")
     return definitions
 
 
 def narrowed(node: Any, part: Schema, more: Schema) -> Any:
-    """A schema with more conditions wherever it contains `part`."""
+    """A schema that asks for more wherever it says `part`."""
     if isinstance(node, list):
         return [narrowed(inner, part, more) for inner in node]
     if not isinstance(node, dict):
@@ -266,7 +266,7 @@ def fill(text: str) -> str:
 
 
 def section(file: File) -> str:
-    """The section of one kind of file: a table for its model and one for every model it uses."""
+    """The section of one kind of file: a table for its model and for every one that it uses."""
     definitions = schema(file)["$defs"]
     places = uses(definitions, file.model.__name__)
     titles = {name: f"{name}: {', '.join(f'`{path}`' for path in paths)}" for name, paths in places.items()}
@@ -282,7 +282,7 @@ def section(file: File) -> str:
 
 
 def uses(definitions: Schema, root: str) -> dict[str, list[str]]:
-    """The models below the root and the keys under which each is used, nearest first."""
+    """For every model below the root, the keys under which it is used; nearest models first."""
 
     def refs(node: Schema, path: str) -> Iterator[tuple[str, str]]:
         if "$ref" in node:
@@ -333,7 +333,7 @@ def words(node: Schema, links: dict[str, str], s: str = "") -> str:
         return node["title"] + s
     if forms := node.get("anyOf") or node.get("oneOf"):
         bounds = {k: v for k, v in node.items() if k.startswith(("min", "max", "excl"))}
-        optional = "default" in node and node["default"] is None  # null means the same as a missing key
+        optional = "default" in node and node["default"] is None  # null is what is meant where the key is missing
         forms = [form for form in forms if not (optional and form == {"type": "null"})]
         return " or ".join(dict.fromkeys(words(bounds | form, links, s) for form in forms))
     if "const" in node:
@@ -374,7 +374,7 @@ def bounded(node: Schema) -> str:
 
 
 def names() -> Iterator[str]:
-    """Tables of methods, ablations and orders."""
+    """What the names of methods, ablations and orders stand for."""
     rows = ["| method | what it does | its options | default threshold |", "|---|---|---|---|"]
     for name, method in METHODS.items():
         options = ", ".join(f"`{option}`" for option in method.options)
@@ -385,12 +385,12 @@ def names() -> Iterator[str]:
 
 
 def anchor(title: str) -> str:
-    """GitHub's anchor of a heading."""
+    """What GitHub makes of a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
 
 
 def files() -> dict[Path, str]:
-    """All generated files: path → content."""
+    """All that is generated: path → content."""
     schemas = {f"schema/{f.name}.schema.json": schema(f) for f in FILES}
     out = {
         DOCS / name: json.dumps(s, indent=1, ensure_ascii=False, sort_keys=True) + "\n" for name, s in schemas.items()
