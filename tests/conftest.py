@@ -1,4 +1,4 @@
-"""One thread per test process: `-n 2` fills two cores, and small tensors gain nothing from more."""
+"""Fixtures that run commands. Test processes use one thread: `-n 2` fills two cores, and small tensors need no more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 
-os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # also for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"  # processes that tests start inherit it
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -19,13 +19,15 @@ torch.set_num_threads(1)
 
 
 class Result:
-    """What a command gave."""
+    """Exit code, stdout and stderr of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
+        self.code = code
+        self.out = out
+        self.err = err
 
 
-# A shell starts what it runs in the background with Ctrl-C ignored, and processes that tests start would inherit that.
+# A shell starts background jobs with Ctrl-C ignored, and processes that tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -37,7 +39,7 @@ def acdc(monkeypatch, capfd, tmp_path):
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["acdc", *map(str, arguments)])
-        capfd.readouterr()  # what the test itself printed
+        capfd.readouterr()  # drops what the test itself printed
         with pytest.raises(SystemExit) as end:
             cli.main()
         out, err = capfd.readouterr()
@@ -48,7 +50,7 @@ def acdc(monkeypatch, capfd, tmp_path):
 
 @pytest.fixture
 def call(acdc):
-    """Run a command in an empty folder: exit code, stdout, stderr."""
+    """Like `acdc`, but returns a tuple: exit code, stdout, stderr."""
 
     def run(*arguments):
         result = acdc(*arguments)

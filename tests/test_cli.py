@@ -18,8 +18,9 @@ from acdc.errors import UserError
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
-from tests.model.test_model import checkpoint
 from tests.support import ROOT
+from tests.support.checkpoints import checkpoint
+from tests.support.tasks import TASK
 
 GATE = ["run", "--task", "or-gate"]
 
@@ -48,22 +49,6 @@ def test_options_that_a_method_can_not_have_are_one_line_before_anything_runs(ac
     result = acdc("run", "--task", "ioi", "--model", "tiny", "--out", "folder", *options)
     assert result.code == 2 and says in result.err and result.err.count("\n") == 1
     assert not result.out and not (tmp_path / "folder").exists()
-
-
-TASK = """
-name: mine
-version: 1
-source: a test
-description: a then b
-defaults: {metric: kl, threshold: 0.01, examples: 2}
-metrics: [kl, logit-diff]
-data:
-  rows:
-    - {clean: "a b a", corrupted: "b b a", correct: " b", wrong: " a"}
-    - {clean: "a a b", corrupted: "a b b", correct: " a", wrong: " b"}
-    - {clean: "b b a", corrupted: "a b a", correct: " a", wrong: " b"}
-    - {clean: "b a a", corrupted: "b b b", correct: " a", wrong: " b"}
-"""
 
 
 def change(text, old, new):

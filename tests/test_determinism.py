@@ -1,4 +1,4 @@
-"""The same config gives the same bytes, wherever and by whomever it is run: everything is varied at once."""
+"""The same config gives the same bytes everywhere: folder, locale, time zone, home and hash seed are varied at once."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_run import COMPARED
 from tests.support import ROOT
+from tests.support.runs import COMPARED
 
-WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # as pyproject.toml packs it
+WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # as in pyproject.toml
 RUN = ("--task", "ioi", "--model", "tiny", "--examples", "8", "--dtype", "float64", "--device", "cpu")
 RUNS = {"acdc": ("--threshold", "0.05"), "eap-ig": ("--edges", "30")}
 PLACES = {
@@ -32,7 +32,7 @@ cli.main()
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """The package as a wheel installs it, far from the checkout."""
+    """The package as a wheel installs it, outside the checkout."""
     packed = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     site = tmp_path_factory.mktemp("site packages")
     for source, target in WHEEL.items():
@@ -49,9 +49,10 @@ def contents(runs: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("method", RUNS)
 def test_the_same_bytes_elsewhere(acdc, installed, tmp_path, method):
-    """From a wheel, in another folder, locale, time zone and home, with other hashes; and on two threads, not one:
-    that gives the same edges and numbers everywhere, and the same bytes where the library below PyTorch takes sums in
-    the same order (MKL did wherever it was tried, and promises it nowhere)."""
+    """From a wheel, in another folder, locale, time zone and home, with another hash seed, on two threads, not one.
+
+    Two threads give the same edges and numbers everywhere, and the same bytes where the library below PyTorch sums in
+    the same order. MKL did wherever it was tried, but doesn't promise it; if it didn't, one thread must."""
     command = ("run", *RUN, "--method", method, *RUNS[method])
     here = acdc(*command)
     assert here.code == 0, here.err
@@ -65,7 +66,7 @@ def test_the_same_bytes_elsewhere(acdc, installed, tmp_path, method):
 
 
 def elsewhere(folder: Path, installed: Path, method: str, command: tuple[str, ...], threads: int) -> dict[str, bytes]:
-    """What a run gives in another folder and all else that shouldn't count."""
+    """The files of a run in another folder and environment."""
     home = folder / "home"
     home.mkdir(parents=True)
     environment = {
@@ -75,7 +76,7 @@ def elsewhere(folder: Path, installed: Path, method: str, command: tuple[str, ..
         "HOME": str(home),
         "XDG_CACHE_HOME": str(home / "cache"),
         "HF_HUB_OFFLINE": "1",
-        "OMP_WAIT_POLICY": "passive",  # a thread that waits leaves its core to another process
+        "OMP_WAIT_POLICY": "passive",  # waiting threads yield their core
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         **PLACES[method],
@@ -92,7 +93,7 @@ def elsewhere(folder: Path, installed: Path, method: str, command: tuple[str, ..
 
 
 def assert_alike(mine: bytes, other: bytes) -> None:
-    """The same edges, and numbers that differ by rounding only."""
+    """Assert the same edges, and numbers that differ only by rounding."""
     a, b = json.loads(mine), json.loads(other)
     assert [edge["name"] for edge in a["edges"]] == [edge["name"] for edge in b["edges"]]
     assert a["metrics"] == pytest.approx(b["metrics"], abs=1e-9)

@@ -1,8 +1,7 @@
-"""The documentation does what it says: its files and commands are run as they stand there."""
+"""The documentation is right: its files and commands are run as shown."""
 
 from __future__ import annotations
 
-import ast
 import json
 import pkgutil
 import re
@@ -10,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from graphlib import TopologicalSorter
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,15 +23,11 @@ from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.support import ROOT, assets
 from tests.support.browser import chromium, opened
-from tests.task.test_task import Fast
+from tests.support.docs import OWN_DATA, blocks
+from tests.support.tokenizers import Fast
 
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-OWN_DATA, SWEEPS = ROOT / "docs" / "own-data.md", ROOT / "docs" / "sweeps.md"
-
-
-def blocks(language: str, path: Path = OWN_DATA) -> list[str]:
-    """The fenced blocks of one language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S)
+SWEEPS = ROOT / "docs" / "sweeps.md"
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.name)
@@ -46,7 +40,7 @@ def test_what_the_docs_link_to_exists(path: Path) -> None:
 
 
 def test_what_texts_refer_to_is_there() -> None:
-    """Names (`acdc.graph.graph.Graph`) and files (acdc/graph/graph.py) that docs, docstrings and comments speak of."""
+    """Names (`acdc.graph.graph.Graph`) and files (acdc/graph/graph.py) in docs, docstrings and comments exist."""
     names, files = set[str](), set[str]()
     for path in [*DOCS, *(ROOT / "acdc").rglob("*.py")]:
         text = path.read_text(encoding="utf-8")
@@ -56,29 +50,6 @@ def test_what_texts_refer_to_is_there() -> None:
     for name in names:
         pkgutil.resolve_name(name)
     assert [file for file in sorted(files) if not (ROOT / file).exists()] == []
-
-
-def imported() -> dict[str, set[str]]:
-    """The modules of the package that each one imports when it is imported itself."""
-    files = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "acdc").rglob("*.py")}
-    found: dict[str, set[str]] = {name.removesuffix(".__init__"): set() for name in files}
-    for name, path in files.items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "acdc":
-                names = {f"{node.module}.{alias.name}" for alias in node.names}
-                found[name.removesuffix(".__init__")] |= names & found.keys() or {node.module}
-    return found
-
-
-def test_imports_go_one_way() -> None:
-    graph = imported()
-    order = list(TopologicalSorter(graph).static_order())  # raises where they go round in a circle
-    assert len(order) > 80
-    below = dict[str, set[str]]()
-    for name in order:
-        below[name] = graph[name].union(*(below[other] for other in graph[name]))
-    light = {name for name in order if name.startswith("acdc.files.")} | {"acdc.task.tokenize", "acdc.setup.config"}
-    assert [name for name in light if any(other.startswith("acdc.model.") for other in below[name])] == []
 
 
 def test_the_sweep_of_the_docs_runs_and_its_table_is_read(
@@ -99,7 +70,7 @@ def test_the_sweep_of_the_docs_runs_and_its_table_is_read(
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the two files of docs/own-data.md, and in it."""
+    """The working directory: a folder with the two files of docs/own-data.md."""
     monkeypatch.chdir(tmp_path)
     for name, language in (("mine.yaml", "yaml"), ("mine.jsonl", "json")):
         (text,) = blocks(language)
@@ -114,7 +85,7 @@ def test_own_data_runs_and_prints_what_is_shown(mine: Path) -> None:
     assert program == "acdc"
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    for line in shown.splitlines():  # the same lines; their numbers may round differently elsewhere
+    for line in shown.splitlines():  # numbers may round differently on other machines
         label = re.split(r"[\d:]|  +", line)[0]
         assert label in result.output
     assert re.findall("method .*", shown) == re.findall("method .*", result.output)
@@ -152,23 +123,28 @@ def test_errors_of_own_data_are_worded_as_shown(mine: Path) -> None:
         with pytest.raises(TaskError) as error:
             loaded = load_task("mine.yaml")
             make_data(loaded, Fast("tiny"), loaded.defaults.examples, 0)
-        # what the JSON library adds differs between versions of Python
+        # the JSON library's own words differ between versions of Python
         assert str(error.value).split("JSON: ")[0] == line.split("JSON: ")[0]
 
 
 def shown_commands() -> list[tuple[str, str]]:
-    """Every line of a fenced block that begins with `acdc `, with the file that shows it."""
+    """Lines of fenced blocks that begin with `acdc `, each with its file."""
     out = []
     for path in DOCS:
         for block in re.findall(r"^```\w*\n(.*?)^```$", path.read_text(encoding="utf-8"), re.M | re.S):
-            lines = re.sub(r"\\\n\s*", "", block).splitlines()  # a command may go on in the next line
+            lines = re.sub(r"\\\n\s*", "", block).splitlines()  # commands may continue on the next line
             out += [(path.name, line) for line in lines if line.startswith("acdc ")]
     return out
 
 
+def test_every_command_is_shown() -> None:
+    lines = [line for _, shown in shown_commands() for line in shown.split(" · ")]
+    assert {line.split()[1] for line in lines} == set(get_command(app).commands)
+
+
 @pytest.mark.parametrize(("file", "line"), shown_commands())
 def test_commands_that_are_shown_exist(file: str, line: str) -> None:
-    """Each with its options, as far as that can be said without running it."""
+    """Each is parsed with its options, but not run."""
     line = re.sub(r"[\[\]]", "", re.sub(r"\b[NX]\b", "1", line.split("#", maxsplit=1)[0]))  # [--edits N]
     for command in line.split(" · "):
         name, *arguments = shlex.split(command.strip().removeprefix("acdc "))
@@ -177,7 +153,7 @@ def test_commands_that_are_shown_exist(file: str, line: str) -> None:
 
 
 def alike(shown: str, printed: str) -> bool:
-    """The same words, and numbers that are as good as the same: their last digits may differ on another machine."""
+    """Whether two lines have the same words, and numbers that differ only in last digits, as on other machines."""
     words, others = shown.split(), printed.split()
     number = re.compile(r"^[\[(]?-?[\d.,]+[%)\];,]*$")
     for a, b in zip_longest(words, others, fillvalue=""):
@@ -214,7 +190,7 @@ def test_the_task_of_the_readme_is_one_that_tiny_can_do(
 
 @pytest.mark.slow
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command, in order, and what it prints: lines that are shown come in that order, … is anything."""
+    """Run every command in order. The lines shown come in that order; … stands for anything."""
     assets.smollm2()
     path = ROOT / "docs" / "tutorial.md"
     commands, outputs = blocks("sh", path), blocks("text", path)

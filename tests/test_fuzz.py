@@ -141,12 +141,15 @@ def test_measures_that_are_broken_are_refused(tmp_path: Path) -> None:
         "cost": {"seconds": 1.0, "peak_memory_mb": 2.0, "evaluations": 3, "threads": 1},
     }
     path = tmp_path / "metrics.json"
+    refused = 0
     for number in numbers():
         path.write_bytes(mutated_json(json.dumps(good), random.Random(number)).encode("utf-8", "surrogatepass"))
         try:
             assert read_metrics(path).half in ("held_out", "discovery")
         except UserError as error:
             assert str(error).startswith(str(path))
+            refused += 1
+    assert INPUTS / 4 < refused < INPUTS
 
 
 RUN = "run --task or-gate --model or-gate --examples 1 --threshold 0.1 --metric l2 --ablation zero --seed 1 --batch 8"

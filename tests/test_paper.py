@@ -19,8 +19,9 @@ from acdc.files.published import load_published
 from acdc.model.find import BUNDLED
 from acdc.model.load import load_model
 from acdc.setup.config import resolve
-from tests.commands.test_check import made
 from tests.support import ROOT
+from tests.support.docs import blocks
+from tests.support.runs import made
 
 PAPER = sorted((ROOT / "configs" / "paper").glob("*.yaml"))
 SIZES = {"greater-than": (32_491, 32_923), "ioi": (32_491, 32_923), "docstring": (1281, 1377)}  # Conmy et al. 2023
@@ -32,8 +33,7 @@ def entries(path: Path):
 
 def documented(language: str, word: str) -> str:
     """The block of docs/checks.md that has a word."""
-    text = (ROOT / "docs" / "checks.md").read_text(encoding="utf-8")
-    (block,) = [b for b in re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S) if word in b]
+    (block,) = [block for block in blocks(language, ROOT / "docs" / "checks.md") if word in block]
     return block
 
 

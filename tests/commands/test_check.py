@@ -9,20 +9,11 @@ from xml.etree import ElementTree
 import pytest
 from safetensors.torch import load_file, save_file
 
-from acdc.commands import run as runner
 from acdc.commands.check import Bounds, check_circuit, check_list, junit
 from acdc.errors import UserError
 from acdc.files.circuit import read_circuit, write_circuit
 from acdc.model.find import BUNDLED
-from acdc.setup.config import resolve
-from acdc.setup.inputs import load
-
-RUN = {"task": "or-gate", "dtype": "float64", "device": "cpu"}
-
-
-def made(folder: Path, **given) -> Path:
-    config, task, _ = resolve({**RUN, **given}, None, None)
-    return runner.run(load(config, task), folder)[1] / "circuit.json"
+from tests.support.runs import made
 
 
 @pytest.fixture(scope="module")

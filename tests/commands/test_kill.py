@@ -24,9 +24,9 @@ from acdc.methods.discover import CHECKPOINT, LOG, SCORES
 from acdc.methods.log import Journal
 from acdc.patching import offload as parts
 from acdc.registry import METHODS
-from tests.commands.test_run import Killed, inputs, killer, scoring
 from tests.support import ROOT, moments
 from tests.support.moments import Moments, contents, named
+from tests.support.runs import Killed, inputs, killer, scoring
 
 COMMAND = ("run", "--task", "tracr-reverse", "--model", "tracr-reverse", "--device", "cpu")
 

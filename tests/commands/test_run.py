@@ -23,14 +23,7 @@ from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support import ROOT
-
-COMPARED = ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html")
-
-
-def inputs(**given):
-    given = {"task": "tracr-reverse", "ablation": "zero", "dtype": "float64", "device": "cpu", "batch": 4, **given}
-    config, task, _ = resolve(given, None, None)
-    return load(config, task)
+from tests.support.runs import COMPARED, Killed, inputs, killer, scoring
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -47,21 +40,6 @@ def reference(loaded, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reference") / "run"
     runner.run(loaded, folder)
     return contents(folder)
-
-
-class Killed(BaseException):
-    """What no one may catch."""
-
-
-def killer(after: int):
-    calls = []
-
-    def progress(_):
-        calls.append(1)
-        if len(calls) == after:
-            raise Killed
-
-    return progress
 
 
 def test_a_run_writes_its_files(loaded, tmp_path):
@@ -96,15 +74,6 @@ def test_a_run_killed_at_every_batch_ends_with_the_same_bytes(loaded, reference,
         runner.run(loaded, tmp_path)
         assert lines <= reference["log.jsonl"].count(b"\n")
     assert contents(tmp_path) == reference
-
-
-def scoring(method, **given):
-    """A run of a method on `tiny`."""
-    options = {name: 3 for name in ("updates", "steps") if name in METHODS[method].options}
-    limit = {"edges": 30} if "edges" in METHODS[method].options else {"threshold": 0.02}
-    metric = "logit-diff" if METHODS[method].slope else "kl"
-    basic = {"task": "ioi", "model": "tiny", "examples": 6, "ablation": "corrupted", "batch": None, "metric": metric}
-    return inputs(**basic, method=method, **limit, **options, **given)
 
 
 @pytest.mark.parametrize("method", sorted(set(METHODS) - {"acdc"}))
@@ -152,7 +121,7 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from acdc.commands import run as runner
-from tests.commands.test_run import inputs
+from tests.support.runs import inputs
 n = int(sys.argv[2])
 def progress(_):
     global n

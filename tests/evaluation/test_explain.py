@@ -88,6 +88,7 @@ def test_patterns_times_values_are_what_heads_write(options):
     for name, patterns in found.items():
         s = graph.senders[graph.sender_index[name]]
         v = model.project("v", s.layer, s.head, runs.residual[s.layer], positions)
+        assert len(patterns) == len(runs.pad)
         for i, pattern in enumerate(patterns):
             pad = int(runs.pad[i])
             assert pattern.shape == (5 - pad, 5 - pad) and pattern.sum(1) == pytest.approx(1, abs=1e-5)

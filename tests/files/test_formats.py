@@ -18,11 +18,7 @@ from pydantic import ValidationError
 
 from acdc.errors import FileError
 from acdc.files.circuit import (
-    CircuitFile,
     Edge,
-    GraphPart,
-    MethodPart,
-    ModelPart,
     TaskPart,
     edges_of,
     read_circuit,
@@ -34,6 +30,7 @@ from acdc.files.graphml import to_graphml, to_node_link
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic
+from tests.support.circuits import assert_same, file_of, same
 
 SMALL = Graph(2, 2)
 quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -59,46 +56,6 @@ def random_circuit(graph: Graph, seed: int, direct: bool = True, scored: bool = 
 
 
 circuits = st.builds(random_circuit, graphs, st.integers(0, 2**32), st.booleans(), st.booleans())
-
-
-def file_of(circuit: Circuit, **changed: Any) -> CircuitFile:
-    g = circuit.graph
-    model = ModelPart(
-        name="tiny", family="gpt2", hash="ab12", n_layers=g.n_layers, n_heads=g.n_heads, d_model=16,
-        mlp=g.mlp, inputs=g.inputs, parallel=g.parallel,
-    )  # fmt: skip
-    method = MethodPart(
-        name="acdc", metric="kl", ablation="corrupted", dtype="float64", device="cpu", threshold=0.01,
-        options={"order": "paper", "abs": False, "batch": 3, "share": 0.5},
-    )  # fmt: skip
-    parts: dict[str, Any] = {
-        "task": TaskPart(name="greater-than", version=1, examples=50, seed=7, data_hash="cd34"),
-        "model": model,
-        "method": method,
-        "graph": GraphPart.of(circuit, dead=2),
-        "metrics": {"kl": 0.123, "faithfulness": 0.9},
-        "edges": tuple(edges_of(circuit)),
-        "environment": {"python": "3.11", "acdc": "0.1.0"},
-        "command": "acdc run --task greater-than",
-        "notes": ("a note with ünïcode",),
-    }
-    return CircuitFile(**parts | changed)
-
-
-def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    return a is b or (a is not None and b is not None and np.array_equal(a, b, equal_nan=a.dtype != bool))
-
-
-def assert_same(a: Circuit, b: Circuit) -> None:
-    nothing, none = np.full(a.kept.shape, np.nan), np.full(len(a.graph.receivers), np.nan)
-    assert a.graph == b.graph
-    assert same(a.kept, b.kept)
-    assert same(a.direct, b.direct)
-    assert same(nothing if a.scores is None else a.scores, nothing if b.scores is None else b.scores)
-    assert same(
-        none if a.direct_scores is None else a.direct_scores,
-        none if b.direct_scores is None else b.direct_scores,
-    )
 
 
 # circuit.json

@@ -21,7 +21,7 @@ from acdc.patching.offload import Parts
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
 from acdc.task.tokenize import Split
-from tests.model.test_families import float64_norm
+from tests.support.checkpoints import float64_norm
 from tests.support.random_models import random_model, random_prompts
 
 FAMILIES = {

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 
 from acdc.methods.acdc import Options, discover
@@ -16,28 +16,9 @@ from acdc.model import transformer
 from acdc.patching import metrics
 from acdc.patching.activations import prepare
 from acdc.patching.engine import Engine
-from acdc.patching.patch import circuit_edges, patched_rows
+from tests.support.equivalence import TOLERANCE, compare
 from tests.support.oracle import Naive, naive_acdc
 from tests.support.random_models import random_model, random_prompts
-
-TOLERANCE = 1e-10
-
-
-def compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude=False, engine=Engine):
-    naive = Naive(model, prompts, metric, ablation)
-    edges, direct_edges, value, margin = naive_acdc(naive, threshold, direct, magnitude)
-    runs = prepare(model, prompts, ablation)
-    graph = model.config.graph()
-    e = engine(model, graph, runs, runs.metric(metric, model))
-    circuit = discover(e, Options(threshold, magnitude=magnitude, direct=direct, batch=batch))
-    if margin < TOLERANCE:
-        pytest.skip(f"a decision is within {margin:.1e} of the threshold")
-    assert set(circuit.edge_names()) == edges
-    assert set(circuit.direct_names()) == direct_edges
-    patched = runs.metric(metric, model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
-    assert float(patched.mean()) == pytest.approx(value, abs=TOLERANCE)
-    assert e.metric(e.rows([]))[0] == pytest.approx(value, abs=TOLERANCE)
-    return circuit
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -88,7 +69,10 @@ def test_same_edges_as_the_naive_algorithm(
         activation=["relu", "gelu", "gelu_new"][seed % 3],
     )
     prompts = random_prompts(seed, model, batch=2, first=first, scored=scored, pad=pad)
-    compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude)
+    try:
+        compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude)
+    except pytest.skip.Exception:  # this model only, not the whole test
+        reject()
 
 
 class Forgetful(Engine):
@@ -138,6 +122,7 @@ def test_batches_do_not_change_decisions_in_any_order(order, seed):
         engine = Engine(model, model.config.graph(), runs, runs.metric("kl", model))
         circuit = discover(engine, Options(0.01, order=order, seed=seed, batch=batch))
         found.append((circuit.edge_names(), circuit.direct_names()))
+    assert found[0][0]
     assert found[0] == found[1] == found[2]
 
 
@@ -156,6 +141,7 @@ def test_guesses_change_the_work_and_not_the_decisions(monkeypatch, metric, seed
         journal = Journal()
         discover(engine, Options(0.01), journal)
         found.append([(d.edge, d.kept) for d in journal.decisions])
+    assert len(found[0]) > 20
     assert all(f == found[0] for f in found)
 
 

@@ -1,4 +1,4 @@
-"""No tensor is made on the wrong device: a whole discovery on a stand-in for an accelerator, computed on the CPU."""
+"""No tensor is made on the wrong device: a whole discovery on a simulated accelerator that computes on the CPU."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows
 from tests.support.random_models import random_model, random_prompts
 
-ELSEWHERE = torch.device("meta")  # the one device that every build of torch has beside the CPU
-MOVES = ("_to_copy", "copy_")  # an index on the CPU into a tensor elsewhere is allowed, too, but makes CUDA wait
+ELSEWHERE = torch.device("meta")  # the only device besides the CPU in every build of torch
+MOVES = ("_to_copy", "copy_")  # indexing with a CPU tensor would be allowed as well, but makes CUDA wait
 
 
 class There(torch.Tensor):
-    """A tensor that says it is elsewhere; its numbers are in `here`."""
+    """A tensor that claims to be on ELSEWHERE; its values are in `here`."""
 
     here: torch.Tensor
 
@@ -41,7 +41,7 @@ class There(torch.Tensor):
 
 
 class Accelerator(TorchDispatchMode):
-    """Computes with tensors that are there, and refuses to mix them with tensors that are here, as CUDA does."""
+    """Computes with tensors on ELSEWHERE, and refuses to mix them with CPU tensors, as CUDA does."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
@@ -62,7 +62,7 @@ class Accelerator(TorchDispatchMode):
         return tree_map(lambda x: There(x) if goes and isinstance(x, torch.Tensor) else x, out)
 
 
-def test_the_stand_in_refuses_what_an_accelerator_refuses():
+def test_the_simulated_accelerator_refuses_two_devices():
     with Accelerator():
         x = torch.ones(3, device=ELSEWHERE)
         assert (x + 1).tolist() == [2.0] * 3
@@ -86,7 +86,7 @@ ROTARY = {"rotary": 4, "windows": (0, 3)}
     ],
 )
 def test_a_discovery_stays_on_its_device(monkeypatch, metric, ablation, sizes):
-    monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)  # guesses, too
+    monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)  # so that the guess is used as well
     here = random_model(1, **sizes)
     prompts = random_prompts(1, here, pad=True, scored="two")
     expected = found(here, prompts, metric, ablation)
@@ -96,7 +96,7 @@ def test_a_discovery_stays_on_its_device(monkeypatch, metric, ablation, sizes):
 
 
 def raw(model):
-    """The weights as they were given: the unembedding is centred when a model is made."""
+    """The weights as given to the model, which centres the unembedding."""
     w = dict(model.weights)
     w["unembed.weight"] = w["unembed.weight"].T + model.unembed_mean[:, None]
     w["unembed.bias"] = w["unembed.bias"] + model.unembed_bias_mean
@@ -104,7 +104,7 @@ def raw(model):
 
 
 def found(model, prompts, metric, ablation):
-    """All decisions, and the metric of the circuit when it is patched plainly."""
+    """All decisions, and the circuit's metric by plain patching."""
     graph, journal = model.config.graph(), Journal()
     with torch.no_grad():
         runs = prepare(model, prompts, ablation)

@@ -12,7 +12,8 @@ import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from acdc.model.load import load_model
-from tests.methods.test_oracle import compare
+from tests.support.checkpoints import float64_norm
+from tests.support.equivalence import compare
 from tests.support.random_models import random_prompts
 
 SMALL = {"vocab_size": 23, "hidden_size": 16, "max_position_embeddings": 32}
@@ -58,11 +59,6 @@ NOTE = """Logits: largest difference to Hugging Face's. GPT-Neo in float64: its 
 Engine: kept edges of those tested, ablation by corrupted, zero and mean activations; every one as the naive algorithm
 decides. Margin: the least distance of a tested edge from the threshold."""
 THRESHOLD = 0.02
-
-
-def float64_norm(self, x):
-    """Hugging Face's RMS norms compute in float32 whatever the model's dtype; for parity in float64 they must not."""
-    return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
 
 
 def checkpoint(name, folder):

@@ -30,7 +30,7 @@ from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.model.test_gguf import TOKENS, library, write
+from tests.support.gguf import TOKENS, library, write
 from tests.support.hostile import (
     INPUTS,
     NASTY,
@@ -215,7 +215,8 @@ def test_broken_vocabularies_are_refused_with_one_message(tmp_path: Path) -> Non
     (folder / "merges.txt").write_text("#version: 0.2\na b\nĠ ab\n1 7\n")
     for file, change in (("vocab.json", mutated_json), ("merges.txt", mutated)):
         shutil.copy(folder / file, tmp_path / "good")
-        several(folder, tmp_path / "good", file, text(change), of_sizes, INPUTS // 10)
+        refused = several(folder, tmp_path / "good", file, text(change), of_sizes, INPUTS // 10)
+        assert refused > 0, file
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

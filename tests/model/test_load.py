@@ -4,8 +4,10 @@ docs/benchmarks.md; here is what has to hold on any machine: nothing is lost, an
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import asdict
+from html import unescape
 
 import numpy as np
 import pytest
@@ -22,7 +24,7 @@ from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.report.page import LOG_ROWS, render_report
 from acdc.report.picture import MOST, to_svg
-from tests.files.test_formats import assert_same, file_of
+from tests.support.circuits import assert_same, file_of
 from tests.support.random_models import random_model, random_prompts
 
 LINES, EDGES, RUNS, PROMPTS, LAYERS = 100_000, 5_000, 1_000, 1_000, 24
@@ -78,7 +80,13 @@ def test_a_circuit_of_5_000_edges_is_read_compared_and_exported(large, tmp_path)
     found = diff(file, file_of(Circuit(GPT2, fewer, large.direct, large.scores, large.direct_scores)))
     assert len(found.removed) == 10 and not found.added and not found.rescored
     for to in set(FORMATS) - {"svg", "png", "pdf"}:
-        assert len(convert(back, to)) < 5e6
+        content = convert(back, to)
+        assert len(content) < 5e6
+        text = unescape(content if isinstance(content, str) else content.decode())
+        if to == "html":
+            assert f"{EDGES:,} of the" in text
+        else:
+            assert set(re.findall(r"[\w.]+->[\w.<>]+", text)) >= set(large.edge_names()), to
 
 
 @pytest.mark.slow

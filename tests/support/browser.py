@@ -1,4 +1,4 @@
-"""A real Chromium that opens pages from disk; it notes what they complain of and whatever they ask a network for."""
+"""A real Chromium that opens pages from disk, and notes their errors and requests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 @contextmanager
 def chromium() -> Iterator[object]:
-    """The browser; a test is skipped where there is none, except in CI."""
+    """The browser. Without one the test is skipped, in CI it fails."""
     program = next((found for name in PROGRAMS if (found := shutil.which(name))), None)
     if program is None:
         if os.environ.get("ACDC_CI"):
@@ -30,7 +30,7 @@ def chromium() -> Iterator[object]:
 
 @contextmanager
 def opened(browser, path: Path, width: int = 1300, height: int = 950, scheme: str = "light") -> Iterator[object]:
-    """A page, drawn. At the end: nothing was complained of, and nothing but the file was asked for."""
+    """A drawn page. At the end it must have logged nothing and requested nothing but its file."""
     page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
     said, asked = [], []
     page.on("console", lambda message: said.append(message.text))

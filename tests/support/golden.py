@@ -1,4 +1,4 @@
-"""`make golden` renews the golden circuits of configs/regression*.yaml; look at the difference before you commit it."""
+"""`make golden` renews the golden circuits of configs/regression*.yaml. Look at the diff before you commit it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What tests that try to break the package share: nasty values, mutations of good files, and a watch on what is done
-with them. `ACDC_FUZZ=N` takes N inputs of each kind instead of those that take seconds, `ACDC_FUZZ_SEED` other ones.
+"""Hostile input: nasty values, mutations of good files, and a watch on what reading them does.
+
+`ACDC_FUZZ=N` tries N inputs of each kind, `ACDC_FUZZ_SEED` other ones.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from typing import Any
 from acdc.errors import UserError
 
 INPUTS = int(os.environ.get("ACDC_FUZZ", "300"))
-FIRST = int(os.environ.get("ACDC_FUZZ_SEED", "0"))  # of the inputs' numbers; each number is an input
-LONGEST = 5  # seconds of a core for one input
-BLOCKED = 120  # seconds for one that waits; the machine may be busy
+FIRST = int(os.environ.get("ACDC_FUZZ_SEED", "0"))  # number of the first input; each number is an input
+LONGEST = 5  # seconds of computing for one input
+BLOCKED = 120  # seconds of waiting for one input; the machine may be busy
 NASTY = (
     *(
         "",
@@ -105,7 +106,7 @@ NASTY = (
 
 
 def mutated(text: str, rng: random.Random) -> str:
-    """One to four changes, of characters, values or lines."""
+    """A text with one to four changed lines, values or characters."""
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         lines = text.split("\n")
         i = rng.randrange(len(lines))
@@ -138,7 +139,7 @@ def mutated(text: str, rng: random.Random) -> str:
 
 
 def mutated_json(text: str, rng: random.Random) -> str:
-    """A change somewhere in the tree; sometimes of the characters instead."""
+    """JSON with a changed value or key, or at times with changed characters."""
     if rng.random() < 0.2:
         return mutated(text, rng)
     tree = json.loads(text)
@@ -166,7 +167,7 @@ def mutated_json(text: str, rng: random.Random) -> str:
 
 
 class TooLong(BaseException):
-    """What nobody catches who catches errors of a library or a file."""
+    """Not an Exception, so that no handler of errors catches it."""
 
 
 @contextmanager
@@ -190,7 +191,7 @@ def in_time() -> Iterator[None]:
 
 
 def mutated_tensors(raw: bytes, rng: random.Random) -> bytes:
-    """A change of a safetensors file: of the header's length, bytes or values, of the file's length, or of numbers."""
+    """A safetensors file with a changed header (length, bytes or values), length or numbers."""
     size = int.from_bytes(raw[:8], "little")
     header, body = bytearray(raw[8 : 8 + size]), bytearray(raw[8 + size :])
     kind = rng.randrange(6)
@@ -254,20 +255,20 @@ def mutated_bytes(raw: bytes, rng: random.Random, header: int) -> bytes:
 
 # ---------------------------------------------------------------- the watch
 
-_allowed: Path | None = None  # where files may be written; None: nobody watches
+_allowed: Path | None = None  # where files may be written; None while nothing is watched
 TEMPORARY = os.path.realpath(tempfile.gettempdir())
-_code = True  # whether code made of text is looked for
+_code = True  # whether compiled or executed text is noted
 _seen: list[str] = []
 PATHS = {"os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.truncate": 1}
 NEVER = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn"),
     *("socket.connect", "socket.getaddrinfo", "socket.bind", "pickle.find_class"),
 }
-OWN = ("<frozen ", "<class 'networkx.")  # code that a library makes itself, not of data
+OWN = ("<frozen ", "<class 'networkx.")  # code that libraries generate themselves, not from data
 
 
 def _audit(event: str, args: tuple[Any, ...]) -> None:
-    """Note what reading a file should never do. Exceptions raised here might be caught, so they are only noted."""
+    """Note what reading a file must never do. An exception raised here might be caught, so it is noted instead."""
     if _allowed is None:
         return
     if event == "open":
@@ -286,10 +287,10 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
 
 
 def _look(event: str, path: Any) -> None:
-    if isinstance(path, int) or str(path) == os.devnull or "__pycache__" in str(path):  # of a module that is imported
+    if isinstance(path, int) or str(path) == os.devnull or "__pycache__" in str(path):  # written by an import
         return
     real = os.path.realpath(os.fsdecode(path))
-    if real == TEMPORARY or real.startswith(os.path.join(TEMPORARY, "tmp")):  # what the library makes for no longer
+    if real == TEMPORARY or real.startswith(os.path.join(TEMPORARY, "tmp")):  # temporary files of libraries
         return
     if Path(real) != _allowed and _allowed not in Path(real).parents:
         _seen.append(f"{event} {path!r}")
@@ -300,8 +301,11 @@ sys.addaudithook(_audit)
 
 @contextmanager
 def watched(folder: Path, code: bool = True) -> Iterator[None]:
-    """Fail if a file is written outside of a folder, a process started, the network used, or (`code`) text compiled or
-    run; some modules do that, too, when they are imported."""
+    """Fail if a file is written outside the folder, a process started, the network used, or text compiled or executed.
+
+    Args:
+        code: whether compiling and executing counts; some modules do that when they are imported
+    """
     global _allowed, _code  # noqa: PLW0603
     _seen.clear()
     _allowed, _code = Path(os.path.realpath(folder)), code
@@ -313,12 +317,13 @@ def watched(folder: Path, code: bool = True) -> Iterator[None]:
 
 
 def numbers(count: int = INPUTS) -> range:
-    """The numbers of as many inputs."""
+    """The numbers of that many inputs."""
     return range(FIRST, FIRST + count)
 
 
 def judge(read: Callable[[Path], object], path: Path, folder: Path) -> tuple[bool, str | None]:
-    """Whether a file was refused, and what is wrong with what happened: all but silence and one message."""
+    """Read a file. Returns whether it was refused, and what is wrong, if anything: only success and one message are
+    right."""
     try:
         with in_time(), watched(folder):
             read(path)
@@ -336,13 +341,15 @@ def judge(read: Callable[[Path], object], path: Path, folder: Path) -> tuple[boo
 def refusals(
     name: str, count: int, breaks: Callable[[random.Random], Path], read: Callable[[Path], object], folder: Path
 ) -> int:
-    """Break a good file again and again, each time by a generator of its own, and read what it has become.
+    """Break a good file `count` times, each with its own random generator, and read it.
 
     Args:
-        breaks: writes a broken file, and says where it is
-        folder: the only one in which reading may write
+        breaks: writes a broken file and returns its path
+        folder: the only folder in which reading may write
     Returns:
-        how often it was refused; each time it was neither that nor read is in one AssertionError
+        how often the file was refused
+    Raises:
+        AssertionError: some were neither read nor refused; it lists them.
     """
     wrong, refused = list[str](), 0
     for number in numbers(count):

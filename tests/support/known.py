@@ -1,8 +1,8 @@
-"""Models whose mechanism is known by their weights: random ones, made here, and the bundled compiled ones.
+"""Models whose mechanism follows from their weights: random ones, made here, and the bundled compiled ones.
 
-Every sender of a made model writes into coordinates of the residual stream that are its own, and every receiver reads
-those of some earlier senders only; there is no norm. An edge is real iff its receiver reads its sender's coordinates,
-and true iff it also lies on a path of real edges from an input to the logits. All others carry exactly nothing.
+In a made model every sender writes into its own coordinates of the residual stream, and every receiver reads the
+coordinates of a few earlier senders; there is no norm. An edge is real if its receiver reads its sender's coordinates,
+and true if it also lies on a path of real edges from an input to the logits. All other edges carry exactly zero.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from acdc.task.tokenize import Split
 from tests.recipes import compile_tracr
 from tests.support.random_models import random_prompts
 
-MATTERS = 1e-6  # every true edge, removed alone, changes a logit at a scored position by more
+MATTERS = 1e-6  # removing any single true edge changes a scored logit by more
 FEWEST = 8  # true edges
 SUBSPACE = 3  # coordinates per sender
 
@@ -36,9 +36,9 @@ def known_model(
     """A model in float64, prompts for it, and Bool[sender receiver], its true edges.
 
     Args:
-        n_layers, n_heads: 2 to 4, by the seed, if not given
-        leak: how strongly receivers read all other senders too, beside 1 for those they should; above 0, the edges that
-            are not true carry little instead of nothing
+        n_layers, n_heads: if not given, 2 to 4, depending on the seed
+        leak: how strongly receivers also read all other senders, relative to 1 for those they should; above 0, edges
+            that are not true carry little instead of nothing
     """
     sizes = n_layers or 2 + seed % 3, n_heads or 2 + seed // 3 % 3
     for attempt in range(100):
@@ -69,7 +69,7 @@ def _answered(model: Transformer, prompts: Split) -> Split:
 
 
 def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) -> tuple[Transformer, np.ndarray]:
-    """A model and Bool[sender receiver], its real edges."""
+    """A model and its real edges, Bool[sender receiver]."""
     graph = Graph(n_layers, n_heads)
     config = ModelConfig(
         n_layers, n_heads, d_model=SUBSPACE * len(graph.senders), d_head=3, d_mlp=8, n_positions=6, vocab_size=7,
@@ -86,7 +86,7 @@ def _draw(rng: np.random.Generator, n_layers: int, n_heads: int, leak: float) ->
         return own[graph.sender_index[name]]
 
     def reads(name: str) -> np.ndarray:
-        """Float[d_model 1]: above 0 where a receiver reads, so that what it reads is of like size for all."""
+        """Float[d_model 1]: above 0 where a receiver reads, scaled so that all receivers read about as much."""
         kept = real[:, graph.receiver_index[name]]
         return (np.maximum(kept, leak) @ own / np.sqrt(SUBSPACE * kept.sum()))[:, None]
 
@@ -127,8 +127,8 @@ def effects(model: Transformer, prompts: Split, which: np.ndarray) -> np.ndarray
 
 
 def true_edges(name: str) -> np.ndarray:
-    """Bool[sender receiver]: the edges of a bundled compiled model that are real by its weights, on a path from inputs
-    to the logits, but for those that never change an output behind BOS (`Program.inert`)."""
+    """Bool[sender receiver]: the real edges of a bundled compiled model on paths from inputs to the logits, without
+    those that never change an output after BOS (`Program.inert`)."""
     model = compile_tracr.load_model(BUNDLED / name)
     inert = {edge for program in compile_tracr.PROGRAMS if program.name == name for edge in program.inert}
     kept = np.zeros_like(model.graph.edges)
@@ -140,7 +140,7 @@ def true_edges(name: str) -> np.ndarray:
 def compiled(name: str) -> tuple[Transformer, Split, np.ndarray]:
     """A bundled compiled model in float64, prompts for it, and its true edges.
 
-    A single output gets a second one beside it that is always 0, so that all metrics are defined.
+    A model with a single output gets a second one that is always 0, so that all metrics are defined.
     """
     raw = compile_tracr.load_model(BUNDLED / name)
     weights = {key: torch.from_numpy(x) for key, x in raw.weights.items()}
@@ -154,12 +154,12 @@ def compiled(name: str) -> tuple[Transformer, Split, np.ndarray]:
     program = {p.name: p for p in compile_tracr.PROGRAMS}.get(name)
     clean = np.array([[1]]) if program is None else program.ids[:: max(1, len(program.ids) // 32)]
     corrupted = 1 - clean if program is None else np.roll(clean, 1, axis=0)
-    first = int(program is not None)  # behind BOS
+    first = int(program is not None)  # after BOS
     rows = np.argwhere(np.ones_like(clean[:, first:])) + np.array([0, first])
     if name == "tracr-reverse":
         correct = clean[:, :0:-1].reshape(-1, 1)
         wrong = np.array([[x for x in (1, 2, 3) if x != answer] for answer in correct.ravel()])
-    else:  # where the clean output is the larger one, the first column is right: so effects don't cancel over prompts
+    else:  # the first column is correct where the clean output is larger, so that effects don't cancel over prompts
         change = compile_tracr.forward(raw, clean) - compile_tracr.forward(raw, corrupted)
         wrong = (change[:, first:].reshape(-1, 1) >= 0).astype(np.int64)
         correct = 1 - wrong

@@ -1,9 +1,9 @@
-"""The moments at which a command may end: every step of what it writes, counted; and a program that is killed at them.
+"""Every step at which a command that writes files can be killed, counted; and a program that kills runs at them.
 
-`python -m tests.support.moments FOLDER` kills runs of every method with SIGKILL, starts each again, and prints a JSON
-object a line: what was killed when, and what was wrong afterwards. It loads torch and the models once and forks for
-every run, so that a kill costs no more than the part of the run before it. The moments are the same every time: none is
-a matter of time.
+`python -m tests.support.moments FOLDER` kills runs of every method with SIGKILL, starts each again, and prints one JSON
+object a line: what was killed, at which step, and what was wrong afterwards. It loads torch and the models once and
+forks for every run, so a kill costs only the part of the run before it. Steps are counted, not timed, so the kills are
+the same every time.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 
-KILLS = 50  # of runs, beside some of what makes several runs
-MEASURED = ("cost.json", "compare.json", "table.csv")  # what is in them is not the same twice
-# A task that every method can do on a model that takes no time.
+KILLS = 50  # of single runs; comparisons and stability add some
+MEASURED = ("cost.json", "compare.json", "table.csv")  # their contents differ between runs
+# A task for every method, on a model that takes no time.
 TASK = """
 name: reverse
 version: 1
@@ -53,18 +53,20 @@ data:
     - {clean: "BOS 3 1 2", corrupted: "BOS 2 1 3", correct: "3", wrong: "2"}
   splits: same
 """
-Step = tuple[str, str]  # what is happening, and to which file
+Step = tuple[str, str]  # what happens, and to which file
 
 
 class Moments:
-    """Tells of every step of what is written below a folder, before the next one is taken.
+    """Calls `act` at every step of writing below a folder.
 
     Args:
-        act: what to do at a step, given its number from 1 on; it may kill the process or raise
+        act: called with the number of the step, from 1, and the step; it may kill the process or raise
     """
 
     def __init__(self, folder: Path, act: Callable[[int, Step], None] = lambda number, step: None) -> None:
-        self.folder, self.act, self.number = folder.resolve(), act, 0
+        self.folder = folder.resolve()
+        self.act = act
+        self.number = 0
 
     def at(self, what: str, path: Path | None = None) -> None:
         self.number += 1
@@ -103,7 +105,7 @@ class Moments:
 
 
 class Halved:
-    """A file that is written in two halves."""
+    """A file that writes its data in two halves, each a step."""
 
     def __init__(self, file: Any, path: Path, moments: Moments) -> None:
         self._file, self._path, self._at = file, path, moments.at
@@ -120,7 +122,7 @@ class Halved:
 
     def write(self, data: Any) -> int:
         half = len(data) // 2
-        while data[half - 1 : half] in ("\n", "}", b"\n", b"}"):  # a whole line is not half of one
+        while data[half - 1 : half] in ("\n", "}", b"\n", b"}"):  # the first half must not end with a whole line
             half -= 1
         self._file.write(data[:half])
         self._file.flush()
@@ -137,7 +139,7 @@ class Halved:
 
 
 def named(steps: list[Step]) -> list[str]:
-    """Steps in words; a temporary file has the name that it gets."""
+    """Steps as text; temporary files go by their final names."""
     out, name = list[str](), ""
     for i, (what, path) in reversed(list(enumerate(steps))):
         if what == "renaming" and i + 1 < len(steps):
@@ -147,7 +149,7 @@ def named(steps: list[Step]) -> list[str]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """All files below a folder. What was measured with a clock is left out."""
+    """All files below a folder by name, without what was measured with a clock."""
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name, data = str(path.relative_to(folder)), path.read_bytes()
@@ -161,7 +163,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def secured(log: bytes) -> tuple[bytes, int]:
-    """What of a log can't get lost, all but the last batch, and of how many batches that is."""
+    """The part of a log that can't get lost, everything but the last batch, and its number of batches."""
     lines = [line for line in log.split(b"\n")[:-1] if line]
     last = json.loads(lines[-1])["batch"] if lines else 1
     return b"".join(line + b"\n" for line in lines if json.loads(line)["batch"] != last), last - 1
@@ -178,14 +180,15 @@ Job = Callable[[Path, Callable[[object], None]], object]
 
 
 def forked(job: Job, out: Path, kill_at: int = 0) -> tuple[int, list[Step]]:
-    """A job in a process of its own, killed at a step: its exit code, and its steps until then."""
+    """Run a job in its own process, killed at a step; return its exit code and its steps."""
     seen = out.parent / f"{out.name}.steps"
     code = ended(begun(job, out, seen, kill_at))
     return code, [tuple(json.loads(line)) for line in seen.read_text().splitlines()]
 
 
 def begun(job: Job, out: Path, seen: Path, kill_at: int = 0) -> int:
-    """The id of a process that does a job and writes its steps to a file; it ends with 3 if the folder is in use."""
+    """Start a process that does a job and writes its steps to a file, and return its id. It exits with 3 if the folder
+    is in use."""
     sys.stdout.flush()
     pid = os.fork()
     if pid == 0:
@@ -220,12 +223,12 @@ def ended(pid: int) -> int:
 
 @dataclass
 class Case:
-    """What is killed: how it ends when it isn't, and its steps."""
+    """A job to be killed, with the steps and files of a whole run."""
 
     name: str
     job: Job
     folder: Path
-    before: Path | None = None  # what its directory holds when it starts
+    before: Path | None = None  # what the folder holds at the start
 
     def __post_init__(self) -> None:
         code, steps = self.run("whole")
@@ -241,7 +244,7 @@ class Case:
         return forked(self.job, out, kill_at)
 
     def killed(self, number: int) -> list[str]:
-        """What is wrong after a kill at a step and a second start."""
+        """Kill the job at a step, start it again, and return what is wrong."""
         wrong, moment, out = [], self.steps[number - 1], self.folder / str(number)
 
         def expect(right: bool, what: str) -> None:
@@ -255,7 +258,7 @@ class Case:
         if moment.startswith(("half", "whole", "renaming")) and not moment.endswith(LOG):
             expect(len(left) == 1 and left[0] > 0, f"temporary files of {left} bytes")
         expect((moment == f"half {LOG}") == bool(log and not log.endswith(b"\n")), "a log with or without a torn end")
-        if self.before:  # with --force nothing of it is used
+        if self.before:  # --force uses none of it
             log = b""
         kept, batches = secured(log)
         expect(self.files.get(LOG, b"").startswith(kept), "decisions on disk that are not those of a whole run")
@@ -267,10 +270,10 @@ class Case:
         now = contents(out)
         expect(now.keys() == self.files.keys(), f"files {sorted(now)}")
         expect(not [k for k in now if now[k] != self.files.get(k)], "other bytes")
-        if self.batches:  # what was on disk is not decided again
+        if self.batches:  # decisions on disk are not taken again
             again = named(steps).count(f"whole {LOG}")
             expect(again == (0 if finished else self.batches - batches), f"{again} batches decided after {batches}")
-        elif f"opened {CHECKPOINT}" in self.steps:  # nor learned again
+        elif f"opened {CHECKPOINT}" in self.steps:  # nor are updates made again
             again = named(steps).count("progress")
             total = self.steps.count("progress")
             expect(again == (0 if finished or known else total - updates), f"{again} updates made after {updates}")
@@ -278,10 +281,15 @@ class Case:
 
 
 def killed_again_and_again(case: Case, rng: random.Random) -> Iterator[tuple[str, list[str]]]:
-    """One run, killed at the most various of moments until it ends: its log never gets shorter than what is sure."""
+    """Kill one run at random steps until it ends. Its log never loses what was safe on disk.
+
+    Yields: the step of each kill, and what is wrong.
+    """
     name, kept = "again", b""
     while True:
-        at = rng.choice((2, 4, *(rng.randrange(1, len(case.steps)) for _ in range(2))))  # often before anything is new
+        at = rng.choice(
+            (2, 4, *(rng.randrange(1, len(case.steps)) for _ in range(2)))
+        )  # often before it writes anything new
         code, steps = case.run(name, at)
         log = case.folder / name / LOG
         now, words, wrong = log.read_bytes() if log.exists() else b"", named(steps), []
@@ -300,7 +308,7 @@ def killed_again_and_again(case: Case, rng: random.Random) -> Iterator[tuple[str
 
 
 def together(case: Case, processes: int) -> list[str]:
-    """What is wrong after several processes made the same run at once."""
+    """Start the same run in several processes at once, and return what is wrong."""
     out = case.folder / "together"
     started = [begun(case.job, out, case.folder / f"together-{i}.steps") for i in range(processes)]
     codes = [ended(pid) for pid in started]
@@ -309,7 +317,7 @@ def together(case: Case, processes: int) -> list[str]:
 
 
 def chosen(cases: list[Case], total: int, rng: random.Random) -> list[tuple[Case, int]]:
-    """Moments of every case, at every kind of step of every file, and some more."""
+    """Steps to kill at: one of every kind for every file, one of every case, and random ones."""
     every = [(case, i) for case in cases for i in range(1, len(case.steps) + 1)]
     kinds = dict.fromkeys(case.steps[i - 1] for case, i in every)
     out = [rng.choice([(c, i) for c, i in every if c.steps[i - 1] == kind]) for kind in kinds]
@@ -319,7 +327,7 @@ def chosen(cases: list[Case], total: int, rng: random.Random) -> list[tuple[Case
 
 
 def of_run(task: str, force: bool = False, **given: Any) -> Job:
-    """A run, from inputs that are loaded once."""
+    """A run whose inputs are loaded once."""
     config, checked, _ = resolve({"task": task, "dtype": "float64", "device": "cpu", **given}, None, None)
     inputs = load(config, checked)
     return lambda out, show: runner.run(inputs, out, force, progress=show)
@@ -347,7 +355,7 @@ def main(folder: Path) -> None:
     Path(tempfile.tempdir).mkdir()
     (folder / "reverse.yaml").write_text(TASK)
     task, l2 = str(folder / "reverse.yaml"), "tracr-reverse"
-    of_run(l2)(folder / "warm", lambda _: None)  # what is imported and laid out late, once for all that are forked
+    of_run(l2)(folder / "warm", lambda _: None)  # imports and caches that all forks share
     jobs = {
         "acdc": of_run(l2, batch=4),
         "acdc in parts": of_run(l2, batch=4, part=4),
@@ -365,7 +373,7 @@ def main(folder: Path) -> None:
     repeated = Case("stability", of_stability, folder / "stability")
     for case, kind in (
         (forced, "removed .*"),
-        (compared, f"renamed .*/{SCORES}"),  # what it cost is known
+        (compared, f"renamed .*/{SCORES}"),  # after its cost is recorded
         (compared, "half .*/cost.json"),
         (repeated, "half .*/circuit.json"),
     ):

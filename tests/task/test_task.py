@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from acdc.errors import TaskError
 from acdc.io.yaml_file import merge
+from acdc.model.find import BUNDLED
 from acdc.registry import METRICS
 from acdc.task.load import checked, load_task, task_dir, task_names
 from acdc.task.schema import Task
@@ -26,6 +27,7 @@ from acdc.task.tokenize import Split, Tokenizer, make_data
 from acdc.task.words import Table
 from tests.support import ROOT
 from tests.support.assets import gpt2_tokenizer, smollm2
+from tests.support.tokenizers import Fast
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
 REAL = (  # of words that tiny doesn't know
@@ -37,7 +39,6 @@ REAL = (  # of words that tiny doesn't know
     "hypernymy",
 )
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")
-BUNDLED = ROOT / "acdc" / "bundled"
 
 
 class Pieces:
@@ -62,23 +63,6 @@ class Digits(Pieces):
 
     name = "digits"
     pattern = re.compile(r" ?[A-Za-z]+|\d|\s|[^\w\s]+")
-
-
-class Fast:
-    """The bundled models' tokenizers."""
-
-    def __init__(self, name: str) -> None:
-        from tokenizers import Tokenizer
-
-        self.name, self.fast = name, Tokenizer.from_file(str(BUNDLED / name / "tokenizer.json"))
-        self.vocab_size = self.fast.get_vocab_size()
-        self.bos_id, self.unk_id = self.fast.token_to_id("<bos>"), self.fast.token_to_id("<unk>")
-
-    def encode(self, text: str) -> list[int]:
-        return list(self.fast.encode(text, add_special_tokens=False).ids)
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [self.fast.id_to_token(i) for i in ids]
 
 
 BASE = """
@@ -379,7 +363,12 @@ def test_same_seed_same_bytes(name: str) -> None:
 
 def test_same_bytes_in_another_process() -> None:
     """Neither hash randomisation nor the order of a set reaches the data."""
-    code = "from tests.task.test_task import *; print(make_data(load_task('ioi'), Fast('tiny'), 20, 3).hash)"
+    code = """
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
+from tests.support.tokenizers import Fast
+print(make_data(load_task("ioi"), Fast("tiny"), 20, 3).hash)
+"""
     hashes = {
         subprocess.run(
             [sys.executable, "-c", code],
