@@ -45,6 +45,7 @@ from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html
+from acdc.report.panels import of_comparison
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs, load
 
@@ -64,8 +65,6 @@ def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: 
         UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
             the graph; a reference is of another graph.
     """
-    if plots:
-        curves.check()
     loaded = _load(plan, memory)
     with locked(plan.out):
         tasks = []
@@ -77,10 +76,8 @@ def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: 
         write_atomic(plan.out / "table.csv", to_csv(result))
         write_atomic(plan.out / "report.html", to_html(result))
         if plots:
-            for task in tasks:
-                for kind, draw in (("faithfulness", curves.faithfulness), ("roc", curves.roc)):
-                    for suffix, data in draw(task).items():
-                        write_atomic(plan.out / f"{kind}-{task.name}.{suffix}", data)
+            for name, data in curves.draw(of_comparison(result)).items():
+                write_atomic(plan.out / name, data)
     return result
 
 

@@ -420,7 +420,7 @@ def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
 
 def test_hostile_texts_of_a_sweep_are_shown_as_text(browser, tmp_path):
     line = Line(EVIL, (Point(1, 0.5, 0.4, 0.6, 0), Point(2, 0.7, None, None, 0)))
-    panel = Panel("pareto", EVIL, EVIL, EVIL, (line, Line("other", line.points)))
+    panel = Panel("pareto", "pareto", EVIL, EVIL, EVIL, (line, Line("other", line.points)))
     html = render_many(EVIL, EVIL, EVIL, ["run", EVIL], [[EVIL, 1.0]], [None], [panel], [EVIL])
     (tmp_path / "a.html").write_text(html)
     with opened(browser, tmp_path / "a.html") as page:
