@@ -53,7 +53,7 @@ class Panel:
         picture: name of the file it is drawn in, without suffix
         x, y: labels of the axes
         levels: y of the full model, and with everything ablated, where there is one
-        limits: of y; values outside are cut off
+        limits: of y; outside them, a page draws points at the edge and a picture draws none
     """
 
     kind: str

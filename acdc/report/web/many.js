@@ -1,4 +1,4 @@
-// The page of many circuits. All that it shows comes from the JSON in the page and is set as text, never as HTML.
+// The page of many circuits. Everything it shows comes from the JSON in the page and is set as text, never as HTML.
 const data = read("data");
 const COLOURS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const SHAPES = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolCross, d3.symbolStar, d3.symbolWye];
