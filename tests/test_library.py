@@ -72,7 +72,7 @@ def test_the_lines_of_the_readme_run_and_give_the_circuit_of_the_command_line(tm
 
 
 def test_importing_the_package_is_cheap():
-    heavy = "[name for name in ('torch', 'numpy', 'pydantic', 'tqdm') if name in sys.modules]"
+    heavy = "[name for name in ('torch', 'numpy', 'pydantic', 'tqdm', 'jinja2', 'matplotlib') if name in sys.modules]"
     assert python(f"import sys, acdc; print({heavy}, acdc.UserError.__name__, dir(acdc) == acdc.__all__)") == (
         "[] UserError True\n"
     )

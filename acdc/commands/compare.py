@@ -29,6 +29,7 @@ from acdc.io.progress import Show
 from acdc.model.load import Model
 from acdc.report import curves
 from acdc.report.comparison import to_html
+from acdc.report.panels import of_comparison
 from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
@@ -52,8 +53,6 @@ def compare(
         UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
             the graph; a reference is of another graph.
     """
-    if plots:
-        curves.check()
     loaded = _load(plan, memory)
     with locked(plan.out):
         tasks = []
@@ -64,11 +63,8 @@ def compare(
         write_atomic(plan.out / "table.csv", to_csv(result))
         write_atomic(plan.out / "report.html", to_html(result))
         if plots:
-            for task in tasks:
-                for suffix, data in curves.faithfulness(task).items():
-                    write_atomic(plan.out / f"faithfulness-{task.name}.{suffix}", data)
-                for suffix, data in curves.roc(task).items():
-                    write_atomic(plan.out / f"roc-{task.name}.{suffix}", data)
+            for name, data in curves.draw(of_comparison(result)).items():
+                write_atomic(plan.out / name, data)
     return result
 
 

@@ -13,29 +13,30 @@ COSTS = ["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC", "n
 
 
 def to_text(comparison: Comparison) -> str:
-    """Readable tables, for every task: cost and ranking, faithfulness by size and by threshold, overlap."""
+    """Return readable tables for every task: cost and ranking, faithfulness by size and by threshold, overlap."""
     return "\n\n\n".join(_task(comparison, task) for task in comparison.tasks)
 
 
 def to_html(comparison: Comparison) -> str:
-    """The page: faithfulness against edges and ROC, and a row per circuit."""
+    """Return the page: faithfulness against edges and ROC, and a row per circuit."""
     columns, rows = to_rows(comparison)
-    names = [task.name for task in comparison.tasks]
-    methods = dict.fromkeys(m.name for task in comparison.tasks for m in task.methods)
+    tasks = comparison.tasks
+    methods = ", ".join(dict.fromkeys(m.name for task in tasks for m in task.methods))
     sizes = ", ".join(map(str, comparison.sizes))
+    setups = [
+        f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {t.examples} prompts; ROC against {t.reference}"
+        for t in tasks
+    ]
     return render_many(
-        " and ".join(names),
-        f"{', '.join(methods)} on the same prompts: the N edges {_chosen(comparison)} (N = {sizes}), and ACDC by "
+        title=" and ".join(task.name for task in tasks),
+        description=f"{methods} on the same prompts: the N edges {_chosen(comparison)} (N = {sizes}), and ACDC by "
         "threshold.",
-        "; ".join(
-            f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {t.examples} prompts; ROC against {t.reference}"
-            for t in comparison.tasks
-        ),
-        columns,
-        rows,
-        [None] * len(rows),
-        of_comparison(comparison),
-        [note for task in comparison.tasks for note in task.notes],
+        summary="; ".join(setups),
+        columns=columns,
+        rows=rows,
+        links=[None] * len(rows),
+        panels=of_comparison(comparison),
+        notes=[note for task in tasks for note in task.notes],
     )
 
 
@@ -45,55 +46,72 @@ def _chosen(comparison: Comparison) -> str:
 
 
 def _task(comparison: Comparison, task: ComparedTask) -> str:
-    sized = [m for m in task.methods if m.circuits[0].size is not None]
-    swept = [m for m in task.methods if m.circuits[0].size is None]
-    right = "" if math.isnan(task.full_accuracy) else f", right {task.full_accuracy:.0%}"
-    wrong = "" if math.isnan(task.ablated_accuracy) else f", right {task.ablated_accuracy:.0%}"
-    blocks = [
-        f"{task.name} in {task.model}: {task.metric} (lower is better), {task.ablation} ablation, {task.examples} "
-        f"prompts each half, seed {task.seed}\n"
-        f"full model {number(task.full, 4)}{right}; everything ablated {number(task.ablated, 4)}{wrong}; on the "
-        f"{task.half.replace('_', ' ')} prompts\n"
-        f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges",
-        grid(
-            [COSTS, *map(_costs, task.methods)],
-            left=2,
-        ),
-    ]
-    if sized:
-        head = ["method", *(f"top {c.size}" for c in sized[0].circuits)]
-        title = f"edges after pruning, faithfulness [95 % interval] of the N edges {_chosen(comparison)}"
-        blocks.append(title + "\n" + grid([head, *([m.name, *map(_cell, m.circuits)] for m in sized)]))
-    if swept:
-        head = ["τ", *(m.name for m in swept)]
-        rows = [[f"{row[0].threshold:g}", *map(_cell, row)] for row in zip(*(m.circuits for m in swept), strict=True)]
-        lost = "; in brackets, edges that the filter lost" if any(m.circuits[0].lost is not None for m in swept) else ""
-        title = f"edges after pruning, faithfulness [95 % interval] of ACDC by threshold{lost}"
-        blocks.append(title + "\n" + grid([head, *rows]))
     size = task.overlap.size
-    blocks += [
+    blocks = [
+        _head(task),
+        grid([COSTS, *map(_costs, task.methods)], left=2),
+        _by_size(comparison, task),
+        _by_threshold(task),
         f"Jaccard index of edges, at {size} edges\n" + _matrix(task, task.overlap.edges),
         f"Jaccard index of heads and MLPs, at {size} edges\n" + _matrix(task, task.overlap.components),
         "rank correlation of scores over all edges (Spearman)\n" + _matrix(task, task.overlap.scores),
+        "\n".join(task.notes),
     ]
-    return "\n\n".join([*blocks, *("\n".join(task.notes),) * bool(task.notes)])
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _head(task: ComparedTask) -> str:
+    return (
+        f"{task.name} in {task.model}: {task.metric} (lower is better), {task.ablation} ablation, {task.examples} "
+        f"prompts each half, seed {task.seed}\n"
+        f"full model {number(task.full, 4)}{_right(task.full_accuracy)}; everything ablated "
+        f"{number(task.ablated, 4)}{_right(task.ablated_accuracy)}; on the {task.half.replace('_', ' ')} prompts\n"
+        f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges"
+    )
+
+
+def _right(accuracy: float) -> str:
+    return "" if math.isnan(accuracy) else f", right {accuracy:.0%}"
 
 
 def _costs(m: ComparedMethod) -> list[str]:
-    areas = (number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd))
+    areas = [number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd)]
     return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
 
 
+def _by_size(comparison: Comparison, task: ComparedTask) -> str:
+    methods = [m for m in task.methods if m.circuits[0].size is not None]
+    if not methods:
+        return ""
+    rows = [["method", *(f"top {c.size}" for c in methods[0].circuits)]]
+    rows += [[m.name, *map(_cell, m.circuits)] for m in methods]
+    return f"edges after pruning, faithfulness [95 % interval] of the N edges {_chosen(comparison)}\n" + grid(rows)
+
+
+def _by_threshold(task: ComparedTask) -> str:
+    methods = [m for m in task.methods if m.circuits[0].size is None]
+    if not methods:
+        return ""
+    title = "edges after pruning, faithfulness [95 % interval] of ACDC by threshold"
+    if any(m.circuits[0].lost is not None for m in methods):
+        title += "; in brackets, edges that the filter lost"
+    rows = [["τ", *(m.name for m in methods)]]
+    for circuits in zip(*(m.circuits for m in methods), strict=True):
+        rows.append([f"{circuits[0].threshold:g}", *map(_cell, circuits)])
+    return title + "\n" + grid(rows)
+
+
 def _cell(c: Judged) -> str:
+    interval = f"[{number(c.low, 2)}, {number(c.high, 2)}]"
     lost = "" if c.lost is None else f" ({len(c.lost)})"
-    value, low, high = (number(x, 2) for x in (c.faithfulness, c.low, c.high))
-    return f"{c.edges}  {value:>5} {f'[{low}, {high}]':>13}{lost}"
+    return f"{c.edges}  {number(c.faithfulness, 2):>5} {interval:>13}{lost}"
 
 
 def _matrix(task: ComparedTask, values: list[list[float]]) -> str:
-    """With numbers for the methods along the top, and what is below the diagonal only: the rest is the same."""
-    rows = [
-        [f"{i}", m.name, *(number(x, 2) for x in values[i - 1][:i])] + [""] * (len(values) - i)
-        for i, m in enumerate(task.methods, 1)
-    ]
-    return grid([["", "", *map(str, range(1, len(values) + 1))], *rows], left=2)
+    """The lower triangle of a symmetric matrix; methods are numbered along the top."""
+    size = len(values)
+    rows = [["", "", *(f"{i}" for i in range(1, size + 1))]]
+    for i, method in enumerate(task.methods, 1):
+        known = [number(x, 2) for x in values[i - 1][:i]]
+        rows.append([f"{i}", method.name, *known, *[""] * (size - i)])
+    return grid(rows, left=2)

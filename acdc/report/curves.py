@@ -1,123 +1,145 @@
-"""The plots of a comparison: faithfulness against edges, and ROC. They need matplotlib, the extra `plots`."""
+"""The plots of sweeps and comparisons as SVG and PNG files."""
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from acdc.errors import UserError
-from acdc.files.comparison import ComparedTask
-from acdc.registry import METHODS
+from acdc.report.mpl import own_settings
+from acdc.report.panels import Line, Panel, labels
 
-# Okabe and Ito's colours, that colour-blind people can tell apart, but for yellow; with 7 markers and 3 kinds of lines
+# Okabe and Ito's colours without yellow: colour-blind people can tell them apart.
 COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 DASHES = ("-", "--", "-.", ":")
-BELOW, ABOVE = -0.5, 1.5  # of faithfulness: what is farther off is cut
+GREY = "#999999"
+ACROSS = 3  # panels in a row
+SETTINGS = {
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlesize": 10,
+    "grid.color": "#eeeeee",
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.handlelength": 3,
+    "lines.markeredgecolor": "white",
+    "lines.markeredgewidth": 0.4,
+    "lines.markersize": 5,
+}
 
 
-def check() -> None:
-    """Whether plots can be drawn.
+def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
+    """Return SVG and PNG files by name. The same panels give the same bytes.
 
-    Raises:
-        UserError: matplotlib is not installed.
+    Panels of the same picture are side by side. A label has the same colour, marker and dashes in all of them.
     """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--plots: matplotlib is not installed; pip install 'acdc-circuits[plots]', or --no-plots"
-        ) from None
+    names = labels(panels)
+    files: dict[str, bytes] = {}
+    for picture in dict.fromkeys(panel.picture for panel in panels):
+        members = [panel for panel in panels if panel.picture == picture]
+        with own_settings(SETTINGS):
+            figure = _figure(members, names)
+            files[f"{picture}.svg"] = _saved(figure, format="svg", metadata={"Date": None})
+            files[f"{picture}.png"] = _saved(figure, format="png", dpi=150)
+    return files
 
 
-def faithfulness(task: ComparedTask) -> dict[str, bytes]:
-    """Faithfulness against the edges of pruned circuits, a line per method with its 95 % interval; by file suffix. A
-    circuit that is pruned to nothing has no place on a log axis, and is 0."""
-    title = f"{task.metric}, {task.ablation} ablation"
-    figure, axes = _figure(task, title, "residual edges of the pruned circuit", "faithfulness", 8)
-    axes.axhline(1, color="#999999", lw=0.8)
-    axes.axhline(0, color="#999999", lw=0.8)
-    least, most, low, high = math.inf, 1, -0.05, 1.05
-    for i, m in enumerate(task.methods):
-        circuits = sorted((c for c in m.circuits if c.edges), key=lambda c: c.edges)
-        edges, style = [c.edges for c in circuits], _style(task, i)
-        axes.plot(edges, [c.faithfulness for c in circuits], label=m.name, **style)
-        lows, highs = [c.low for c in circuits], [c.high for c in circuits]
-        axes.fill_between(edges, lows, highs, color=style["color"], alpha=0.1, lw=0)
-        least, most = min([least, *edges]), max([most, *edges])
-        low, high = min([low, *(x for x in lows if x > BELOW)]), max([high, *(x for x in highs if x < ABOVE)])
-    axes.set_xscale("log")
-    left, right = min(least, most) / 1.15, most * 1.15
-    ticks = [t for t in (d * 10**k for k in range(7) for d in (1, 2, 5)) if left <= t <= right]
-    axes.set_xlim(left, right)
-    axes.set_xticks(ticks, [f"{t:,}" for t in ticks])
-    axes.set_xticks([], minor=True)
-    axes.set_ylim(low - 0.02, high + 0.02)
-    return _files(figure, axes)
-
-
-def roc(task: ComparedTask) -> dict[str, bytes]:
-    """True against false positive rate of the methods' scores, by file suffix."""
-    figure, axes = _figure(task, f"edges of {task.reference}", "false positive rate", "true positive rate", 7)
-    axes.plot([0, 1], [0, 1], color="#999999", lw=0.8)
-    for i, m in enumerate(task.methods):
-        if m.roc:
-            style = _style(task, i) | {"markevery": max(1, len(m.roc) // 8)}
-            axes.plot(*zip(*m.roc, strict=True), label=f"{m.name}, AUC {m.auc:.2f}", **style)
-    axes.set_xlim(-0.02, 1.02)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_aspect("equal")
-    return _files(figure, axes)
-
-
-def _style(task: ComparedTask, index: int) -> dict[str, Any]:
-    """The same for a method in every plot."""
-    name, known = task.methods[index].name, list(METHODS)
-    new = [m.name for m in task.methods if m.name not in METHODS]
-    i = known.index(name) if name in METHODS else len(known) + new.index(name)
-    if name == "random":
-        return {"color": "#888888", "marker": ".", "ls": ":", "lw": 1.2, "ms": 6}
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "ls": DASHES[i // len(COLOURS) % len(DASHES)],
-        "lw": 1.5,
-        "ms": 6,
-        "mec": "white",
-        "mew": 0.4,
-    }
-
-
-def _figure(task: ComparedTask, title: str, x: str, y: str, width: float) -> tuple[Any, Any]:
+def _figure(panels: Sequence[Panel], names: Sequence[str]) -> Any:
     from matplotlib.figure import Figure  # not pyplot, which looks for a screen
 
-    figure = Figure(figsize=(width, 4.8), layout="constrained")
-    axes = figure.subplots()
-    axes.set_title(f"{task.name} in {task.model}: {title}", fontsize=10, wrap=True)
-    axes.set_xlabel(x)
-    axes.set_ylabel(y)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color="#eeeeee")
-    axes.set_axisbelow(True)
-    return figure, axes
+    columns = min(ACROSS, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    width, height = (6.0, 4.5) if len(panels) == 1 else (4.2 * columns, 3.6 * rows)
+    legend = 2 if len(labels(panels)) > 1 else 0
+    figure = Figure(figsize=(width + legend, height), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    handles: dict[str, Any] = {}
+    for axes, panel in zip(grid, panels, strict=False):
+        axes.set_title(_escaped(panel.title), wrap=True)
+        axes.set_xlabel(_escaped(panel.x))
+        axes.set_ylabel(_escaped(panel.y))
+        for line in panel.lines:
+            label = f"{line.label}, {line.note}" if line.note else line.label
+            handles[_escaped(label)] = _line(axes, line, names.index(line.label))
+        _scale(axes, panel)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    if len(handles) > 1:
+        figure.legend(list(handles.values()), list(handles), loc="outside right upper")
+    return figure
 
 
-def _files(figure: Any, axes: Any) -> dict[str, bytes]:
-    """As SVG and PNG, with a legend beside the plot if there are lines."""
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9, handlelength=3)
-    return files(figure)
+def _escaped(text: str) -> str:
+    """Return text in which $ starts no formula."""
+    return text.replace("$", r"\$")
 
 
-def files(figure: Any) -> dict[str, bytes]:
-    """A figure of matplotlib as SVG and PNG, the same bytes for the same plot."""
-    import matplotlib
+def _line(axes: Any, line: Line, index: int) -> Any:
+    """Draw a line, with markers at its circuits and a band for the 95 % intervals."""
+    x = [p.x for p in line.points]
+    y = [p.y for p in line.points]
+    colour = COLOURS[index % len(COLOURS)]
+    (drawn,) = axes.plot(
+        x,
+        y,
+        color=colour,
+        marker=MARKERS[index % len(MARKERS)],
+        linestyle=DASHES[index // len(COLOURS) % len(DASHES)],
+        markevery=[i for i, p in enumerate(line.points) if p.row >= 0],
+    )
+    if any(p.low is not None for p in line.points):
+        low = [p.y if p.low is None else p.low for p in line.points]
+        high = [p.y if p.high is None else p.high for p in line.points]
+        axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
+    return drawn
 
-    out = {}
-    with matplotlib.rc_context({"svg.hashsalt": "acdc"}):
-        for suffix, metadata in (("svg", {"Date": None}), ("png", {})):
-            data = io.BytesIO()
-            figure.savefig(data, format=suffix, dpi=150, metadata=metadata)
-            out[suffix] = data.getvalue()
-    return out
+
+def _scale(axes: Any, panel: Panel) -> None:
+    """Scale the axes, and draw the levels or, in a ROC, the diagonal."""
+    for level in panel.levels:
+        axes.axhline(level, color=GREY, linewidth=0.8, zorder=1)
+    if panel.limits is not None:
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, panel.limits[0]), min(high, panel.limits[1]))
+    points = [point for line in panel.lines for point in line.points]
+    if panel.kind == "pareto":
+        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_xlim(_edge_limits([p.x for p in points]))
+        _edge_ticks(axes.xaxis)
+    elif panel.kind == "thresholds":
+        positive = [p.x for p in points if p.x > 0]
+        if len(positive) == len(points):
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=min(positive, default=1))
+        axes.set_yscale("symlog", linthresh=1, linscale=0.3)
+        axes.set_ylim(_edge_limits([p.y for p in points]))
+        _edge_ticks(axes.yaxis)
+    else:
+        axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, zorder=1)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+
+
+def _edge_limits(edges: Sequence[float]) -> tuple[float, float]:
+    lowest = min(edges, default=0)
+    return lowest / 1.2 if lowest else -0.2, max([1, *edges]) * 1.2
+
+
+def _edge_ticks(axis: Any) -> None:
+    """Label an axis of edges, which is logarithmic with a place for 0."""
+    from matplotlib.ticker import FixedLocator, NullLocator
+
+    axis.set_major_locator(FixedLocator([0, *(digit * 10**k for k in range(7) for digit in (1, 2, 5))]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,.0f}")
+
+
+def _saved(figure: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()

@@ -3,28 +3,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from textwrap import wrap
 
 from acdc.evaluation.bootstrap import Estimate
 from acdc.files.evaluation import DRAWS, LEGEND, Evaluation, Measured, RemovedEdge
 from acdc.report.text import grid, number
 
-WIDTH, LABEL = 118, 16
+WIDTH = 118
+LABEL = 16
 SHOWN = 8  # edges of each kind
+TEXT = 84  # characters of a prompt
 WHAT = {"full": "full model", "circuit": "circuit", "rest": "all but circuit", "ablated": "everything ablated"}
 
 
 def to_text(e: Evaluation) -> str:
-    """A readable table."""
-    m, half, size = e.measured, e.half.replace("_", "-"), e.edges / e.total
-    head = [
-        f"{'circuit':{LABEL}}{e.task} in {e.model}: {e.edges:,} of {e.total:,} residual edges ({size:.2%})",
-        f"{'found by':{LABEL}}{e.method}, {e.metric} (lower is better), {m.ablation} ablation",
-        f"{'evaluated on':{LABEL}}{e.examples} {half} prompts, seed {e.seed}; [95 % intervals] are over prompts",
+    """Return readable tables."""
+    blocks = [
+        _head(e),
+        _means(e),
+        _faithfulness(e),
+        _minimality(e),
+        _spread(e),
+        _ablations([e.measured, *e.others]),
+        _legend(),
     ]
-    blocks = ["\n".join(head), _means(e), "\n".join([*_faithful(m), *_random(e)]), _minimality(e), _spread(e)]
-    blocks += [_ablations([m, *e.others]), _legend()]
-    return "\n\n".join(filter(None, blocks))
+    return "\n\n".join(block for block in blocks if block)
+
+
+def _head(e: Evaluation) -> str:
+    return "\n".join(
+        [
+            f"{'circuit':{LABEL}}{e.task} in {e.model}: {e.edges:,} of {e.total:,} residual edges "
+            f"({e.edges / e.total:.2%})",
+            f"{'found by':{LABEL}}{e.method}, {e.metric} (lower is better), {e.measured.ablation} ablation",
+            f"{'evaluated on':{LABEL}}{e.examples} {e.half.replace('_', '-')} prompts, seed {e.seed}; "
+            "[95 % intervals] are over prompts",
+        ]
+    )
 
 
 def _means(e: Evaluation) -> str:
@@ -32,80 +48,90 @@ def _means(e: Evaluation) -> str:
     rows = [["", *WHAT.values()], [f"{e.metric} ↓", *(_estimate(getattr(m, name), 4) for name in WHAT)]]
     if math.isfinite(m.accuracy["full"].value):
         rows.append(["accuracy ↑", *(_estimate(m.accuracy[name], 2) for name in WHAT)])
-    return grid(rows, first=LABEL - 2)
+    return _table(rows)
 
 
-def _faithful(m: Measured) -> list[str]:
-    return [
+def _faithfulness(e: Evaluation) -> str:
+    m = e.measured
+    lines = [
         f"{'faithfulness ↑':{LABEL}}{_estimate(m.faithfulness, 3)}  1 is the full model, 0 everything ablated",
         f"{'completeness ↓':{LABEL}}{_estimate(m.completeness, 3)}  the same of all edges but the circuit's",
     ]
-
-
-def _random(e: Evaluation) -> list[str]:
     r = e.random
-    if r is None:
-        return []
-    lowest, highest = (number(x, 4) for x in (r.metric[0], r.metric[-1]))
-    return [
-        f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} "
-        f"{number(sum(r.metric) / len(r.metric), 4)} ({lowest} to {highest}), faithfulness "
-        f"{number(r.faithfulness.value, 3)};",
-        f"{'':{LABEL}}the circuit's is lower by {_estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
-    ]
+    if r is not None:
+        mean = sum(r.metric) / len(r.metric)
+        lowest = number(r.metric[0], 4)
+        highest = number(r.metric[-1], 4)
+        lines += [
+            f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} {number(mean, 4)} "
+            f"({lowest} to {highest}), faithfulness {number(r.faithfulness.value, 3)};",
+            f"{'':{LABEL}}the circuit's is lower by {_estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
+        ]
+    return "\n".join(lines)
 
 
 def _minimality(e: Evaluation) -> str:
+    """The superfluous edges, and the least and the most needed ones."""
     if e.minimality is None:
         return ""
     edges = e.minimality.edges
-    useless, needed = [x for x in edges if x.superfluous], [x for x in edges if not x.superfluous]
-    few = "" if len(edges) == e.minimality.kept else f" with the smallest scores, of {e.minimality.kept},"
+    superfluous = [edge for edge in edges if edge.superfluous]
+    needed = [edge for edge in edges if not edge.superfluous]
+    tested = "edges"
+    most = "most needed"
+    if len(edges) < e.minimality.kept:
+        tested = f"edges with the smallest scores, of {e.minimality.kept},"
+        most = "most needed of these"
+    first = f"superfluous, the first {SHOWN}" if len(superfluous) > SHOWN else "superfluous"
     lines = [
-        f"{'minimality':{LABEL}}{len(useless) or 'none'} of {len(edges)} edges{few} superfluous, by the rise of "
-        f"{e.metric} without the edge"
+        f"{'minimality':{LABEL}}{len(superfluous) or 'none'} of {len(edges)} {tested} superfluous, by the rise of "
+        f"{e.metric} without the edge",
+        *_edges(first, superfluous[:SHOWN]),
+        *_edges("least needed", needed[:SHOWN]),
+        *_edges(most, needed[SHOWN:][::-1][:SHOWN]),
     ]
-    lines += _edges(f"superfluous{f', the first {SHOWN}' if len(useless) > SHOWN else ''}", useless[:SHOWN])
-    lines += _edges("least needed", needed[:SHOWN])
-    return "\n".join(
-        [*lines, *_edges("most needed of these" if few else "most needed", needed[SHOWN:][: -SHOWN - 1 : -1])]
-    )
+    return "\n".join(lines)
 
 
-def _edges(title: str, edges: list[RemovedEdge]) -> list[str]:
-    return [f"  {title}", *(f"    {x.name:28}{_estimate(x.rise, 4)}" for x in edges)] if edges else []
+def _edges(title: str, edges: Sequence[RemovedEdge]) -> list[str]:
+    if not edges:
+        return []
+    return [f"  {title}", *(f"    {edge.name:28}{_estimate(edge.rise, 4)}" for edge in edges)]
 
 
 def _spread(e: Evaluation) -> str:
+    """The metric and faithfulness over prompts, and the worst prompts."""
     s = e.spread
     rows = [["per prompt", "lowest", "quartile", "median", "quartile", "highest"]]
     rows.append([f"{e.metric} ↓", *(number(x, 4) for x in s.metric)])
     rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness)])
-    lines = [grid(rows, first=LABEL - 2)]
+    lines = [_table(rows)]
     if s.undefined:
         lines.append(f"  (without {s.undefined} prompts on which the full model is not better than everything ablated)")
     lines.append(f"  worst prompts: {e.metric}, faithfulness")
     for p in s.worst:
-        text = p.text if len(p.text) <= 84 else f"…{p.text[-83:]}"
+        text = p.text if len(p.text) <= TEXT else "…" + p.text[1 - TEXT :]
         lines.append(f"    {number(p.metric, 4):>10}{number(p.faithfulness, 2):>9}  {text}")
     return "\n".join(lines)
 
 
-def _ablations(measured: list[Measured]) -> str:
+def _ablations(measured: Sequence[Measured]) -> str:
     rows = [["ablation", "full model", "circuit", "ablated", "faithfulness ↑", "completeness ↓"]]
     for m in measured:
-        metrics = (number(x.value, 4) for x in (m.full, m.circuit, m.ablated))
+        metrics = [number(x.value, 4) for x in (m.full, m.circuit, m.ablated)]
         rows.append([m.ablation, *metrics, _estimate(m.faithfulness, 3), _estimate(m.completeness, 3)])
-    return grid(rows, first=LABEL - 2)
+    return _table(rows)
 
 
 def _legend() -> str:
-    after = " " * LABEL
-    return "\n".join(
-        line
-        for name, text in LEGEND.items()
-        for line in wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=after)
-    )
+    lines: list[str] = []
+    for name, text in LEGEND.items():
+        lines += wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=" " * LABEL)
+    return "\n".join(lines)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    return grid(rows, widths=[LABEL - 2])
 
 
 def _estimate(x: Estimate, digits: int) -> str:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from html import escape
 from importlib.metadata import version
 
-from acdc.report.page import page, template
 from acdc.report.panels import Panel, labels
+from acdc.report.render import render
 
 
 def render_many(
@@ -21,27 +20,27 @@ def render_many(
     panels: Sequence[Panel],
     notes: Sequence[str] = (),
 ) -> str:
-    """The page as HTML text.
+    """Return the page as HTML.
 
     Args:
         columns, rows: the table
-        links: by row, where the page of the run is, relative to this one
-        panels: their points say to which row they belong
+        links: for each row, the path of the run's page relative to this one
+        panels: plots, whose points name their row
     """
-    body = template("many.html").substitute(
-        title=escape(title),
-        description=escape(description),
-        summary=escape(summary),
-        notes="".join(f'<p class="note">{escape(note)}</p>' for note in notes),
-        count=f"{len(rows):,}",
-        hint="hover it for its row, click it for its page" if any(links) else "hover it for its row",
-        version=escape(version("acdc-circuits")),
-    )
     data = {
-        "columns": list(columns),
-        "rows": [list(row) for row in rows],
-        "links": list(links),
+        "columns": columns,
+        "rows": rows,
+        "links": links,
         "panels": [asdict(panel) for panel in panels],
         "labels": labels(panels),
     }
-    return page(title, body, {"data": data}, "many.js")
+    return render(
+        "many.html",
+        {"data": data},
+        title=title,
+        answer=description,
+        summary=summary,
+        notes=notes,
+        linked=any(links),
+        version=version("acdc-circuits"),
+    )

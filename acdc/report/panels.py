@@ -1,4 +1,4 @@
-"""What the plots of many circuits show, whatever draws them: panels of lines of points."""
+"""What the plots of many circuits show, on a page or in a picture: panels of lines of points."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from acdc.files.comparison import Comparison
+from acdc.files.comparison import ComparedMethod, Comparison
 from acdc.files.table import OPTIONS, Row
 
-SWEPT = ("threshold", "edges", "sparsity", "penalty")  # along a line; everything else that differs makes a line
-NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose value says which one it is
+SWEPT = ("threshold", "edges", "sparsity", "penalty")  # vary along a line; other options that differ make lines
+NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose values speak for themselves
+FAITHFULNESS = (-0.5, 1.5)  # shown of it; random circuits can be far below
 
 
 @dataclass(frozen=True)
 class Point:
-    """A circuit: `low` to `high` is a 95 % interval of y; `row` is that of the table."""
+    """A circuit.
+
+    Args:
+        low, high: 95 % interval of y
+        row: its row in the table; -1 for a point that is no circuit
+    """
 
     x: float
     y: float
@@ -27,10 +33,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together, from left to right."""
+    """Points that belong together, from left to right.
+
+    Args:
+        note: what the legend of this panel adds
+    """
 
     label: str
     points: tuple[Point, ...]
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -39,26 +50,32 @@ class Panel:
 
     Args:
         kind: `pareto` (edges against a measure), `thresholds` (against edges) or `roc`
-        title: what it is of
-        x, y: what the axes are
-        level: y of the full model; None where it has none
+        picture: name of the file it is drawn in, without suffix
+        x, y: labels of the axes
+        levels: y of the full model, and with everything ablated, where there is one
+        limits: of y; outside them, a page draws points at the edge and a picture draws none
     """
 
     kind: str
+    picture: str
     title: str
     x: str
     y: str
     lines: tuple[Line, ...]
-    level: float | None = None
+    levels: tuple[float, ...] = ()
+    limits: tuple[float, float] | None = None
 
 
 def labels(panels: Iterable[Panel]) -> list[str]:
-    """Of all lines, each once, in their order."""
+    """Return the labels of all lines, each once, in order."""
     return list(dict.fromkeys(line.label for panel in panels for line in panel.lines))
 
 
+# ---------------------------------------------------------------- of a sweep
+
+
 def of_rows(rows: list[Row]) -> list[Panel]:
-    """All plots that the runs of a sweep allow: one per kind, task and model, and metric where that is plotted."""
+    """Return the panels of a sweep's table: one per kind, task and model, and metric where it is plotted."""
     return [
         *_panels(rows, "pareto", "value", ("task", "model", "metric"), _pareto),
         *_panels(rows, "thresholds", "threshold", ("task", "model", "metric"), _threshold),
@@ -69,52 +86,49 @@ def of_rows(rows: list[Row]) -> list[Panel]:
 def _panels(
     rows: list[Row], kind: str, needed: str, keys: tuple[str, ...], point: Callable[[int, Row], Point]
 ) -> list[Panel]:
-    """Of the runs that are done and have what is needed."""
-    some = [(i, row) for i, row in enumerate(rows) if row["state"] == "done" and row[needed] is not None]
+    """One panel for each combination of `keys`, of the finished runs that have the `needed` column."""
     groups: dict[tuple[object, ...], list[tuple[int, Row]]] = defaultdict(list)
-    for i, row in some:
-        groups[tuple(row[k] for k in keys)].append((i, row))
-    own = _line_keys([row for row in rows if row["state"] == "done"], keys)
+    for i, row in enumerate(rows):
+        if row["state"] == "done" and row[needed] is not None:
+            groups[tuple(row[k] for k in keys)].append((i, row))
+    line_keys = _line_keys([row for row in rows if row["state"] == "done"], keys)
     panels = []
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            lines[_label(row, own)].append(point(i, row))
+            lines[_label(row, line_keys)].append(point(i, row))
         first = members[0][1]
+        half = str(first["judged_on"]).replace("_", " ")
         x, y = {
-            "pareto": ("residual edges kept", f"{first['judged_on']} {first['metric']} (lower is better)"),
+            "pareto": ("residual edges kept", f"{half} {first['metric']} (lower is better)"),
             "thresholds": ("threshold", "residual edges kept"),
             "roc": ("false positive rate of edges", "true positive rate of edges"),
         }[kind]
-        panels.append(
-            Panel(
-                kind,
-                f"{first['task']} in {first['model']}",
-                x,
-                y.replace("held_out", "held out"),
-                tuple(Line(k, _sorted(v, kind == "roc")) for k, v in lines.items()),
-                first["full"] if kind == "pareto" else None,
-            )
-        )
+        levels = (first["full"],) if kind == "pareto" and first["full"] is not None else ()
+        sorted_lines = tuple(Line(label, _sorted(points, kind)) for label, points in lines.items())
+        panels.append(Panel(kind, kind, f"{first['task']} in {first['model']}", x, y, sorted_lines, levels))
     return panels
 
 
-def _line_keys(rows: list[Row], of_panel: tuple[str, ...]) -> list[str]:
-    """The options that make a line: those that differ among the runs; the metric only where the others don't say it."""
+def _line_keys(rows: list[Row], panel_keys: tuple[str, ...]) -> list[str]:
+    """The options that tell lines apart: those that differ among the runs. If panels don't tell metrics apart, the
+    metric is one of them, unless the other options already determine it."""
     keys = [k for k in OPTIONS if k not in (*SWEPT, "task", "model", "metric") and len({row[k] for row in rows}) > 1]
-    if "metric" not in of_panel:
+    if "metric" not in panel_keys:
         metrics = defaultdict(set)
         for row in rows:
-            metrics[tuple(row[k] for k in (*of_panel, *keys))].add(row["metric"])
+            metrics[tuple(row[k] for k in (*panel_keys, *keys))].add(row["metric"])
         if any(len(found) > 1 for found in metrics.values()):
             keys.insert(0, "metric")
     return keys
 
 
-def _sorted(points: list[Point], ends: bool) -> tuple[Point, ...]:
-    """From left to right; `ends`: from no edge to all of them, which is no circuit of the table."""
-    both = [Point(x, x, None, None, -1) for x in (0.0, 1.0)] if ends else []
-    return tuple(sorted([*points, *both], key=lambda p: (p.x, p.y)))
+def _sorted(points: list[Point], kind: str) -> tuple[Point, ...]:
+    """From left to right; a ROC also has its ends, no edge and all edges, which are no circuits of the table."""
+    ends = []
+    if kind == "roc":
+        ends = [Point(0.0, 0.0, None, None, -1), Point(1.0, 1.0, None, None, -1)]
+    return tuple(sorted([*points, *ends], key=lambda p: (p.x, p.y)))
 
 
 def _pareto(i: int, row: Row) -> Point:
@@ -130,35 +144,68 @@ def _rates(i: int, row: Row) -> Point:
 
 
 def _label(row: Row, keys: Sequence[str]) -> str:
-    """What a line is called: the options that make it one."""
-    said = []
+    """The options that tell a line from the others."""
+    words = []
     for key in keys:
         value = row[key]
-        if value is not None and value is not False:
-            said.append(key if value is True else str(value) if key in NAMED else f"{key} {value}")
-    return ", ".join(said) or "–"
+        if value is None or value is False:
+            continue
+        if value is True:
+            words.append(key)
+        elif key in NAMED:
+            words.append(str(value))
+        else:
+            words.append(f"{key} {value}")
+    return ", ".join(words) or "–"
+
+
+# ---------------------------------------------------------------- of a comparison
 
 
 def of_comparison(comparison: Comparison) -> list[Panel]:
-    """Faithfulness against edges, and ROC, for every task; rows are those of table.csv."""
-    panels, row = [], 0
+    """Return faithfulness against edges, and ROC, for every task. Rows are those of table.csv."""
+    panels = []
+    row = 0
     for task in comparison.tasks:
-        title, lines = f"{task.name} in {task.model}", []
+        title = f"{task.name} in {task.model}"
+        lines = []
         for method in task.methods:
             points = []
             for c in method.circuits:
-                points.append(Point(c.edges, c.faithfulness, _finite(c.low), _finite(c.high), row))
+                if math.isfinite(c.faithfulness):
+                    points.append(Point(c.edges, c.faithfulness, _finite(c.low), _finite(c.high), row))
                 row += 1
-            known = sorted((p for p in points if math.isfinite(p.y)), key=lambda p: (p.x, p.y))
-            lines.append(Line(method.name, tuple(known)))
-        half = task.half.replace("_", " ")
+            lines.append(Line(method.name, _sorted(points, "pareto")))
         panels.append(
-            Panel("pareto", title, "residual edges after pruning", f"faithfulness, {half}", tuple(lines), 1.0)
+            Panel(
+                kind="pareto",
+                picture=f"faithfulness-{task.name}",
+                title=f"{title}: {task.metric}, {task.ablation} ablation",
+                x="residual edges after pruning",
+                y=f"faithfulness, {task.half.replace('_', ' ')}",
+                lines=tuple(lines),
+                levels=(0.0, 1.0),
+                limits=FAITHFULNESS,
+            )
         )
-        rocs = tuple(Line(m.name, tuple(Point(x, y, None, None, -1) for x, y in m.roc)) for m in task.methods if m.roc)
-        if rocs:
-            panels.append(Panel("roc", title, "false positive rate", "true positive rate", rocs))
+        curves = tuple(_roc(method) for method in task.methods if method.roc)
+        if curves:
+            panels.append(
+                Panel(
+                    kind="roc",
+                    picture=f"roc-{task.name}",
+                    title=f"{title}: edges of {task.reference}",
+                    x="false positive rate",
+                    y="true positive rate",
+                    lines=curves,
+                )
+            )
     return panels
+
+
+def _roc(method: ComparedMethod) -> Line:
+    points = tuple(Point(x, y, None, None, -1) for x, y in method.roc)
+    return Line(method.name, points, f"AUC {method.auc:.2f}")
 
 
 def _finite(x: float) -> float | None:

@@ -13,37 +13,47 @@ SHOWN = (
     *("run", "state", "task", "model", "method", "ablation", "threshold", "edges", "kept", "value", "faithfulness"),
     *("accuracy", "seconds", "message"),
 )
+STATES = {"done": "done", "failed": "failed", "begun": "begun", "waiting": "not begun"}
 
 
 def to_text(rows: list[Row], names: Sequence[str] | None = None) -> str:
-    """A table of some columns: of the usual ones by default, those that are not the same in every row. What is the same
-    stands above it.
+    """Return a table; above it, the values that all rows share.
+
+    Args:
+        names: columns; by default the usual ones whose values differ
 
     Raises:
-        UserError: there is no such column.
+        UserError: a column doesn't exist.
     """
     known = every_column(rows)
     for name in names or ():
         check_column("--columns", name, known)
     if not rows:
-        return "no run is like that"
-    same: dict[str, Any] = {}
+        return "no matching runs"
+    shared: dict[str, Any] = {}
     if names is None:
-        candidates = [n for n in SHOWN if any(row.get(n) is not None for row in rows)]
-        if len(rows) > 1:
-            same = {n: rows[0].get(n) for n in candidates if len({row.get(n) for row in rows}) == 1}
-        names = [n for n in candidates if n not in same]
-        varied = [n for n in names if n in OPTIONS]
-        if len({tuple(row.get(n) for n in varied) for row in rows}) == len(rows):
-            names.remove("run")  # it says no more than its options
-    head = "   ".join(f"{key} {_cell(key, value)}" for key, value in same.items())
-    text = grid([list(names), *([_cell(n, row.get(n)) for n in names] for row in rows)], left=_left(names))
-    return f"{head}\n\n{text}" if head else text
+        names, shared = _usual(rows)
+    left = 0
+    while left < len(names) and names[left] in TEXTS:
+        left += 1
+    cells = [[_cell(name, row.get(name)) for name in names] for row in rows]
+    table = grid([list(names), *cells], left=left)
+    if not shared:
+        return table
+    return "   ".join(f"{name} {_cell(name, value)}" for name, value in shared.items()) + "\n\n" + table
 
 
-def _left(names: Sequence[str]) -> int:
-    """How many columns, from the first, are texts."""
-    return next((i for i, name in enumerate(names) if name not in TEXTS), len(names))
+def _usual(rows: list[Row]) -> tuple[list[str], dict[str, Any]]:
+    """The columns to show, and the values that all rows share."""
+    names = [name for name in SHOWN if any(row.get(name) is not None for row in rows)]
+    shared = {}
+    if len(rows) > 1:
+        shared = {name: rows[0].get(name) for name in names if len({row.get(name) for row in rows}) == 1}
+    names = [name for name in names if name not in shared]
+    options = [name for name in names if name in OPTIONS]
+    if len({tuple(row.get(name) for name in options) for row in rows}) == len(rows):
+        names.remove("run")  # its options already tell the runs apart
+    return names, shared
 
 
 def _cell(name: str, value: Any) -> str:
@@ -51,15 +61,15 @@ def _cell(name: str, value: Any) -> str:
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, float):
-        if name == "seconds":
-            return f"{value:.1f}"
-        return f"{value:g}" if name in OPTIONS else number(value, 4)
-    return str(value)
+    if not isinstance(value, float):
+        return str(value)
+    if name == "seconds":
+        return f"{value:.1f}"
+    return f"{value:g}" if name in OPTIONS else number(value, 4)
 
 
 def summary(rows: list[Row]) -> str:
-    """How many runs are in which state."""
+    """Return how many runs are in which state."""
     found = Counter(row["state"] for row in rows)
-    order = (("done", "done"), ("failed", "failed"), ("begun", "begun"), ("waiting", "not begun"))
-    return f"{len(rows):,} runs: " + ", ".join(f"{found[key]:,} {word}" for key, word in order if found[key])
+    counts = [f"{found[state]:,} {words}" for state, words in STATES.items() if found[state]]
+    return f"{len(rows):,} runs: " + ", ".join(counts)

@@ -1,4 +1,4 @@
-"""The stability of a circuit as text."""
+"""How stable a circuit is, as text."""
 
 from __future__ import annotations
 
@@ -10,15 +10,24 @@ SHOWN = 12  # edges of each kind
 
 
 def to_text(s: Stability) -> str:
-    """A readable table."""
-    return "\n\n".join(filter(None, [_head(s), _kinds(s), _runs(s), _often(s), _core(s), _odd(s), "\n".join(s.notes)]))
+    """Return readable tables."""
+    differing = [
+        _edges(s, "of the base run, not in the core", [e for e in s.edges if e.base and not e.core][::-1]),
+        _edges(s, "in the core, not of the base run", [e for e in s.edges if e.core and not e.base]),
+    ]
+    blocks = [_head(s), _kinds(s), _runs(s), _frequencies(s), _core(s), *differing, "\n".join(s.notes)]
+    return "\n\n".join(block for block in blocks if block)
 
 
 def _head(s: Stability) -> str:
     m = s.method
-    by = "τ =" if m["name"] == "acdc" else "score from"
-    bound = f"{m['options'].get('edges')} edges" if m["threshold"] is None else f"{by} {m['threshold']:g}"
-    bound += f" among {m['options']['prefilter']}" if "prefilter" in m["options"] else ""
+    options = m["options"]
+    if m["threshold"] is None:
+        bound = f"{options.get('edges')} edges"
+    else:
+        bound = f"{'τ =' if m['name'] == 'acdc' else 'score from'} {m['threshold']:g}"
+    if "prefilter" in options:
+        bound += f" among {options['prefilter']}"
     how = f"{m['name']}, {m['metric']}, {bound}, {m['ablation']} ablation, {s.examples} prompts, seed {s.seed}"
     done = "; ".join(f"{k.runs} on {KINDS[k.name]}" for k in s.kinds if k.name in KINDS)
     return f"{'base run':{LABEL}}{s.task} in {s.model}: {how}\n{'reruns':{LABEL}}{done}"
@@ -32,54 +41,44 @@ def _kinds(s: Stability) -> str:
 
 
 def _runs(s: Stability) -> str:
-    half, metric = s.half.replace("_", " "), s.method["metric"]
+    metric = s.method["metric"]
     rows = [["run", "edges", f"{metric} ↓", "faithfulness ↑", "accuracy ↑", "Jaccard with the base run"]]
-    rows += [_run(r) for r in (s.base, *s.runs)]
-    return f"on the {half} prompts of the base run\n" + grid(rows)
+    for r in (s.base, *s.runs):
+        jaccard = "" if r.kind == "base" else number(r.like_base, 2)
+        values = [number(r.metric, 4), number(r.faithfulness[0], 3), number(r.accuracy, 3)]
+        rows.append([r.name, f"{r.edges}", *values, jaccard])
+    return f"on the {s.half.replace('_', ' ')} prompts of the base run\n" + grid(rows)
 
 
-def _run(r: Run) -> list[str]:
-    like = "" if r.kind == "base" else number(r.like_base, 2)
-    return [r.name, f"{r.edges}", number(r.metric, 4), number(r.faithfulness[0], 3), number(r.accuracy, 3), like]
-
-
-def _often(s: Stability) -> str:
-    """How many edges are found how often."""
+def _frequencies(s: Stability) -> str:
+    """How many edges were found how often."""
     rows = [["found in", "edges", f"of the base run's {s.base.edges}"]]
 
-    def row(title: str, edges: list[EdgeFrequency]) -> list[str]:
-        return [title, f"{len(edges)}", f"{sum(e.base for e in edges)}"]
+    def add(title: str, edges: list[EdgeFrequency]) -> None:
+        rows.append([title, f"{len(edges)}", f"{sum(e.base for e in edges)}"])
 
     for share in sorted({1.0, 0.9, s.share, 0.5}, reverse=True):
         title = "all reruns" if share == 1 else f"{share:.0%} or more"
-        rows.append(row(title + ", the core" * (share == s.share), [e for e in s.edges if e.frequency >= share]))
-    once = 1.5 / len(s.runs)
-    rows.append(row("one rerun only", [e for e in s.edges if 0 < e.frequency < once]))
-    rows.append(row("no rerun", [e for e in s.edges if not e.frequency]))
-    dead = f"\nleft out of the core, as on no path from an input to the logits: {s.dead}" if s.dead else ""
-    return grid(rows) + dead
+        if share == s.share:
+            title += ", the core"
+        add(title, [e for e in s.edges if e.frequency >= share])
+    more_than_once = 1.5 / len(s.runs)
+    add("one rerun only", [e for e in s.edges if 0 < e.frequency < more_than_once])
+    add("no rerun", [e for e in s.edges if e.frequency == 0])
+    if s.dead == 0:
+        return grid(rows)
+    return f"{grid(rows)}\nleft out of the core, as on no path from an input to the logits: {s.dead}"
 
 
 def _core(s: Stability) -> str:
-    half, metric = s.half.replace("_", " "), s.method["metric"]
-    head = [half, "full model", f"base, {s.base.edges} edges", f"core, {s.core.edges} edges", "ablated"]
-    values = [number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated)]
-    rows = [head, [f"{metric} ↓", *values]]
-    rows.append(["faithfulness ↑", "1", *(_interval(r) for r in (s.base, s.core)), "0"])
+    both = (s.base, s.core)
+    half = s.half.replace("_", " ")
+    rows = [[half, "full model", f"base, {s.base.edges} edges", f"core, {s.core.edges} edges", "ablated"]]
+    rows.append([f"{s.method['metric']} ↓", *(number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated))])
+    rows.append(["faithfulness ↑", "1", *(_interval(r) for r in both), "0"])
     if s.core.accuracy is not None:
-        rows.append(["accuracy ↑", "", *(number(r.accuracy, 3) for r in (s.base, s.core)), ""])
+        rows.append(["accuracy ↑", "", *(number(r.accuracy, 3) for r in both), ""])
     return grid(rows)
-
-
-def _odd(s: Stability) -> str:
-    """Where the base run's circuit and the core differ."""
-    chance = [e for e in s.edges if e.base and not e.core][::-1]
-    missed = [e for e in s.edges if e.core and not e.base]
-    blocks = (
-        _edges(s, "of the base run, not in the core", chance),
-        _edges(s, "in the core, not of the base run", missed),
-    )
-    return "\n\n".join(filter(None, blocks))
 
 
 def _edges(s: Stability, title: str, edges: list[EdgeFrequency]) -> str:
@@ -87,14 +86,17 @@ def _edges(s: Stability, title: str, edges: list[EdgeFrequency]) -> str:
         return ""
     kinds = [k.name for k in s.kinds if k.name in KINDS]
     rows = [[title, "found", *kinds]]
-    rows += [[f"  {e.name}", f"{e.frequency:.0%}", *(f"{e.by_kind[k]:.0%}" for k in kinds)] for e in edges[:SHOWN]]
-    more = f"\n  … {len(edges) - SHOWN} more (stability.json)" if len(edges) > SHOWN else ""
-    return grid(rows) + more
+    for e in edges[:SHOWN]:
+        rows.append([f"  {e.name}", f"{e.frequency:.0%}", *(f"{e.by_kind[kind]:.0%}" for kind in kinds)])
+    if len(edges) <= SHOWN:
+        return grid(rows)
+    return f"{grid(rows)}\n  … {len(edges) - SHOWN} more (stability.json)"
 
 
 def _interval(r: Run) -> str:
-    value, low, high = (number(x, 3) for x in r.faithfulness)
-    return value if r.faithfulness[1] is None else f"{value} [{low}, {high}]"
+    value, low, high = r.faithfulness
+    interval = "" if low is None else f" [{number(low, 3)}, {number(high, 3)}]"
+    return number(value, 3) + interval
 
 
 def _range(x: MeanRange, digits: int) -> str:

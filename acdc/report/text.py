@@ -1,35 +1,47 @@
-"""Tables and differences as text."""
+"""Tables, numbers and differences as text."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from acdc.files.diff import Diff
 
 
-def grid(rows: list[list[str]], left: int = 1, first: int = 0) -> str:
-    """Columns, the first ones (`left`) to the left, the others to the right; the first one at least `first` wide."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[0] = max(first, widths[0])
+def grid(rows: Sequence[Sequence[str]], left: int = 1, widths: Sequence[int] = ()) -> str:
+    """Return aligned columns, two spaces apart.
+
+    Args:
+        rows: the heading, then the cells
+        left: how many columns, from the first, are aligned left; the others are aligned right
+        widths: least widths of the first columns
+    """
+    used = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for i, width in enumerate(widths):
+        used[i] = max(used[i], width)
     lines = []
     for row in rows:
-        cells = (f"{x:<{w}}" if i < left else f"{x:>{w}}" for i, (x, w) in enumerate(zip(row, widths, strict=True)))
+        cells = [cell.ljust(used[i]) if i < left else cell.rjust(used[i]) for i, cell in enumerate(row)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def number(value: float | None, digits: int) -> str:
-    """– where there is none; no negative zero."""
-    return "–" if value is None or not math.isfinite(value) else f"{round(value, digits) + 0.0:.{digits}f}"
+    """Return a number with fixed decimals, never -0; – for None, NaN and infinity."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def diff_text(diff: Diff) -> str:
-    """A line for each edge that has changed, and how many there are."""
+    """Return a line for each changed edge, and the counts."""
     counts = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"
     return "\n".join([*diff_lines(diff), counts])
 
 
 def diff_lines(diff: Diff) -> list[str]:
-    """A line for each edge: + is added, - removed, ~ re-scored."""
-    moved = [f"~ {name}  {x:.4g} → {y:.4g}" for name, x, y in diff.rescored]
-    return [*(f"+ {name}" for name in diff.added), *(f"- {name}" for name in diff.removed), *moved]
+    """Return a line for each changed edge: + added, - removed, ~ re-scored."""
+    lines = [f"+ {name}" for name in diff.added]
+    lines += [f"- {name}" for name in diff.removed]
+    lines += [f"~ {name}  {before:.4g} → {after:.4g}" for name, before, after in diff.rescored]
+    return lines

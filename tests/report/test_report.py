@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from acdc.commands.run import run
+from acdc.evaluation.explain import Example, Explanation
 from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
@@ -26,7 +27,9 @@ from acdc.files.published import Published, load_published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import page as module
+from acdc.report.many import render_many
 from acdc.report.page import render_report
+from acdc.report.panels import Line, Panel, Point
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support.browser import chromium, opened
@@ -290,7 +293,7 @@ def test_an_exported_page_has_what_lies_beside_the_circuit(browser, ioi, tmp_pat
     with opened(browser, tmp_path / "a.html") as page:
         assert page.locator(".answer").inner_text() == answer
         assert page.locator("#logcount").text_content() == decisions
-        assert "they are in the report.html that acdc run writes" in page.locator("body").inner_text()
+        assert "The report.html that acdc run writes also shows" in page.locator("body").inner_text()
     other = tmp_path / "other" / "circuit.json"  # beside the files of another run
     shutil.copytree(ioi, other.parent)
     write_circuit(other, file_of(large(60)))
@@ -377,9 +380,16 @@ def contrast(a: str, b: str) -> float:
 
 
 def test_it_prints_with_everything_open(browser, ioi):
+    """The page's own `beforeprint` listener has run when this one counts what is closed."""
+    closed = "document.querySelectorAll('details:not([open])').length"
     with opened(browser, ioi / "report.html") as page:
+        before = page.evaluate(closed)
+        assert before == page.locator("details").count() >= 4
+        page.evaluate(f"addEventListener('beforeprint', () => {{ window.closedInPrint = {closed} }})")
         pdf = page.pdf(format="A4")
         assert pdf.startswith(b"%PDF") and len(pdf) > 30_000
+        assert page.evaluate("window.closedInPrint") == 0
+        assert page.evaluate(closed) == before  # and afterwards as before
         page.emulate_media(media="print")
         assert page.locator(".tools").first.is_hidden()
 
@@ -387,8 +397,11 @@ def test_it_prints_with_everything_open(browser, ioi):
 def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
     circuit = large(60)
     file = file_of(circuit, EVIL)
+    predictions = {what: ((EVIL, 0.5),) for what in ("model", "circuit", "ablated")}
+    prompt = Example((EVIL, "a"), (EVIL, "b"), 1, (EVIL,), (EVIL,), predictions)
     (tmp_path / "a.html").write_text(
         render_report(file, [{"edge": EVIL, "change": 1.0, "margin": 1.0, "metric": 1.0, "kept": True}],
+                      explanation=Explanation(EVIL, (prompt,), {}, {}, ()),
                       published=Published(EVIL, EVIL, EVIL, EVIL, circuit.graph, {EVIL: ("m3",)}, None))
     )  # fmt: skip
     with opened(browser, tmp_path / "a.html") as page:
@@ -399,6 +412,22 @@ def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
         assert "<script>" in page.locator("#panel").inner_text()
         page.get_by_text("edges were tested").click()
         assert "onerror" in page.locator("#decisions").inner_text()
+        tokens = [token.text_content() for token in page.locator(".token").all()]
+        assert tokens == [EVIL, "a", EVIL, "b"]
+        assert page.locator(".token.changed").all_text_contents() == ["a", "b"]
+        assert page.locator(".predictions td").first.text_content() == EVIL
+
+
+def test_hostile_texts_of_a_sweep_are_shown_as_text(browser, tmp_path):
+    line = Line(EVIL, (Point(1, 0.5, 0.4, 0.6, 0), Point(2, 0.7, None, None, 0)))
+    panel = Panel("pareto", "pareto", EVIL, EVIL, EVIL, (line, Line("other", line.points)))
+    html = render_many(EVIL, EVIL, EVIL, ["run", EVIL], [[EVIL, 1.0]], [None], [panel], [EVIL])
+    (tmp_path / "a.html").write_text(html)
+    with opened(browser, tmp_path / "a.html") as page:
+        for place in ("h1", ".answer", ".note", "title", "#table td", ".plot text[font-weight]"):
+            assert page.locator(place).first.text_content() == EVIL
+        assert page.locator("#legend button").first.text_content() == f" {EVIL}"
+        assert page.locator("img").count() == 0 and page.locator("script").count() == 3
 
 
 @pytest.mark.parametrize("empty", [True, False])
@@ -423,4 +452,4 @@ def test_a_long_log_is_cut_where_it_matters_least(monkeypatch, ioi):
     text = render_report(read_circuit(ioi / "circuit.json"), log)
     rows = json.loads(re.search(r'id="log">(.*?)</script>', text)[1])
     assert [r[0] for r in rows] == ["e1", "e2", "e4", "e5"]
-    assert "here are those that were kept, and those nearest to τ, 4 in all" in text
+    assert "shown are the kept ones and those nearest to τ, 4 in all" in text

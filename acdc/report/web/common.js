@@ -1,4 +1,4 @@
-// What the scripts of all pages share; it comes before them.
+// Shared by the scripts of all pages, and included before them.
 "use strict";
 
 const read = id => JSON.parse(document.getElementById(id).textContent);

@@ -1,4 +1,4 @@
-// The page of many circuits. All that it shows comes from the JSON in the page and is set as text, never as HTML.
+// The page of many circuits. Everything it shows comes from the JSON in the page and is set as text, never as HTML.
 const data = read("data");
 const COLOURS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const SHAPES = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolCross, d3.symbolStar, d3.symbolWye];
@@ -19,8 +19,9 @@ function scales(panel, width, height, [left, right, top, bottom]) {
     const y = counts(Math.max(0, ys[0] * .8), ys[1] * 1.1, up), x = xs[0] > 0 ? d3.scaleLog([xs[0] * .9, xs[1] * 1.1], across) : d3.scaleSymlog(xs, across).constant(1e-3);
     return { x, y, yTicks: ticks(y.domain()) };
   }
-  const x = counts(xs[0] * .95, xs[1] * 1.05, across), low = Math.min(ys[0], panel.level ?? ys[0]), high = Math.max(ys[1], panel.level ?? ys[1]);
-  return { x, y: d3.scaleLinear([low, high], up).nice(), xTicks: ticks(x.domain()) };
+  const x = counts(xs[0] * .95, xs[1] * 1.05, across), [lowest, highest] = panel.limits ?? [-Infinity, Infinity];
+  const low = Math.max(lowest, Math.min(ys[0], ...panel.levels)), high = Math.min(highest, Math.max(ys[1], ...panel.levels));
+  return { x, y: d3.scaleLinear([low, high], up).nice().clamp(true), xTicks: ticks(x.domain()) };
 }
 
 function plot(panel) {
@@ -34,7 +35,7 @@ function plot(panel) {
   svg.append("text").attr("x", width / 2).attr("y", 16).attr("text-anchor", "middle").attr("font-weight", "bold").text(panel.title);
   svg.append("text").attr("x", (left + width - right) / 2).attr("y", height - 8).attr("text-anchor", "middle").text(panel.x);
   svg.append("text").attr("transform", `translate(14,${(height - bottom + top) / 2}) rotate(-90)`).attr("text-anchor", "middle").text(panel.y);
-  if (panel.level !== null) svg.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(panel.level)).attr("y2", y(panel.level));
+  for (const level of panel.levels) svg.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
   if (panel.kind === "roc") svg.append("line").attr("class", "rule").attr("x1", x(0)).attr("x2", x(1)).attr("y1", y(0)).attr("y2", y(1));
   for (const line of panel.lines) {
     const i = data.labels.indexOf(line.label), colour = COLOURS[i % COLOURS.length];

@@ -1,0 +1,33 @@
+"""matplotlib with our own settings, and silent."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+SETTINGS = {"svg.hashsalt": "acdc"}  # an SVG has the same ids each time
+
+
+@contextmanager
+def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
+    """Draw with matplotlib's defaults and `settings`, whatever matplotlibrc the user has.
+
+    Nothing is said on stderr: not that the font cache is built, and not that the font lacks a character.
+    """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import matplotlib
+
+            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **SETTINGS, **settings}
+            del used["backend"]  # a figure without pyplot has none
+            with matplotlib.rc_context(used):
+                yield
+    finally:
+        logger.setLevel(level)
