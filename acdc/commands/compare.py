@@ -64,8 +64,6 @@ def compare(plan: Plan, memory: float | None, plots: bool, progress: Show, say: 
         UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
             the graph; a reference is of another graph.
     """
-    if plots:
-        curves.check()
     loaded = _load(plan, memory)
     with locked(plan.out):
         tasks = []

@@ -1,4 +1,4 @@
-"""The plots of a comparison: faithfulness against edges, and ROC. They need matplotlib, the extra `plots`."""
+"""The plots of a comparison: faithfulness against edges, and ROC."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import math
 from typing import Any
 
-from acdc.errors import UserError
 from acdc.files.comparison import TaskPart
 from acdc.registry import METHODS
 
@@ -15,20 +14,6 @@ COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#C
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
 DASHES = ("-", "--", "-.", ":")
 BELOW, ABOVE = -0.5, 1.5  # of faithfulness: what is farther off is cut
-
-
-def check() -> None:
-    """Whether plots can be drawn.
-
-    Raises:
-        UserError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise UserError(
-            "--plots: matplotlib is not installed; pip install 'acdc-circuits[plots]', or --no-plots"
-        ) from None
 
 
 def faithfulness(task: TaskPart) -> dict[str, bytes]:

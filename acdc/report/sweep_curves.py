@@ -1,9 +1,7 @@
-"""The plots of a sweep as pictures, one panel per task: edges against the metric, thresholds against edges, ROC. They
-need matplotlib, of the extra `sweeps`; without it there are none."""
+"""The plots of a sweep as pictures, one panel per task: edges against the metric, thresholds against edges, ROC."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,11 +10,6 @@ from acdc.report.curves import COLOURS, DASHES, MARKERS, files
 from acdc.report.panels import Line, Panel, labels
 
 ACROSS = 3  # panels in a row
-
-
-def available() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def draw(panels: list[Panel]) -> dict[str, bytes]:

@@ -3,7 +3,7 @@
     <out>/runs/<name>/      one directory per run, as `acdc run` writes it; failure.json where it failed
     <out>/results.csv       a row per run (acdc/files/table.py); results.parquet beside it, where pyarrow is installed
     <out>/report.html       the same as a page, with plots; every point leads to its run's page
-    <out>/*.svg, *.png      plots, where matplotlib is
+    <out>/*.svg, *.png      plots
     <out>/logs/, slurm/     what the processes or jobs said
 
 Everything that is known is in the runs' directories. So a sweep can be killed anywhere: called again, it does what is
@@ -144,9 +144,7 @@ def sweep(plan: Plan, progress: Show, say: Callable[[str], None]) -> list[Row]:
         panels = of_rows(rows)
         page = render_many(plan.file.path.stem, plan.file.sweep.description, summary(rows), *table(rows), panels)
         write_atomic(plan.out / "report.html", page)
-        if plan.plots and not sweep_curves.available():
-            say("note: no plots; for them, pip install 'acdc-circuits[sweeps]'")
-        elif plan.plots:
+        if plan.plots:
             for name, data in sweep_curves.draw(panels).items():
                 write_atomic(plan.out / name, data)
     return rows

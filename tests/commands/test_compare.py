@@ -254,16 +254,6 @@ def test_a_mistake_is_one_clear_line_and_nothing_written(call, tmp_path, kind):
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_without_matplotlib_it_says_how_to_get_it(call, monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    code, out, err = call(*COMMAND, "--methods", "random", "--sizes", "5")
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "pip install 'acdc-circuits[plots]'" in err
-    assert not list(tmp_path.iterdir())
-    assert call(*COMMAND, "--methods", "random", "--sizes", "5", "--no-plots")[0] == 0
-    assert (tmp_path / "compare/gendered-pronoun-tiny/compare.json").exists()
-
-
 def test_a_cost_goes_on_after_an_interruption(tmp_path):
     path = tmp_path / "cost.json"
     with pytest.raises(KeyboardInterrupt), metered(path, torch.device("cpu")):
