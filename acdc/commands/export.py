@@ -34,38 +34,38 @@ DRAWN: dict[str, Callable[[Circuit, str, PictureStyle], bytes | str]] = {
     "png": to_png,
     "pdf": to_pdf,
 }
-PICTURES = ("svg", "png", "pdf")  # laid out here; the others are not, and take no options for it
+PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
 WIDEST = 40  # inches
 
 
 def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
-    """The look of a picture, from the options of `acdc export`; those that are None were not given.
+    """The style of a picture from the options of `acdc export`; an option that was not given is None.
 
     Raises:
-        UserError: an option is not for files of format `to`, or has a wrong value.
+        UserError: an option doesn't apply to format `to`, or its value is wrong.
     """
     for name, value in given.items():
         if value is not None and to not in PICTURES:
-            raise UserError(f"--{name}: is for pictures, that is --to {', '.join(PICTURES)}; not for {to}")
+            raise UserError(f"--{name}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
     width, direction = given["width"], given["direction"] or PLAIN.direction
     if width is not None and not 0 < width <= WIDEST:
-        raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST}, in inches")
+        raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST} inches")
     if direction not in DIRECTIONS:
         raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
     return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
 
 
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
-    """The circuit as the content of a file of format `to`, one of FORMATS. What is drawn shows the
-    component classes of the task's published circuit, if that is of the same graph.
+    """Return the circuit as the content of a file of format `to`, one of FORMATS. Pictures and pages show the
+    component classes of the task's published circuit, if it is of the same graph.
 
     Args:
-        folder: that of the circuit's run: a page tells its metrics and decisions, too
+        folder: the run's folder; a page then has its metrics and decisions
     Raises:
-        UserError: the look shows scores, and there are none; a file in the folder can't be read.
+        UserError: the style shows scores and the circuit has none; a file in the folder can't be read.
     """
     if look.scores and all(edge.score is None for edge in file.edges):
-        raise UserError("--scores: no edge of this circuit has one")
+        raise UserError("--scores: this circuit has no edge scores")
     circuit, title = file.circuit(), f"{file.task.name} in {file.model.name}"
     if to == "graphml":
         return to_graphml(circuit)
@@ -81,7 +81,7 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
 
 
 def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
-    """The metrics.json and the decisions in a folder, if they are of this circuit."""
+    """Return metrics.json and the decisions in a folder, if they belong to this circuit."""
     path, log = folder / "metrics.json", folder / "log.jsonl"
     if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
         return None, []

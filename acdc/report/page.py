@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import MetricsFile
 from acdc.files.published import Published
+from acdc.graph.circuit import Circuit
 from acdc.registry import METRICS
+from acdc.report.canvas import curve_path
+from acdc.report.layout import lay_out
 from acdc.report.render import render, shown
 from acdc.report.run import metric_rows
 
@@ -82,6 +85,7 @@ def _data(
             "unit": UNITS.get(file.method.metric, ""),
             "threshold": file.method.threshold,
         },
+        "layout": _layout(file.circuit()),
         "edges": [[x.name, x.score, x.change, margins.get(x.name)] for x in _residual(file)],
         "published": f"{published.name} in {published.model}, as published" if published else None,
         "source": published.source if published else None,
@@ -100,6 +104,18 @@ def _data(
             }
             for p in (e.curve if e else ())
         ],
+    }
+
+
+def _layout(circuit: Circuit) -> dict[str, object]:
+    """Where nodes and edges are drawn; y grows downwards."""
+    layout = lay_out(circuit)
+    left, bottom, right, top = layout.corners
+    return {
+        "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
+        "paths": {name: curve_path([(x, -y) for x, y in path]) for name, path in layout.paths.items()},
+        "labels": [[text, _round(-y)] for text, y in layout.labels],
+        "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
 
 

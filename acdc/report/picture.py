@@ -1,27 +1,23 @@
 """The picture of a circuit: inputs at the bottom, the layers above them, logits on top, or in another direction.
 
-Graphviz does the layout. Each layer has two ranks, the heads and above them the MLP. A head shows its q, k, v
-inputs; those in use have the colour of their edges. Width and opacity of an edge follow its score. Heads and MLPs
-of a known component class have the colour of the class.
+A head shows its q, k, v inputs; those in use have the colour of their edges. Width and opacity of an edge follow its
+score. Heads and MLPs of a known component class have the colour of the class.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import re
-import tempfile
 import textwrap
-from dataclasses import dataclass
-from html import escape
-from itertools import cycle, pairwise, zip_longest
+from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
-import pygraphviz as pgv
 
 from acdc.files.published import Published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
+from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
+from acdc.report.layout import Box, Layout, lay_out, port
 
 # Okabe and Ito's colours, which can be told apart with every kind of colour blindness.
 COLOURS = {"q": "#D55E00", "k": "#0072B2", "v": "#009E73"}
@@ -29,15 +25,13 @@ INK, GREY, PALE, SAND = "#333333", "#8A8A8A", "#F0F0F0", "#F2E9C9"
 # Paul Tol's light scheme, made to stand behind dark text and to be told apart by the colour-blind, too. In this order
 # the first seven, which IOI has, differ most (CIEDE2000 at least 8 with red-green blindness).
 TINTS = ("#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33")
-FONT = "Helvetica,Arial,sans-serif"
 THIN, THICK = 1, 5  # points
-HEAVY = "20"
 FAINT = 0.4  # opacity of the weakest edge
-MOST = 300  # edges in a picture: of more, a layout takes minutes and shows nothing
+MOST = 300  # edges in a picture; more show nothing
 SCREEN, PRINT = 144, 300  # dots an inch
-
-# Where the logits are from the input: Graphviz's name, and at which side of a node edges leave and enter.
-DIRECTIONS = {"up": ("BT", "n", "s"), "down": ("TB", "s", "n"), "right": ("LR", "e", "w"), "left": ("RL", "w", "e")}
+MARGIN, LEGEND = 20.0, 420.0  # points: around a picture; the least width of its header
+LETTER = 0.58  # width of a letter, times its size
+DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
 
 
 @dataclass(frozen=True)
@@ -45,8 +39,8 @@ class PictureStyle:
     """How a picture is drawn.
 
     Args:
-        width: inches; None for that of the layout. With a width, text is larger in its boxes and the legend narrower,
-            so that a circuit of some 50 edges can be read in a column of a paper, 3.3 inches wide.
+        width: inches; None for that of the layout. A circuit of some 50 edges can be read in a column of a paper, 3.3
+            inches wide.
         direction: one of DIRECTIONS.
         scores: whether the edges' scores are written beside them.
         header: whether title, counts and legend are above the circuit.
@@ -65,75 +59,79 @@ class PictureStyle:
         return self.direction in ("left", "right")
 
     @property
-    def room(self) -> float:
-        """For the legend, in points of the layout: at 0.6 times their size its letters can be read."""
-        return math.inf if self.width is None else 72 * self.width / 0.6
-
-    def size(self, points: int) -> int:
-        """Of letters, in points of the layout. Those of a set width are larger: they will be scaled down."""
-        return points if self.width is None else round(1.3 * points)
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class → nodes."""
+        return self.published.classes if self.published else {}
 
     @property
     def tints(self) -> dict[str, str]:
         """Class → colour."""
         return dict(zip(self.classes, cycle(TINTS), strict=False))
 
-    @property
-    def classes(self) -> dict[str, tuple[str, ...]]:
-        """Class → nodes."""
-        return self.published.classes if self.published else {}
-
     def fill(self, node: str) -> str | None:
         """The colour of a node; None for one without a class."""
         return next((tint for name, tint in self.tints.items() if node in self.classes[name]), None)
+
+    def turn(self, point: Point) -> Point:
+        """Where a point of the layout is in the picture."""
+        x, y = point
+        return {"up": (x, -y), "down": (x, y), "right": (y, x), "left": (-y, x)}[self.direction]
 
 
 PLAIN = PictureStyle()
 
 
-def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
-    """The picture as DOT text, with every edge of the circuit."""
-    return str(_drawing(circuit, title, circuit.n_edges, look).to_string())
-
-
 def to_svg(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The picture as SVG text; of a large circuit the strongest edges, and it says so. Edge ids are names."""
-    svg = _draw(_drawing(circuit, title, MOST, look), "svg")
-    # Graphviz titles an edge by its ends and ports, and browsers show that, not the tooltip.
-    tooltip = r'<title>.*</title>(\n<g id="a_.*"><a xlink:title="(.*)">)'
-    return re.sub(tooltip, r"<title>\2</title>\1", svg.decode())
+    return _draw(circuit, title, look).svg()
 
 
 def to_png(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
     """The picture as a bitmap at 144 dots an inch, 300 if it has a set width; of a large circuit the strongest edges,
     and it says so."""
-    drawing = _drawing(circuit, title, MOST, look)
-    drawing.graph_attr["dpi"] = str(SCREEN if look.width is None else PRINT)
-    return _draw(drawing, "png")
+    return _draw(circuit, title, look).png(SCREEN if look.width is None else PRINT)
 
 
 def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
     """The picture as one page of PDF, with its fonts; of a large circuit the strongest edges, and it says so."""
-    drawing = _drawing(circuit, title, MOST, look)
-    drawing.graph_attr["margin"] = "0"  # those of a page, half an inch for Graphviz
-    pdf = _draw(drawing, "pdf")
-    # Blanks in place of the date: the same bytes each time, and the places that the file lists stay right.
-    return re.sub(rb"/CreationDate \(.*?\)", lambda date: b" " * len(date[0]), pdf)
+    return _draw(circuit, title, look).pdf()
 
 
-def _draw(drawing: pgv.AGraph, to: str) -> bytes:
-    """Graphviz's picture. What fontconfig has to say of the system's font settings is kept off the user's terminal."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            picture: bytes = drawing.draw(format=to, prog="dot")
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-        said.seek(0)
-        os.write(2, b"".join(line for line in said if not line.startswith(b"Fontconfig warning")))
-    return picture
+def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
+    """The circuit as DOT text for Graphviz, with every edge."""
+    edges, scale = _edges(circuit, circuit.kept)
+    nodes = circuit.nodes()
+    lines = ["digraph circuit {", f"rankdir=BT; labelloc=t; label={_quote(title)};", "node [shape=box];"]
+    lines += [f"{_quote(node)} [style=filled, fillcolor={_quote(look.fill(node) or 'white')}];" for node in nodes]
+    for edge in edges:
+        values = {"id": edge.name, "color": edge.colour + f"{round(255 * scale.opacity(edge.score)):02x}"}
+        values |= {"penwidth": f"{scale.width(edge.score):.2f}", "style": "dashed" if edge.score < 0 else "solid"}
+        if math.isfinite(edge.score):
+            values["label"] = f"{edge.score:.2g}"
+        attributes = ", ".join(f"{key}={_quote(value)}" for key, value in values.items())
+        lines.append(f"{_quote(edge.sender)} -> {_quote(edge.node)} [{attributes}];")
+    return "\n".join([*lines, "}", ""])
+
+
+def _quote(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+@dataclass(frozen=True)
+class Edge:
+    """An edge to draw. The score is NaN if it has none."""
+
+    name: str
+    sender: str
+    node: str
+    kind: str
+    score: float
+
+    @property
+    def colour(self) -> str:
+        """By the kind of the receiver."""
+        return COLOURS.get(self.kind, INK)
 
 
 @dataclass(frozen=True)
@@ -145,7 +143,7 @@ class Scale:
 
     @classmethod
     def of(cls, scores: np.ndarray) -> Scale:
-        """The scale of some scores; those that are no numbers don't count."""
+        """The scale of some scores; those that are not finite don't count."""
         sizes = np.abs(scores[np.isfinite(scores)])
         return cls(float(sizes.min()), float(sizes.max())) if sizes.size else cls()
 
@@ -166,215 +164,198 @@ class Scale:
         """Of the line, in points."""
         return THIN + (THICK - THIN) * self.weight(score)
 
-    def colour(self, colour: str, score: float) -> str:
-        """The line's colour, fainter for a weaker edge."""
-        return f"{colour}{round(255 * (FAINT + (1 - FAINT) * self.weight(score))):02x}"
+    def opacity(self, score: float) -> float:
+        """Of the line: a weaker edge is fainter."""
+        return FAINT + (1 - FAINT) * self.weight(score)
 
 
-def _drawing(circuit: Circuit, title: str, most: int, look: PictureStyle) -> pgv.AGraph:
-    scores = np.full(circuit.kept.shape, np.nan) if circuit.scores is None else circuit.scores
-    shown = Circuit(circuit.graph, _strongest(circuit.kept, scores, most), scores=scores)
-    scale = Scale.of(scores[shown.kept])
-    negative = bool((scores[shown.kept] < 0).any())
-    out = pgv.AGraph(directed=True, strict=False, name="circuit")
-    out.graph_attr.update(rankdir=DIRECTIONS[look.direction][0], ranksep="0.36", nodesep="0.06", bgcolor="white")
-    out.graph_attr.update(pad="0.3", outputorder="edgesfirst", fontname=FONT, labelloc="t", labeljust="l")
-    if look.header:
-        out.graph_attr["label"] = _header(title, _counts(circuit, shown), _legend(shown, scale, negative, look), look)
-    if look.width is not None:  # margins are the paper's; any height
-        out.graph_attr.update(pad="0.03", size=f"{look.width:g},10000!")
-    out.node_attr.update(fontname=FONT, fontsize=str(look.size(12)), fontcolor=INK, height="0.32", width="0.6")
-    out.edge_attr.update(arrowsize="0.6")
-    _add_nodes(out, shown, look)
-    _add_edges(out, shown, scores, scale, look)
-    return out
+def _edges(circuit: Circuit, shown: np.ndarray) -> tuple[list[Edge], Scale]:
+    """The shown edges, the weakest first, and the scale of their scores."""
+    g = circuit.graph
+    scores = np.full(shown.shape, np.nan) if circuit.scores is None else circuit.scores
+    edges = []
+    for s, r in np.argwhere(shown):
+        receiver = g.receivers[r]
+        edges.append(Edge(g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind, float(scores[s, r])))
+    edges.sort(key=lambda edge: abs(edge.score) if math.isfinite(edge.score) else -1.0)
+    return edges, Scale.of(scores[shown])
 
 
-def _strongest(kept: np.ndarray, scores: np.ndarray, most: int) -> np.ndarray:
+def _strongest(circuit: Circuit, most: int) -> np.ndarray:
     """Bool[sender receiver]: the kept edges with the largest |score|; those without a score come last."""
-    order = np.argsort(-np.nan_to_num(np.abs(scores[kept]), nan=-1.0), kind="stable")
+    kept = circuit.kept
+    sizes = np.full(kept.shape, -1.0) if circuit.scores is None else np.nan_to_num(np.abs(circuit.scores), nan=-1.0)
+    order = np.argsort(-sizes[kept], kind="stable")
     shown = np.zeros_like(kept)
     shown[tuple(np.argwhere(kept)[order[:most]].T)] = True
     return shown
 
 
-def _add_nodes(out: pgv.AGraph, circuit: Circuit, look: PictureStyle) -> None:
-    """The nodes, rank by rank from the input, and the layer's number beside them."""
-    g = circuit.graph
-    touched = set(circuit.nodes())
-    ranks: list[tuple[str, list[str]]] = [("", list(g.inputs))]
-    for layer in range(g.n_layers):
-        for kind in ("head", "mlp"):
-            names = [s.name for s in g.senders if (s.layer, s.kind) == (layer, kind) and s.name in touched]
-            if names:
-                ranks.append((f"layer {layer}", names))
-    if not touched:
-        ranks.append(("", ["empty"]))
-    ranks.append(("", ["logits"]))
+def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
+    shown = _strongest(circuit, MOST)
+    edges, scale = _edges(circuit, shown)
+    layout = lay_out(Circuit(circuit.graph, shown), look.sideways)
+    used = {f"{edge.node}<{edge.kind}>" for edge in edges}
+    groups = [_edge(edge, layout.paths[edge.name], scale, look) for edge in edges]
+    groups += [_node(name, box, used, look) for name, box in layout.boxes.items()]
+    if look.scores:
+        groups += _scores(edges, layout, look)
 
-    looks = {name: _end(name) for name in (*g.inputs, "logits")}
-    looks |= {s.name: _mlp(s.name, look) for s in g.senders if s.kind == "mlp"}
-    empty = "The circuit is empty: no edge was kept."
-    looks["empty"] = {"shape": "plaintext", "group": "trunk", "label": empty}
-    used = {g.receivers[r].name for r in np.flatnonzero(circuit.kept.any(axis=0))}
-    above = ""
-    for number, (text, names) in enumerate(ranks):
-        tag = f"rank {number}"
-        label = "" if text == above else text
-        above = text
-        size = str(look.size(11))
-        out.add_node(tag, shape="plaintext", label=label, fontcolor=GREY, fontsize=size, group="tags")
-        for name in names:
-            out.add_node(name, **(looks.get(name) or _head(name, used, look)))
-        out.add_subgraph([tag, *names], rank="same")
-        out.add_edge(tag, names[0], style="invis")
-        if number:
-            out.add_edge(f"rank {number - 1}", tag, style="invis", weight="100")
-
-
-def _add_edges(out: pgv.AGraph, circuit: Circuit, scores: np.ndarray, scale: Scale, look: PictureStyle) -> None:
-    g = circuit.graph
-    _, leave, enter = DIRECTIONS[look.direction]
-    # Heavy edges are drawn straight: they make a column of input, MLPs and logits. Where two have no edge,
-    # an invisible one does it.
-    mlps = [s.name for s in g.senders if s.kind == "mlp" and out.has_node(s.name)]
-    middle = mlps or ["empty"] * out.has_node("empty")
-    column = dict.fromkeys(pairwise([g.inputs[0], *middle, "logits"]), "invis")
-    for s, r in np.argwhere(circuit.kept):
-        sender, receiver, score, name = g.senders[s], g.receivers[r], float(scores[s, r]), g.edge_name(s, r)
-        colour = COLOURS.get(receiver.kind, INK)
-        label = {"label": f" {score:.2g}", "fontname": FONT, "fontsize": str(look.size(9)), "fontcolor": colour}
-        out.add_edge(
-            sender.name,
-            receiver.node,
-            key=name,
-            id=name,
-            tooltip=f"{name}  {score:.4g}" if math.isfinite(score) else name,
-            tailport=leave if sender.kind == "input" else f"name:{leave}",
-            headport={"logits": enter, "mlp": f"name:{enter}"}.get(receiver.kind, f"{receiver.kind}:{enter}"),
-            color=scale.colour(colour, score),
-            penwidth=f"{scale.width(score):.2f}",
-            style="dashed" if score < 0 else "solid",
-            weight=HEAVY if column.pop((sender.name, receiver.node), "") else "1",
-            **(label if look.scores and math.isfinite(score) else {}),
+    low, near, high, far = layout.corners
+    left, right = sorted((look.turn((low, near))[0], look.turn((high, far))[0]))
+    top, bottom = sorted((look.turn((low, near))[1], look.turn((high, far))[1]))
+    if not edges:
+        x, y = (left + right) / 2, (top + bottom) / 2
+        groups.append(Group("note", marks=[_centred("The circuit is empty: no edge was kept.", x, y, 12, INK)]))
+        left, right = min(left, x - 130), max(right, x + 130)
+    labels: list[Mark] = []
+    for text, along in layout.labels:
+        x, y = look.turn((0.0, along))
+        labels.append(
+            _centred(text, x, top - 14, 11, GREY) if look.sideways else Text(left - 64, y + 4, text, 11, GREY)
         )
-    for below, above in column:
-        out.add_edge(below, above, style="invis", weight=HEAVY)
-
-
-def _end(name: str) -> dict[str, str]:
-    look = {"shape": "box", "style": "rounded,filled", "color": INK, "fillcolor": INK, "fontcolor": "white"}
-    return look | {"group": "trunk", "label": name.replace("\\", "\\\\")}
-
-
-def _mlp(name: str, look: PictureStyle) -> dict[str, str]:
-    width, height = (40, 58) if look.sideways else (76, 22)
-    fill = look.fill(name) or SAND
-    row = f'<TR><TD PORT="name" WIDTH="{width}" HEIGHT="{height}" BGCOLOR="{fill}">{name}</TD></TR>'
-    return {"shape": "plain", "group": "trunk", "label": _box(row, 0, look)}
-
-
-def _head(name: str, used: set[str], look: PictureStyle) -> dict[str, str]:
-    """The name at the side where edges leave, the inputs at the side where they enter."""
-    inputs = []
-    for c in QKV:
-        fill, ink = (COLOURS[c], "white") if f"{name}<{c}>" in used else (PALE, "#A0A0A0")
-        inputs.append(f'<TD PORT="{c}" BGCOLOR="{fill}" WIDTH="14">{_text(c, look.size(9), ink)}</TD>')
-    tint = look.fill(name)
-    fill = f' BGCOLOR="{tint}"' if tint else ""
-    title = f'<TD PORT="name" {"ROW" if look.sideways else "COL"}SPAN="3"{fill}>{name}</TD>'
-    rows = {
-        "up": [[title], inputs],
-        "down": [inputs, [title]],
-        "right": [[inputs[0], title], *([x] for x in inputs[1:])],
-        "left": [[title, inputs[0]], *([x] for x in inputs[1:])],
-    }[look.direction]
-    return {"shape": "plain", "label": _box("".join(f"<TR>{''.join(row)}</TR>" for row in rows), 2, look)}
-
-
-def _box(rows: str, spacing: int, look: PictureStyle) -> str:
-    """A box with some room at its sides. (Graphviz's nodesep would also spread the lines that pass by.)"""
-    frame = f'BORDER="1" CELLBORDER="0" CELLPADDING="1" COLOR="{INK}" BGCOLOR="white"'
-    box = f'<TD><TABLE {frame} CELLSPACING="{spacing}">{rows}</TABLE></TD>'
+    groups.append(Group("labels", marks=labels))
     if look.sideways:
-        side = '<TR><TD HEIGHT="7"></TD></TR>'
-        return f"<{_table(f'{side}<TR>{box}</TR>{side}')}>"
-    side = '<TD WIDTH="7"></TD>'
-    return f"<{_table(f'<TR>{side}{box}{side}</TR>')}>"
+        top -= 20
+    else:
+        left -= 64
+
+    if look.header:
+        width = max(right - left, LEGEND)
+        header, height = _header(title, _counts(circuit, edges), _legend(edges, scale, look), left, top, width)
+        groups.append(Group("header", marks=header))
+        right = left + width
+        top -= height
+    margin = MARGIN if look.width is None else 2.0  # around a picture of a set width are the paper's margins
+    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    size = 1.0 if look.width is None else 72 * look.width / width
+    return Drawing(groups, left - margin, top - margin, width, height, size)
 
 
-def _counts(circuit: Circuit, shown: Circuit) -> str:
+def _centred(text: str, x: float, y: float, size: float, colour: str) -> Text:
+    """Text with its middle at a point."""
+    return Text(x, y + 0.36 * size, text, size, colour, "middle")
+
+
+def _edge(edge: Edge, path: list[Point], scale: Scale, look: PictureStyle) -> Group:
+    points = [look.turn(point) for point in path]
+    (x0, y0), (x1, y1) = points[-4], points[-1]
+    half = 0.25 + 0.11 * scale.width(edge.score)  # half the width of the arrow's head, of its length
+    across = ((y1 - y0) * half, (x0 - x1) * half)
+    arrow = [(x1, y1), (x0 + across[0], y0 + across[1]), (x0 - across[0], y0 - across[1])]
+    tip = f"{edge.name}  {edge.score:.4g}" if math.isfinite(edge.score) else edge.name
+    line = (edge.colour, scale.opacity(edge.score), scale.width(edge.score), edge.score < 0)
+    return Group("edge", edge.name, tip, [Curve(points[:-3], arrow, *line)])
+
+
+def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
+    """A node's box. A head has its name at the side where edges leave, its inputs at the side where they enter."""
+    x, y = look.turn((box.x, box.y))
+    width, height = (box.height, box.width) if look.sideways else (box.width, box.height)
+    left, top = x - width / 2, y - height / 2
+    if box.kind == "end":
+        text = _centred(name, x, y, 12, "white")
+        return Group("node", tip=name, marks=[Rect(left, top, width, height, INK, radius=8), text])
+    if box.kind == "mlp":
+        text = _centred(name, x, y, 12, INK)
+        return Group("node", tip=name, marks=[Rect(left, top, width, height, look.fill(name) or SAND, INK), text])
+    x, y = look.turn((box.x, box.y + 8))
+    marks: list[Mark] = [Rect(left, top, width, height, look.fill(name) or "white", INK), _centred(name, x, y, 12, INK)]
+    for kind in QKV:
+        fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
+        x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
+        marks += [Rect(x - 7.5, y - 6.5, 15, 13, fill), _centred(kind, x, y, 10, ink)]
+    return Group("node", tip=name, marks=marks)
+
+
+def _scores(edges: list[Edge], layout: Layout, look: PictureStyle) -> list[Group]:
+    """The scores, each on its edge where there is room, near the receiver if possible; the strongest choose first."""
+    taken = []
+    for box in layout.boxes.values():
+        x, y = look.turn((box.x, box.y))
+        width, height = (box.height, box.width) if look.sideways else (box.width, box.height)
+        taken.append((x, y, width, height))
+    groups = []
+    for edge in reversed([edge for edge in edges if math.isfinite(edge.score)]):
+        text = f"{edge.score:.2g}"
+        width, height = LETTER * 9 * len(text) + 2, 10.0
+        best, least = (0.0, 0.0), math.inf
+        for x, y in _points_of(layout.paths[edge.name], look):
+            overlap = sum(
+                max(0.0, (w + width) / 2 - abs(x - a)) * max(0.0, (h + height) / 2 - abs(y - b)) for a, b, w, h in taken
+            )
+            if overlap < least:
+                best, least = (x, y), overlap
+        x, y = best
+        taken.append((x, y, width, height))
+        back = Rect(x - width / 2, y - height / 2, width, height, "white")
+        groups.append(Group("score", tip=edge.name, marks=[back, _centred(text, x, y, 9, edge.colour)]))
+    return groups
+
+
+def _points_of(path: list[Point], look: PictureStyle) -> list[Point]:
+    """Points along an edge, from its end on."""
+    points = []
+    for i in range(len(path) - 7, -1, -3):
+        for t in (0.5, 0.7, 0.3, 0.85, 0.15):
+            weights = ((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t * t * (1 - t), t**3)
+            x, y = (sum(w * p[axis] for w, p in zip(weights, path[i : i + 4], strict=True)) for axis in (0, 1))
+            points.append(look.turn((x, y)))
+    return points
+
+
+def _counts(circuit: Circuit, edges: list[Edge]) -> str:
     g = circuit.graph
     text = f"{circuit.n_edges:,} of {g.n_edges:,} edges (residual)"
     if circuit.direct is not None:
         text += f", {circuit.n_edges + circuit.n_direct:,} of {g.n_edges_direct:,} with direct edges"
-    if shown.n_edges < circuit.n_edges:
-        scored = shown.scores is not None and np.isfinite(shown.scores[shown.kept]).any()
-        text += f"; the {shown.n_edges:,} strongest are drawn" if scored else f"; {shown.n_edges:,} are drawn"
+    if len(edges) < circuit.n_edges:
+        scored = any(math.isfinite(edge.score) for edge in edges)
+        text += f"; the {len(edges):,} strongest are drawn" if scored else f"; {len(edges):,} are drawn"
     return text
 
 
-Entry = tuple[str, int, str]  # of the legend: colour and height of the line, text
+Entry = tuple[str, float, str]  # of the legend: colour and height of a sample, text
 
 
-def _legend(shown: Circuit, scale: Scale, negative: bool, look: PictureStyle) -> list[list[Entry]]:
+def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Entry]]:
     """Its entries: colours of edges, their widths, classes of nodes."""
-    into = [(COLOURS[c], 3, f"into {word}") for c, word in zip(QKV, ("query", "key", "value"), strict=True)]
-    legend: list[list[Entry]] = [[*into, (INK, 3, "into MLP or logits")]]
+    legend: list[list[Entry]] = [
+        [(COLOURS[c], 3, f"into {word}") for c, word in zip(QKV, ("query", "key", "value"), strict=True)]
+    ]
+    legend[0].append((INK, 3, "into MLP or logits"))
     if scale.high > 0:
-        marks = [(scale.colour(INK, x), round(scale.width(x)), f"{x:.2g}") for x in scale.marks]
+        negative = any(edge.score < 0 for edge in edges)
+        marks = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]
         legend.append([*marks, ("", 0, "|score|, dashed if negative" if negative else "score of the edge")])
-    nodes = set(shown.nodes())
+    nodes = {edge.sender for edge in edges} | {edge.node for edge in edges}
     classes = [(tint, 10, name) for name, tint in look.tints.items() if nodes & set(look.classes[name])]
-    if look.published is None or not classes:
-        return legend
-    return [*legend, [*classes, ("", 0, f"class in {look.published.model}, as published")]]
+    if look.published and classes:
+        legend.append([*classes, ("", 0, f"class in {look.published.model}, as published")])
+    return legend
 
 
-def _header(title: str, counts: str, legend: list[list[Entry]], look: PictureStyle) -> str:
-    """Title, counts and legend. In a picture of a set width the legend has the columns there is room for, and the
-    text above it, which would stretch them, its width."""
-    size = look.size(10)
-
-    def table(columns: int) -> list[list[Entry]]:
-        return [group[i : i + columns] for group in legend for i in range(0, len(group), columns)]
-
-    def extent(columns: int) -> float:
-        texts = zip_longest(*([_extent(text, size) for *_, text in row] for row in table(columns)), fillvalue=0.0)
-        return sum(38 + max(column) for column in texts)
-
-    columns = next((n for n in (4, 2) if extent(n) <= look.room), 1)
-    room = math.inf if look.width is None else extent(columns)
-    entries = "".join(f"<TR>{''.join(_entry(*entry, size) for entry in row)}</TR>" for row in table(columns))
-    rows = [_lines(title, 18, INK, room)] if title else []
-    rows += [_lines(counts, look.size(11), GREY, room), _table(entries, padding=2)]
-    cells = "".join(f'<TR><TD ALIGN="LEFT">{row}</TD></TR>' for row in rows)
-    space = '<TR><TD HEIGHT="14"></TD></TR>'
-    return f"<{_table(cells + space, spacing=2)}>"
-
-
-def _extent(text: str, size: int) -> float:
-    """About how long a text is, in points: Helvetica's letters are half as wide as high, on average."""
-    return 0.5 * size * len(text)
-
-
-def _lines(text: str, size: int, colour: str, room: float) -> str:
-    """Text in as many lines as it takes."""
-    if _extent(text, size) <= room:
-        return _text(text, size, colour)
-    lines = textwrap.wrap(text, int(room / _extent("x", size)), break_long_words=False)
-    return "".join(f'{_text(line, size, colour)}<BR ALIGN="LEFT"/>' for line in lines)
-
-
-def _entry(colour: str, height: int, text: str, size: int) -> str:
-    line = f'<TR><TD BGCOLOR="{colour}" FIXEDSIZE="TRUE" WIDTH="22" HEIGHT="{height}"></TD></TR>'
-    cells = f"<TD>{_table(line) if height else ''}</TD>"
-    return cells + f'<TD ALIGN="LEFT">{_text(text, size, INK)}</TD><TD WIDTH="6"></TD>'
-
-
-def _table(rows: str, spacing: int = 0, padding: int = 0) -> str:
-    return f'<TABLE BORDER="0" CELLSPACING="{spacing}" CELLPADDING="{padding}">{rows}</TABLE>'
-
-
-def _text(text: str, size: int, colour: str) -> str:
-    return f'<FONT POINT-SIZE="{size}" COLOR="{colour}">{escape(text)}</FONT>'
+def _header(
+    title: str, counts: str, legend: list[list[Entry]], left: float, bottom: float, width: float
+) -> tuple[list[Mark], float]:
+    """Title, counts and legend in lines of at most the given width, above `bottom`; and their height."""
+    marks: list[Rect | Text] = []
+    y = 0.0
+    for text, size, colour in ((title, 18, INK), (counts, 11, GREY)):
+        for line in textwrap.wrap(text, int(width / (LETTER * size)), break_long_words=False):
+            y += 1.3 * size
+            marks.append(Text(left, y, line, size, colour))
+    y += 4
+    for group in legend:
+        x = width  # each group begins a line
+        for colour, height, text in group:
+            length = LETTER * 10 * len(text) + 36
+            if x + length > width + 12:
+                x = 0.0
+                y += 16
+            if height:
+                marks.append(Rect(left + x, y - 3.5 - height / 2, 20, height, colour))
+            marks.append(Text(left + x + 24 if height else left + x, y, text, 10, INK))
+            x += length
+    height = y + 24
+    return [replace(mark, y=mark.y + bottom - height) for mark in marks], height

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pygraphviz as pgv
 import pytest
 
 from acdc.commands.export import WIDEST, convert, make_look
@@ -61,7 +63,7 @@ SAMPLES = {
 
 
 def texts(svg: str) -> list[str]:
-    return ["".join(e.itertext()).replace("\xa0", " ") for e in ET.fromstring(svg).iter(f"{SVG}text")]
+    return ["".join(e.itertext()) for e in ET.fromstring(svg).iter(f"{SVG}text")]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
@@ -126,9 +128,34 @@ def test_an_empty_circuit_says_so() -> None:
 
 def lines(circuit: Circuit) -> dict[str, tuple[str, float]]:
     """Colour and width of the edges, by name."""
-    graph = pgv.AGraph(string=to_dot(circuit))
-    attributes = [graph.get_edge(*edge).attr for edge in graph.edges(keys=True)]
-    return {a["id"]: (a["color"][:7], float(a["penwidth"])) for a in attributes if a["id"]}
+    edges = [g for g in ET.fromstring(to_svg(circuit)).iter(f"{SVG}g") if g.get("class") == "edge"]
+    paths = {str(g.get("id")): g.find(f"{SVG}path") for g in edges}
+    return {
+        name: (p.get("stroke", ""), float(p.get("stroke-width", "nan"))) for name, p in paths.items() if p is not None
+    }
+
+
+def test_an_edge_has_a_tooltip() -> None:
+    edges = [g for g in ET.fromstring(to_svg(CIRCUIT)).iter(f"{SVG}g") if g.get("class") == "edge"]
+    assert {g.get("id"): g.findtext(f"{SVG}title") for g in edges} == {n: f"{n}  {x:.4g}" for n, x in SCORES.items()}
+    edges = [g for g in ET.fromstring(to_svg(SAMPLES["without scores"])).iter(f"{SVG}g") if g.get("class") == "edge"]
+    assert [g.findtext(f"{SVG}title") for g in edges] == [g.get("id") for g in edges]
+
+
+def test_strong_edges_are_drawn_over_weak_ones_and_nodes_over_edges() -> None:
+    groups = [g for g in ET.fromstring(to_svg(CIRCUIT)).iter(f"{SVG}g") if g.get("class") in ("edge", "node")]
+    n = len(SCORES)
+    assert [g.get("id") for g in groups[:n]] == sorted(SCORES, key=lambda name: abs(SCORES[name]))
+    assert {g.get("class") for g in groups[n:]} == {"node"}
+
+
+def test_dot_text_has_every_node_and_edge_with_its_line() -> None:
+    dot = to_dot(CIRCUIT, 'a "title"', PictureStyle(published=known({"x": ("m2",)})))
+    assert dot.startswith("digraph circuit {\n") and dot.endswith("}\n") and r'label="a \"title\""' in dot
+    assert f'"m2" [style=filled, fillcolor="{TINTS[0]}"];' in dot
+    assert '"m0" -> "a1.h2" [id="m0->a1.h2<k>", color="#0072B26b", penwidth="1.13"' in dot
+    assert re.findall(r'id="(.*?)".*style="dashed", label="(.*?)"', dot) == [("a2.h0->m3", "-0.05")]
+    assert r'"back\\slash" -> "m0"' in to_dot(SAMPLES["odd names"])
 
 
 def test_width_follows_the_score_and_colour_the_input() -> None:
@@ -149,9 +176,9 @@ def test_a_large_circuit_is_drawn_by_its_strongest_edges(monkeypatch: pytest.Mon
     svg = to_svg(CIRCUIT)
     edges = {g.get("id") for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "edge"}
     assert edges == {"input->m0", "m3->logits", "m2->logits", "m0->a2.h0<v>"}
-    assert any(text.endswith("; the 4 strongest are drawn") for text in texts(svg))
-    assert any(text.endswith("; 4 are drawn") for text in texts(to_svg(SAMPLES["without scores"])))
-    assert len(lines(CIRCUIT)) == len(SCORES)  # DOT text needs no layout and has them all
+    assert "; the 4 strongest are drawn" in " ".join(texts(svg))
+    assert "; 4 are drawn" in " ".join(texts(to_svg(SAMPLES["without scores"])))
+    assert to_dot(CIRCUIT).count(" -> ") == len(SCORES)  # DOT text has them all
 
 
 def known(classes: dict[str, tuple[str, ...]]) -> Published:
@@ -185,8 +212,9 @@ def dots(png: bytes) -> int:
 
 def scaled(svg: str) -> list[float]:
     """Sizes of letters on paper, in points, from the smallest."""
-    (scale,) = re.findall(r"scale\(([\d.]+)", svg)
-    return sorted(float(scale) * float(size) for size in re.findall(r'font-size="([\d.]+)"', svg))
+    root = ET.fromstring(svg)
+    scale = float(root.get("width", "").removesuffix("pt")) / float(root.get("viewBox", "").split()[2])
+    return sorted(scale * float(e.get("font-size", "nan")) for e in root.iter(f"{SVG}text"))
 
 
 def places(svg: str) -> dict[str, tuple[float, float]]:
@@ -199,15 +227,14 @@ def places(svg: str) -> dict[str, tuple[float, float]]:
 def fills(svg: str) -> dict[str, set[str]]:
     """The colours within each node, by its name."""
     nodes = [g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "node"]
-    return {str(g.findtext(f"{SVG}title")): {e.get("fill", "").upper() for e in g.iter(f"{SVG}polygon")} for g in nodes}
+    return {str(g.findtext(f"{SVG}title")): {e.get("fill", "").upper() for e in g.iter(f"{SVG}rect")} for g in nodes}
 
 
 def legend(svg: str) -> dict[str, str]:
     """Colour by the text right of it."""
-    (graph,) = (g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "graph")
-    shapes = [e for e in graph if e.tag in (f"{SVG}polygon", f"{SVG}text")]
-    pairs = [(a, b) for a, b in pairwise(shapes) if a.tag != b.tag == f"{SVG}text"]
-    return {str(b.text).replace("\xa0", " "): a.get("fill", "").upper() for a, b in pairs}
+    (header,) = (g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "header")
+    pairs = [(a, b) for a, b in pairwise(header) if a.tag != b.tag == f"{SVG}text"]
+    return {str(b.text): a.get("fill", "").upper() for a, b in pairs}
 
 
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
@@ -224,26 +251,26 @@ def test_every_look_is_sound_xml_with_every_edge(name: str, look: PictureStyle) 
 def test_a_pdf_is_one_page_of_the_pictures_size_and_has_no_date() -> None:
     pdf = to_pdf(CIRCUIT, EVIL)
     assert pdf.startswith(b"%PDF-") and pdf.rstrip().endswith(b"%%EOF")
-    width, height = re.findall(r'<svg width="(\d+)pt" height="(\d+)pt"', to_svg(CIRCUIT, EVIL))[0]
-    assert box(pdf) == (0, 0, float(width), float(height))
-    assert b"Date" not in pdf
+    width, height = re.findall(r'<svg .*?width="([\d.]+)pt" height="([\d.]+)pt"', to_svg(CIRCUIT, EVIL))[0]
+    assert box(pdf) == pytest.approx((0, 0, float(width), float(height)), abs=0.01)
+    assert b"Date" not in pdf and b"/FontFile2" in pdf and pdf == to_pdf(CIRCUIT, EVIL)
     place = int(pdf.split(b"startxref")[1].split()[0])
-    assert pdf[place : place + 4] == b"xref"  # what takes the date's place is as long
+    assert pdf[place : place + 4] == b"xref"
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 @pytest.mark.parametrize("width", [1.0, 3.3, 20.0])
 def test_a_width_is_that_of_the_picture(width: float, direction: str) -> None:
     look = PictureStyle(width, direction)
-    points = round(72 * width)
-    assert re.findall(r'<svg width="(.*?)"', to_svg(CIRCUIT, "a title", look)) == [f"{points}pt"]
-    assert box(to_pdf(CIRCUIT, "a title", look))[2] == points
+    points = 72 * width
+    assert re.findall(r'<svg .*?width="(.*?)"', to_svg(CIRCUIT, "a title", look)) == [f"{points:g}pt"]
+    assert box(to_pdf(CIRCUIT, "a title", look))[2] == pytest.approx(points)
     assert dots(to_png(CIRCUIT, "a title", look)) == pytest.approx(300 * width, abs=3)
 
 
 def test_without_a_width_there_are_two_dots_a_point() -> None:
-    (points,) = re.findall(r'<svg width="(\d+)pt"', to_svg(CIRCUIT))
-    assert dots(to_png(CIRCUIT)) == pytest.approx(2 * int(points), abs=2)
+    (points,) = re.findall(r'<svg .*?width="([\d.]+)pt"', to_svg(CIRCUIT))
+    assert dots(to_png(CIRCUIT)) == pytest.approx(2 * float(points), abs=2)
 
 
 @pytest.mark.parametrize("task", ["greater-than", "ioi"])
@@ -259,17 +286,20 @@ def test_a_long_title_takes_lines_not_width() -> None:
     assert " ".join(title.split()) in " ".join(texts(long))
 
 
-@pytest.mark.parametrize(("width", "columns"), [(None, 4), (7.0, 4), (3.3, 2), (1.0, 1)])
-def test_the_legend_has_the_columns_there_is_room_for(width: float | None, columns: int) -> None:
-    svg = ET.fromstring(to_svg(CIRCUIT, look=PictureStyle(width)))
-    into = [e for e in svg.iter(f"{SVG}text") if str(e.text).startswith("into")]
-    assert len(into) == 4
-    assert len({e.get("x") for e in into}) == columns
+def test_the_header_is_no_wider_than_the_picture() -> None:
+    classes = {f"a class with a long name, {i}": (node,) for i, node in enumerate(CIRCUIT.nodes())}
+    root = ET.fromstring(to_svg(CIRCUIT, "t" * 30 + " title" * 30, PictureStyle(published=known(classes))))
+    left, _, width, _ = map(float, root.get("viewBox", "").split())
+    (header,) = (g for g in root.iter(f"{SVG}g") if g.get("class") == "header")
+    found = list(header.iter(f"{SVG}text"))
+    assert {*classes, "into query"} <= {e.text for e in found}
+    for e in found:
+        assert float(e.get("x", "nan")) + 0.5 * float(e.get("font-size", "nan")) * len(str(e.text)) < left + width
 
 
 def test_directions() -> None:
     sides = {"up": (1, -1), "down": (1, 1), "right": (0, 1), "left": (0, -1)}  # x or y, which way it grows
-    assert sides.keys() == DIRECTIONS.keys()
+    assert sides.keys() == set(DIRECTIONS)
     order = ["input", "a0.h1", "m0", "a1.h2", "a2.h0", "m3", "logits"]
     for direction, (axis, sign) in sides.items():
         svg = to_svg(CIRCUIT, look=PictureStyle(direction=direction))
@@ -285,10 +315,13 @@ def test_directions() -> None:
 
 def test_scores_are_written_beside_their_edges() -> None:
     svg = to_svg(CIRCUIT, look=PictureStyle(scores=True))
-    edges = [g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "edge"]
-    assert {g.get("id"): float(e.text or "nan") for g in edges for e in g.iter(f"{SVG}text")} == SCORES
-    plain = ET.fromstring(to_svg(CIRCUIT)).iter(f"{SVG}g")
-    assert not [e for g in plain if g.get("class") == "edge" for e in g.iter(f"{SVG}text")]
+    found = [g for g in ET.fromstring(svg).iter(f"{SVG}g") if g.get("class") == "score"]
+    assert {g.findtext(f"{SVG}title"): float(g.findtext(f"{SVG}text") or "nan") for g in found} == SCORES
+    rects = [e for g in found for e in g.iter(f"{SVG}rect")]
+    boxes = [[float(e.get(key, "nan")) for key in ("x", "y", "width", "height")] for e in rects]
+    for (x, y, w, h), (x2, y2, w2, h2) in combinations(boxes, 2):
+        assert x + w <= x2 or x2 + w2 <= x or y + h <= y2 or y2 + h2 <= y
+    assert 'class="score"' not in to_svg(CIRCUIT)
     unscored = SAMPLES["without scores"]
     assert to_svg(unscored, look=PictureStyle(scores=True)) == to_svg(unscored)
 
@@ -338,6 +371,62 @@ def test_published_ioi_has_its_seven_colours() -> None:
         assert {node for node in heads if tint in found[node]} == set(nodes)
 
 
+def test_characters_that_xml_forbids_and_lines_are_replaced() -> None:
+    svg = to_svg(CIRCUIT, "a\x00b\x1bc\nd $x$ \ud800")
+    assert "a\ufffdb\ufffdc d $x$ \ufffd" in texts(svg)
+    assert to_pdf(CIRCUIT, "a\x00b\nd $x^$ \ud800").startswith(b"%PDF")
+
+
+HOSTILE = """
+font.size: 40
+font.family: serif
+text.usetex: True
+text.parse_math: True
+path.sketch: 5, 50, 5
+savefig.bbox: tight
+figure.facecolor: black
+figure.constrained_layout.use: True
+pdf.fonttype: 3
+lines.color: red
+no.such.key: 1
+backend: nonsense
+"""
+WRITE = """
+import sys
+from pathlib import Path
+from acdc.files.circuit import read_circuit
+from acdc.report.picture import to_pdf, to_png, to_svg
+circuit = read_circuit(Path(sys.argv[1])).circuit()
+Path("a.svg").write_text(to_svg(circuit, "x")), Path("a.png").write_bytes(to_png(circuit, "x"))
+Path("a.pdf").write_bytes(to_pdf(circuit, "x"))
+assert "matplotlib.pyplot" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("where", ["the current folder", "a folder of settings", "no folder for a cache"])
+def test_settings_of_matplotlib_change_no_byte_and_nothing_is_said(tmp_path: Path, where: str) -> None:
+    write_circuit(tmp_path / "c.json", file_of(CIRCUIT))
+    (tmp_path / "file").write_text("")
+    folder = {"the current folder": tmp_path, "a folder of settings": tmp_path / "rc"}.get(where, tmp_path / "none")
+    folder.mkdir(exist_ok=True)
+    if where != "no folder for a cache":
+        (folder / "matplotlibrc").write_text(HOSTILE)
+    config = {"a folder of settings": folder, "no folder for a cache": tmp_path / "file" / "none"}.get(where)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)} | ({"MPLCONFIGDIR": str(config)} if config else {})
+    done = subprocess.run(
+        [sys.executable, "-c", WRITE, "c.json"],
+        cwd=tmp_path,
+        env=environment,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "a.svg").read_text() == to_svg(CIRCUIT, "x")
+    assert (tmp_path / "a.png").read_bytes() == to_png(CIRCUIT, "x")
+    assert (tmp_path / "a.pdf").read_bytes() == to_pdf(CIRCUIT, "x")
+
+
 def light(colour: str) -> float:
     """Relative luminance after WCAG 2."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -363,15 +452,15 @@ def test_export_draws_what_is_asked_for(call: Any, tmp_path: Path) -> None:
 
 
 BAD_OPTIONS = {
-    "a width of text": (["--to", "dot", "--width", "3"], "--width: is for pictures, that is --to svg, png, pdf; not"),
-    "scores of a page": (["--to", "html", "--scores"], "--scores: is for pictures"),
-    "a header of data": (["--to", "graphml", "--no-header"], "--no-header: is for pictures"),
-    "a direction of data": (["--to", "eap-ig", "--direction", "up"], "--direction: is for pictures"),
-    "no width": (["--to", "svg", "--width", "0"], f"it must be above 0 and at most {WIDEST}, in inches"),
+    "a width of text": (["--to", "dot", "--width", "3"], "--width: only for pictures (--to svg, png, pdf), not"),
+    "scores of a page": (["--to", "html", "--scores"], "--scores: only for pictures"),
+    "a header of data": (["--to", "graphml", "--no-header"], "--no-header: only for pictures"),
+    "a direction of data": (["--to", "eap-ig", "--direction", "up"], "--direction: only for pictures"),
+    "no width": (["--to", "svg", "--width", "0"], f"it must be above 0 and at most {WIDEST} inches"),
     "width that is no number": (["--to", "pdf", "--width", "nan"], "--width: is nan"),
     "too wide": (["--to", "png", "--width", str(WIDEST + 1)], f"--width: is {WIDEST + 1}"),
     "unknown direction": (["--to", "png", "--direction", "rihgt"], "Did you mean 'right'"),
-    "no scores": (["--to", "png", "--scores"], "--scores: no edge of this circuit has one"),
+    "no scores": (["--to", "png", "--scores"], "--scores: this circuit has no edge scores"),
 }
 
 

@@ -4,7 +4,7 @@ const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
 const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
 const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
-const ROW = 66, STEP = 72, GAP = 26, WIDE = 62, HIGH = 36, PAGE_OF_LOG = 200, PATHS = 8;
+const PAGE_OF_LOG = 200, PATHS = 8;
 const percent = x => (100 * x).toFixed(1) + " %";
 const interval = ([value, low, high], format) => format(value) + (low === null ? "" : ` [${format(low)}, ${format(high)}]`);
 const classOf = new Map(Object.entries(data.classes).flatMap(([name, nodes]) => nodes.map(node => [node, name])));
@@ -75,38 +75,25 @@ function widest(edges) {
 
 // ------------------------------------------------------------------------------------------------ the picture
 
+// Python has placed the circuit's own nodes and edges. Nodes of the other circuit alone stand right of them at the height
+// of their layer; edges of it alone are plain curves.
 function place(edges) {
-  const nodes = new Set([...data.graph.inputs, "logits", ...edges.flatMap(e => [e.from, e.to])]);
-  const rows = d3.groups([...nodes].sort((a, b) => d3.ascending(layerOf(a), layerOf(b)) || d3.ascending(+(HEAD.exec(a)?.[2] ?? 0), +(HEAD.exec(b)?.[2] ?? 0))), layerOf);
-  const at = new Map(), near = new Map();
-  for (const e of edges) for (const [a, b] of [[e.from, e.to], [e.to, e.from]]) near.has(a) ? near.get(a).push(b) : near.set(a, [b]);
-  const spread = (row, y) => row.forEach((node, i) => {
-    const x = (i - (row.length - 1) / 2) * STEP, heads = HEAD.test(node);
-    at.set(node, { x: heads ? x + (x < 0 || (x === 0 && y % 2) ? -GAP : GAP) : x, y: -y * ROW });
-  });
-  rows.forEach(([, row], y) => spread(row, y));
-  for (let sweep = 0; sweep < 8; sweep++)  // heads go to where their neighbours are
-    rows.forEach(([, row], y) => {
-      if (!HEAD.test(row[0])) return;
-      const wish = new Map(row.map(node => [node, d3.mean(near.get(node) || [node], other => at.get(other).x)]));
-      spread(row.sort((a, b) => wish.get(a) - wish.get(b)), y);
-    });
-  return { at, rows };
-}
-
-// Between inputs, MLPs and logits, which stand in one column, longer edges take a wider way round.
-function bowOf(e, at) {
-  const rise = at.get(e.from).y - at.get(e.to).y;
-  if (HEAD.test(e.from) || HEAD.test(e.to) || rise < ROW * 1.2) return 0;
-  return (layerOf(e.from) % 4 < 2 ? -1 : 1) * Math.min(24 + rise * .14, 240);
+  const at = new Map(Object.entries(data.layout.nodes).map(([node, [x, y, width, height]]) => [node, { x, y, width, height }]));
+  const heights = d3.rollup([...at], found => found[0][1].y, ([node]) => layerOf(node)), taken = new Map(), right = data.layout.corners[2];
+  for (const node of new Set(edges.flatMap(e => [e.from, e.to]))) {
+    if (at.has(node)) continue;
+    const below = d3.max([...heights.keys()].filter(layer => layer <= layerOf(node))), y = heights.get(below) - (below === layerOf(node) ? 0 : 44);
+    taken.set(y, (taken.get(y) ?? 0) + 90);
+    at.set(node, { x: right + taken.get(y), y, width: MLP.test(node) ? 76 : 62, height: MLP.test(node) ? 24 : 36 });
+  }
+  return at;
 }
 
 function curve(e, at) {
-  const a = at.get(e.from), b = at.get(e.to), port = { q: -19, k: 0, v: 19, plain: 0 }[e.kind];
-  const x1 = a.x, y1 = a.y - HIGH / 2, x2 = b.x + port, y2 = b.y + HIGH / 2, rise = y1 - y2;
-  const pull = Math.max(14, Math.min(rise * .45, 110));
-  const bow = bowOf(e, at);
-  return `M${x1},${y1}C${x1 + bow},${y1 - pull} ${x2 + bow},${y2 + pull} ${x2},${y2}`;
+  if (data.layout.paths[e.name]) return data.layout.paths[e.name];
+  const a = at.get(e.from), b = at.get(e.to), x = b.x + { q: -19, k: 0, v: 19, plain: 0 }[e.kind], top = a.y - a.height / 2, bottom = b.y + b.height / 2;
+  const pull = Math.max(14, Math.min((top - bottom) * .45, 110));
+  return `M${a.x},${top}C${a.x},${top - pull} ${x},${bottom + pull} ${x},${bottom}`;
 }
 
 const svg = d3.select("#picture"), canvas = svg.append("g"), [layers, lines, hits, boxes] = ["layers", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
@@ -124,19 +111,16 @@ function fit() {
 
 let layout = null;  // of all edges, whichever are shown: nodes stay where they are
 function lay() {
-  const edges = state.other ? [...own, ...state.other.edges] : own, { at, rows } = place(edges), points = [...at.values()];
-  const half = Math.max(d3.max(points, p => Math.abs(p.x)) + WIDE, 20 + (d3.max(edges, e => Math.abs(bowOf(e, at))) ?? 0));
+  const edges = state.other ? [...own, ...state.other.edges] : own, at = place(edges), [left, top, right, bottom] = data.layout.corners;
   const sizes = edges.filter(e => e.score !== null).map(e => Math.sqrt(e.size)), [low, high] = [d3.min(sizes) ?? 0, d3.max(sizes) ?? 0];
   const weight = e => e.score === null || high <= low ? .5 : (Math.sqrt(e.size) - low) / (high - low);
-  layout = { at, rows, weight, box: [-half - 60, d3.min(points, p => p.y) - HIGH, half, d3.max(points, p => p.y) + HIGH] };
+  layout = { at, weight, box: [left - 70, top - 15, Math.max(right, ...[...at.values()].map(p => p.x + p.width / 2)) + 15, bottom + 15] };
 }
 
 function draw() {
   const edges = shownEdges(), { at, weight } = layout;
   now = { edges, paths: widest(edges) };
-  const heads = new Set(layout.rows.map(([key]) => key));
-  layers.selectAll("text").data(layout.rows.filter(([key, row]) => !["logits", ...data.graph.inputs].includes(row[0]) && (key % 2 === 0 || !heads.has(key - 1))), d => d[0])
-    .join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, row]) => at.get(row[0]).y + 4).text(([key]) => `layer ${key >> 1}`);
+  layers.selectAll("text").data(data.layout.labels).join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, y]) => y + 4).text(([text]) => text);
   lines.selectAll("path").data(edges, e => e.name).join("path")
     .attr("class", e => `edge ${e.kind}${e.score < 0 ? " negative" : ""}${state.other ? " " + e.status : ""}`).attr("d", e => curve(e, at))
     .attr("stroke-width", e => 1 + 4 * weight(e)).style("opacity", e => state.other ? .8 : .3 + .7 * weight(e));
@@ -153,12 +137,12 @@ function drawNodes(at, edges) {
   const nodes = [...at].filter(([name]) => used.has(name) || name === "logits" || data.graph.inputs.includes(name)).map(([name, p]) => ({ node: name, ...p }));
   const made = boxes.selectAll("g.node").data(nodes, d => d.node).join(enter => {
     const g = enter.append("g").attr("tabindex", 0).attr("role", "button");
-    g.append("rect").attr("class", "body").attr("rx", 5).attr("x", -WIDE / 2).attr("y", -HIGH / 2).attr("width", WIDE).attr("height", HIGH);
+    g.append("rect").attr("class", "body").attr("rx", 5).attr("x", d => -d.width / 2).attr("y", d => -d.height / 2).attr("width", d => d.width).attr("height", d => d.height);
     g.append("text").attr("class", "name").text(d => d.node).attr("dy", d => HEAD.test(d.node) ? -3 : 4);
     const heads = g.filter(d => HEAD.test(d.node));
     ["q", "k", "v"].forEach((c, i) => {
-      heads.append("rect").attr("class", "port").attr("data-port", c).attr("x", -26 + 19 * i - (i === 0 ? 2 : 0) + (i === 2 ? 2 : 0)).attr("y", 5).attr("width", 14).attr("height", 12).attr("rx", 2);
-      heads.append("text").attr("class", "port").attr("x", -19 + 19 * i + (i === 0 ? -2 : 0) + (i === 2 ? 2 : 0)).attr("y", 14).text(c);
+      heads.append("rect").attr("class", "port").attr("data-port", c).attr("x", 19 * i - 26).attr("y", 3).attr("width", 14).attr("height", 12).attr("rx", 2);
+      heads.append("text").attr("class", "port").attr("x", 19 * i - 19).attr("y", 12).text(c);
     });
     return g;
   });

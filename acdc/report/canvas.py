@@ -1,0 +1,222 @@
+"""A drawing of boxes, curves and texts, written as SVG, PNG or PDF.
+
+SVG is written here: that takes no time, and every run writes one. PNG and PDF are drawn by matplotlib, with its own
+defaults and fonts, whatever the user's settings are.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import re
+import warnings
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+Point = tuple[float, float]
+FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
+FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML
+DASHES = (6.0, 4.0)
+
+
+@dataclass(frozen=True)
+class Rect:
+    """A box. x and y are its left and top; y grows downwards."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    fill: str
+    line: str = ""
+    radius: float = 0.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A line of text. y is its baseline, `anchor` "start" or "middle"."""
+
+    x: float
+    y: float
+    text: str
+    size: float
+    colour: str
+    anchor: str = "start"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Cubic Bézier curves (the start, then three points per curve) with a filled triangle at the end."""
+
+    points: list[Point]
+    arrow: list[Point]
+    colour: str
+    opacity: float
+    width: float
+    dashed: bool = False
+
+
+Mark = Rect | Text | Curve
+
+
+@dataclass(frozen=True)
+class Group:
+    """Marks that belong together: `kind` is "edge", "node", …; `tip` is what a browser shows when one points there."""
+
+    kind: str
+    name: str = ""
+    tip: str = ""
+    marks: list[Mark] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawing: the area whose left and top are at (x, y). `scale` is the size of its points on paper."""
+
+    groups: list[Group]
+    x: float
+    y: float
+    width: float
+    height: float
+    scale: float = 1.0
+
+    def svg(self) -> str:
+        """The drawing as SVG text."""
+        width, height = self.scale * self.width, self.scale * self.height
+        view = " ".join(map(_short, (self.x, self.y, self.width, self.height)))
+        lines = [
+            '<?xml version="1.0" encoding="UTF-8"?>',
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_short(width)}pt" height="{_short(height)}pt"'
+            f' viewBox="{view}" font-family="{FONTS}">',
+            _svg(Rect(self.x, self.y, self.width, self.height, "white")),
+        ]
+        for group in self.groups:
+            name = f' id="{_clean(group.name)}"' if group.name else ""
+            lines.append(f'<g class="{group.kind}"{name}>')
+            if group.tip:
+                lines.append(f"<title>{_clean(group.tip)}</title>")
+            lines += [_svg(mark) for mark in group.marks]
+            lines.append("</g>")
+        return "\n".join([*lines, "</svg>", ""])
+
+    def png(self, dpi: float) -> bytes:
+        """The drawing as a bitmap."""
+        return self._matplotlib(format="png", dpi=dpi, metadata={"Software": None})
+
+    def pdf(self) -> bytes:
+        """The drawing as one page of PDF, with its fonts and without a date."""
+        return self._matplotlib(format="pdf", metadata={"CreationDate": None})
+
+    def _matplotlib(self, **options: Any) -> bytes:
+        logger = logging.getLogger("matplotlib")  # says on stderr that it builds a cache, or where it can't
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # letters that the font lacks
+                return self._draw(options)
+        finally:
+            logger.setLevel(level)
+
+    def _draw(self, options: dict[str, Any]) -> bytes:
+        import matplotlib
+        from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+        from matplotlib.transforms import Affine2D
+
+        settings: Any = dict(matplotlib.rcParamsDefault) | {"pdf.fonttype": 42}
+        del settings["backend"]
+        with matplotlib.rc_context(settings):
+            inch = self.scale / 72
+            figure = Figure(figsize=(inch * self.width, inch * self.height))
+            to_inches = Affine2D().translate(-self.x, -self.y - self.height).scale(inch, -inch)
+            font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+            for group in self.groups:
+                for mark in group.marks:
+                    for artist in _artists(mark, self.scale, font):
+                        artist.set_transform(to_inches + figure.dpi_scale_trans)
+                        figure.add_artist(artist)
+            out = io.BytesIO()
+            figure.savefig(out, **options)
+        return out.getvalue()
+
+
+def _svg(mark: Mark) -> str:
+    match mark:
+        case Rect():
+            stroke = f' stroke="{mark.line}"' if mark.line else ""
+            radius = f' rx="{mark.radius:g}"' if mark.radius else ""
+            place = f'x="{_short(mark.x)}" y="{_short(mark.y)}" width="{_short(mark.width)}"'
+            return f'<rect {place} height="{_short(mark.height)}" fill="{mark.fill}"{stroke}{radius}/>'
+        case Text():
+            anchor = f' text-anchor="{mark.anchor}"' if mark.anchor != "start" else ""
+            place = f'x="{_short(mark.x)}" y="{_short(mark.y)}" font-size="{mark.size:g}" fill="{mark.colour}"'
+            return f"<text {place}{anchor}>{_clean(mark.text)}</text>"
+        case Curve():
+            dashes = f' stroke-dasharray="{DASHES[0]:g} {DASHES[1]:g}"' if mark.dashed else ""
+            style = f'stroke="{mark.colour}" stroke-opacity="{mark.opacity:.2f}" stroke-width="{mark.width:.2f}"'
+            line = f'<path d="{curve_path(mark.points)}" fill="none" {style}{dashes}/>'
+            corners = " ".join(map(_at, mark.arrow))
+            return f'{line}\n<polygon points="{corners}" fill="{mark.colour}" fill-opacity="{mark.opacity:.2f}"/>'
+
+
+def curve_path(points: list[Point]) -> str:
+    """Cubic Bézier curves as the `d` of an SVG path; straight ones, along an axis, are lines."""
+    parts = [f"M{_at(points[0])}"]
+    for i in range(0, len(points) - 1, 3):
+        curve = points[i : i + 4]
+        if any(len({point[axis] for point in curve}) == 1 for axis in (0, 1)):
+            if parts[-1].startswith("L"):
+                parts.pop()  # goes on in the same direction
+            parts.append(f"L{_at(curve[3])}")
+        else:
+            parts.append(f"C{' '.join(map(_at, curve[1:]))}")
+    return "".join(parts)
+
+
+def _at(point: Point) -> str:
+    return f"{_short(point[0])},{_short(point[1])}"
+
+
+def _artists(mark: Mark, scale: float, font: Path) -> list[Any]:
+    """A mark for matplotlib, which scales places but no lines and letters."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
+    from matplotlib.path import Path as Bezier
+    from matplotlib.text import Text as Letters
+
+    match mark:
+        case Rect():
+            shape = f"round,pad=0,rounding_size={mark.radius}" if mark.radius else "square,pad=0"
+            style: dict[str, Any] = {
+                "boxstyle": shape,
+                "facecolor": mark.fill,
+                "edgecolor": mark.line or "none",
+                "linewidth": scale,
+            }
+            return [FancyBboxPatch((mark.x, mark.y), mark.width, mark.height, **style)]
+        case Text():
+            letters = Letters(mark.x, mark.y, _printable(mark.text), va="baseline", parse_math=False)
+            letters.set(color=mark.colour, ha="left" if mark.anchor == "start" else "center")
+            letters.set(font=FontProperties(fname=font, size=scale * mark.size))
+            return [letters]
+        case Curve():
+            line: dict[str, Any] = {"edgecolor": mark.colour, "alpha": mark.opacity, "linewidth": scale * mark.width}
+            dashes = (0, tuple(scale * x for x in DASHES)) if mark.dashed else "solid"
+            path = Bezier(mark.points, [Bezier.MOVETO] + [Bezier.CURVE4] * (len(mark.points) - 1))
+            arrow = Polygon(mark.arrow, facecolor=mark.colour, edgecolor="none", alpha=mark.opacity)
+            return [PathPatch(path, fill=False, linestyle=dashes, capstyle="butt", **line), arrow]
+
+
+def _short(x: float) -> str:
+    return f"{x:.2f}".rstrip("0").rstrip(".")
+
+
+def _printable(text: str) -> str:
+    """Text on one line, without characters that XML forbids."""
+    return " ".join(FORBIDDEN.sub("\ufffd", text).splitlines())
+
+
+def _clean(text: str) -> str:
+    return escape(_printable(text))

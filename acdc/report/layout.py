@@ -1,0 +1,294 @@
+"""Where the nodes of a circuit stand and how its edges run: a layered layout, as values.
+
+Rows go up from the inputs to the logits; a layer has a row of heads and above it one of its MLP. A single input, the
+MLPs and the logits form the middle column; heads stand left and right of it, near their neighbours. An edge that
+passes rows on its way does so in a lane; the edges of a sender share one lane at each side of the middle column.
+Edges bend between two rows and run straight beside a row, so no edge crosses the box of another node.
+
+x grows to the right and y up, in points. A picture may turn the layout on its side.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+from acdc.graph.circuit import Circuit
+
+
+class Lane(NamedTuple):
+    """Where edges of a sender pass a row. `side` is -1 left of the middle column, 0 in it, 1 right of it."""
+
+    sender: str
+    kind: str
+    side: int
+
+
+Point = tuple[float, float]
+Item = str | Lane  # what has a place in a row: a node or a lane
+Spot = tuple[int, Item]  # row, item
+Link = tuple[Spot, Spot]  # what an edge connects in two neighbouring rows, the lower one first
+
+# (across, along): along is the direction in which edges run. Names are written horizontally in both.
+UPRIGHT = {"head": (62.0, 36.0), "mlp": (76.0, 24.0), "end": (76.0, 26.0)}
+SIDEWAYS = {"head": (46.0, 64.0), "mlp": (52.0, 44.0), "end": (26.0, 64.0)}
+PORT = {"q": -1, "k": 0, "v": 1}
+ARROW = 9.0  # the last, straight piece of an edge
+LETTER = 7.5  # width of a letter of a node's name
+GAP, SLOPE, WIDEST = 30.0, 0.1, 80.0  # between rows: GAP + SLOPE × how far an edge runs across, at most WIDEST
+BETWEEN = {0: 7.0, 1: 9.0, 2: 14.0}  # two neighbours in a row of which so many are nodes
+MIDDLE = 10.0  # half the width of the middle column beside heads
+CROWD = 300  # edges from which on a sender has one lane per side, not one per kind of receiver
+SWEEPS = 24
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node: its kind ("head", "mlp" or "end"), centre and size."""
+
+    kind: str
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The layout of a circuit.
+
+    Args:
+        boxes: by node name, row by row.
+        paths: by edge name, the points of cubic Bézier curves: the start, then three points per curve. The last curve
+            is a straight line of length ARROW.
+        labels: text and y of the layer labels.
+        corners: left, bottom, right and top of all boxes and paths.
+    """
+
+    boxes: dict[str, Box]
+    paths: dict[str, list[Point]]
+    labels: list[tuple[str, float]]
+    corners: tuple[float, float, float, float]
+
+
+def port(kind: str, sideways: bool = False) -> float:
+    """The x of a head's input ("q", "k" or "v") relative to the head; 0 for inputs of other nodes."""
+    return PORT.get(kind, 0) * (14.0 if sideways else 19.0)
+
+
+def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
+    """The layout of all nodes and edges of a circuit.
+
+    Args:
+        sideways: whether the picture will be turned: boxes are as high as they are wide in an upright one.
+    """
+    g = circuit.graph
+    kinds = {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
+    rows, labels = _rows(circuit)
+    row_of = {name: i for i, row in enumerate(rows) for name in row}
+    sizes = {name: _size(name, kinds[name], sideways) for name in row_of}
+    edges = []
+    for s, r in zip(*circuit.kept.nonzero(), strict=True):
+        receiver = g.receivers[r]
+        edges.append((g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind))
+
+    places = _order(rows, kinds, [(sender, node) for _, sender, node, _ in edges])
+    column = [row[0] for row in rows if places[row[0]] == 0]
+    chains: dict[str, list[Spot]] = {}
+    for name, sender, node, kind in edges:
+        side = _side(sender, node, places, column)
+        lane = Lane(sender, kind if len(edges) <= CROWD else "", side)
+        first, last = row_of[sender], row_of[node]
+        chains[name] = [(first, sender), *((i, lane) for i in range(first + 1, last)), (last, node)]
+    links = list(dict.fromkeys(link for chain in chains.values() for link in pairwise(chain)))
+    x = _spread(rows, places, links, sizes)
+    bands = _bands(rows, links, x, sizes)
+    boxes = {}
+    for name, i in row_of.items():
+        low, high = bands[i]
+        boxes[name] = Box(kinds[name], x[i, name], (low + high) / 2, sizes[name][0], high - low)
+    docks = _docks(links, x, boxes)
+    paths = {}
+    for name, *_, kind in edges:
+        chain = chains[name]
+        across = [x[spot] for spot in chain]
+        across[0] += docks.get((chain[0], chain[1]), 0.0)
+        across[-1] += docks.get((chain[-1], chain[-2]), port(kind, sideways))
+        paths[name] = _path(across, bands[chain[0][0] : chain[-1][0] + 1])
+    return Layout(boxes, paths, [(text, sum(bands[i]) / 2) for text, i in labels], _corners(boxes, paths))
+
+
+def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
+    """The nodes row by row, and the layer labels with the numbers of their rows."""
+    g = circuit.graph
+    touched = set(circuit.nodes())
+    rows = [list(g.inputs)]
+    labels = []
+    for layer in range(g.n_layers):
+        first = len(rows)
+        for kind in ("head", "mlp"):
+            names = [s.name for s in g.senders if (s.layer, s.kind) == (layer, kind) and s.name in touched]
+            if names:
+                rows.append(names)
+        if len(rows) > first:
+            labels.append((f"layer {layer}", first))
+    return [*rows, ["logits"]], labels
+
+
+def _size(name: str, kind: str, sideways: bool) -> Point:
+    across, along = SIDEWAYS[kind] if sideways else UPRIGHT[kind]
+    length = LETTER * len(name) + 10
+    return (across, max(along, length)) if sideways else (max(across, length), along)
+
+
+def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, int]:
+    """A place for each node: 0 in the middle column, -1, -2, … left and 1, 2, … right of it. The nodes of a row are
+    sorted by the mean place of their neighbours."""
+    near = defaultdict(list)
+    for sender, node in ends:
+        near[sender].append(node)
+        near[node].append(sender)
+    places: dict[str, int] = {}
+    for sweep in range(SWEEPS):
+        odd_goes_left = False
+        for row in rows:
+            if len(row) == 1 and kinds[row[0]] != "head":
+                places[row[0]] = 0
+                continue
+            if sweep:
+                wish = {name: sum(places[other] for other in near[name]) / max(len(near[name]), 1) for name in row}
+                row = sorted(row, key=lambda name: (wish[name], places[name]))
+            left = len(row) // 2
+            if len(row) % 2:
+                left += odd_goes_left
+                odd_goes_left = not odd_goes_left
+            for i, name in enumerate(row):
+                places[name] = i - left if i < left else i - left + 1
+    return places
+
+
+def _side(sender: str, node: str, places: dict[str, int], column: list[str]) -> int:
+    """The side of the middle column at which an edge runs: the receiver's, or else the sender's."""
+    beside = places[node] or places[sender]
+    if beside:
+        return 1 if beside > 0 else -1
+    number = column.index(sender)
+    if column[number + 1] == node:
+        return 0
+    return 1 if number % 2 else -1  # around the nodes between the two, right and left in turn
+
+
+def _spread(
+    rows: list[list[str]], places: dict[str, int], links: list[Link], sizes: dict[str, Point]
+) -> dict[Spot, float]:
+    """The x of each spot: as near as possible to those that it is linked with."""
+    below, above = defaultdict(list), defaultdict(list)
+    for low, high in links:
+        below[high].append(low)
+        above[low].append(high)
+    items: list[dict[Item, int]] = [{name: places[name] for name in row} for row in rows]  # with their sides
+    for i, item in (*below, *above):
+        if isinstance(item, Lane):
+            items[i][item] = item.side
+    x = {(i, item): 70.0 * side for i, row in enumerate(items) for item, side in row.items()}
+
+    for sweep in range(SWEEPS):
+        up = sweep % 2 == 1
+        settled = sweep >= SWEEPS // 2  # the order in the rows is found: now lanes become straight
+        for i in range(len(rows)) if up else reversed(range(len(rows))):
+            row = items[i]
+            wish: dict[Item, float] = {}
+            for item in row:
+                spot = (i, item)
+                near = below[spot] if up else above[spot]
+                if settled:
+                    same = [other for other in ((i - 1, item), (i + 1, item)) if other in x]
+                    near = same[:: 1 if up else -1][:1] or below[spot] + above[spot]
+                wish[item] = sum(x[other] for other in near) / len(near) if near else x[spot]
+            middle = max((sizes[item][0] / 2 for item in row if not row[item] and item in sizes), default=MIDDLE)
+            for side in (-1, 1):
+                chosen = [item for item in row if row[item] * side > 0]
+                chosen.sort(key=lambda item: side * (x[i, item] if settled else wish[item]))
+                widths = [sizes[item][0] if isinstance(item, str) else 0.0 for item in chosen]
+                fitted = _fit([side * wish[item] for item in chosen], widths, middle)
+                x |= {(i, item): side * place for item, place in zip(chosen, fitted, strict=True)}
+    return x
+
+
+def _fit(wishes: list[float], widths: list[float], start: float) -> list[float]:
+    """Centres of nodes and of lanes, which have width 0, in this order and without overlap after `start`: the sum of
+    squared distances from the wishes is smallest (isotonic regression by pooling adjacent violators)."""
+    least = []
+    end, nodes = start, 1
+    for width in widths:
+        least.append(end + BETWEEN[nodes + (width > 0)] + width / 2)
+        end = least[-1] + width / 2
+        nodes = int(width > 0)
+    pools: list[tuple[float, int]] = []  # sum and number of the shifts from `least` that are equal
+    for wish, low in zip(wishes, least, strict=True):
+        total, number = wish - low, 1
+        while pools and pools[-1][0] / pools[-1][1] >= total / number:
+            total += pools[-1][0]
+            number += pools.pop()[1]
+        pools.append((total, number))
+    shifts = [max(total / number, 0.0) for total, number in pools for _ in range(number)]
+    return [low + shift for low, shift in zip(least, shifts, strict=True)]
+
+
+def _bands(rows: list[list[str]], links: list[Link], x: dict[Spot, float], sizes: dict[str, Point]) -> list[Point]:
+    """The lowest and the highest y of each row. The gap below a row is higher, the farther edges run across in it."""
+    across = [0.0] * len(rows)
+    for low, high in links:
+        across[high[0]] = max(across[high[0]], abs(x[high] - x[low]))
+    bands: list[Point] = []
+    for row, far in zip(rows, across, strict=True):
+        depth = max(sizes[name][1] for name in row)
+        gap = min(GAP + SLOPE * far, WIDEST)
+        bottom = bands[-1][1] + gap if bands else 0.0
+        bands.append((bottom, bottom + depth))
+    return bands
+
+
+def _docks(links: list[Link], x: dict[Spot, float], boxes: dict[str, Box]) -> dict[tuple[Spot, Spot], float]:
+    """Where links touch a node other than a head, relative to its x: (the node's spot, the other spot) → x. What
+    comes straight from below or above touches it in the middle."""
+    touching = defaultdict(list)
+    for low, high in links:
+        touching[low, "top"].append(high)
+        touching[high, "bottom"].append(low)
+    docks: dict[tuple[Spot, Spot], float] = {}
+    for (spot, _), others in touching.items():
+        box = boxes.get(spot[1]) if isinstance(spot[1], str) else None
+        if box is None or box.kind == "head":
+            continue
+        for side in (-1, 0, 1):
+            chosen = [other for other in others if (x[other] > box.x) - (x[other] < box.x) == side]
+            chosen.sort(key=lambda other: abs(x[other] - box.x))
+            step = min(8.0, (box.width / 2 - 6) / max(len(chosen), 1))
+            docks |= {(spot, other): side * step * (i + 1) for i, other in enumerate(chosen)}
+    return docks
+
+
+def _path(across: list[float], bands: list[tuple[float, float]]) -> list[Point]:
+    """From the top of the first row to the bottom of the last: straight beside a row, bent between two."""
+    points = [(across[0], bands[0][1])]
+    for i in range(1, len(across)):
+        start, y0 = points[-1]
+        end, (low, high) = across[i], bands[i]
+        last = i == len(across) - 1
+        y1 = low - ARROW if last else low
+        middle = (y0 + y1) / 2
+        points += [(start, middle), (end, middle), (end, y1)]
+        y2 = low if last else high
+        points += [(end, y1 + (y2 - y1) / 3), (end, y2 - (y2 - y1) / 3), (end, y2)]
+    return points
+
+
+def _corners(boxes: dict[str, Box], paths: dict[str, list[Point]]) -> tuple[float, float, float, float]:
+    points = [point for path in paths.values() for point in path]
+    points += [(b.x + i * b.width / 2, b.y + i * b.height / 2) for b in boxes.values() for i in (-1, 1)]
+    across = [x for x, _ in points]
+    along = [y for _, y in points]
+    return min(across), min(along), max(across), max(along)

@@ -1,0 +1,123 @@
+"""The layout: rows from the input up, nothing overlaps, no edge runs across a node that it doesn't belong to."""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from acdc.files.circuit import read_circuit
+from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
+from acdc.report.layout import ARROW, Layout, Point, lay_out, port
+from tests.support import ROOT
+
+
+def some(graph: Graph, edges: int) -> Circuit:
+    """A circuit of about so many random edges."""
+    rng = np.random.default_rng(0)
+    return Circuit(graph, graph.edges & (rng.random(graph.edges.shape) < edges / graph.n_edges))
+
+
+CIRCUITS = {
+    "greater-than": read_circuit(ROOT / "configs" / "golden" / "greater-than.json").circuit(),
+    "ioi": read_circuit(ROOT / "configs" / "golden" / "ioi.json").circuit(),
+    "smollm2": read_circuit(ROOT / "configs" / "golden" / "smollm2" / "ioi.json").circuit(),
+    "all of tiny": Circuit.full(Graph(4, 4)),
+    "two inputs": Circuit.full(Graph(2, 3, mlp=False, inputs=("tok", "pos"))),
+    "parallel": Circuit.full(Graph(2, 2, parallel=True)),
+    "a long name": Circuit.full(Graph(1, 1, inputs=("an input with a long name",))),
+    "empty": Circuit.empty(Graph(4, 4)),
+    "one edge": some(Graph(4, 4), 1),
+    "30 layers": some(Graph(30, 9), 200),
+    "crowded": some(Graph(12, 12), 400),
+}
+
+
+def points(path: list[Point]) -> np.ndarray:
+    """Float[point xy]: on the curves of a path."""
+    t = np.linspace(0, 1, 11)[:, None]
+    found = []
+    for i in range(0, len(path) - 1, 3):
+        a, b, c, d = np.array(path[i : i + 4])
+        found.append((1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d)
+    return np.concatenate(found)
+
+
+def ends(name: str) -> tuple[str, str, str]:
+    """Sender, receiving node and kind ("q", "k", "v" or "") of an edge."""
+    sender, receiver = name.split("->")
+    node, _, kind = receiver.partition("<")
+    return sender, node, kind.removesuffix(">")
+
+
+@pytest.fixture(params=CIRCUITS, scope="module")
+def circuit(request: pytest.FixtureRequest) -> Circuit:
+    return CIRCUITS[request.param]
+
+
+@pytest.fixture(params=[False, True], ids=["upright", "sideways"], scope="module")
+def layout(request: pytest.FixtureRequest, circuit: Circuit) -> Layout:
+    return lay_out(circuit, request.param)
+
+
+def test_every_node_and_edge_has_a_place(circuit: Circuit, layout: Layout) -> None:
+    assert set(layout.boxes) == {*circuit.graph.inputs, *circuit.nodes(), "logits"}
+    assert list(layout.paths) == circuit.edge_names()
+
+
+def test_no_two_boxes_overlap(layout: Layout) -> None:
+    for a, b in combinations(layout.boxes.values(), 2):
+        assert abs(a.x - b.x) >= (a.width + b.width) / 2 + 5 or abs(a.y - b.y) >= (a.height + b.height) / 2 + 20
+
+
+def test_no_edge_runs_across_a_box(layout: Layout) -> None:
+    found = np.concatenate([np.zeros((0, 2)), *(points(path) for path in layout.paths.values())])
+    for name, box in layout.boxes.items():
+        reach = np.array([box.width, box.height]) / 2 - 1e-6  # rounding
+        assert not (abs(found - [box.x, box.y]) < reach).all(axis=1).any(), name
+
+
+def test_edges_go_up_from_their_sender_to_their_receiver(circuit: Circuit, layout: Layout) -> None:
+    sideways = layout == lay_out(circuit, True)
+    for name, path in layout.paths.items():
+        sender, node, kind = ends(name)
+        a, b = layout.boxes[sender], layout.boxes[node]
+        assert (np.diff(points(path)[:, 1]) >= -1e-9).all()
+        assert path[0][1] == pytest.approx(a.y + a.height / 2) and abs(path[0][0] - a.x) <= a.width / 2
+        assert path[-1][1] == pytest.approx(b.y - b.height / 2) and abs(path[-1][0] - b.x) <= b.width / 2
+        assert path[-1][1] - path[-4][1] == pytest.approx(ARROW) and path[-1][0] == path[-4][0]
+        if kind:
+            assert path[-1][0] - b.x == pytest.approx(port(kind, sideways))
+
+
+def test_rows_go_up_and_the_middle_column_is_in_the_middle(circuit: Circuit, layout: Layout) -> None:
+    g = circuit.graph
+    levels = {s.name: (s.layer, s.kind == "mlp") for s in g.senders} | {"logits": (g.n_layers, False)}
+    for a, b in combinations(layout.boxes, 2):
+        below = levels[a] < levels[b]
+        assert (layout.boxes[a].y < layout.boxes[b].y) == below and (below or levels[a] == levels[b])
+    for name, box in layout.boxes.items():
+        assert (box.x == 0) == (box.kind == "mlp" or name == "logits" or (name,) == g.inputs)
+
+
+def test_labels_stand_at_the_first_row_of_their_layer(circuit: Circuit, layout: Layout) -> None:
+    rows: dict[int, float] = {}
+    for s in circuit.graph.senders:
+        if s.name in layout.boxes and s.layer >= 0:
+            rows.setdefault(s.layer, layout.boxes[s.name].y)
+    assert layout.labels == [(f"layer {layer}", y) for layer, y in rows.items()]
+
+
+def test_corners_hold_everything(layout: Layout) -> None:
+    left, bottom, right, top = layout.corners
+    for box in layout.boxes.values():
+        assert left <= box.x - box.width / 2 and box.x + box.width / 2 <= right
+        assert bottom <= box.y - box.height / 2 and box.y + box.height / 2 <= top
+    for path in layout.paths.values():
+        assert all(left <= x <= right and bottom <= y <= top for x, y in path)
+
+
+def test_it_is_the_same_each_time(circuit: Circuit, layout: Layout) -> None:
+    assert layout in (lay_out(circuit), lay_out(circuit, True))
