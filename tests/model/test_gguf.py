@@ -21,7 +21,8 @@ from tokenizers import pre_tokenizers
 from acdc.errors import ModelError
 from acdc.model import gguf
 from acdc.model.find import find_gguf
-from acdc.model.gguf import SUPPORTED, converted
+from acdc.model.gguf import converted
+from acdc.model.gguf_file import SUPPORTED
 from acdc.model.tokenizer import Tokenizer
 from tests.support import assets
 
