@@ -170,7 +170,7 @@ def _read_tensors(files: list[Path], dtype: torch.dtype) -> dict[str, Tensor]:
             raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
         for name, tensor in found.items():
             if name in tensors:
-                raise ModelError(f"{file}: tensor {name!r} is also in another of the files")
+                raise ModelError(f"{file}: tensor {name!r} is also in another file")
             if not tensor.is_floating_point() and not IGNORED.search(name):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise ModelError(f"{file}: tensor {name!r} holds {kind}; weights should be floating-point numbers")

@@ -21,7 +21,7 @@ ALL = slice(None)
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
-    """A circuit's edges as 1 and 0, Float[sender receiver]. A removed direct edge removes all edges into its receiver."""
+    """A circuit's edges as 1 and 0, Float[sender receiver]; a removed direct edge removes all into its receiver."""
     kept = circuit.kept
     if circuit.direct is not None:
         kept = kept & (circuit.direct | ~circuit.graph.direct)
@@ -192,8 +192,8 @@ class _Live:
         return self.model.normalise(x[..., rows[:, 0], rows[:, 1] - self.start, :])
 
     def _project(self, kind: str, layer: int, x: Tensor, heads: Heads) -> Tensor:
-        """q, k or v of some heads from their inputs, before `place`: Float[head or 1, ... pos d_model] to Float[head ...
-        pos d_head]."""
+        """q, k or v of some heads from their inputs, before `place`: Float[head or 1, ... pos d_model] to
+        Float[head ... pos d_head]."""
         at = f"layers.{layer}.{kind}."
         weight, bias = (self.model.weights[at + name][heads] for name in ("weight", "bias"))
         flat = self.model.normalise(x).flatten(1, -2)
