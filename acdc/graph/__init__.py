@@ -1,1 +1,1 @@
-"""Senders, receivers, edges, circuits and scores: values that know no model."""
+"""Senders, receivers, edges, circuits and scores, independent of any model."""

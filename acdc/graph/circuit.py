@@ -14,15 +14,15 @@ from acdc.graph.graph import QKV, Array, Graph
 
 @dataclass(frozen=True)
 class Circuit:
-    """Some edges of a graph.
+    """Some of the edges of a graph, with their scores.
 
     Args:
-        graph: the graph.
-        kept: Bool[sender receiver], the residual edges in the circuit.
-        direct: Bool[receiver], the direct edges in the circuit; None if direct edges were not considered.
-        scores: Float[sender receiver], NaN where an edge has none. For ACDC: the rise of the metric when the edge was
-            tested, so larger is more important.
-        direct_scores: Float[receiver], likewise.
+        graph: the graph
+        kept: Bool[sender receiver], the residual edges in the circuit
+        direct: Bool[receiver], the direct edges in the circuit; None if direct edges don't count
+        scores: Float[sender receiver], NaN for an edge without one; larger is more important. ACDC's are the rise of
+            the metric when the edge was tested
+        direct_scores: Float[receiver], likewise
     """
 
     graph: Graph
@@ -31,26 +31,26 @@ class Circuit:
     scores: Array | None = None
     direct_scores: Array | None = None
 
-    _repr_html_: ClassVar[Callable[[Circuit], str]]  # how a notebook shows it; set in acdc.library, which has pictures
+    _repr_html_: ClassVar[Callable[[Circuit], str]]  # a picture for notebooks, set in acdc.library
 
     @classmethod
     def full(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """All edges; with `direct` also the direct ones."""
+        """All edges, with the direct ones if `direct`."""
         return cls(graph, graph.edges.copy(), graph.direct.copy() if direct else None)
 
     @classmethod
     def empty(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """No edges; with `direct` no direct ones either, else these don't count."""
+        """No edges; without `direct`, direct edges don't count."""
         return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct) if direct else None)
 
     @property
     def n_edges(self) -> int:
-        """Residual edges kept."""
+        """The number of residual edges kept."""
         return int(self.kept.sum())
 
     @property
     def n_direct(self) -> int:
-        """Direct edges kept; 0 where they don't count."""
+        """The number of direct edges kept, 0 if they don't count."""
         return 0 if self.direct is None else int(self.direct.sum())
 
     def edge_names(self) -> list[str]:
@@ -62,11 +62,11 @@ class Circuit:
         return [] if self.direct is None else [self.graph.direct_name(j) for j in np.flatnonzero(self.direct).tolist()]
 
     def live(self) -> Array:
-        """Bool[sender receiver]: the kept edges that lie on a path from an input to the logits."""
+        """The kept edges on a path from an input to the logits, Bool[sender receiver]."""
         g = self.graph
         kept = self.kept if self.direct is None else self.kept & (self.direct | ~g.direct)
         order = range(len(g.senders))
-        fed = np.zeros(len(g.senders), dtype=bool)  # a path from an input reaches the sender
+        fed = np.zeros(len(g.senders), dtype=bool)  # a path leads from an input to the sender
         for s in order:
             own = list(g.own_receivers[s])
             fed[s] = g.senders[s].kind == "input" or bool((kept[:s, own] & fed[:s, None]).any())
@@ -78,21 +78,23 @@ class Circuit:
         return live
 
     def pruned(self) -> Circuit:
-        """The circuit without dead edges (those not on a path input → logits)."""
+        """The circuit without dead edges, which are on no path from an input to the logits."""
         live = self.live()
         direct = None if self.direct is None else self.direct & live.any(axis=0)
         return Circuit(self.graph, live, direct, self.scores, self.direct_scores)
 
     def nodes(self) -> list[str]:
-        """Names of the nodes that an edge of the circuit touches, in forward order, `logits` last."""
+        """Names of the nodes at the ends of kept edges, in forward order, `logits` last."""
         g = self.graph
         touched = {g.senders[s].name for s in np.flatnonzero(self.kept.any(axis=1))}
         touched |= {g.receivers[r].node for r in np.flatnonzero(self.kept.any(axis=0))}
         return [name for name in (*(s.name for s in g.senders), "logits") if name in touched]
 
     def to_networkx(self) -> nx.MultiDiGraph:
-        """A multigraph of nodes (`input`, `a5.h1`, `m8`, `logits`); each edge has `name`, `input` (q, k, v or empty)
-        and, where known, `score`. Direct edges are no edges between nodes: they are listed in the graph's attributes.
+        """A multigraph of nodes (`input`, `a5.h1`, `m8`, `logits`).
+
+        Each edge has `name`, `input` (q, k, v or empty) and, if known, `score`. Direct edges don't join nodes; they are
+        listed in the graph's attributes.
         """
         g = self.graph
         out = nx.MultiDiGraph(

@@ -1,4 +1,4 @@
-"""The computational graph at the level of edges, and circuits in it.
+"""The computational graph of a transformer at the level of edges.
 
 Senders write to the residual stream: `input`, heads `a5.h1`, MLPs `m8`. Receivers read it: head inputs
 `a5.h1<q>`, `a5.h1<k>`, `a5.h1<v>`, MLP inputs `m8`, and `logits`. An edge is `sender->receiver`; the *direct* edge
@@ -22,7 +22,7 @@ QKV = "qkv"
 
 
 class Sender(NamedTuple):
-    """What writes to the residual stream. `layer` is -1 for an input."""
+    """A node that writes to the residual stream. `layer` is -1 for an input."""
 
     name: str
     kind: str  # "input", "head" or "mlp"
@@ -31,7 +31,7 @@ class Sender(NamedTuple):
 
 
 class Receiver(NamedTuple):
-    """What reads the residual stream. `kind` is "q", "k", "v", "mlp" or "logits"; `node` the node it belongs to."""
+    """An input that reads the residual stream: `kind` is "q", "k", "v", "mlp" or "logits", `node` the node's name."""
 
     name: str
     kind: str
@@ -59,7 +59,7 @@ class Graph:
 
     @cached_property
     def senders(self) -> tuple[Sender, ...]:
-        """What writes, in the order of the computation: the axis `sender`."""
+        """All senders in forward order: the axis `sender`."""
         out = [Sender(name, "input", -1, i) for i, name in enumerate(self.inputs)]
         for layer in range(self.n_layers):
             out += [Sender(f"a{layer}.h{h}", "head", layer, h) for h in range(self.n_heads)]
@@ -69,7 +69,7 @@ class Graph:
 
     @cached_property
     def receivers(self) -> tuple[Receiver, ...]:
-        """What reads: per layer all q, all k, all v and the MLP, then the logits; the axis `receiver`."""
+        """All receivers, per layer all q, all k, all v and the MLP, then the logits: the axis `receiver`."""
         out = []
         for layer in range(self.n_layers):
             for c in QKV:
@@ -81,12 +81,12 @@ class Graph:
 
     @cached_property
     def sender_index(self) -> dict[str, int]:
-        """Name → place in `senders`."""
+        """Name → index in `senders`."""
         return {s.name: i for i, s in enumerate(self.senders)}
 
     @cached_property
     def receiver_index(self) -> dict[str, int]:
-        """Name → place in `receivers`."""
+        """Name → index in `receivers`."""
         return {r.name: i for i, r in enumerate(self.receivers)}
 
     @cached_property
@@ -95,13 +95,13 @@ class Graph:
         return self.n_heads + int(self.mlp)
 
     def n_parents(self, receiver: Receiver) -> int:
-        """How many senders, counted from the first, the receiver reads: they are always a prefix of `senders`."""
+        """The number of senders that the receiver reads; they are always the first ones."""
         n = len(self.inputs) + receiver.layer * self.per_layer
         return n + self.n_heads if receiver.kind == "mlp" and not self.parallel else n
 
     @cached_property
     def edges(self) -> Array:
-        """Bool[sender receiver]: the residual edges that exist."""
+        """The residual edges that exist, Bool[sender receiver]."""
         mask = np.zeros((len(self.senders), len(self.receivers)), dtype=bool)
         for j, receiver in enumerate(self.receivers):
             mask[: self.n_parents(receiver), j] = True
@@ -109,7 +109,7 @@ class Graph:
 
     @cached_property
     def direct(self) -> Array:
-        """Bool[receiver]: the receivers that have a direct edge (head inputs)."""
+        """The receivers that have a direct edge (head inputs), Bool[receiver]."""
         return np.array([r.kind in QKV for r in self.receivers])
 
     @property
@@ -124,7 +124,7 @@ class Graph:
 
     @property
     def words(self) -> str:
-        """For messages, as far as graphs of one size can differ: `12 layers, 12 heads, parallel blocks`."""
+        """A description for messages: `12 layers, 12 heads, parallel blocks`."""
         extra = ("" if self.mlp else ", no MLPs") + (", parallel blocks" if self.parallel else "")
         inputs = "" if self.inputs == ("input",) else f", inputs {' and '.join(self.inputs)}"
         return f"{self.n_layers} layers, {self.n_heads} heads{extra}{inputs}"
@@ -140,11 +140,11 @@ class Graph:
 
     @cached_property
     def direct_index(self) -> dict[str, int]:
-        """Name of a direct edge → its receiver's place in `receivers`."""
+        """Name of a direct edge → its receiver's index in `receivers`."""
         return {self.direct_name(j): j for j in np.flatnonzero(self.direct).tolist()}
 
     def parse_edge(self, name: str) -> tuple[int, int] | None:
-        """(sender, receiver) of a residual edge's name, or None if this graph has no such edge."""
+        """The (sender, receiver) of a residual edge's name, or None if the graph has no such edge."""
         sender, _, receiver = name.partition("->")
         if sender not in self.sender_index or receiver not in self.receiver_index:
             return None
@@ -154,7 +154,7 @@ class Graph:
 
     @cached_property
     def own_receivers(self) -> tuple[tuple[int, ...], ...]:
-        """For each sender, the receivers of the same node: (q, k, v) of a head, one of an MLP, none of an input."""
+        """For each sender the receivers of its node: (q, k, v) for a head, one for an MLP, none for an input."""
         index = self.receiver_index
         own: list[tuple[int, ...]] = []
         for s in self.senders:

@@ -1,8 +1,8 @@
-"""Scores of edges, how they become a circuit, and their file, `scores.safetensors`.
+"""Scores of edges, the circuits made from them, and their file, `scores.safetensors`.
 
-A score says how much worse the metric gets, or is estimated to get, without the edge: the larger, the more important;
-a negative one says that the model does better without it. Methods that score nodes give an edge the score of its
-weaker end, so that the edges above a bound are those between the nodes above it; inputs and logits are always in.
+A score says how much the metric rises, or is estimated to rise, without the edge: the larger, the more important; a
+negative one says that the model does better without it. Methods that score nodes give an edge the score of its weaker
+end, so that the edges above a threshold are those between the nodes above it; inputs and logits are always in.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scores:
-    """What a method says of every edge.
+    """A method's scores of all edges.
 
     Args:
         edges: Float[sender receiver], NaN where the graph has no edge; larger is more important
-        nodes: Float[sender], for a method that scores nodes (NaN for the inputs), else None
+        nodes: Float[sender], NaN for inputs; None for a method that scores edges
     """
 
     graph: Graph
@@ -38,12 +38,12 @@ class Scores:
 
     @classmethod
     def of_nodes(cls, graph: Graph, nodes: Array) -> Scores:
-        """Scores of nodes, Float[sender] (those of inputs don't count), as scores of edges."""
+        """Scores of edges from scores of nodes, Float[sender]; those of inputs don't count."""
         nodes = np.where([s.kind == "input" for s in graph.senders], np.nan, nodes)
         return cls(graph, _weaker_end(graph, nodes), nodes)
 
     def non_finite(self) -> str | None:
-        """Name of the first node or edge whose score is not finite, if there is one."""
+        """Name of the first node or edge whose score is not finite, or None."""
         g = self.graph
         if self.nodes is not None:
             for sender, score in zip(g.senders, self.nodes, strict=True):
@@ -53,19 +53,19 @@ class Scores:
         return g.edge_name(*map(int, wrong[0])) if len(wrong) else None
 
     def importance(self, magnitude: bool) -> Array:
-        """Float[sender receiver] by which edges are ranked: the score or its magnitude, −inf where there is no edge."""
+        """What edges are ranked by, the score or its magnitude, −inf for no edge: Float[sender receiver]."""
         ranked = self.edges
         if magnitude:
             ranked = np.abs(ranked) if self.nodes is None else _weaker_end(self.graph, np.abs(self.nodes))
         return np.where(self.graph.edges, ranked, -np.inf)
 
     def above(self, threshold: float, magnitude: bool = False) -> Array:
-        """Bool[sender receiver]: the edges whose score is `threshold` or more."""
+        """The edges whose score is `threshold` or more, Bool[sender receiver]."""
         kept: Array = self.importance(magnitude) >= threshold
         return kept
 
     def top(self, n: int, magnitude: bool = False) -> Array:
-        """Bool[sender receiver]: the n edges with the largest scores; of equal ones, the earlier in (sender, receiver)
+        """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in (sender, receiver)
         order.
 
         Raises:
@@ -78,12 +78,12 @@ class Scores:
         return kept.reshape(self.edges.shape)
 
     def best(self, share: float) -> Array:
-        """Bool[sender receiver]: what a filter leaves, this share of the edges, at least one, by magnitude."""
+        """The given share of the edges with the largest magnitudes, at least one: Bool[sender receiver]."""
         return self.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
 
     def greedy(self, n: int, magnitude: bool = False) -> Array:
-        """Bool[sender receiver]: n edges grown from the logits, each time the edge with the largest score of those into
-        a node that is reached already (Hanna et al. 2024, section 3).
+        """n edges grown from the logits, Bool[sender receiver]: each step adds the edge with the largest score among
+        those into a node that is reached already (Hanna et al. 2024, section 3).
 
         Raises:
             UserError: the graph has fewer edges.
@@ -110,7 +110,7 @@ class Scores:
         return kept
 
     def circuit(self, kept: Array, direct: bool = True) -> Circuit:
-        """The circuit of some edges, with all scores. A direct edge is in it if an edge into its receiver is."""
+        """The circuit of the kept edges, with all scores. It has a direct edge if it has an edge into its receiver."""
         whole = self.graph.direct & kept.any(axis=0) if direct else None
         return Circuit(self.graph, kept, whole, self.edges)
 
@@ -120,13 +120,13 @@ class Scores:
 
 
 def _weaker_end(graph: Graph, nodes: Array) -> Array:
-    """Float[sender receiver]: the smaller one of what sender and receiver have, Float[sender]."""
+    """The smaller score of an edge's two nodes, Float[sender], as Float[sender receiver]."""
     writer = np.where(np.isnan(nodes), np.inf, nodes)
     reader = np.full(len(graph.receivers), np.inf)
     for sender, own in enumerate(graph.own_receivers):
         reader[list(own)] = nodes[sender]
     edges = np.minimum(writer[:, None], reader[None, :])
-    edges[np.isinf(edges)] = np.nanmax(nodes)  # from an input to the logits: like the most important node
+    edges[np.isinf(edges)] = np.nanmax(nodes)  # from an input to the logits: as the most important node
     return np.where(graph.edges, edges, np.nan)
 
 
@@ -134,7 +134,7 @@ def write_scores(path: Path, scores: Scores) -> None:
     """Write tensors `edges` Float[sender receiver] and, for a method that scores nodes, `nodes` Float[sender].
 
     Raises:
-        FileError: it can't be written.
+        FileError: the file can't be written.
     """
     tensors = {"edges": scores.edges} | ({} if scores.nodes is None else {"nodes": scores.nodes})
     write_atomic(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
@@ -144,12 +144,12 @@ def read_scores(path: Path, graph: Graph) -> Scores:
     """Read scores of a graph.
 
     Raises:
-        FileError: it can't be read, or belongs to another graph.
+        FileError: the file can't be read, or belongs to another graph.
     """
     try:
         tensors = load(read_bytes(path))
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:  # the latter of types that NumPy hasn't
-        raise FileError(f"{path}: is no file of scores ({error}); remove it") from None
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:  # ValueError: a type that NumPy lacks
+        raise FileError(f"{path}: not a file of scores ({error}); remove it") from None
     edges = tensors.get("edges")
     nodes = tensors.get("nodes")
     if (

@@ -1,8 +1,8 @@
 """Causal mediation analysis (Vig et al. 2020, arXiv 2004.12265): the indirect effect of every head and MLP.
 
-Score of a node = metric of the model in which that node alone writes what it wrote on the corrupted prompt − metric of
-the full model: the effect of the changed prompt that passes through the node. Vig et al. state it as a ratio of
-probabilities; here it is in the units of the metric, and positive where the node works for the behaviour.
+Score of a node = metric of the model in which this node alone writes its output on the corrupted prompt − metric of
+the full model: the effect of the changed prompt through the node. Vig et al. give it as a ratio of probabilities; here
+it is in the metric's units, and positive if the node works for the behaviour.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
 """DiffMask+ (Chintam et al. 2023, arXiv 2310.12611; after De Cao et al. 2021, arXiv 2112.06837).
 
-The other way round than its siblings: which fewest nodes, made to write their ablated outputs in the clean run, make
-the model predict as in the ablated run? From the papers: one hard-concrete gate per head and MLP, 1 where it
-intervenes; the expected number of interventions is minimised under a constraint on the prediction, enforced by a
-Lagrange multiplier that goes up the gradient and never falls below 0. Our reading: the constraint is
+In contrast to the other masks: which fewest nodes, if they write their ablated outputs in the clean run, make the model
+predict as in the ablated run? From the papers: one hard-concrete gate per head and MLP, 1 where it intervenes; the
+expected number of interventions is minimised under a constraint on the prediction, enforced by a Lagrange multiplier
+that follows the gradient upwards and never falls below 0. Our reading: the constraint is
 
     KL(prediction of the ablated run ‖ of the intervened run) ≤ margin × KL(the same ‖ of the clean run)
 
 in the mean over the prompts, which needs no unit, and the inputs, whose change would be the whole effect, are never
-replaced. The objective is the expected share of interventions + λ (KL / KL without any intervention − margin). Only KL
-counts, whatever the problem's metric. Score of a node = probability of an intervention, from 0 to 1: 0.5 is the natural
+replaced. The objective is the expected share of interventions + λ (KL / KL without any intervention − margin). KL is
+used whatever the problem's metric. Score of a node = probability of an intervention, from 0 to 1; 0.5 is the natural
 threshold.
 """
 
@@ -48,7 +48,7 @@ def score(
     Args:
         checkpoint: see `acdc.methods.masks.train`
     Raises:
-        UserError: the ablated run predicts what the clean one does; or see `acdc.methods.masks.train`.
+        UserError: clean and ablated run predict the same; or see `acdc.methods.masks.train`.
         FileError: see `acdc.methods.masks.train`.
     """
     model = problem.model
@@ -68,7 +68,7 @@ def score(
 
 @torch.no_grad()
 def _targets(problem: Problem, batches: Batches) -> tuple[list[Metric], float]:
-    """KL from the prediction of the ablated run, for each batch; and its mean over all prompts for the clean run."""
+    """The KL from the ablated run's prediction, for each batch; and its mean over all prompts for the clean run."""
     model = problem.model
     metrics = list[Metric]()
     total = 0.0
@@ -77,5 +77,5 @@ def _targets(problem: Problem, batches: Batches) -> tuple[list[Metric], float]:
         metrics.append(make_metric("kl", model, replace(cache.targets, clean=node_rows(model, cache, none))))
         total += float(metrics[-1](cache.targets.clean).sum())
     if not total > 0:
-        raise UserError("--method diffmask: the ablated run predicts what the clean one does: there is nothing to find")
+        raise UserError("--method diffmask: clean and ablated run predict the same, so there is nothing to find")
     return metrics, total / problem.n_prompts

@@ -1,4 +1,4 @@
-"""Config → circuit: the one place that knows all methods."""
+"""From a config to a circuit; the one place that calls every method."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ LOG = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a method found.
+class Discovery:
+    """The result of a method.
 
     Args:
-        circuit: with the scores, and with dead edges
-        decisions: those that were logged, for ACDC
-        evaluations: metrics of the whole model that ACDC took
+        circuit: the circuit with its scores, dead edges included
+        decisions: the logged decisions of ACDC
+        evaluations: how often ACDC evaluated the metric
     """
 
     circuit: Circuit
@@ -55,12 +55,12 @@ class Found:
     evaluations: int = 0
 
 
-def find(inputs: Inputs, out: Path, progress: Show) -> Found:
-    """Run a config's method; what it writes into `out` on the way is what it goes on from after an interruption."""
+def find(inputs: Inputs, out: Path, progress: Show) -> Discovery:
+    """Run a config's method; an interrupted one resumes from the files that it writes into `out`."""
     config = inputs.config
     if config.method != "acdc":
         scores = scored(inputs, config.method, out, progress)
-        return Found(scores.circuit(select(config, scores), config.direct))
+        return Discovery(scores.circuit(select(config, scores), config.direct))
     allowed = None
     if config.prefilter is not None:
         method, share = parse_filter(config.prefilter)
@@ -68,24 +68,24 @@ def find(inputs: Inputs, out: Path, progress: Show) -> Found:
     return search(inputs, out, progress, allowed)
 
 
-def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None) -> Found:
-    """Run ACDC, or go on with it from its log in `out`.
+def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None) -> Discovery:
+    """Run ACDC, or resume it from its log in `out`.
 
     Args:
-        allowed: Bool[sender receiver], what a filter left; None where there is none
+        allowed: Bool[sender receiver], the edges that a filter left; None without a filter
     Raises:
-        UserError: rounding alone changes the metric by more than the threshold; or the metric is not finite.
+        UserError: the threshold is below the rounding of the metric, or the metric is not finite.
     """
     _check_threshold(inputs)
     with torch.inference_mode():
         engine = make_engine(inputs)
         journal = Journal(out / LOG)
         circuit = discover(engine, options(inputs.config), journal, progress, allowed)
-    return Found(circuit, tuple(journal.decisions), engine.evaluations)
+    return Discovery(circuit, tuple(journal.decisions), engine.evaluations)
 
 
 def _check_threshold(inputs: Inputs) -> None:
-    """Raise UserError for a threshold that decides by rounding. 0 says that no rise at all is accepted, and is kept."""
+    """Raise UserError for a threshold below the rounding of the metric, but for 0, which accepts no rise at all."""
     model = inputs.model.transformer
     config = inputs.config
     with torch.inference_mode():
@@ -99,8 +99,7 @@ def _check_threshold(inputs: Inputs) -> None:
 
 
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
-    """The scores that a method gives all edges: from the file where it has been run already, else the file is
-    written."""
+    """A method's scores of all edges, read from their file if it exists; otherwise computed and written there."""
     path = out / SCORES
     known = inputs.scores
     what = _what(inputs.config, method)
@@ -113,7 +112,7 @@ def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
 
 
 def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
-    """The scores that a method gives all edges: as they are known in memory, else it is run."""
+    """A method's scores of all edges, computed once for these inputs."""
     known = inputs.scores
     what = _what(inputs.config, method)
     if what not in known:
@@ -122,15 +121,15 @@ def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> S
 
 
 def _what(c: Config, method: str) -> tuple[object, ...]:
-    """What scores depend on: they are the same at every threshold and size."""
+    """What scores depend on; threshold and number of edges are not part of it."""
     return method, c.metric, c.steps, c.updates, c.penalty, c.sparsity
 
 
 def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) -> Scores:
-    """The scores that a method gives all edges.
+    """Run a method that scores all edges.
 
     Args:
-        checkpoint: where a method that trains keeps its state
+        checkpoint: where a training method keeps its state
     Raises:
         UserError: a score is not finite, or the method can't work with these inputs.
     """
@@ -171,7 +170,7 @@ def select(config: Config, scores: Scores) -> np.ndarray:
 
 
 def make_engine(inputs: Inputs) -> Engine | PartedEngine:
-    """The engine for a config's metric on the prompts for discovery."""
+    """The engine for a config's metric on the discovery prompts."""
     model = inputs.model.transformer
     name = inputs.config.metric
     parts = inputs.parts("discovery")
@@ -184,5 +183,5 @@ def make_engine(inputs: Inputs) -> Engine | PartedEngine:
 
 
 def options(config: Config) -> Options:
-    """The options of ACDC that a config states."""
+    """A config's options of ACDC."""
     return Options(config.threshold or 0.0, config.abs, config.order, config.direct, config.seed, config.batch)

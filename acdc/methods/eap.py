@@ -2,9 +2,9 @@
 
 Score of an edge = (sender's ablated − clean output) · (gradient of the metric at the receiver's input, full model on
 the clean prompts), summed over positions, mean over the prompts: to first order the rise of the metric when the edge is
-removed. Sign as in EAP-IG, whose users minimise a loss; EAP-IG sums over the prompts of a batch what its metric
-returns, so its numbers equal these where the metric is summed (`mean=False`), and are these over the batch size where
-it is averaged.
+removed. The sign is that of EAP-IG, whose users minimise a loss. EAP-IG sums what its metric returns over the prompts
+of a batch: its scores equal these if the metric is summed (`mean=False`), and are these divided by the batch size if it
+is averaged.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ class Attribution:
     """Sums of differences times gradients, over positions and prompts."""
 
     def __init__(self, problem: Problem, points: int = 1) -> None:
-        """`points`: at how many runs per prompt gradients are taken."""
+        """`points`: the number of runs per prompt at which gradients are taken."""
         self._problem = problem
         self._points = points
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
         self._seen = 0
 
     def chunks(self, progress: Show) -> Iterator[ActivationCache]:
-        """The prompts, some at a time."""
+        """Yield the activations of the prompts, some at a time."""
         for cache in self._problem.chunks(CHUNK):
             yield cache
             self._seen += len(cache.pad)
             progress(Progress(self._seen, self._problem.n_prompts, "prompts", ""))
 
     def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
-        """Add what the gradients of one run say."""
+        """Add the contribution of one run's gradients."""
         model = self._problem.model
         graph = self._problem.graph
         difference = cache.difference
         everything = len(graph.senders)
-        if self._problem.max_batch(everything) >= len(cache.pad):  # what all senders write fits into memory at once
+        if self._problem.max_batch(everything) >= len(cache.pad):  # all outputs fit into the table at once
             whole = torch.cat([x for _, x in model.written_by(difference, everything)])
             for gradient in gradients:
                 self._multiply(0, whole[: self._parents(gradient)], gradient)
@@ -69,18 +69,18 @@ class Attribution:
         pending: list[Gradient] = []
         for gradient in gradients:
             pending.append(gradient)
-            if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP goes with the heads of its layer
+            if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP together with the heads of its layer
                 self._flush(difference, pending)
                 pending = []
         self._flush(difference, pending)
 
     def scores(self) -> Scores:
-        """The scores, from all that was added: the mean over prompts and points of the path."""
+        """The scores: the mean over prompts and points of what was added."""
         mean = (self._total / (self._problem.n_prompts * self._points)).numpy()
         return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
 
     def _flush(self, difference: Activations, gradients: list[Gradient]) -> None:
-        """Multiply some gradients with all senders below them; a head is projected to the stream once for all."""
+        """Multiply some gradients with all senders below them; each head is projected to the stream only once."""
         parents = [self._parents(g) for g in gradients]
         for first, written in self._problem.model.written_by(difference, max(parents, default=0)):
             for gradient, n in zip(gradients, parents, strict=True):

@@ -1,14 +1,14 @@
 """Edge attribution patching with integrated gradients (Hanna et al. 2024, arXiv 2403.17806), in three forms.
 
-The score is that of `acdc.methods.eap`, with the mean of the gradient over several runs between corrupted and clean:
+The score is that of `acdc.methods.eap`, with the gradient averaged over several runs between corrupted and clean:
 
 inputs           k = 0 … steps − 1: the inputs write corrupted + k/steps (clean − corrupted)
 activations      for the inputs, for the heads of each layer and for each MLP, k = 1 … steps: they write
                  ablated + k/steps (clean − ablated) in an otherwise clean run; gradients at all receivers count
 clean-corrupted  the clean run and the corrupted run
 
-as EAP-IG (github.com/hannamw/EAP-IG) computes them. Summed over the edges from the inputs, the scores of the first tend
-to metric(corrupted) − metric(clean), as the steps grow.
+as EAP-IG (github.com/hannamw/EAP-IG) computes them. With more steps, the scores of the first form, summed over the
+edges from the inputs, approach metric(corrupted) − metric(clean).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from acdc.registry import METHODS, check_method
 
 STEPS = METHODS["eap-ig"].repeats  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
 
-Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, and what was set by hand in it
+Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, its residual stream, the block set by hand
 
 
 def score(
@@ -44,7 +44,7 @@ def score(
         form: inputs, activations or clean-corrupted
         steps: points on each path; clean-corrupted always has 2
     Raises:
-        UserError: the form needs corrupted prompts, and the ablation has none.
+        UserError: the form needs corrupted prompts, which the ablation lacks.
     """
     names = {"inputs": "eap-ig", "activations": "eap-ig-activations", "clean-corrupted": "eap-ig-clean-corrupted"}
     check_method(names[form], problem.metric, problem.parts.ablation)

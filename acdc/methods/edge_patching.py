@@ -1,7 +1,7 @@
-"""Exact patching of every edge alone (leave one out): each is removed from the full model, and put back.
+"""Exact patching of every edge alone (leave one out).
 
-Score of an edge = metric without it − metric of the full model: what attribution estimates, and what ACDC measures as
-long as it has removed nothing. The cost is a patched pass from the receiver on for every edge.
+Score of an edge = metric without it − metric of the full model: what attribution estimates, and what ACDC measures
+before it has removed anything. Every edge costs a patched pass from its receiver on.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from acdc.io.progress import Progress, Show, silent
 from acdc.patching.patch import rows_without_edges
 from acdc.patching.problem import Problem
 
-VERSIONS = 16  # edges of one receiver that are removed side by side
+VERSIONS = 16  # edges of one receiver evaluated at once
 
 
 @torch.inference_mode()

@@ -1,23 +1,23 @@
 """Edge pruning (Bhaskar et al. 2024, arXiv 2406.16778).
 
-A mask of hard-concrete gates is trained, one gate per residual edge: of each sender a receiver reads ablated + gate ×
-(current − ablated) output. What is minimised is the metric, under the constraint that the share s of removed edges is
-the target t. Two Lagrange multipliers, which go up the gradient, enforce it:
+A mask of hard-concrete gates is trained, one gate per residual edge: a receiver reads ablated + gate × (current −
+ablated) output of each sender. The metric is minimised under the constraint that the share s of removed edges equals
+the target t. Two Lagrange multipliers, which follow the gradient upwards, enforce it:
 
     metric + λ1 (t − s) + λ2 (t − s)²
 
 The target rises linearly from 0 over the first part of the training. Score of an edge = probability that its gate is
-open, from 0 to 1: 0.5 is the natural threshold, and leaves about the share 1 − t of the edges.
+open, from 0 to 1; 0.5 is the natural threshold, and leaves about the share 1 − t of the edges.
 
-Different from the paper, so that this holds:
+Differences from the paper, so that this holds:
 
-- s counts the gates that are closed at that threshold, where the paper takes its expectation, which many half-open
-  gates fulfil as well as a few open ones, and which has next to no gradient where gates are sure. The gradient of the
-  count is taken as if it fell by 1 per unit of α (straight through): the same force on every gate, so that those close
-  first that the metric holds least.
-- There are gates of edges only; the paper has gates of nodes beside them, and an edge needs both.
-- Multipliers are measured in what an edge of the target's circuit is worth on average, so that no step depends on the
-  metric's unit or on the size of the graph.
+- s counts the gates that are closed at that threshold. The paper takes the expected share, which many half-open gates
+  meet as well as a few open ones, and which has almost no gradient where gates are certain. The gradient of the count
+  is taken as if it fell by 1 per unit of α (straight through): the same force on every gate, so that the gates that
+  matter least to the metric close first.
+- Only edges have gates; the paper has gates of nodes too, and an edge needs both.
+- Multipliers are in units of the average worth of an edge of the target's circuit, so that no step depends on the
+  metric's unit or the size of the graph.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ from acdc.registry import METHODS
 UPDATES = METHODS["edge-pruning"].repeats
 SPARSITY = 0.9
 WARM_UP = 0.4  # share of the training in which the target rises
-MULTIPLIERS = (0.0, 0.75)  # where they begin; λ2 from the first, or s would swing around t
-ASCENT = 0.025  # their step per unit of the gradient
+MULTIPLIERS = (0.0, 0.75)  # initial values; λ2 is above 0 from the start, or s would swing around t
+ASCENT = 0.025  # step per unit of the gradient
 
 
 def score(

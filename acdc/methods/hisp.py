@@ -1,8 +1,8 @@
 """Head importance score for pruning (Michel et al. 2019, arXiv 1905.10650), as Conmy et al. 2023 use it for circuits.
 
 Importance of a node = |(ablated − clean output) · gradient of the metric at the output|, summed over positions before
-the magnitude is taken, mean over the prompts; divided by the ℓ2 norm of the importances of its layer, as Michel et al.
-do, where the MLP counts as one more head. No unit; never negative.
+the magnitude is taken, mean over the prompts, divided by the ℓ2 norm of the importances of its layer as in Michel et
+al.; the MLP counts as one more head. No unit; never negative.
 """
 
 from __future__ import annotations

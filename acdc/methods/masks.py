@@ -3,8 +3,8 @@
 A gate is σ((logit(u) + α) / T), u uniform in (0, 1), stretched from (0, 1) to (LOW, HIGH) and clamped to [0, 1]:
 exactly closed or exactly open with some probability, and differentiable in α in between. The larger α, the more open.
 
-Everything that is random in an update is a function of the seed and the update's number alone, and prompts come in a
-fixed cycle. So a training that goes on from a checkpoint ends as it would have without a break, on a CPU bit for bit.
+The noise of an update depends on the seed and the update's number only, and prompts come in a fixed cycle. So a
+training resumed from a checkpoint ends as an uninterrupted one, on a CPU bit for bit.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ from acdc.patching.activations import BATCH, ActivationCache
 from acdc.patching.patch import node_rows
 from acdc.patching.problem import Problem
 
-LOW, HIGH, TEMPERATURE = -0.1, 1.1, 2 / 3  # as Louizos et al. choose them
-START = 2.0  # α of all gates at first: open with probability 0.97, yet only 0.6 of the samples are clamped to 1
-LIMIT = 7.0  # of |α|: a gate beyond is as good as certain, and would need many updates to come back
-RATE = 0.1  # Adam's step in α over the first half of the updates; over the second it falls linearly to 0
-# Adam's: the second moment is forgotten sooner than usual, since training is short and starts with large gradients; ε
-# is smaller, since a gradient is as small as 1 / gates.
+LOW = -0.1  # these three as in Louizos et al.
+HIGH = 1.1
+TEMPERATURE = 2 / 3
+START = 2.0  # initial α: a gate is open with probability 0.97, but only 0.6 of its samples are clamped to 1
+LIMIT = 7.0  # bound on |α|: a gate beyond it is almost certain, and would need many updates to come back
+RATE = 0.1  # Adam's step in α in the first half of the updates; in the second half it falls linearly to 0
+# Adam forgets the second moment sooner than usual, since training is short and begins with large gradients; its ε is
+# smaller, since gradients are as small as 1 / gates.
 MEAN_DECAY = 0.9
 SQUARE_DECAY = 0.98
-TINY = 1e-12
+EPSILON = 1e-12
 SAVED_EVERY = 25  # updates between two checkpoints
 
 
 def sample(alpha: Tensor, uniform: Tensor) -> Tensor:
-    """Gates Float[gate] in [0, 1] for some noise: uniform Float[gate] in (0, 1)."""
+    """Sample gates, Float[gate] in [0, 1], from noise: uniform Float[gate] in (0, 1)."""
     smooth = torch.sigmoid((torch.logit(uniform) + alpha) / TEMPERATURE)
     return (smooth * (HIGH - LOW) + LOW).clamp(0, 1)
 
@@ -56,15 +58,15 @@ def p_open(alpha: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Update:
-    """What the objective of an update is made of.
+    """What the objective of one update depends on.
 
     Args:
         cache: activations of the prompts of the update
-        batch: which of the batches they are
+        batch: the index of their batch
         alpha: Float[gate]
         gates: Float[gate], sampled
         multipliers: Float[multiplier]
-        share: of the training that is done, from 0 to 1
+        share: share of the training that is done, from 0 to 1
     """
 
     cache: ActivationCache
@@ -77,15 +79,16 @@ class Update:
 
 @dataclass(frozen=True)
 class Training:
-    """How gates are trained: they go down the gradient of an objective by Adam, its Lagrange multipliers go up it.
+    """A training: gates follow the gradient of an objective downwards by Adam, Lagrange multipliers follow it upwards.
 
     Args:
-        method: its name, for messages
-        settings: of the method, by name: in what another training may differ
-        gates: how many there are
-        objective: what is minimised, and for the multipliers maximised
-        multipliers: where each begins
-        ascent: step of each per unit of its gradient
+        method: name of the method, for messages
+        settings: settings of the method by name, which distinguish trainings
+        gates: number of gates
+        objective: minimised in the gates, maximised in the multipliers
+        multipliers: initial value of each
+        ascent: step of each multiplier per unit of its gradient
+        least: lower bound on the multipliers
     """
 
     method: str
@@ -96,11 +99,11 @@ class Training:
     objective: Callable[[Update], Tensor]
     multipliers: tuple[float, ...] = ()
     ascent: tuple[float, ...] = ()
-    least: float = -math.inf  # below which no multiplier falls
+    least: float = -math.inf
 
 
 class Batches:
-    """The prompts of a problem in batches of like size, the same ones in the same order in every cycle."""
+    """The prompts of a problem in batches of similar size, in the same order in every cycle."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -109,7 +112,7 @@ class Batches:
             n = len(cache.pad)
             bounds = np.linspace(0, n, -(-n // BATCH) + 1).round().astype(int).tolist()
             self._where += [(index, slice(*at)) for at in pairwise(bounds)]
-            self._part = index, cache  # what is in memory
+            self._part = index, cache  # the part in memory
 
     def __len__(self) -> int:
         return len(self._where)
@@ -126,7 +129,7 @@ class Batches:
 
 @torch.no_grad()
 def span(problem: Problem, batches: Batches) -> float:
-    """How far the metric with everything ablated is from that of the full model; 1 where it is the same."""
+    """The distance between the metric with everything ablated and that of the full model; 1 if they are equal."""
     model = problem.model
     total = 0.0
     none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
@@ -146,12 +149,12 @@ def train(
     """Train all gates.
 
     Args:
-        checkpoint: where the state is kept, from time to time and at the end, and where an earlier one goes on from
+        checkpoint: file of the state, written regularly and at the end; an existing one is resumed
     Returns:
-        Float[gate], the α of every gate
+        α of every gate, Float[gate]
     Raises:
         UserError: a loss is not finite.
-        FileError: the checkpoint is none, or one of another training; or it can't be written.
+        FileError: the file is not a checkpoint or from another training, or can't be written.
     """
     model = problem.model
     mark = _fingerprint(training, problem)
@@ -181,7 +184,7 @@ def train(
         with torch.no_grad():
             state["mean"] = MEAN_DECAY * state["mean"] + (1 - MEAN_DECAY) * down
             state["square"] = SQUARE_DECAY * state["square"] + (1 - SQUARE_DECAY) * down.square()
-            length = (state["square"] / (1 - SQUARE_DECAY ** (done + 1))).sqrt() + TINY
+            length = (state["square"] / (1 - SQUARE_DECAY ** (done + 1))).sqrt() + EPSILON
             step = state["mean"] / (1 - MEAN_DECAY ** (done + 1)) / length
             state["alpha"] = (alpha - RATE * min(1.0, 2 - 2 * share) * step).clamp(-LIMIT, LIMIT)
             state["multipliers"] = (multipliers + ascent * up).clamp(min=training.least)
@@ -193,13 +196,13 @@ def train(
 
 
 def _noise(seed: int, update: int, n: int) -> np.ndarray:
-    """Float[gate], inside (0, 1) even after rounding to float32."""
+    """Uniform noise inside (0, 1), even after rounding to float32: Float[gate]."""
     noise: np.ndarray = np.random.default_rng([seed, update]).uniform(1e-6, 1 - 1e-6, n)
     return noise
 
 
 def _fingerprint(training: Training, problem: Problem) -> str:
-    """Of what a training's course depends on. Weights and ablation are compared by who keeps the checkpoint."""
+    """A hash of what a training depends on, except weights and ablation: the run's config has those."""
     targets = problem.parts.targets
     ids = [x.tolist() for x in (targets.example, targets.correct, targets.wrong)]
     of = [training.method, training.settings, training.updates, training.seed, training.gates, problem.metric]
@@ -213,7 +216,7 @@ def _write(path: Path, mark: str, state: dict[str, Tensor], done: int) -> None:
 
 
 def _read(path: Path, mark: str, like: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:
-    """Number of updates, and state."""
+    """Read the number of updates done, and the state."""
     try:
         if not path.is_file():
             raise OSError

@@ -1,13 +1,13 @@
 """Subnetwork probing (Cao et al. 2021, arXiv 2104.03514), as Conmy et al. 2023 (appendix D) use it for circuits.
 
-A mask of hard-concrete gates is trained, one gate per head and MLP; the inputs are always in. Where a gate is closed,
-the node writes its ablated output. What is minimised is
+A mask of hard-concrete gates is trained, one gate per head and MLP; the inputs are always in. A node whose gate is
+closed writes its ablated output. The training minimises
 
     metric + penalty × span × expected share of open gates
 
-The span, what ablating everything costs in the metric, is ours: with it one penalty does for all metrics. Conmy et al.
-train for thousands of updates with a small step; here the step is larger and falls to 0, so that hundreds do.
-Score of a node = probability that its gate is open, from 0 to 1: 0.5 is the natural threshold.
+The span, what ablating everything costs in the metric, is our addition: with it one penalty fits all metrics. Conmy et
+al. train for thousands of updates with a small step; here the step is larger and falls to 0, so that hundreds suffice.
+Score of a node = probability that its gate is open, from 0 to 1; 0.5 is the natural threshold.
 """
 
 from __future__ import annotations
@@ -60,6 +60,6 @@ def score(
 
 
 def of_gates(problem: Problem, gates: Tensor) -> Scores:
-    """Scores of all nodes but the inputs, Float[gate]; an input has none."""
+    """Scores from the gates of all nodes but the inputs, Float[gate]."""
     nodes = torch.cat([torch.full((len(problem.graph.inputs),), torch.nan), gates.double().cpu()])
     return Scores.of_nodes(problem.graph, nodes.numpy())

@@ -1,1 +1,1 @@
-"""The transformer in pieces that can be evaluated alone, and the loaders that map checkpoints onto it."""
+"""The transformer in pieces that can be evaluated separately, and the loaders of checkpoints."""

@@ -80,12 +80,12 @@ class ModelConfig:
             raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
 
     def graph(self) -> Graph:
-        """The graph of a transformer of these sizes."""
+        """The graph of this transformer."""
         inputs = ("tok", "pos") if self.split_position else ("input",)
         return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Name and shape of every weight."""
+        """The name and shape of every weight."""
         c = self
         out: dict[str, tuple[int, ...]] = {
             "token.weight": (c.vocab_size, c.d_model),

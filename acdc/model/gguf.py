@@ -1,7 +1,7 @@
 """GGUF files: converted once to a Hugging Face directory in the user's cache, and read from there afterwards.
 
-The conversion needs the `gguf` library alone, which parses the file and undoes the quantization. What a GGUF says and
-the directory could not is refused, never dropped: the converted model computes what the file's model computes.
+The `gguf` library parses the file and undoes the quantization. Settings that the directory could not express are
+refused, never dropped: the converted model computes what the file's model computes.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +22,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-
-SUPPORTED = ("gpt2", "llama", "qwen2", "qwen3")
-"""Architectures that can be converted, and the `model_type` that each becomes. Mistral is llama in a GGUF."""
+from acdc.model.gguf_file import SUPPORTED, GgufFile, broken, open_gguf
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -37,24 +33,15 @@ _SPLITS = {
     "qwen2": _LLAMA3_SPLIT.replace("{1,3}", ""),
     "deepseek-r1-qwen": _LLAMA3_SPLIT.replace("{1,3}", ""),
 }
-_REFUSED = (  # after the architecture's prefix: what changes the computation and has no place in the config
-    "attention.scale",
-    "attention.clamp_kqv",
-    "attention.sliding_window",
-    "attn_logit_softcapping",
-    "embedding_scale",
-    "expert_count",
-    "final_logit_softcapping",
-    "logit_scale",
-    "residual_scale",
-)
 
 
 def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
-    """The Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
+    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
 
-    `supported` are the families (`model_type`) that the caller can load. Raises ModelError for a file that can't be
-    read or represented, and then leaves nothing behind.
+    Args:
+        supported: the families (`model_type`) that the caller can load
+    Raises:
+        ModelError: the file can't be read or represented; nothing is left behind.
     """
     from filelock import FileLock
 
@@ -65,9 +52,9 @@ def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / ".lock"):
-            if target.is_dir():  # another process made it meanwhile
+            if target.is_dir():  # made by another process in the meantime
                 return target
-            for stale in root.glob(".partial-*"):  # of a process that was killed
+            for stale in root.glob(".partial-*"):  # left by a process that was killed
                 shutil.rmtree(stale, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
             try:
@@ -106,8 +93,8 @@ def _convert(path: Path, to: Path, supported: Collection[str]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    file = _open(path)
-    with _broken(path):
+    file = open_gguf(path)
+    with broken(path):
         family = file.family(supported)
         config = _config(file, family)
         tokenizer = _tokenizer(file, family)
@@ -116,88 +103,15 @@ def _convert(path: Path, to: Path, supported: Collection[str]) -> None:
     tokenizer.save(str(to / "tokenizer.json"))
     try:
         save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # an input or output error in disguise
+    except SafetensorError as error:  # safetensors wraps I/O errors in its own
         raise OSError(str(error)) from None
-
-
-@contextmanager
-def _broken(path: Path) -> Iterator[None]:
-    """Any error inside, a ModelError aside, is the file's: the gguf library checks little and raises what it meets."""
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        what = " ".join(str(error).split()) or "no detail"
-        raise ModelError(f"{path}: can't be read as GGUF, perhaps truncated ({type(error).__name__}: {what})") from None
-
-
-@dataclass(frozen=True)
-class _File:
-    path: Path
-    keys: dict[str, Any]  # gguf.ReaderField by name
-    tensors: dict[str, Any]  # gguf.ReaderTensor by name
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self.keys[key].contents() if key in self.keys else default
-
-    def own(self, key: str, default: Any = None) -> Any:
-        """A key of the architecture; without a default it must be there."""
-        value = self.get(f"{self.architecture}.{key}", default)
-        if value is None:
-            raise self.refuse(f"{self.architecture}.{key} is missing")
-        if isinstance(value, list):
-            raise self.refuse(f"{self.architecture}.{key} differs between layers, which is not supported")
-        return value
-
-    @property
-    def architecture(self) -> str:
-        return str(self.get("general.architecture"))
-
-    def family(self, supported: Collection[str]) -> str:
-        known = [a for a in SUPPORTED if a in supported]
-        if self.architecture not in known:
-            raise self.refuse(
-                f"architecture {self.architecture!r} is not supported as a GGUF; supported: {', '.join(known)}"
-            )
-        if int(self.get("split.count", 1)) > 1:
-            raise self.refuse("one part of a split model; merge the parts into one file first")
-        for key in _REFUSED:
-            if self.get(f"{self.architecture}.{key}"):
-                raise self.refuse(f"{self.architecture}.{key} is set, which is not supported")
-        return self.architecture
-
-    def refuse(self, why: str) -> ModelError:
-        return ModelError(f"{self.path}: {why}")
-
-
-def _open(path: Path) -> _File:
-    try:
-        from gguf import GGUFReader
-    except ImportError as error:
-        raise ModelError(
-            f"{path}: reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
-        ) from None
-
-    class Reader(GGUFReader):
-        """Where the file ends too early, the library would go on with what isn't there, as often as a count says."""
-
-        def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **order: Any) -> Any:
-            found = super()._get(offset, dtype, count, *more, **order)
-            if len(found) < int(count):
-                raise EOFError(f"{count} values of {np.dtype(dtype)} at byte {offset} are not all there")
-            return found
-
-    with _broken(path):
-        reader: Any = Reader(path)
-        return _File(path, dict(reader.fields), {t.name: t for t in reader.tensors})
 
 
 # -- config.json
 
 
-def _config(file: _File, family: str) -> dict[str, Any]:
-    width, vocab = _shape(file, "token_embd.weight")
+def _config(file: GgufFile, family: str) -> dict[str, Any]:
+    width, vocab = file.shape("token_embd.weight")
     if width != file.own("embedding_length"):
         raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
     heads = int(file.own("attention.head_count"))
@@ -247,8 +161,8 @@ def _config(file: _File, family: str) -> dict[str, Any]:
     return config
 
 
-def _rope_scaling(file: _File, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Linear scaling, or Llama 3.1's, which a GGUF holds as a tensor; any other is refused."""
+def _rope_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any] | None:
+    """Linear scaling or Llama 3.1's, which a GGUF stores as a tensor; others are refused."""
     if (kind := file.own("rope.scaling.type", "none")) == "linear":
         return {"rope_type": "linear", "factor": _decimal(file.own("rope.scaling.factor"))}
     if kind != "none":
@@ -278,14 +192,8 @@ def _rope_scaling(file: _File, config: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _decimal(value: float) -> float:
-    """A float32 as the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
+    """Round a float32 to the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
     return float(f"{value:.7g}")
-
-
-def _shape(file: _File, name: str) -> tuple[int, ...]:
-    if name not in file.tensors:
-        raise file.refuse(f"tensor {name!r} is missing")
-    return tuple(int(n) for n in file.tensors[name].shape)  # the fastest-varying first
 
 
 # -- model.safetensors
@@ -321,7 +229,7 @@ _GPT2_NAMES = {
 
 
 def _expected(config: dict[str, Any]) -> set[str]:
-    """The names of all tensors that a file of this config has."""
+    """The names of all tensors in a file with this config."""
     family = config["model_type"]
     layers = int(config.get("n_layer") or config["num_hidden_layers"])
     bias: Sequence[str] = (".weight", ".bias")
@@ -345,7 +253,7 @@ def _expected(config: dict[str, Any]) -> set[str]:
     return names
 
 
-def _tensors(file: _File, config: dict[str, Any]) -> dict[str, Tensor]:
+def _tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, Tensor]:
     expected = _expected(config)
     if missing := sorted(expected - set(file.tensors)):
         raise file.refuse(f"tensor {missing[0]!r} is missing")
@@ -362,22 +270,22 @@ def _tensors(file: _File, config: dict[str, Any]) -> dict[str, Tensor]:
 
 
 def _values(tensor: Any) -> Tensor:
-    """A tensor with its quantization undone; 16-bit floats stay as they are, as nothing is lost."""
+    """A tensor without quantization; 16-bit floats stay as they are."""
     from gguf import dequantize
 
     kind = tensor.tensor_type.name
     values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
-    out = torch.from_numpy(np.array(values))  # a copy: the file's memory can't be written to
+    out = torch.from_numpy(np.array(values))  # a copy, since the mapped file is read-only
     return out.to(torch.bfloat16) if kind == "BF16" else out
 
 
 def _rearrange(config: dict[str, Any], name: str) -> Callable[[Tensor], Tensor]:
-    """From llama.cpp's layout of a tensor to Hugging Face's."""
+    """The function from llama.cpp's layout of a tensor to Hugging Face's."""
     if config["model_type"] == "gpt2" and name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
         return lambda t: t.mT if t.ndim == 2 else t  # input × output; a bias stays
     if config["model_type"] == "llama" and name in ("attn_q", "attn_k"):
         heads = config["num_attention_heads" if name == "attn_q" else "num_key_value_heads"]
-        # rotary pairs are neighbours there, and half a head apart here
+        # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
         return lambda t: t.view(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
     return lambda t: t
 
@@ -385,9 +293,11 @@ def _rearrange(config: dict[str, Any], name: str) -> Callable[[Tensor], Tensor]:
 # -- tokenizer.json
 
 
-def _tokenizer(file: _File, family: str) -> Any:
-    """The byte-level BPE of a file. Raises ModelError where the file names another kind, or rules of splitting text
-    into words that are not known here: a guess would give other tokens than the model was trained on.
+def _tokenizer(file: GgufFile, family: str) -> Any:
+    """The byte-level BPE tokenizer of a file.
+
+    Raises ModelError for another kind of tokenizer or unknown rules of splitting text into words: a guess would give
+    other tokens than those the model was trained on.
     """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
@@ -409,7 +319,7 @@ def _tokenizer(file: _File, family: str) -> Any:
     tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
     merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]
     vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) < len(tokens) or len(tokens) > _shape(file, "token_embd.weight")[1]:
+    if len(vocab) < len(tokens) or len(tokens) > file.shape("token_embd.weight")[1]:
         raise file.refuse(f"its {len(tokens)} tokens are not distinct, or more than the model embeds")
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting == "llama-bpe"))
     if splitting in ("qwen2", "deepseek-r1-qwen"):
@@ -417,7 +327,7 @@ def _tokenizer(file: _File, family: str) -> Any:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     types = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    for number, special in ((3, True), (4, False)):  # control tokens, and ones that a user defined
+    for number, special in ((3, True), (4, False)):  # control tokens, and user-defined ones
         chosen = [token for token, n in zip(tokens, types, strict=True) if n == number]
         added = [AddedToken(token, special=special, normalized=False) for token in chosen]
         (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)

@@ -1,8 +1,8 @@
 """GPT-2 checkpoints (any size, vocabulary and fine-tuning) onto the transformer.
 
-Among them those whose layer norm was removed by fine-tuning (Heimersheim 2024, Baroni et al. 2025). They are stored as
-ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1e6 undo the division by its root. What is
-left is x − mean(x), and nothing here treats them specially.
+This includes models whose layer norm was removed by fine-tuning (Heimersheim 2024, Baroni et al. 2025). They are stored
+as ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1e6 undo the division by its root, which
+leaves x − mean(x). They need no special treatment.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from acdc.model.config import ModelConfig
 
 
 def config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
+    """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
     refuse(raw, where, add_cross_attention=False)
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "n_layer", "n_head", "n_embd", "n_positions", "vocab_size"

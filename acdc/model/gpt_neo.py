@@ -17,8 +17,8 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     n_layers, n_heads, width, n_positions, vocab = sizes(
         raw, where, "num_layers", "num_heads", "hidden_size", "max_position_embeddings", "vocab_size"
     )
-    said = raw.get("attention_types", [])
-    repeated = (kind for kinds, times in said if kinds for _ in range(times) for kind in kinds)
+    types = raw.get("attention_types", [])
+    repeated = (kind for kinds, times in types if kinds for _ in range(times) for kind in kinds)
     kinds = raw.get("attention_layers") or list(islice(repeated, n_layers + 1))
     window = raw.get("window_size", 256)
     return ModelConfig(

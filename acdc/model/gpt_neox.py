@@ -1,4 +1,4 @@
-"""GPT-NeoX checkpoints (Pythia among them): parallel blocks, a part of each head rotated, q, k and v interleaved."""
+"""GPT-NeoX checkpoints (Pythia among them): parallel blocks, partly rotated heads, interleaved q, k and v."""
 
 from __future__ import annotations
 

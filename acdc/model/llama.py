@@ -1,6 +1,8 @@
-"""Llama checkpoints and their kin (Llama 2 and 3, SmolLM2, Mistral, Qwen 2, 2.5 and 3): RMS norms, rotated heads, gated
-MLPs, key and value heads shared by several query heads. Each query head gets keys and values of its own here, as in
-EAP-IG and TransformerLens with ungrouped attention."""
+"""Checkpoints of Llama and its relatives: Llama 2 and 3, SmolLM2, Mistral, Qwen 2, 2.5 and 3.
+
+They have RMS norms, rotated heads, gated MLPs, and key and value heads shared by several query heads. Each query head
+gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from acdc.model.config import ModelConfig
 
 
 def config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The transformer's config from Hugging Face's config.json. Raises ModelError for what it can't represent."""
+    """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
     n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
@@ -28,7 +30,7 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
         "vocab_size",
     )
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
-        raise ModelError(f"{where}: num_attention_heads {n_heads} is no multiple of num_key_value_heads")
+        raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
     d_head = raw.get("head_dim") or width // n_heads
     return ModelConfig(
         n_layers=n_layers,
@@ -78,7 +80,7 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
         for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
             w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
             out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, n, c.n_heads // n)
-        if c.head_norm:  # it undoes any scale before it
+        if c.head_norm:  # it would undo a scale before it
             out[to + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
             out[to + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
         else:

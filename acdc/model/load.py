@@ -1,4 +1,4 @@
-"""Read a model and put it on a device. Only safetensors are read: no file that could run code."""
+"""Load a model onto a device. Only safetensors are read, which can't run code."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3": llama,
 }
 POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
-"""Families that normalise what attention and MLPs write, before it is added to the stream. The heads of a layer go
-through that norm together, so no head has a write of its own that an edge could carry."""
+"""Families that normalise the outputs of attention and MLPs before adding them to the stream. The heads of a layer go
+through that norm together, so that no head has its own output that an edge could carry."""
 REFUSED = {
     "attn_logit_softcapping": "attention scores with a soft cap are",
     "final_logit_softcapping": "logits with a soft cap are",
     "quantization_config": "quantized weights are",
 }
-"""Keys that no supported family has of itself, and that change what is computed."""
+"""Keys that change the computation and that no supported family implies."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -54,9 +54,7 @@ class Model:
     tokenizer: Tokenizer
 
     def check_fits(self, *splits: Split) -> None:
-        """Raise ModelError if prompts are longer than the model's positions or use ids that it does not embed or
-        output.
-        """
+        """Raise ModelError if prompts are longer than the model's positions or use token ids that it doesn't have."""
         c = self.transformer.config
         for split in splits:
             n = split.clean.shape[1]
@@ -78,7 +76,7 @@ class Model:
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
-    """Load a model by name. Raises ModelError with one line on what is wrong and where."""
+    """Load a model by name. Raises ModelError if it can't be found, read or represented."""
     directory = find_model(name)
     raw, family, config = _read_config(directory)
     kind = FAMILIES[family]
@@ -88,7 +86,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     tokenizer = Tokenizer(directory, name)
     files = _weight_files(directory)
     tensors = _read_tensors(files, DTYPES[dtype])
-    with ThreadPoolExecutor(1) as beside:  # neither hashing nor torch holds the interpreter's lock
+    with ThreadPoolExecutor(1) as beside:  # hashing and torch both release the GIL
         digest = beside.submit(_hash, files)
         weights = kind.weights(raw, tensors, config, str(directory))
         transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
@@ -96,13 +94,13 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
 
 
 def load_tokenizer(name: str) -> tuple[ModelConfig, Tokenizer]:
-    """A model's sizes and tokenizer, without its weights. Raises ModelError as `load_model`."""
+    """Load a model's sizes and tokenizer without its weights. Raises ModelError as `load_model`."""
     directory = find_model(name)
     return _read_config(directory)[2], Tokenizer(directory, name)
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
-    """The content of config.json, and what it says: family and sizes."""
+    """Read config.json: its content, the family and the sizes."""
     raw = read_json(directory / "config.json")
     where = str(directory / "config.json")
     family = _family(raw, where)
@@ -111,7 +109,7 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
 
 
 def _family(raw: dict[str, Any], where: str) -> str:
-    """The family of a config.json. Raises ModelError for one that isn't supported, and says why."""
+    """The family that a config.json names. Raises ModelError for one that isn't supported, with the reason."""
     family = str(take(raw, where, "model_type")[0])
     why = "is not supported"
     if family in POST_NORM:
@@ -146,7 +144,7 @@ def _weight_files(directory: Path) -> list[Path]:
             files = [directory / Path(n).name for n in names]
             missing = [str(f) for f in files if not f.is_file()]
         if missing:
-            raise ModelError(f"{index}: names {missing[0]}, which does not exist")
+            raise ModelError(f"{index}: names {missing[0]}, which doesn't exist")
     else:
         whole = directory / "model.safetensors"
         files = [whole] if whole.is_file() else sorted(f for f in directory.glob("*.safetensors") if f.is_file())
@@ -172,7 +170,7 @@ def _read_tensors(files: list[Path], dtype: torch.dtype) -> dict[str, Tensor]:
             raise ModelError(f"{file}: not a readable safetensors file ({error})") from None
         for name, tensor in found.items():
             if name in tensors:
-                raise ModelError(f"{file}: tensor {name!r} is in another of the files, too")
+                raise ModelError(f"{file}: tensor {name!r} is also in another file")
             if not tensor.is_floating_point() and not IGNORED.search(name):
                 kind = str(tensor.dtype).removeprefix("torch.")
                 raise ModelError(f"{file}: tensor {name!r} holds {kind}; weights should be floating-point numbers")

@@ -1,4 +1,4 @@
-"""The format of the bundled hand-made models: config.json names `ModelConfig`'s fields, tensors have its names."""
+"""The format of the bundled models: config.json has the fields of `ModelConfig`, tensors the names of its shapes."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
 
 
 def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
-    """The tensors as they are."""
+    """The tensors, unchanged."""
     return tensors

@@ -1,4 +1,4 @@
-"""Text to token ids and back, over whatever tokenizer a checkpoint ships."""
+"""Text to token ids and back, with a checkpoint's tokenizer."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ BOS = ("<|endoftext|>", "<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "BOS")
 class Tokenizer:
     """A checkpoint's tokenizer.
 
-    Read with the tokenizers library alone, which loads in milliseconds: tokenizer.json, or GPT-2's vocab.json and
-    merges.txt.
+    The tokenizers library, which loads in milliseconds, reads tokenizer.json or GPT-2's vocab.json and merges.txt.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -26,7 +25,7 @@ class Tokenizer:
         self.unk_id = self._fast.token_to_id("<unk>")
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, with no special tokens added."""
+        """Token ids of a text, without special tokens."""
         ids: list[int] = self._fast.encode(text, add_special_tokens=False).ids
         return ids
 
@@ -48,7 +47,7 @@ def _read(directory: Path) -> Any:
             return tokenizer
         if vocab.is_file() and merges.is_file():
             return ByteLevelBPETokenizer.from_file(str(vocab), str(merges))
-    except BaseException as error:  # for a bad file the library raises bare Exception, or panics, which is none
+    except BaseException as error:  # for a bad file the library raises Exception, or a panic, which is a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{whole if whole.is_file() else vocab}: not a readable tokenizer ({error})") from None

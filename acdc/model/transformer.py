@@ -1,12 +1,12 @@
-"""One pre-norm transformer, in pieces that can be evaluated alone: head, MLP, output.
+"""One pre-norm transformer, in pieces that can be evaluated separately: head, MLP, output layer.
 
-Axes, used in every docstring of the package: `batch` prompts, `pos` positions, `layer`, `head`, `d_model` residual
-stream, `d_head` head, `d_mlp` MLP, `vocab` output columns; `...` any leading axes.
+Axes, in every docstring of the package: `batch` prompts, `pos` positions, `layer`, `head`, `d_model` residual stream,
+`d_head` head, `d_mlp` MLP, `vocab` output columns; `...` any leading axes.
 
 Conventions: activations are row vectors, `y = x @ W + b`. The scale and shift of every norm are folded into the weights
 that read it, and the attention scale into the query weights, so that a norm has no parameters and a score is `q · k`.
-The unembedding is kept centred over the vocabulary, with the mean beside it: log-probabilities don't feel the
-difference, and in float32 they lose less to rounding.
+The unembedding is centred over the vocabulary, and its mean kept separately: log-probabilities stay the same and lose
+less to rounding in float32.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Edit = Callable[[str, int, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Activations:
-    """What every sender writes. Heads are kept as z (before the output projection), which is smaller.
+    """The outputs of all senders. Heads are stored as z (before the output projection), which is smaller.
 
     Args:
         inputs: Float[input batch pos d_model]
@@ -43,19 +43,19 @@ class Activations:
     mlp: Tensor
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
-        """The function of each of the tensors."""
+        """Apply a function to each tensor."""
         return Activations(f(self.inputs), f(self.z), f(self.mlp))
 
     def __add__(self, other: Activations) -> Activations:
         return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
 
     def examples(self, chunk: slice) -> Activations:
-        """Those of some of the prompts."""
+        """The outputs on some of the prompts."""
         return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
 
 
 def positions_of(pad: Tensor, n_pos: int) -> Tensor:
-    """Int[batch pos]: the position of every column; the first one behind the padding has 0."""
+    """The position of every column, Int[batch pos]; the first one after the padding has 0."""
     return (torch.arange(n_pos, device=pad.device) - pad[:, None]).clamp(min=0)
 
 
@@ -72,7 +72,7 @@ class Transformer:
                 raise ModelError(f"{source}: tensor {name!r} is missing")
             if tuple(weights[name].shape) != shape:
                 raise ModelError(f"{source}: tensor {name!r} has shape {tuple(weights[name].shape)}, not {shape}")
-            # A sum is finite only if every term is, and takes a twentieth of the time of looking at each.
+            # A sum is finite only if every term is, and takes a twentieth of the time of checking each.
             if not torch.isfinite(weights[name].sum()) and not torch.isfinite(weights[name]).all():
                 raise ModelError(f"{source}: tensor {name!r} contains NaN or infinity")
         self.config = config
@@ -89,12 +89,12 @@ class Transformer:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.unembed_mean.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         return self.unembed_mean.dtype
 
     # --- pieces ---------------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class Transformer:
 
         Args:
             tokens: Int[batch pos]
-            pad: Int[batch], positions of left padding; the first token behind it has position 0
+            pad: Int[batch], positions of left padding; the first token after it has position 0
         Returns:
             Float[input batch pos d_model]
         """
@@ -115,8 +115,8 @@ class Transformer:
         return torch.stack([token, position]) if self.config.split_position else (token + position)[None]
 
     def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
-        """Bool[batch query key]: who may attend to whom, windows apart. A padding position attends to itself, so that
-        no row is empty.
+        """Which keys each query may attend to, without windows: Bool[batch query key]. A padding position attends to
+        itself, so that no row is empty.
         """
         at = torch.arange(n_pos, device=pad.device)
         real = at >= pad[:, None]
@@ -124,7 +124,7 @@ class Transformer:
         return mask & (at[None, :] <= at[:, None]) if self.config.causal else mask
 
     def window(self, layer: int, mask: Tensor, first: int = 0) -> Tensor:
-        """A mask Bool[... query key], whose queries begin at position `first`, within the window of a layer."""
+        """Restrict a mask Bool[... query key], whose queries begin at position `first`, to the window of a layer."""
         size = self.config.windows[layer] if self.config.windows else 0
         if not size:
             return mask
@@ -133,7 +133,7 @@ class Transformer:
         return mask & (query - torch.arange(n_key, device=mask.device) < size)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """The norm of a receiver, without scale and shift: Float[... d_model] to the same."""
+        """Normalise a receiver's input, without scale and shift: Float[... d_model] to the same shape."""
         if self.config.norm == "none":
             return x
         if self.config.norm == "rms":
@@ -145,7 +145,7 @@ class Transformer:
 
         Args:
             x: Float[... batch pos d_model]
-            positions: Int[batch pos], where x stands; see `positions_of`
+            positions: Int[batch pos] of x; see `positions_of`
         Returns:
             Float[... batch pos d_head]
         """
@@ -155,13 +155,13 @@ class Transformer:
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
     def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
-        """Queries, keys or values of all heads of a layer, not yet placed: normalised Float[batch pos d_model] to
+        """Queries, keys or values of all heads of a layer, before `place`: normalised input Float[batch pos d_model] to
         Float[batch head pos d_head]."""
         at = f"layers.{layer}.{kind}."
         return torch.einsum("btd,hde->bhte", h, self.weights[at + "weight"]) + self.weights[at + "bias"][:, None]
 
     def place(self, kind: str, layer: int, y: Tensor, positions: Tensor) -> Tensor:
-        """Norm and rotation of queries and keys Float[... pos d_head]; values stay as they are."""
+        """Normalise and rotate queries or keys Float[... pos d_head]; values stay as they are."""
         if kind == "v":
             return y
         if self.config.head_norm:
@@ -185,11 +185,11 @@ class Transformer:
         return scores.softmax(-1) @ v
 
     def write(self, layer: int, head: int, z: Tensor) -> Tensor:
-        """What a head writes, without the layer's output bias: Float[... d_head] to Float[... d_model]."""
+        """A head's output, without the layer's output bias: z Float[... d_head] to Float[... d_model]."""
         return z @ self.weights[f"layers.{layer}.o.weight"][head]
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
-        """What an MLP writes, its output bias included: Float[... d_model] to Float[... d_model]."""
+        """An MLP's output, with its output bias: Float[... d_model] to the same shape."""
         at = f"layers.{layer}.mlp_"
         w = self.weights
         flat = self.normalise(x).flatten(0, -2)
@@ -202,7 +202,7 @@ class Transformer:
         return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
 
     def bias(self, layer: int, before_mlp: bool = False) -> Tensor:
-        """Float[d_model]: sum of the attention output biases below a layer, its own included if `before_mlp`.
+        """The sum of the attention output biases below a layer, with its own if `before_mlp`: Float[d_model].
 
         They belong to no edge and always stay.
         """
@@ -214,7 +214,7 @@ class Transformer:
     # --- output layer, on normalised final rows `h = normalise(x)` ------------------------------------------------
 
     def logits(self, h: Tensor) -> Tensor:
-        """Float[... d_model] to Float[... vocab], as the checkpoint gives them."""
+        """The checkpoint's logits: Float[... d_model] to Float[... vocab]."""
         centred = F.linear(h, self.weights["unembed.weight"], self.weights["unembed.bias"])
         return centred + (h @ self.unembed_mean + self.unembed_bias_mean)[..., None]
 
@@ -224,7 +224,7 @@ class Transformer:
         return torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
 
     def logsumexp(self, h: Tensor) -> Tensor:
-        """Log-sum-exp of the centred logits: Float[... d_model] to Float[...]. Taken in blocks of the vocabulary."""
+        """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
         flat = h.reshape(-1, h.shape[-1])
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
@@ -235,14 +235,14 @@ class Transformer:
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
-        """Σ_v p(v) W_U[v], p being the model's own prediction at each row: Float[row d_model] to the same."""
+        """Σ_v p(v) W_U[v], with the model's prediction p at each row: Float[row d_model] to the same shape."""
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
         parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
         return torch.cat(parts)
 
     def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
-        """W_U of n tokens drawn, with a fixed seed, from the model's own prediction at each row: Float[row d_model] to
+        """W_U of n tokens drawn, with a fixed seed, from the model's prediction at each row: Float[row d_model] to
         Float[row n d_model]."""
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
@@ -264,16 +264,16 @@ class Transformer:
             tokens: Int[batch pos]
             pad: Int[batch]
         Returns:
-            what every sender writes, and the residual stream before each layer and after the last one, before its norm:
-            Float[layer+1 batch pos d_model]
+            the outputs of all senders, and the residual stream before each layer and after the last one (before the
+            final norm), Float[layer+1 batch pos d_model]
         """
         return self.run_inputs(self.embed(tokens, pad), pad)
 
     def run_inputs(self, inputs: Tensor, pad: Tensor, edit: Edit | None = None) -> tuple[Activations, Tensor]:
-        """A forward pass from what the inputs write, Float[input batch pos d_model]; see `run`.
+        """A forward pass from the outputs of the inputs, Float[input batch pos d_model]; see `run`.
 
         Args:
-            edit: what a layer's heads (`z`) or its MLP (`mlp`) write instead of what they computed
+            edit: called with "z" or "mlp", the layer and the output computed; returns the output to use
         """
         x = inputs.sum(0)
         mask = self.attention_mask(pad, inputs.shape[2])[:, None]
@@ -301,15 +301,15 @@ class Transformer:
         return Activations(inputs, torch.stack(zs), mlp), torch.stack(stream)
 
     def written(self, activations: Activations, sender: Sender) -> Tensor:
-        """What one sender adds to the residual stream: Float[batch pos d_model]."""
+        """The output of one sender in the residual stream: Float[batch pos d_model]."""
         if sender.kind == "head":
             return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
 
     def written_by(self, a: Activations, n: int) -> Iterator[tuple[int, Tensor]]:
-        """What the first n senders add to the residual stream, block by block (the inputs; the heads and the MLP of
-        each layer): index of the block's first sender, and Float[sender batch pos d_model]. The last block may reach
-        beyond."""
+        """Yield the outputs of the first n senders in the residual stream, in blocks: the inputs, then the heads and
+        the MLP of each layer. A block is the index of its first sender and Float[sender batch pos d_model]; the last
+        one may reach beyond n."""
         yield 0, a.inputs
         first = len(a.inputs)
         for layer in range(self.config.n_layers):

@@ -1,7 +1,7 @@
-"""Run the whole model with any set of edges or nodes, or on from one changed node: plain, and differentiable.
+"""Run the whole model with any set of edges or nodes, or from one changed node on; differentiable.
 
 Receiver input = Σ kept edges: sender's current output + Σ removed edges: sender's ablated output + biases. Only live
-positions are computed: before the first one at which the clean and the ablated run differ, everything is clean.
+positions are computed; before them everything is clean.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from acdc.graph.graph import QKV, Graph, Receiver
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 
-Heads = Tensor | slice  # some heads of a layer; a slice, where it is all of them, copies no weights
+Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
-    """A circuit as Float[sender receiver]. A removed direct edge removes all edges into its receiver."""
+    """A circuit's edges as 1 and 0, Float[sender receiver]; a removed direct edge removes all into its receiver."""
     kept = circuit.kept
     if circuit.direct is not None:
         kept = kept & (circuit.direct | ~circuit.graph.direct)
@@ -29,13 +29,12 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
 
 
 def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges: Tensor) -> Tensor:
-    """The normalised final residual stream at the scored rows when only some edges carry the current activation.
+    """The normalised final residual stream at the scored rows when some edges are removed.
 
     Args:
-        edges: Float[sender receiver], 1 for a kept edge, 0 for a removed one and where there is none; anything between
-            mixes the two
+        edges: Float[sender receiver], 1 for a kept edge, 0 for a removed or missing one; values between mix the two
     Returns:
-        Float[row d_model], to be given to a metric of `cache`
+        Float[row d_model], the input of a metric of `cache`
     """
     size = cache.at_once(model, len(graph.senders))
     chunks = (cache.examples(slice(start, start + size)) for start in range(0, len(cache.pad), size))
@@ -43,15 +42,14 @@ def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges
 
 
 def node_rows(model: Transformer, cache: ActivationCache, nodes: Tensor) -> Tensor:
-    """The same when nodes rather than edges are removed: nodes Float[sender], 1 for kept, 0 for removed, for all that
-    read the sender's output."""
+    """The same when nodes are removed, for all their readers: nodes Float[sender], 1 for kept and 0 for removed."""
     return _Live(model, cache).nodes(nodes)
 
 
 def rows_without_edges(
     model: Transformer, graph: Graph, cache: ActivationCache, receiver: int, written: Tensor
 ) -> Tensor:
-    """The normalised final rows of the full model without one edge into a receiver, for each of some edges.
+    """The normalised final rows of the full model without one edge, for each of some edges into a receiver.
 
     Args:
         written: Float[edge batch live d_model], ablated − clean output of the edges' senders at the live positions
@@ -62,7 +60,7 @@ def rows_without_edges(
 
 
 def rows_without_node(model: Transformer, cache: ActivationCache, layer: int, written: Tensor, head: bool) -> Tensor:
-    """The normalised final rows of the full model without one node, for each of some heads, or for the MLP, of a layer.
+    """The normalised final rows of the full model without one node, for each of some heads of a layer or for its MLP.
 
     Args:
         written: Float[node batch live d_model], ablated − clean output of the nodes at the live positions
@@ -73,7 +71,7 @@ def rows_without_node(model: Transformer, cache: ActivationCache, layer: int, wr
 
 
 class _Live:
-    """The live positions of some prompts."""
+    """The model on the live positions of some prompts."""
 
     def __init__(self, model: Transformer, cache: ActivationCache) -> None:
         self.model = model
@@ -82,7 +80,7 @@ class _Live:
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
 
     def edges(self, graph: Graph, edges: Tensor) -> Tensor:
-        """Rows for some edges; a node that nothing reads is not computed."""
+        """Rows for some kept edges; nodes that nothing reads are skipped."""
         model = self.model
         cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
@@ -120,7 +118,7 @@ class _Live:
         return self._rows(receive([receivers["logits"]], x)[0])
 
     def nodes(self, nodes: Tensor) -> Tensor:
-        """Rows for some nodes."""
+        """Rows for some kept nodes."""
         model = self.model
         graph = self.model.config.graph()
         clean = self.cache.clean
@@ -169,7 +167,7 @@ class _Live:
         return self.changed(layer, model.write(layer, r.head, z), True)
 
     def changed(self, layer: int, written: Tensor, head: bool) -> Tensor:
-        """Rows of the full model when a node of a layer, a head or its MLP, writes that much more."""
+        """Rows of the full model when `written` is added to the output of a head or the MLP of a layer."""
         model = self.model
         x = self.cache.residual[layer + 1][:, self.start :] + written
         if head and model.config.d_mlp and not model.config.parallel:
@@ -194,7 +192,7 @@ class _Live:
         return self.model.normalise(x[..., rows[:, 0], rows[:, 1] - self.start, :])
 
     def _project(self, kind: str, layer: int, x: Tensor, heads: Heads) -> Tensor:
-        """q, k or v, not yet placed, of some heads from their inputs: Float[head or 1, ... pos d_model] to
+        """q, k or v of some heads from their inputs, before `place`: Float[head or 1, ... pos d_model] to
         Float[head ... pos d_head]."""
         at = f"layers.{layer}.{kind}."
         weight, bias = (self.model.weights[at + name][heads] for name in ("weight", "bias"))
@@ -203,8 +201,8 @@ class _Live:
         return y.view(len(y), *x.shape[1:-1], -1)
 
     def _attend(self, layer: int, own: Sequence[Tensor], heads: Heads) -> Tensor:
-        """z of some heads from their q, k and v at the live positions, Float[head ... batch live d_head], with the
-        clean keys and values before them."""
+        """z of some heads from q, k and v at the live positions, Float[head ... batch live d_head], and the clean keys
+        and values before them."""
         model = self.model
         start = self.start
         (q, k, v) = own
@@ -221,5 +219,5 @@ class _Live:
         return model.attend(q, k, v, model.window(layer, self.cache.mask[:, start:], start))
 
     def _write(self, layer: int, z: Tensor) -> Tensor:
-        """What the heads of a layer write: Float[batch head pos d_head] to Float[head batch pos d_model]."""
+        """Outputs of the heads of a layer: Float[batch head pos d_head] to Float[head batch pos d_model]."""
         return torch.einsum("bhte,hed->hbtd", z, self.model.weights[f"layers.{layer}.o.weight"])

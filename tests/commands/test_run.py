@@ -113,7 +113,7 @@ def test_scores_of_another_graph_are_refused(loaded, tmp_path):
     with pytest.raises(FileError, match="no scores of a graph"):
         read_scores(out / SCORES, loaded.model.transformer.config.graph())
     (out / SCORES).write_bytes(b"nothing")
-    with pytest.raises(FileError, match="no file of scores"):
+    with pytest.raises(FileError, match="not a file of scores"):
         read_scores(out / SCORES, loaded.model.transformer.config.graph())
 
 

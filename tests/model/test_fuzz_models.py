@@ -290,7 +290,7 @@ def test_a_tensor_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     folder = directory(tmp_path / "gpt2", "gpt2")
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     save_file({"transformer.ln_f.bias": torch.ones(32)}, folder / "b.safetensors")
-    with pytest.raises(UserError, match=r"b\.safetensors: tensor 'transformer\.ln_f\.bias' is in another of the files"):
+    with pytest.raises(UserError, match=r"b\.safetensors: tensor 'transformer\.ln_f\.bias' is also in another file"):
         load_model(str(folder))
 
 

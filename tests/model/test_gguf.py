@@ -19,7 +19,8 @@ import torch
 from acdc.errors import ModelError
 from acdc.model import gguf
 from acdc.model.find import find_gguf
-from acdc.model.gguf import SUPPORTED, converted
+from acdc.model.gguf import converted
+from acdc.model.gguf_file import SUPPORTED
 from acdc.model.tokenizer import Tokenizer
 from tests.support import assets
 from tests.support.gguf import SIZES, TOKENS, library, write

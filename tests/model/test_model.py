@@ -99,7 +99,7 @@ BAD_FILES = {
     "empty weights": (lambda f: (f / "model.safetensors").write_bytes(b""), "not a readable safetensors file"),
     "missing shard": (
         lambda f: write_index(f, {"weight_map": {"a": "model.safetensors", "b": "model-2.safetensors"}}),
-        "model-2.safetensors, which does not exist",
+        "model-2.safetensors, which doesn't exist",
     ),
     "index without a map": (lambda f: write_index(f, {}), "index.json: key 'weight_map' is missing"),
     "index of another kind": (
