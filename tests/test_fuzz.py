@@ -1,5 +1,5 @@
-"""Broken files by the thousand, made of the shipped ones: each is read, or refused with one message; never a traceback,
-nothing written, nothing run. How many: see tests/support/hostile.py."""
+"""Thousands of broken variants of shipped files: each is read or refused with one message, never with a traceback, and
+nothing is written or run. tests/support/hostile.py sets their number."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def of_circuit(path: Path) -> None:
 
 
 def rows_of_ioi() -> str:
-    """The prompts of a shipped task as JSONL."""
+    """Return the prompts of a shipped task as JSONL."""
     data = make_data(load_task("ioi"), TOKENIZER, 6, 0)
     return "".join(
         json.dumps({"clean": clean, "corrupted": corrupted, "correct": [" Mary"], "wrong": " John"}) + "\n"
@@ -78,7 +78,7 @@ def rows_of_ioi() -> str:
 
 
 def mutated_rows(text: str, rng: random.Random) -> str:
-    """A change in one of the rows, or of the characters."""
+    """Return the text with a change in one row, or in its characters."""
     if rng.random() < 0.3:
         return mutated(text, rng)
     rows = text.split("\n")
@@ -88,7 +88,7 @@ def mutated_rows(text: str, rng: random.Random) -> str:
 
 
 def shipped(pattern: str) -> dict[str, str]:
-    """The texts of shipped files by name."""
+    """Return the texts of shipped files by name."""
     return {path.name: path.read_text(encoding="utf-8") for path in sorted(ROOT.glob(pattern))}
 
 
@@ -112,7 +112,7 @@ def test_broken_files_are_refused_with_one_message(kind: str, tmp_path: Path) ->
     shutil.copytree(ROOT / "configs/golden", tmp_path / "golden")
     for name, text in texts.items():  # some include others
         (tmp_path / name).write_text(text, encoding="utf-8")
-    for name in texts:  # what is loaded late is loaded before the watch begins; not every good file fits `tiny`
+    for name in texts:  # import modules before the watch begins; not every good file fits `tiny`
         with suppress(UserError):
             read(tmp_path / name)
     before = {path for path in tmp_path.rglob("*")}
@@ -198,7 +198,7 @@ def test_wrong_commands_are_refused_with_one_message(tmp_path: Path, call: Calla
                 break
         if any(flag in WRITES and value in values for flag, value in pairwise(words)):
             continue
-        if words[0] == "sweep" and "--dry-run" not in words:  # it would be made, by processes
+        if words[0] == "sweep" and "--dry-run" not in words:  # it would start processes
             continue
         with in_time(), watched(tmp_path, code=False):
             code, _, err = call(*words)

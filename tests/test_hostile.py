@@ -1,4 +1,4 @@
-"""Files that are meant to do harm, one by one: each is refused with one message, at once, and does nothing."""
+"""Hostile files: each is refused at once, with one message, and without side effects."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ TASK: dict[str, Any] = {
 
 
 class Letters:
-    """A tokenizer that knows every letter."""
+    """A tokenizer with one token per character."""
 
     name, vocab_size, bos_id = "letters", 0x110000, None
 
@@ -63,7 +63,7 @@ def draw(path: Path) -> None:
 
 
 def refused(read: Callable[[Path], object], path: Path, folder: Path, hint: str) -> None:
-    """The one message that a file is refused with has a hint in it."""
+    """Assert that a file is refused with a message that contains the hint."""
     with pytest.raises(UserError) as error, in_time(), watched(folder):
         read(path)
     assert hint in str(error.value) and len(str(error.value)) < 20_000, str(error.value)[:5000]
@@ -135,6 +135,7 @@ def test_the_clock_stops_what_hangs(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         ("a: 0x" + "f" * 5000, "a number of 5,002 characters"),
         ("a: 1" + ":59" * 100_000, "a number of 300,001 characters"),
         ("a: " + "[" * 100_000, "not valid YAML"),
+        ("a: " + "[" * 100 + "]" * 100, "nested more than 100 levels deep"),
         ("a: " + "{b: " * 100_000, "not valid YAML"),
         ("\n".join(" " * i + "a:" for i in range(1300)), "not valid YAML"),
         ("- " * 400_000, "not valid YAML"),
@@ -149,14 +150,14 @@ def test_yaml_that_is_refused(tmp_path: Path, text: str, hint: str) -> None:
 
 def test_numbers_may_be_keys(tmp_path: Path) -> None:
     (tmp_path / "t.yaml").write_text("1: a\n0.631: b\n2: c\n-1: d\nno: e\n0: f\nnull: g\n")
-    with pytest.raises(FileError, match="key '0' is there twice"):  # no and 0: of one dict they are one key
+    with pytest.raises(FileError, match="key '0' is there twice"):  # no and 0 are the same key of a dict
         read_yaml(tmp_path / "t.yaml", ())
     (tmp_path / "t.yaml").write_text("1: a\n0.631: b\n2: c\n-1: d\nno: e\nnull: g\n")
     assert read_yaml(tmp_path / "t.yaml", ()) == {1: "a", 0.631: "b", 2: "c", -1: "d", False: "e", None: "g"}
 
 
 def test_keys_that_are_no_texts_are_unknown_ones(tmp_path: Path) -> None:
-    """Python takes only texts as names of arguments."""
+    """Python accepts only strings as names of arguments."""
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TASK, "score_at": {"range": [0, 1], 1: 2}}))
     refused(draw, tmp_path / "t.yaml", tmp_path, "unknown key '1'")
     (tmp_path / "config.yaml").write_text("{task: ioi, model: tiny, metric: kl, seed: 0, 1: 2}")
@@ -176,29 +177,35 @@ def test_thresholds_are_keys_once_each(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a: [" + "b," * 60_000 + "]", "a: " + "x " * 490_000, "a: 'x" + "\n" * 900_000 + "'"])
 def test_large_files_are_read_at_once(tmp_path: Path, text: str) -> None:
-    """Pure Python reads the first of them in a minute."""
+    """PyYAML without libyaml needs a minute for the first of them."""
     (tmp_path / "t.yaml").write_text(text)
     with in_time():
         assert list(read_yaml(tmp_path / "t.yaml", ())) == ["a"]
 
 
 def test_yaml_is_read_alike_without_libyaml() -> None:
-    """PyYAML may have been built without it."""
+    """PyYAML can be built without libyaml."""
     code = (
         "import sys; sys.modules['yaml._yaml'] = None\n"
         "import yaml; from acdc.io.yaml_file import Loader\n"
         "assert not yaml.__with_libyaml__ and issubclass(Loader, yaml.SafeLoader)\n"
         "print(Loader('{a: [1, x, yes], 0.5: null}').get_single_data())\n"
-        "try: Loader('a: *b').get_single_data()\n"
-        "except yaml.YAMLError as error: print(error.problem)"
+        "for text in ('a: *b', '[' * 200):\n"
+        "    try: Loader(text).get_single_data()\n"
+        "    except yaml.YAMLError as error: print(error.problem)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    with pytest.raises(yaml.YAMLError) as error:
-        Loader("a: *b").get_single_data()
-    assert run.stdout.splitlines() == [
-        str(Loader("{a: [1, x, yes], 0.5: null}").get_single_data()),
-        error.value.problem,
-    ]
+    expected = [str(Loader("{a: [1, x, yes], 0.5: null}").get_single_data())]
+    for text in ("a: *b", "[" * 200):
+        with pytest.raises(yaml.YAMLError) as error:
+            Loader(text).get_single_data()
+        expected.append(error.value.problem)
+    assert run.stdout.splitlines() == expected
+
+
+def test_nesting_within_the_limit_is_read(tmp_path: Path) -> None:
+    (tmp_path / "t.yaml").write_text("a: " + "[" * 99 + "]" * 99)
+    assert list(read_yaml(tmp_path / "t.yaml", ())) == ["a"]
 
 
 # ---------------------------------------------------------------- includes and other files
@@ -226,7 +233,7 @@ ODD = ("pipe", "folder", "device", "loop", "missing", "long", "nul")
 
 
 def odd_file(kind: str, folder: Path) -> str:
-    """The path of something that is no file."""
+    """Return the path of something that is not a regular file."""
     path = folder / "odd.yaml"
     if kind == "pipe":
         os.mkfifo(path)
@@ -293,7 +300,7 @@ def test_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
     except UserError as error:
         assert "run_name" in str(error)
     config = Config(task="ioi", model=name, metric="kl", threshold=0.1, ablation="zero", examples=1, seed=0)
-    if len(name) < 256:  # what a file system has
+    if len(name) < 256:  # the limit of file systems
         assert Path(config.folder).name == config.folder and "\n" not in config.folder
     for read in (load_model, load_tokenizer, load_task):
         with pytest.raises(UserError), in_time(), watched(tmp_path):
@@ -305,7 +312,7 @@ def test_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("line", ["debug\ntouch pwned", "debug\r", "a\0b"])
 @pytest.mark.parametrize("where", ["partition", "account", "value", "name"])
 def test_no_line_of_a_job_is_of_a_sweep_file(tmp_path: Path, line: str, where: str) -> None:
-    """A job's script has a line for every option, and its next line would be run."""
+    """A job's script has a line per option; a line break in one would add a command."""
     extra = {"value": {"qos": line}, "name": {line: "x"}}.get(where)
     said = {"extra": extra} if extra else {where: line}
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"grid": {"task": "ioi"}, "slurm": said}))

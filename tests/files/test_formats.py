@@ -1,4 +1,4 @@
-"""Circuits survive every format, and a file that is wrong is refused in one line."""
+"""Circuits survive every format, and wrong files are refused with a line per problem."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_edges_come_in_order_with_their_changes() -> None:
 
 
 def sound() -> dict[str, Any]:
-    """A circuit of three residual edges and a direct one, as plain JSON."""
+    """Return a circuit of three residual edges and a direct one, as plain JSON."""
     kept, direct = np.zeros_like(SMALL.edges), np.zeros_like(SMALL.direct)
     for name in ("input->a0.h1<v>", "a0.h1->m1", "m1->logits"):
         kept[SMALL.parse_edge(name)] = True
@@ -117,7 +117,7 @@ def sound() -> dict[str, Any]:
 
 
 def put(where: str, value: Any) -> Any:
-    """A change of one value; a number in the path is an index."""
+    """Return a function that sets one value; a number in the path is an index."""
 
     def change(raw: dict[str, Any]) -> None:
         *way, last = (int(key) if key.isdigit() else key for key in where.split("/"))
@@ -343,7 +343,7 @@ def test_a_wrong_eap_ig_file_is_refused_in_one_line(tmp_path: Path, change: Any,
 
 
 def circuit_in(graph: nx.Graph) -> Circuit:
-    """The circuit in a graph that networkx has read."""
+    """Return the circuit in a graph that networkx has read."""
     sizes = graph.graph
     g = Graph(
         sizes["n_layers"], sizes["n_heads"], sizes["mlp"], tuple(sizes["inputs"].split(",")), sizes["parallel"]

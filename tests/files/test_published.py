@@ -1,4 +1,4 @@
-"""Published circuits: the counts of the literature, exactly; mistakes in one line; what a circuit recovers of them."""
+"""Published circuits: exact counts of the literature, one line per mistake, and how much of them a circuit recovers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")
 
 
 def circuit_of(graph: Graph, *edges: str, direct: bool = True) -> Circuit:
-    """The circuit of some residual edges and, if asked, the direct edges of the head inputs that they enter."""
+    """Return the circuit of some residual edges and, if asked, the direct edges of the head inputs that they enter."""
     kept = np.zeros_like(graph.edges)
     for edge in edges:
         place = graph.parse_edge(edge)
@@ -37,7 +37,8 @@ def counts(published: Published) -> tuple[int, int]:
 
 
 def nodes_of_acdc(published: Published) -> int:
-    """Nodes as the ACDC code's ROC counts them: MLPs once; of a head, its output, and two for each input entered."""
+    """Return the number of nodes as the ACDC code's ROC counts them: MLPs once; for a head its output, and two for each
+    input entered."""
     circuit = published.circuit
     assert circuit is not None and circuit.direct is not None
     return len(circuit.nodes()) + 2 * circuit.n_direct

@@ -1,4 +1,4 @@
-"""Tasks: what ships is sound, same seed gives same bytes, and every mistake is told in one useful line."""
+"""Tasks: the shipped ones are valid, the same seed gives the same bytes, and every mistake gets one useful line."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.support.assets import gpt2_tokenizer, smollm2
 from tests.support.tokenizers import Fast
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
-REAL = (  # of words that tiny doesn't know
+REAL = (  # with words that tiny doesn't know
     "capital-country",
     "causal-because",
     "causal-because-nonsense",
@@ -81,7 +81,7 @@ answers: {correct: " {a}", wrong: " {b}"}
 
 
 def write(folder: Path, change: dict[str, Any] | None = None, name: str = "t") -> Path:
-    """The base task with changes, as a file."""
+    """Write the base task with changes to a file."""
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(merge(yaml.safe_load(BASE) | {"name": name}, change or {}), sort_keys=False))
     return path
@@ -128,7 +128,7 @@ def test_shipped_task_fits_its_bundled_model(name: str) -> None:
 
 
 def check_split(task: Task, split: Split) -> None:
-    """What every split must be, whatever the task."""
+    """Check what holds for every split of any task."""
     n, length = split.clean.shape
     assert split.corrupted.shape == (n, length)
     assert n == len(split.texts) == len({clean for clean, _ in split.texts}) == len(split.pad)
@@ -193,7 +193,7 @@ def test_agreement_is_balanced_and_attracted() -> None:
 
 @pytest.fixture(params=["words", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
-    """One that knows every word as one token, and GPT-2's where `make assets` has brought it."""
+    """A tokenizer with one token per word, and GPT-2's if `make assets` has downloaded it."""
     if request.param == "words":
         return Pieces()
     from acdc.model.tokenizer import Tokenizer as Checkpoint
@@ -202,13 +202,13 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
 
 
 def texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[list[str]]:
-    """The answers of every row, without the space before them."""
+    """Return the answers of every row, without the space before them."""
     return [[piece.strip() for piece in tokenizer.pieces([int(i) for i in row if i >= 0])] for row in ids]
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if name != "greater-than-digits"])
 def test_task_for_real_models(name: str, tokenizer: Tokenizer) -> None:
-    """A hundred examples for each half, in which one token differs; no prompt is in both."""
+    """A hundred examples in each half; clean and corrupted differ in one token; the halves share no prompt."""
     task = load_task(name)
     assert task.defaults.examples <= 100
     data = make_data(task, tokenizer, 100, 0)
@@ -326,7 +326,7 @@ def test_words_of_more_tokens_are_redrawn(name: str) -> None:
     ],
 )
 def test_smollm2_does_the_tasks(name: str, least: float) -> None:
-    """A real language model of 135 million weights is competent, and reads what the corruption changes."""
+    """A real language model of 135 million weights is competent, and depends on what the corruption changes."""
     smollm2()
     from acdc.evaluation.competence import competence
     from acdc.setup.config import resolve
@@ -362,7 +362,7 @@ def test_same_seed_same_bytes(name: str) -> None:
 
 
 def test_same_bytes_in_another_process() -> None:
-    """Neither hash randomisation nor the order of a set reaches the data."""
+    """Neither hash randomisation nor the order of sets affects the data."""
     code = """
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
@@ -440,7 +440,7 @@ def test_positions_do_not_count_bos(tmp_path: Path) -> None:
 
 
 def test_different_fields_are_never_alike(tmp_path: Path) -> None:
-    """Also where the words come from different lists; a tie of all draws ends as too few prompts."""
+    """This holds for words of different lists, too; if all draws are alike, there are too few prompts."""
     words = {"a": ["cat", "dog", "cow"], "b": ["cat", "dog", "hen"]}
     task = task_of(tmp_path, {"data": {"slots": words, "different": [["a", "b"]]}, "defaults": {"examples": 3}})
     data = make_data(task, Pieces(), 3, 0)
@@ -784,7 +784,7 @@ PLACES = st.sampled_from(
 def test_whatever_a_file_says_it_works_or_the_user_is_told(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[tuple[str, ...], Any]]
 ) -> None:
-    """No content of a task file makes anything but a `TaskError`."""
+    """No content of a task file raises anything but a `TaskError`."""
     content = yaml.safe_load(BASE)
     for place, value in changes:
         change = value
@@ -1002,7 +1002,7 @@ def test_no_examples(tmp_path: Path) -> None:
 
 
 def test_tokenizer_that_splits_years() -> None:
-    """SmolLM2 and the Llamas have a token per digit: the task says why it can't be served."""
+    """SmolLM2 and the Llamas have a token per digit: the error says why they can't serve the task."""
     with pytest.raises(TaskError) as error:
         make_data(load_task("greater-than"), Digits(), 2, 0)
     one_line(error, "greater-than: data.pieces:", "tokenizer digits makes ' '|'1'|", "can't serve the task")
@@ -1021,7 +1021,7 @@ def test_some_years_that_do_not_fit_are_drawn_again() -> None:
 
 
 def test_tiny_does_the_tasks() -> None:
-    """The bundled model on the held-out halves, and that it reads what the corruption changes."""
+    """The bundled model is competent on the held-out halves, and depends on what the corruption changes."""
     torch = pytest.importorskip("torch")
     from transformers import GPT2LMHeadModel
 
