@@ -97,7 +97,8 @@ def evaluate_file(
         raise
     _check_model(where, file, inputs.model)
     notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
-    circuit, half = file.circuit(), inputs.evaluation_split
+    circuit = file.circuit()
+    half = inputs.evaluation_split
     if half == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
     table = measure_rows(inputs, half, _rows(inputs, half, circuit), task.metrics)
@@ -191,7 +192,8 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
     Raises:
         FileError: they are others, though no option asks for others.
     """
-    config, stated = inputs.config, file.task
+    config = inputs.config
+    stated = file.task
     if config.data_hash == stated.data_hash:
         return []
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
@@ -276,7 +278,8 @@ class _Judged:
 
     def minimality(self, most: int) -> Minimality | None:
         """Remove each edge alone, or only the `most` edges with the smallest scores; None without any."""
-        c, config = self.circuit, self.inputs.config
+        c = self.circuit
+        config = self.inputs.config
         edges = [(int(s), int(r)) for s, r in np.argwhere(c.graph.edges & ~complement(c).kept)]
         if not most or not edges:
             return None
@@ -296,7 +299,8 @@ class _Judged:
 
     def random(self) -> Random | None:
         """Measure random circuits of as many edges; None for a circuit without edges."""
-        circuit, config = self.circuit.pruned(), self.inputs.config
+        circuit = self.circuit.pruned()
+        config = self.inputs.config
         if not circuit.n_edges:
             return None
         draw = np.random.default_rng(config.seed)
@@ -319,7 +323,8 @@ class _Judged:
 
     def spread(self) -> Spread:
         """Quartiles over prompts, and the prompts with the worst metric."""
-        own, texts = self.values["circuit"], getattr(self.inputs.data, self.half).texts
+        own = self.values["circuit"]
+        texts = getattr(self.inputs.data, self.half).texts
         each = prompt_faithfulness(own, self.values["full"], self.values["ablated"])
         some = each[np.isfinite(each)]
         return Spread(

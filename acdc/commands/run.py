@@ -122,7 +122,10 @@ def describe(
         circuit: without dead edges
         found: the same with dead edges, which are counted
     """
-    config, task, model, graph = inputs.config, inputs.task, inputs.model, circuit.graph
+    config = inputs.config
+    task = inputs.task
+    model = inputs.model
+    graph = circuit.graph
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(

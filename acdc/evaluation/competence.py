@@ -48,7 +48,8 @@ class Competence:
 
 def competence(inputs: Inputs) -> Competence | None:
     """Measure how well the model does the task; None for a task without answers."""
-    prompts, model = inputs.data.discovery, inputs.model.transformer
+    prompts = inputs.data.discovery
+    model = inputs.model.transformer
     if not prompts.correct.shape[1]:
         return None
     with torch.inference_mode():
@@ -89,7 +90,8 @@ def _final_rows(inputs: Inputs, tokens: np.ndarray) -> Tensor:
     Args:
         tokens: Int[batch pos], clean or corrupted
     """
-    model, prompts = inputs.model.transformer, inputs.data.discovery
+    model = inputs.model.transformer
+    prompts = inputs.data.discovery
     ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (tokens, prompts.pad, prompts.rows))
     # A view of the last layer would keep the residual streams of all layers in memory: clone it.
     parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]

@@ -89,7 +89,8 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, values: dict[str, np.n
         rows: final rows of that half, by `model`, `circuit` and `ablated`
         values: the run's metric of these rows, Float[prompt] each
     """
-    half, model = inputs.evaluation_split, inputs.model.transformer
+    half = inputs.evaluation_split
+    model = inputs.model.transformer
     parts = inputs.parts(half)
     return Explanation(
         half=half,
@@ -101,7 +102,9 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, values: dict[str, np.n
 
 
 def _examples(inputs: Inputs, half: str, rows: Rows) -> tuple[ShownPrompt, ...]:
-    split, tokenizer, model = getattr(inputs.data, half), inputs.model.tokenizer, inputs.model.transformer
+    split = getattr(inputs.data, half)
+    tokenizer = inputs.model.tokenizer
+    model = inputs.model.transformer
 
     def texts(ids: Sequence[int]) -> tuple[str, ...]:
         return tuple(tokenizer.pieces([int(i) for i in ids if i >= 0]))
@@ -137,7 +140,8 @@ def attention(model: Transformer, circuit: Circuit, runs: ActivationCache) -> di
     if n == 0:
         return {}
     few = runs.examples(slice(0, n))
-    positions, pads = positions_of(few.pad, n_pos), few.pad.tolist()
+    positions = positions_of(few.pad, n_pos)
+    pads = few.pad.tolist()
     out = {}
     for s in heads:
         q, k = (model.project(c, s.layer, s.head, few.residual[s.layer], positions) for c in "qk")
@@ -155,7 +159,9 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
     the correct answers minus the unembedding of the wrong answer with the largest logit. The effects of all senders and
     biases add up to the logit difference.
     """
-    total, n, wanted = dict[str, float](), 0, set(nodes)
+    total = dict[str, float]()
+    n = 0
+    wanted = set(nodes)
     senders = [s for s in model.config.graph().senders if s.name in wanted]
     for runs in parts:
         if not runs.targets.correct.shape[1]:
@@ -181,7 +187,9 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
 
 def _answer_direction(model: Transformer, runs: ActivationCache) -> Tensor:
     """Mean unembedding of the correct answers minus that of the strongest wrong one, Float[row d_model]."""
-    weight, correct, wrong = model.weights["unembed.weight"], runs.targets.correct, runs.targets.wrong
+    weight = model.weights["unembed.weight"]
+    correct = runs.targets.correct
+    wrong = runs.targets.wrong
     known = (correct >= 0).to(weight.dtype)[..., None]
     direction = (weight[correct.clamp(min=0)] * known).sum(1) / known.sum(1)
     if wrong.shape[1]:
@@ -202,7 +210,8 @@ def _curve(inputs: Inputs, half: str, circuit: Circuit, values: dict[str, np.nda
     """Measure the strongest edges of the circuit, from few to all; nothing if an edge has no score."""
     if circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
-    config, sizes = inputs.config, np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
+    config = inputs.config
+    sizes = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
     ranked = np.sort(sizes[circuit.kept])[::-1]
     if not len(ranked):
         return ()

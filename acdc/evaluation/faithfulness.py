@@ -34,7 +34,8 @@ def circuit_rows(inputs: Inputs, half: str, circuit: Circuit | None) -> Tensor:
     Returns the normalised final residual stream at the scored rows of one half (`discovery` or `held_out`), Float[row
     d_model].
     """
-    parts, model = inputs.parts(half), inputs.model.transformer
+    parts = inputs.parts(half)
+    model = inputs.model.transformer
     if circuit is None:
         return parts.targets.clean
     edges = circuit_edges(circuit, model)
@@ -55,7 +56,8 @@ def measure_rows(inputs: Inputs, half: str, rows: Rows, metrics: Iterable[str]) 
     Raises:
         UserError: a value is not finite.
     """
-    parts, table = inputs.parts(half), Table()
+    parts = inputs.parts(half)
+    table = Table()
     for name in metrics:
         metric = parts.metric(name)
         table[name] = {what: finite(inputs, half, name, metric(h)) for what, h in rows.items()}
@@ -195,10 +197,13 @@ def values_without(
     Raises:
         UserError: a value is not finite.
     """
-    parts, model = inputs.parts(half), inputs.model.transformer
-    kept, values = circuit_edges(circuit, model), []
+    parts = inputs.parts(half)
+    model = inputs.model.transformer
+    kept = circuit_edges(circuit, model)
+    values = []
     for i, runs in enumerate(parts):  # the outer loop: reading a part from its file is slow
-        measure, of_part = runs.metric(metric, model), []
+        measure = runs.metric(metric, model)
+        of_part = []
         for edge in edges:
             fewer = kept.clone()
             fewer[edge] = 0
