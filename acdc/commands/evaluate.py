@@ -235,7 +235,7 @@ def _differences(where: str, file: CircuitFile, inputs: Inputs, half: str, table
             value = float(values.mean())
             known = file.metrics.get(name, value)
             if abs(value - known) > rounded * max(1.0, abs(value), abs(known)):
-                differ.append(f"{name} is {known:.6g} there, and {value:.6g} now")
+                differ.append(f"{name} is {known:.6g} in the file, {value:.6g} now")
     if not differ:
         return []
     more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
@@ -243,7 +243,7 @@ def _differences(where: str, file: CircuitFile, inputs: Inputs, half: str, table
     today = {**environment(), "device": inputs.model.transformer.device.type}
     changed = [f"{k} {then.get(k, 'unknown')}, now {v}" for k, v in today.items() if then.get(k) != v]
     why = f"then {'; '.join(changed)}" if changed else "versions and device are the same"
-    return [f"warning: {where} was changed, or is computed otherwise here: {differ[0]}{more}; {why}"]
+    return [f"warning: {where} was changed, or computes differently here: {differ[0]}{more}; {why}"]
 
 
 def _under(inputs: Inputs, half: str, circuit: Circuit, ablation: str) -> Measured:
