@@ -4,7 +4,7 @@
 
     circuit = acdc.discover(acdc.load_model("tiny"), acdc.load_task("greater-than"))
 
-The functions are those of `acdc.library`, which is imported (and torch with it) when the first of them is used.
+The functions are in `acdc.library`, which is imported (with torch) when the first of them is used.
 """
 
 from __future__ import annotations

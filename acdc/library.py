@@ -1,4 +1,4 @@
-"""The package from Python: models, tasks, circuits and how good they are. All of it goes the command line's way."""
+"""The Python interface: load models and tasks, discover, evaluate and save circuits, as the command line does."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile, read_circuit, write_circuit
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
-from acdc.io.progress import Progress, Show, silent
+from acdc.io.progress import Show, show_on, silent
 from acdc.io.sizes import memory_bound
 from acdc.model import load
 from acdc.model.load import Model
@@ -33,20 +33,20 @@ from acdc.setup.inputs import Inputs
 from acdc.task import load as taskfile
 from acdc.task.schema import Task
 
-OF_MODEL = ("dtype", "device")  # what a loaded model has already
+OF_MODEL = ("dtype", "device")  # options that `load_model` takes
 OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", "part", "model_hash", "data_hash", *OF_MODEL})
 
 
 class LoadedTask(Task):
-    """A task that knows by what name or path it was loaded, as a circuit's files state it."""
+    """A task that knows the name or path it was loaded by, for the files of a circuit."""
 
     _name: str = PrivateAttr()
 
 
-class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts and can't have one
-    """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), which shows itself.
+class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts
+    """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), shown as a table or picture.
 
-    It keeps the model and the task for `evaluate`. Circuits are equal if what is saved of them is.
+    It keeps the model and the task for `evaluate`. Circuits are equal if their files are.
     """
 
     _inputs: Inputs = PrivateAttr()
@@ -56,21 +56,21 @@ class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds 
         return isinstance(other, CircuitFile) and self.model_dump() == other.model_dump()
 
     def __repr__(self) -> str:
-        """What `acdc run` prints."""
+        """The table that `acdc run` prints."""
         return self._text
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """The picture, and below it what `acdc run` prints."""
+        """The picture, and below it the table."""
         picture = _picture(self.circuit(), f"{self.task.name} in {self.model.name}")
         return f"{picture}\n<pre>{escape(self._text)}</pre>"
 
 
 def _picture(circuit: Circuit, title: str = "") -> str:
-    """A circuit's picture as a part of an HTML page."""
+    """The picture of a circuit as an HTML fragment."""
     svg = to_svg(circuit, title)
-    svg = svg[svg.index("<svg") :]  # without the XML declaration, which HTML doesn't know
+    svg = svg[svg.index("<svg") :]  # HTML has no XML declaration
     return svg.replace("<svg", '<svg style="max-width: 100%; height: auto"', 1)
 
 
@@ -78,20 +78,20 @@ Circuit._repr_html_ = _picture
 
 
 class ShownEvaluation(Evaluation):
-    """An evaluation that shows itself as `acdc evaluate` prints it."""
+    """An evaluation, shown as `acdc evaluate` prints it."""
 
     def __repr__(self) -> str:
         return _noted(evaluation_report.to_text(self), self.notes)
 
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -> Model:
-    """A bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
+    """Load a bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
 
     Args:
-        device: cpu, cuda, cuda:N, mps, or auto for the best there is
+        device: cpu, cuda, cuda:N, mps, or auto for the best available
         dtype: float32 or float64
     Raises:
-        UserError: there is none, or it can't be read, represented or put there.
+        UserError: the model isn't found, or can't be read, represented or put on the device.
     """
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {refusal('dtype', dtype)}")
@@ -99,10 +99,10 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -
 
 
 def load_task(name: str | Path) -> Task:
-    """A shipped task (`acdc tasks`) or a .yaml file of your own, checked as far as that goes without a model.
+    """Load a shipped task (`acdc tasks`) or a .yaml file of your own, and check all that needs no model.
 
     Raises:
-        UserError: there is none, or something is wrong in it: a line for each problem.
+        UserError: the task isn't found or is wrong, with a line for each problem.
     """
     task = LoadedTask.model_construct(**dict(taskfile.load_task(str(name))))
     task._name = str(name)
@@ -119,20 +119,20 @@ def discover(
     progress: bool = False,
     **options: Any,
 ) -> FoundCircuit:
-    """Find the circuit of a task in a model, as `acdc run` does. In a notebook it shows itself.
+    """Find the circuit of a task in a model, as `acdc run` does. A notebook shows its picture.
 
-    No file stays unless `out` is given. A model that can't do the task gives a warning.
+    Keeps no files unless `out` is given. Warns if the model can't do the task.
 
     Args:
         model, task: from `load_model` and `load_task`, or their names
-        out: directory of the run; it goes on from what is there, and has all files that `acdc run` writes
+        out: directory of the run, with all files that `acdc run` writes; an interrupted run there continues
         force: replace what the directory holds
         memory: stay below this, as "4GB"; by default half of the machine's
-        progress: show a bar
-        options: those of `acdc run`, by their names there: method, metric (all are minimised), threshold (in the
-            metric's units, for some methods in the score's), edges (a number), ablation, examples (for discovery, and
-            as many held out), seed, direct, order, abs, batch, prefilter, greedy, steps, updates, penalty, sparsity;
-            by default the task's or the method's
+        progress: show a progress bar
+        options: options of `acdc run` by name: method, metric (lower is better), threshold (in the units of the metric,
+            or of the method's scores), edges (a number), ablation, examples (for discovery, and as many held out),
+            seed, direct, order, abs, batch, prefilter, greedy, steps, updates, penalty, sparsity; by default the task's
+            or the method's
     Raises:
         UserError: an option, the model or the task is wrong, they don't fit together, or `out` is another run's.
     """
@@ -141,20 +141,21 @@ def discover(
             raise UserError(f"--{key}: the model has one already; give it to load_model")
         if key not in OPTIONS:
             raise UserError(unknown("option", key, OPTIONS))
-    model, task = _model(model), _task(task)
+    model = _model(model)
+    task = _task(task)
     given = {**options, "task": _name(task), **_stated(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
     loaded = inputs.load(config, task, memory_bound(memory), model)
 
     def say(doubt: str) -> None:
-        warnings.warn(doubt.removeprefix("warning: "), stacklevel=4)  # where discover was called
+        warnings.warn(doubt.removeprefix("warning: "), stacklevel=4)  # at the line that calls discover
 
     with tempfile.TemporaryDirectory() as temporary, _bar(progress) as show:
         folder = Path(out) if out else Path(temporary) / "run"
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
     circuit = FoundCircuit.model_construct(**dict(file))
-    circuit._inputs = replace(loaded, scores={}, _parts={})  # they may be large
+    circuit._inputs = replace(loaded, scores={}, _parts={})  # these may be large
     circuit._text = _noted(text.rsplit("\n\nfiles ", 1)[0], file.notes)
     return circuit
 
@@ -170,28 +171,36 @@ def evaluate(
     memory: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """How good a circuit is on held-out prompts, as `acdc evaluate` says, with 95 % intervals: faithfulness (1 is the
-    full model, 0 everything ablated), completeness, minimality and more. It prints as a table.
+    """Measure how good a circuit is on held-out prompts, as `acdc evaluate` does.
+
+    That is faithfulness (1 is the full model, 0 everything ablated), completeness, minimality and more, with 95 %
+    intervals. The result prints as a table.
 
     Args:
         circuit: from `discover`, or the path of a circuit.json
-        model, task: the circuit's, where they can't be found by what the file says; or another task
-        examples, seed: of other prompts than those that were held out when it was found
+        model, task: the circuit's, if they can't be found by their names in the file; or another task
+        examples, seed: for prompts other than those held out when the circuit was found
         minimality: remove at most this many edges one by one, those with the smallest scores; 0: none
         memory: stay below this, as "4GB"; by default half of the machine's
-        progress: show a bar
+        progress: show a progress bar
     Raises:
         UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
     """
     if minimality < 0:
         raise UserError(f"--minimality: is {minimality}; it must be 0 or more")
     given = {"task": _name(task), "examples": examples, "seed": seed, **_stated(model)}
-    where, config = "circuit", None
+    where = "circuit"
+    config = None
     if isinstance(circuit, FoundCircuit):
         found = circuit._inputs
-        config, model, task = found.config, model or found.model, task or found.task
+        config = found.config
+        model = model or found.model
+        task = task or found.task
     elif not isinstance(circuit, CircuitFile):
-        where, config, circuit = str(circuit), config_beside(Path(circuit)), read_circuit(Path(circuit))
+        where = str(circuit)
+        path = Path(circuit)
+        config = config_beside(path)
+        circuit = read_circuit(path)
 
     def read_task(name: str) -> Task:
         return task if isinstance(task, Task) else taskfile.load_task(name)
@@ -203,10 +212,10 @@ def evaluate(
 
 
 def save(circuit: CircuitFile, path: str | Path) -> None:
-    """Write a circuit as circuit.json, byte by byte as `acdc run` writes it.
+    """Write a circuit as circuit.json, with the same bytes as `acdc run`.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the file can't be written.
     """
     write_circuit(Path(path), circuit)
 
@@ -220,38 +229,32 @@ def _task(task: Task | str) -> Task:
 
 
 def _name(task: Task | str | None) -> str | None:
-    """What stands for a task in a config: by what it was loaded."""
-    return task._name if isinstance(task, LoadedTask) else task.name if isinstance(task, Task) else task
+    """The task of a config: the name or path that it was loaded by."""
+    if isinstance(task, LoadedTask):
+        return task._name
+    return task.name if isinstance(task, Task) else task
 
 
 def _stated(model: Model | str | None) -> dict[str, str | None]:
-    """What a model says in a config; one that is loaded also says its dtype."""
+    """The options of a config that a model decides: its name and, if it is loaded, its dtype."""
     if not isinstance(model, Model):
         return {"model": model}
     return {"model": model.name, "dtype": str(model.transformer.dtype).removeprefix("torch.")}
 
 
 def _noted(text: str, notes: tuple[str, ...]) -> str:
-    """A table with its notes below."""
+    """A table, and notes below it."""
     lines = [note if note.startswith(("warning", "note")) else f"note: {note}" for note in notes]
-    return "\n\n".join([text, "\n".join(lines)] if lines else [text])
+    return text + "\n\n" + "\n".join(lines) if lines else text
 
 
 @contextmanager
 def _bar(shown: bool) -> Iterator[Show]:
-    """A bar that is gone at the end, drawn by the notebook where there is one."""
+    """A progress bar that disappears at the end; in a notebook, a widget."""
     if not shown:
         yield silent
         return
     from tqdm.auto import tqdm
 
     with tqdm(leave=False) as bar:
-
-        def show(p: Progress) -> None:
-            if p.unit != bar.desc:  # another stage
-                bar.set_description_str(p.unit, refresh=False)
-                bar.reset(p.total)
-            bar.set_postfix_str(p.note, refresh=False)
-            bar.update(p.done - bar.n)
-
-        yield show
+        yield show_on(bar)

@@ -207,7 +207,7 @@ MISTAKES = {
     "fewer than none": (lambda m, t: acdc.evaluate("golden.json", minimality=-1), "--minimality: is -1; it must be 0"),
     "another model": (
         lambda m, t: acdc.evaluate("golden.json", "or-gate"),
-        "golden.json: the circuit is of a graph of",
+        "golden.json: the circuit's graph has",
     ),
     "no such folder": (
         lambda m, t: acdc.save(read_circuit(Path("golden.json")), "none/c.json"),

@@ -1,6 +1,6 @@
-"""How good a circuit is, on prompts that it was not found with: circuit.json → model, prompts → quantities, intervals.
+"""`acdc evaluate`: circuit.json → model and prompts → quantities with intervals.
 
-The prompts are those of the held-out half; where a task has one set of prompts only, those of the discovery.
+The prompts are those of the held-out half, or of the discovery half for a task that has no other.
 """
 
 from __future__ import annotations
@@ -13,21 +13,23 @@ from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
-from torch import Tensor
 
-from acdc.commands.run import environment, measured
+from acdc.commands.run import environment
 from acdc.errors import FileError, UserError
 from acdc.evaluation.bootstrap import Estimate, estimate, share
 from acdc.evaluation.faithfulness import (
     ROUNDING,
     Array,
+    Rows,
+    Table,
     circuit_rows,
     complement,
     faithfulness,
+    mean_accuracy,
+    measure_rows,
     prompt_faithfulness,
     prompt_values,
     random_circuit,
-    share_right,
     values_without,
 )
 from acdc.files.circuit import CircuitFile, read_circuit
@@ -43,8 +45,9 @@ from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.tokenize import make_data
 
-WORST, MOST = 5, 0.5
-ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # what a metric, or its share, may differ by elsewhere
+WORST = 5  # prompts to list
+MOST = 0.5  # a circuit should be more faithful than this, and the rest of the model less
+ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # how much a metric may differ on another machine; relative if above 1
 
 
 def evaluate(
@@ -57,9 +60,9 @@ def evaluate(
     """Evaluate a circuit.json.
 
     Args:
-        given: task, model, examples, seed and device, where they should not be the circuit's own, else None
-        memory: bytes to stay below; by default half of what the machine has
-        most: how many edges are removed one by one, those with the smallest scores
+        given: task, model, examples, seed and device to use instead of the circuit's own; None where not given
+        memory: bytes to stay below; by default half of the machine's
+        most: remove at most this many edges one by one, those with the smallest scores
     Raises:
         UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
     """
@@ -77,32 +80,35 @@ def evaluate_file(
     read_task: Callable[[str], Task] = load_task,
     model: Model | None = None,
 ) -> Evaluation:
-    """Evaluate the content of a circuit.json; the rest as in `evaluate`.
+    """Evaluate the content of a circuit.json; further arguments as in `evaluate`.
 
     Args:
-        where: what messages call it
-        found_with: the config of its run, where there is one: it says where task and model lie
-        read_task: gives the task of a name or path
-        model: the one that is meant, where it is already loaded
+        where: its name in messages
+        found_with: the config of its run, if known, for the paths of task and model
+        read_task: loads a task by name or path
+        model: the circuit's model, if it is loaded already
     """
     config, task = _config(where, file, given, memory, found_with, read_task)
     try:
         inputs = load(config, task, memory, model)
     except UserError:
-        _check_model(where, file, model or load_model(config.model, config.device, config.dtype))  # says it better
+        # A wrong model is often the cause, and then the better message.
+        _check_model(where, file, model or load_model(config.model, config.device, config.dtype))
         raise
     _check_model(where, file, inputs.model)
     notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
-    circuit, half = file.circuit(), inputs.evaluation_split
+    circuit = file.circuit()
+    half = inputs.evaluation_split
     if half == "discovery":
-        notes.append(f"{task.name} has one set of prompts: these are those that the circuit was found with")
-    rows = _rows(inputs, half, circuit)
-    notes += _recomputed(where, file, inputs, half, rows)
-    values, own = _measured(inputs, half, rows)
-    judged = _Judged(inputs, half, circuit, values, progress)
-    minimality, random, spread = judged.minimality(most), judged.random(), judged.spread()
-    under = (_under(inputs, ablation) for ablation in ABLATIONS if ablation != config.ablation)
-    others = tuple(_measured(other, half, _rows(other, half, circuit))[1] for other in under)
+        notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
+    table = measure_rows(inputs, half, _rows(inputs, half, circuit), task.metrics)
+    notes += _differences(where, file, inputs, half, table)
+    own = _measured(inputs, table)
+    judged = _Judged(inputs, half, circuit, table[config.metric], progress)
+    minimality = judged.minimality(most)
+    random = judged.random()
+    spread = judged.spread()
+    others = tuple(_under(inputs, half, circuit, other) for other in ABLATIONS if other != config.ablation)
     notes += _claim([own, *others])
     return Evaluation(
         task=task.name,
@@ -134,7 +140,7 @@ def config_beside(path: Path) -> Config | None:
     try:
         return Config.model_validate(read_yaml(beside, Config.model_fields))
     except ValidationError:
-        raise FileError(f"{beside}: lies beside {path.name} and is no config of a run; move it away") from None
+        raise FileError(f"{beside}: next to {path.name}, but not a run config; move it away") from None
 
 
 def _config(
@@ -145,7 +151,7 @@ def _config(
     found_with: Config | None,
     read_task: Callable[[str], Task],
 ) -> tuple[Config, Task]:
-    """What the circuit was found with, by its file; where task and model lie, by the config of its run."""
+    """The config that the circuit was found with: from its file; paths of task and model from the config of its run."""
     method = file.method
     stated = {
         "task": file.task.name,
@@ -159,78 +165,77 @@ def _config(
             raise FileError(f"{where}: method.{key}: {refusal(key, str(stated[key]))}")
     if found_with and (found_with.task_name, found_with.model_name) == (stated["task"], stated["model"]):
         stated |= {"task": found_with.task, "model": found_with.model, "device": found_with.device}
-        stated |= {"part": found_with.part} if memory is None and found_with.part else {}
-    # The threshold says which edges to keep, and that is known.
+        if memory is None and found_with.part:
+            stated["part"] = found_with.part
+    # A threshold is required, and not used: the edges are known.
     own = {key: value for key, value in given.items() if value is not None}
     config, task, _ = resolve({**stated, **own, "threshold": 0.0}, None, None, read_task)
     return config, task
 
 
 def _check_model(where: str, file: CircuitFile, model: Model) -> None:
-    """Raise FileError unless these are the weights, and this is the graph, of the circuit."""
+    """Raise FileError unless the model has the circuit's graph and weights."""
     graph = model.transformer.config.graph()
     if graph != file.model.graph:
         sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
-        raise FileError(f"{where}: the circuit is of a graph of {sizes[0]}; that of {model.name} has {sizes[1]}")
+        raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {model.name} has {sizes[1]}")
     if model.hash != file.model.hash:
         raise FileError(
-            f"{where}: the weights are not those that the circuit was found in: hash {file.model.hash} of "
-            f"{file.model.name}, but {model.hash} of {model.name} (another one: --model)"
+            f"{where}: the circuit was found in other weights: the hash of {file.model.name} was {file.model.hash}, "
+            f"that of {model.name} is {model.hash}; choose the right model with --model"
         )
 
 
 def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
-    """What is to be said of prompts that are not those of the circuit, if they are not.
+    """A note if the prompts are not the circuit's.
 
     Raises:
-        FileError: they are others, though no others were asked for.
+        FileError: they are others, though no option asks for others.
     """
-    config, stated = inputs.config, file.task
+    config = inputs.config
+    stated = file.task
     if config.data_hash == stated.data_hash:
         return []
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
     if not asked:
         raise FileError(
-            f"{where}: the prompts are not those of the circuit: data hash {stated.data_hash}, but {config.data_hash} "
-            f"now; the task has changed since (its version was {stated.version}, now {inputs.task.version}); to take "
-            "others, give --task, --examples or --seed"
+            f"{where}: the prompts are not the circuit's: their data hash was {stated.data_hash}, and is "
+            f"{config.data_hash} now; the task has changed (version {stated.version}, now {inputs.task.version}); to "
+            "use other prompts, give --task, --examples or --seed"
         )
-    note = f"{', '.join(asked)}: other prompts than those that were held out when the circuit was found"
+    note = f"{', '.join(asked)}: other prompts than those held out when the circuit was found"
     if given["task"] is None:
         first = make_data(inputs.task, inputs.model.tokenizer, stated.examples, stated.seed)
         texts = inputs.data.held_out.texts
         seen = len({clean for clean, _ in texts} & {clean for clean, _ in first.discovery.texts})
         if first.hash[:16] == stated.data_hash and seen:
-            note += f"; {seen} of these {len(texts)} are among those that it was found with"
+            note += f"; it was found with {seen} of these {len(texts)}"
     return [note]
 
 
-def _under(inputs: Inputs, ablation: str) -> Inputs:
-    """The same under another ablation, without what is kept of this one."""
-    return replace(inputs, config=inputs.config.model_copy(update={"ablation": ablation}), _parts={})
+def _rows(inputs: Inputs, half: str, circuit: Circuit) -> Rows:
+    """Run the full model, the circuit, everything ablated, and all edges but the circuit's."""
+    runs = {"full": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph), "rest": complement(circuit)}
+    return {what: circuit_rows(inputs, half, edges) for what, edges in runs.items()}
 
 
-def _rows(inputs: Inputs, half: str, circuit: Circuit) -> dict[str, Tensor]:
-    """The normalised final stream at the scored rows, Float[row d_model], under the inputs' ablation: of the full
-    model, the circuit, everything ablated, and all edges but the circuit's."""
-    none, rest = Circuit.empty(circuit.graph), complement(circuit)
-    which = {"full": None, "circuit": circuit, "ablated": none, "rest": rest}
-    return {name: circuit_rows(inputs, half, edges) for name, edges in which.items()}
+def _differences(where: str, file: CircuitFile, inputs: Inputs, half: str, table: Table) -> list[str]:
+    """A warning if the metrics of the same prompts are not those in the file.
 
-
-def _recomputed(where: str, file: CircuitFile, inputs: Inputs, half: str, rows: dict[str, Tensor]) -> list[str]:
-    """A warning unless the metrics that the file states of these prompts, if it does, come out again. An accuracy may
-    flip where two answers are as good as equal, and is no sign of anything."""
+    Accuracies are not compared: they may flip where two answers have nearly the same logit.
+    """
     if inputs.config.data_hash != file.task.data_hash:
         return []
     stated = "held_out" if any(key.startswith("held_out.") for key in file.metrics) else half
-    now = measured(inputs, {half: {"model": rows["full"], "circuit": rows["circuit"], "ablated": rows["ablated"]}})
-    rounded, differ = max(ROUNDED[dtype] for dtype in (inputs.config.dtype, file.method.dtype)), []
-    for key, value in now.items():
-        name = stated + key.removeprefix(half)
-        known = file.metrics.get(name, value)
-        if abs(value - known) > rounded * max(1.0, abs(value), abs(known)) and not key.endswith(".accuracy"):
-            differ.append(f"{name} is {known:.6g} there, and {value:.6g} now")
+    rounded = max(ROUNDED[dtype] for dtype in (inputs.config.dtype, file.method.dtype))
+    differ = []
+    for metric in inputs.task.metrics:
+        for what, values in table[metric].items():
+            name = f"{stated}.{'model' if what == 'full' else what}.{metric}"
+            value = float(values.mean())
+            known = file.metrics.get(name, value)
+            if abs(value - known) > rounded * max(1.0, abs(value), abs(known)):
+                differ.append(f"{name} is {known:.6g} in the file, {value:.6g} now")
     if not differ:
         return []
     more = f" (and {len(differ) - 1} more)" if len(differ) > 1 else ""
@@ -238,28 +243,32 @@ def _recomputed(where: str, file: CircuitFile, inputs: Inputs, half: str, rows: 
     today = {**environment(), "device": inputs.model.transformer.device.type}
     changed = [f"{k} {then.get(k, 'unknown')}, now {v}" for k, v in today.items() if then.get(k) != v]
     why = f"then {'; '.join(changed)}" if changed else "versions and device are the same"
-    return [f"warning: {where} was changed, or is computed otherwise here: {differ[0]}{more}; {why}"]
+    return [f"warning: {where} was changed, or computes differently here: {differ[0]}{more}; {why}"]
 
 
-def _measured(inputs: Inputs, half: str, rows: dict[str, Tensor]) -> tuple[dict[str, Array], Measured]:
-    """The metric for every prompt, and all means, from what `_rows` gives."""
-    seed, values, right = inputs.config.seed, {}, {}
-    for name, of in rows.items():
-        values[name] = prompt_values(inputs, half, of, inputs.config.metric)
-        right[name] = share(share_right(inputs, half, of), len(values[name]))
-    full, ablated = values["full"], values["ablated"]
-    return values, Measured(
+def _under(inputs: Inputs, half: str, circuit: Circuit, ablation: str) -> Measured:
+    """The means under another ablation."""
+    config = inputs.config.model_copy(update={"ablation": ablation})
+    other = replace(inputs, config=config, _parts={})  # without the activations of this ablation
+    return _measured(other, measure_rows(other, half, _rows(other, half, circuit), [config.metric]))
+
+
+def _measured(inputs: Inputs, table: Table) -> Measured:
+    """The means of the run's metric and the accuracy, with intervals."""
+    seed = inputs.config.seed
+    values = table[inputs.config.metric]
+    return Measured(
         ablation=inputs.config.ablation,
-        **{name: estimate(x, seed=seed) for name, x in values.items()},
-        accuracy=right,
-        faithfulness=faithfulness(values["circuit"], full, ablated, seed),
-        completeness=faithfulness(values["rest"], full, ablated, seed),
+        **{what: estimate(of_run, seed=seed) for what, of_run in values.items()},
+        accuracy={what: share(mean_accuracy(table, what), len(of_run)) for what, of_run in values.items()},
+        faithfulness=faithfulness(values["circuit"], values["full"], values["ablated"], seed),
+        completeness=faithfulness(values["rest"], values["full"], values["ablated"], seed),
     )
 
 
 @dataclass(frozen=True)
 class _Judged:
-    """A circuit under judgement, with the metric for every prompt."""
+    """A circuit, and the run's metric of `_rows`, Float[prompt] each."""
 
     inputs: Inputs
     half: str
@@ -268,8 +277,9 @@ class _Judged:
     progress: Show
 
     def minimality(self, most: int) -> Minimality | None:
-        """Every edge removed alone, or the `most` with the smallest scores."""
-        c, config = self.circuit, self.inputs.config
+        """Remove each edge alone, or only the `most` edges with the smallest scores; None without any."""
+        c = self.circuit
+        config = self.inputs.config
         edges = [(int(s), int(r)) for s, r in np.argwhere(c.graph.edges & ~complement(c).kept)]
         if not most or not edges:
             return None
@@ -283,22 +293,26 @@ class _Judged:
         for edge, values in zip(edges, without, strict=True):
             rise = estimate(values - own, seed=config.seed)
             least = precision * float(np.abs(values).max())
-            useless = not _surely(rise) > least
+            useless = not _at_least(rise) > least
             parts.append(RemovedEdge(c.graph.edge_name(*edge), rise, useless))
         return Minimality(c.n_edges, tuple(sorted(parts, key=lambda p: p.rise.value)))
 
     def random(self) -> Random | None:
-        """Random circuits of as many edges."""
-        circuit, config = self.circuit.pruned(), self.inputs.config
+        """Measure random circuits of as many edges; None for a circuit without edges."""
+        circuit = self.circuit.pruned()
+        config = self.inputs.config
         if not circuit.n_edges:
             return None
-        draw, drawn = np.random.default_rng(config.seed), []
+        draw = np.random.default_rng(config.seed)
+        drawn = []
         for i in range(DRAWS):
             other = random_circuit(circuit.graph, circuit.n_edges, draw)
             rows = circuit_rows(self.inputs, self.half, other)
             drawn.append(prompt_values(self.inputs, self.half, rows, config.metric))
             self.progress(Progress(i + 1, DRAWS, "random circuits", ""))
-        means, own, mean = np.mean(drawn, 1), self.values["circuit"], np.mean(drawn, 0)
+        own = self.values["circuit"]
+        means = np.mean(drawn, 1)  # over prompts
+        mean = np.mean(drawn, 0)  # over circuits
         return Random(
             edges=circuit.n_edges,
             metric=tuple(map(float, np.sort(means))),
@@ -308,8 +322,9 @@ class _Judged:
         )
 
     def spread(self) -> Spread:
-        """Quartiles over prompts, and the prompts on which the circuit does worst."""
-        own, texts = self.values["circuit"], getattr(self.inputs.data, self.half).texts
+        """Quartiles over prompts, and the prompts with the worst metric."""
+        own = self.values["circuit"]
+        texts = getattr(self.inputs.data, self.half).texts
         each = prompt_faithfulness(own, self.values["full"], self.values["ablated"])
         some = each[np.isfinite(each)]
         return Spread(
@@ -320,12 +335,13 @@ class _Judged:
         )
 
 
-def _surely(x: Estimate) -> float:
-    """What a value is at least: the lower end of its interval, if it has one."""
+def _at_least(x: Estimate) -> float:
+    """The lower end of the interval, or the value if it has none."""
     return x.value if math.isnan(x.low) else x.low
 
 
 def _at_most(x: Estimate) -> float:
+    """The upper end of the interval, or the value if it has none."""
     return x.value if math.isnan(x.high) else x.high
 
 
@@ -334,10 +350,10 @@ def _quartiles(x: Array) -> tuple[float, ...]:
 
 
 def _claim(measured: list[Measured]) -> list[str]:
-    """A note unless the circuit does most of what the model does, and the rest does not, under every ablation that
-    leaves something to do."""
+    """A note unless under every ablation the circuit recovers most of the behaviour, and the rest of the model does
+    not; ablations that cost nothing don't count."""
     measured = [m for m in measured if math.isfinite(m.faithfulness.value)]
-    holds = [m.ablation for m in measured if _surely(m.faithfulness) > MOST > _at_most(m.completeness)]
+    holds = [m.ablation for m in measured if _at_least(m.faithfulness) > MOST > _at_most(m.completeness)]
     rest = [m.ablation for m in measured if m.ablation not in holds]
     where = (
         f"under {' and '.join(holds)} ablation only, not under {' or '.join(rest)}" if holds else "under no ablation"

@@ -46,13 +46,15 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     """
     for name, value in given.items():
         if value is not None and to not in PICTURES:
-            raise UserError(f"--{name}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
+            raise UserError(
+                f"--{name.replace('_', '-')}: is for pictures, that is --to {', '.join(PICTURES)}; not for {to}"
+            )
     width, direction = given["width"], given["direction"] or PLAIN.direction
     if width is not None and not 0 < width <= WIDEST:
         raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST} inches")
     if direction not in DIRECTIONS:
         raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
-    return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no-header"])
+    return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no_header"])
 
 
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:

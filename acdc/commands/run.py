@@ -1,7 +1,7 @@
-"""The main flow: task → model → prompts → runs → circuit → measures → files.
+"""`acdc run`, the main flow: loaded inputs → competence → circuit → measures → explanation → files.
 
-A run owns one directory. `config.yaml` is written when it starts, `log.jsonl` grows with every batch of decisions, and
-`circuit.json` comes last: where it is, the run is finished.
+A run owns one directory. `config.yaml` is written first, `log.jsonl` grows with every batch of decisions, and
+`circuit.json` is written last: a directory that has it holds a finished run.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from acdc.commands.cost import watched
 from acdc.errors import FileError
-from acdc.evaluation.bootstrap import estimate
+from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.evaluation.competence import competence, warning
-from acdc.evaluation.explain import explain
-from acdc.evaluation.faithfulness import circuit_rows, faithfulness, finite, prompt_values
+from acdc.evaluation.explain import Explanation, explain
+from acdc.evaluation.faithfulness import Table, faithfulness, final_rows, means, measure_halves
 from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
@@ -35,14 +34,13 @@ from acdc.files.circuit import (
     read_circuit,
     write_circuit,
 )
-from acdc.files.metrics import CostPart, MetricsFile, write_metrics
+from acdc.files.metrics import CostPart, Interval, MetricsFile, write_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
-from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
-from acdc.patching.metrics import accuracy
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES, Discovery, find
 from acdc.report.page import render_report
 from acdc.report.picture import PictureStyle, to_svg
 from acdc.setup.config import Config, command_line
@@ -59,11 +57,11 @@ def run(
     progress: Show = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CircuitFile, Path]:
-    """Find the circuit and write its directory; a finished run is only read, an interrupted one goes on.
+    """Find the circuit and write its directory. A finished run is only read; an interrupted one continues.
 
     Args:
-        notes: what the circuit's file should say beside what is found out here
-        say: told at once what the user should know before it is done
+        notes: added to those of the circuit's file
+        say: called at once with a warning for the user
 
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
@@ -102,90 +100,54 @@ def _discover(
         found = find(inputs, folder, progress)
         circuit = found.circuit.pruned()
         rows = final_rows(inputs, circuit)
-        measures = measured(inputs, rows)
-        estimated = estimates(inputs, rows)
-        explanation = explain(inputs, circuit, rows[inputs.evaluation_split])
-        _, most = memory()
-    file = describe(inputs, circuit, found.circuit, measures, notes)
-    cost = CostPart(
-        seconds=time.monotonic() - started,
-        peak_memory_mb=most / 1e6,
-        expected_memory_mb=inputs.expected_memory / 1e6,
-        evaluations=found.evaluations,
-        threads=torch.get_num_threads(),
-    )
-    metrics = MetricsFile(metrics=measures, **estimated, cost=cost)
-    log = [asdict(d) for d in found.decisions]
-    published = published_for(inputs.task.name, circuit.graph)
-    svg = to_svg(circuit, f"{inputs.task.name} in {file.model.name}", PictureStyle(published=published))
-    write_metrics(folder / "metrics.json", metrics)
-    write_atomic(folder / "circuit.svg", svg)
-    write_atomic(folder / "report.html", render_report(file, log, metrics, explanation, published))
+        tables = measure_halves(inputs, rows)
+        half = inputs.evaluation_split
+        explanation = explain(inputs, circuit, rows[half], tables[half][inputs.config.metric])
+        _, peak = memory()
+    file = describe(inputs, circuit, found.circuit, means(tables), notes)
+    cost = _cost(inputs, found, time.monotonic() - started, peak)
+    metrics = MetricsFile(metrics=file.metrics, **intervals(inputs, tables), cost=cost)
+    _write(folder, circuit, found, file, metrics, explanation)
     return file
-
-
-Rows = dict[str, dict[str, Tensor]]
 
 
 def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
     """Every metric of the task and the accuracy, for the full model, the circuit and the fully ablated model, on both
-    halves.
-
-    Keys are `<half>.<what>.<metric>`. The circuit is run as a whole by plain patching, not by the engine that found it.
-    """
-    return measured(inputs, final_rows(inputs, circuit))
+    halves: `<half>.<model, circuit or ablated>.<metric>` → mean."""
+    return means(measure_halves(inputs, final_rows(inputs, circuit)))
 
 
-def final_rows(inputs: Inputs, circuit: Circuit) -> Rows:
-    """The normalised final stream at the scored rows, Float[row d_model], by half and by `model`, `circuit` and
-    `ablated`."""
-    halves = dict.fromkeys(("discovery", inputs.evaluation_split))
-    which = {"model": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph)}
-    return {half: {what: circuit_rows(inputs, half, c) for what, c in which.items()} for half in halves}
-
-
-@torch.inference_mode()
-def measured(inputs: Inputs, rows: Rows) -> dict[str, float]:
-    """The numbers of `measure`, from what `final_rows` gives."""
-    model, out = inputs.model.transformer, dict[str, float]()
-    for half, of in rows.items():
-        parts = inputs.parts(half)
-        for name in inputs.task.metrics:
-            metric = parts.metric(name)
-            out |= {
-                f"{half}.{what}.{name}": float(finite(inputs, half, name, metric(h)).mean()) for what, h in of.items()
-            }
-        if parts.targets.correct.shape[1]:
-            for what, h in of.items():
-                out[f"{half}.{what}.accuracy"] = float(accuracy(model, parts.targets, h).double().mean())
+def intervals(inputs: Inputs, tables: dict[str, Table]) -> dict[str, Any]:
+    """The 95 % intervals in metrics.json, by half: of the circuit's `faithfulness` by the run's metric, and of its mean
+    `metric`."""
+    seed = inputs.config.seed
+    out: dict[str, dict[str, Interval]] = {"faithfulness": {}, "metric": {}}
+    for half, table in tables.items():
+        values = table[inputs.config.metric]
+        recovered = faithfulness(values["circuit"], values["model"], values["ablated"], seed)
+        out["faithfulness"][half] = _interval(recovered)
+        out["metric"][half] = _interval(estimate(values["circuit"], seed=seed))
     return out
 
 
-def estimates(inputs: Inputs, rows: Rows) -> dict[str, Any]:
-    """Value, low and high end of the 95 % interval (None where there is no such number) of the circuit's `faithfulness`
-    by the run's metric (`acdc.evaluation.faithfulness.faithfulness`) and of its mean `metric`, by half."""
-    config = inputs.config
-    out: dict[str, dict[str, tuple[float | None, ...]]] = {"faithfulness": {}, "metric": {}}
-    for half, of in rows.items():
-        full, circuit, ablated = (prompt_values(inputs, half, h, config.metric) for h in of.values())
-        for name, found in (
-            ("faithfulness", faithfulness(circuit, full, ablated, config.seed)),
-            ("metric", estimate(circuit, seed=config.seed)),
-        ):
-            out[name][half] = tuple(x if np.isfinite(x) else None for x in found)
-    return out
+def _interval(x: Estimate) -> Interval:
+    value, low, high = (number if np.isfinite(number) else None for number in x)
+    return value, low, high
 
 
 def describe(
     inputs: Inputs, circuit: Circuit, found: Circuit, measures: dict[str, float], notes: tuple[str, ...]
 ) -> CircuitFile:
-    """The content of circuit.json."""
-    config, task, model, graph = inputs.config, inputs.task, inputs.model, circuit.graph
-    changes: dict[str, float] = {}
-    if config.method == "acdc":
-        changes = {graph.edge_name(s, r): float(x) for (s, r), x in _scored(circuit.scores)}
-    if circuit.direct_scores is not None:
-        changes |= {graph.direct_name(r): float(x) for (r,), x in _scored(circuit.direct_scores)}
+    """Return the content of circuit.json.
+
+    Args:
+        circuit: without dead edges
+        found: the same with dead edges, which are counted
+    """
+    config = inputs.config
+    task = inputs.task
+    model = inputs.model
+    graph = circuit.graph
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(
@@ -217,7 +179,7 @@ def describe(
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
-        edges=tuple(edges_of(circuit, changes)),
+        edges=tuple(edges_of(circuit, _changes(config, circuit))),
         environment=environment(),
         command=command_line(config),
         notes=notes,
@@ -225,25 +187,61 @@ def describe(
 
 
 def environment() -> dict[str, str]:
-    """Versions of what computes."""
+    """Versions of the software that computes."""
     return {"acdc": version("acdc-circuits"), "python": platform.python_version(), "torch": torch.__version__}
 
 
+def _changes(config: Config, circuit: Circuit) -> dict[str, float]:
+    """Edge name → change of the metric when ACDC tested it; empty for other methods."""
+    graph = circuit.graph
+    changes: dict[str, float] = {}
+    if config.method == "acdc":
+        changes = {graph.edge_name(s, r): float(x) for (s, r), x in _scored(circuit.scores)}
+    if circuit.direct_scores is not None:
+        changes |= {graph.direct_name(r): float(x) for (r,), x in _scored(circuit.direct_scores)}
+    return changes
+
+
 def _scored(scores: object) -> Iterator[tuple[tuple[int, ...], float]]:
+    """Index and value of each finite score."""
     array = np.asarray(scores)
     return ((tuple(int(i) for i in at), array[tuple(at)]) for at in np.argwhere(np.isfinite(array)))
 
 
+def _cost(inputs: Inputs, found: Discovery, seconds: float, peak: int) -> CostPart:
+    return CostPart(
+        seconds=seconds,
+        peak_memory_mb=peak / 1e6,
+        expected_memory_mb=inputs.expected_memory / 1e6,
+        evaluations=found.evaluations,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _write(
+    out: Path, circuit: Circuit, found: Discovery, file: CircuitFile, metrics: MetricsFile, explanation: Explanation
+) -> None:
+    """Write the result files, all but circuit.json."""
+    log = [asdict(decision) for decision in found.decisions]
+    published = published_for(file.task.name, circuit.graph)
+    svg = to_svg(circuit, f"{file.task.name} in {file.model.name}", PictureStyle(published=published))
+    write_metrics(out / "metrics.json", metrics)
+    write_atomic(out / "circuit.svg", svg)
+    write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
+
+
 @contextmanager
 def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
-    """The run's directory, locked against other processes; it holds this config's run and no other."""
+    """Lock the run's directory against other processes, and check that it holds no other config's run."""
     created = not out.exists()
     with locked(out, "this run"):
         stated = out / "config.yaml"
         if stated.exists() and not force and read_text(stated) != config.to_yaml():
-            raise FileError(f"{out}: holds a run with another config; choose another --out, or --force to replace it")
+            raise FileError(f"{out}: holds a run with another config; choose another --out, or replace it with --force")
         if not stated.exists() and not created and not force and any((out / f).exists() for f in FILES):
-            raise FileError(f"{out}: holds files of a run without its config.yaml; choose another --out, or --force")
+            raise FileError(
+                f"{out}: holds files of a run but no config.yaml; choose another --out, or replace them with --force"
+            )
         if force:
             for name in reversed(FILES):
                 (out / name).unlink(missing_ok=True)

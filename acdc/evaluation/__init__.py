@@ -1,1 +1,1 @@
-"""How good a circuit is: faithfulness, intervals, ranking, competence, and what explains it."""
+"""How good a circuit is: faithfulness, intervals, ranking, competence, explanation."""

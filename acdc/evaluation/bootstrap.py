@@ -1,4 +1,4 @@
-"""Means over prompts with their 95 % intervals."""
+"""Means over prompts with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ Array = np.ndarray
 
 RESAMPLES = 2000
 CONFIDENCE = 0.95
-FLOOR = 0.05  # of a resample's squared standard error that is the sample's own
+FLOOR = 0.05  # share of the sample's own squared standard error in that of each resample
 
 
 class Estimate(NamedTuple):
-    """A value with its 95 % interval; NaN where there is none."""
+    """A value with its 95 % interval; NaN where it is undefined."""
 
     value: float
     low: float
@@ -24,17 +24,20 @@ class Estimate(NamedTuple):
 
 
 def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate:
-    """mean(values) / mean(per) with its 95 % interval, from what every prompt has, Float[prompt] each; without `per`,
-    mean(values). What a circuit has more than another one, prompt by prompt, is compared in pairs. NaN where the mean
-    of `per` is 0, and no interval for one prompt.
+    """Return mean(values) / mean(per) with its 95 % interval, from the values of every prompt, Float[prompt] each;
+    without `per`, mean(values). Pass differences per prompt to compare two circuits in pairs. NaN where the mean of
+    `per` is 0; no interval for a single prompt.
 
-    The interval is a bootstrap over prompts, with the same resamples for all quantities, and studentised (Efron and
-    Tibshirani 1993, section 12.5): a resample's deviation is taken in units of its own standard error, of the ratio to
-    first order. A twentieth of each squared standard error is the sample's own, so that resamples without the few
-    prompts that matter have one, too. For means of 50 prompts it covers 94.6 % (normal values) and 94.3 % (exponential
-    ones), plain percentiles 93.6 % and 92.6 %. Where all prompts agree, as at the ends of a scale, it has no width.
+    The interval is a studentised bootstrap over prompts (Efron and Tibshirani 1993, section 12.5), with the same
+    resamples for all quantities: the deviation of a resample is measured in units of its own standard error (of the
+    ratio, to first order). A twentieth of each squared standard error is taken from the whole sample, so that resamples
+    without the few prompts that matter have one, too. For means of 50 prompts it covers 94.6 % (normal values) and
+    94.3 % (exponential values); plain percentiles cover 93.6 % and 92.6 %. Where all prompts agree, as at the ends of a
+    scale, it has no width.
     """
-    n, per = len(values), np.ones_like(values) if per is None else per
+    n = len(values)
+    if per is None:
+        per = np.ones_like(values)
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(values.mean() / per.mean())
         if n < 2 or not np.isfinite(value):
@@ -54,14 +57,17 @@ def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate
 
 @lru_cache(maxsize=4)
 def _resamples(n: int, seed: int) -> Array:
-    """Float[resample prompt]: what share of each resample every prompt is."""
+    """The share of every prompt in each resample, Float[resample prompt]."""
     shares: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
     return shares
 
 
 def share(right: float, n: int) -> Estimate:
-    """A share of n prompts with Wilson's 95 % interval, which has a width also where all are right; NaN as it is."""
+    """Return a share of n prompts with Wilson's 95 % interval, which has a width even if all are right; NaN for NaN."""
+    if np.isnan(right):
+        return Estimate(right, right, right)
     z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    centre, spread = right + z**2 / (2 * n), z * (right * (1 - right) / n + z**2 / (4 * n**2)) ** 0.5
+    centre = right + z**2 / (2 * n)
+    spread = z * (right * (1 - right) / n + z**2 / (4 * n**2)) ** 0.5
     low, high = ((centre + side) / (1 + z**2 / n) for side in (-spread, spread))
-    return Estimate(right, max(0.0, low), min(1.0, high)) if np.isfinite(right) else Estimate(right, right, right)
+    return Estimate(right, max(0.0, low), min(1.0, high))

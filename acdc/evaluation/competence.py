@@ -1,4 +1,4 @@
-"""How well a model does a task, before a circuit is looked for: a circuit of a failure means nothing."""
+"""How well a model does a task: the circuit of a behaviour that the model doesn't have means nothing."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.bootstrap import share
-from acdc.evaluation.faithfulness import finite
+from acdc.evaluation.faithfulness import mean_accuracy, measure_rows
 from acdc.patching.activations import CHUNK
-from acdc.patching.metrics import accuracy
 from acdc.registry import METRICS
 from acdc.setup.inputs import Inputs
 
 
 @dataclass(frozen=True)
 class Competence:
-    """How the full model does on the prompts for discovery.
+    """How the full model does on the discovery half.
 
     Args:
         rows: number of scored positions
         accuracy: share of them at which the best correct answer has a higher logit than every wrong one (than every
             other token where the task has no wrong ones), on the clean prompts
         accuracy_corrupted: the same on the corrupted prompts, with the answers of the clean ones
-        chance: the accuracy of answers drawn blindly from the correct and wrong ones
-        metrics: name → mean metric (↓ lower is better; logits, probabilities or nats) on clean and corrupted prompts,
-            with the answers of the clean ones; KL and l2, which compare with the clean run, are not among them
+        chance: accuracy of answers drawn at random from the correct and wrong ones
+        metrics: name → mean (lower is better; logits, probabilities or nats) on clean and corrupted prompts, with the
+            answers of the clean ones; without kl and l2, which compare with the clean run
     """
 
     rows: int
@@ -49,31 +48,32 @@ class Competence:
 
 
 def competence(inputs: Inputs) -> Competence | None:
-    """How well the model does the task; None where the task has no answers."""
-    prompts, model = inputs.data.discovery, inputs.model.transformer
+    """Measure how well the model does the task; None for a task without answers."""
+    prompts = inputs.data.discovery
+    model = inputs.model.transformer
     if not prompts.correct.shape[1]:
         return None
     with torch.inference_mode():
-        targets = inputs.parts("discovery").targets
-        corrupted = _final_rows(inputs, prompts.corrupted)
-        metrics = {}
-        for name in inputs.task.metrics:
-            if not METRICS[name].flat:
-                metric = inputs.parts("discovery").metric(name)
-                both = (finite(inputs, "discovery", name, metric(h)) for h in (targets.clean, corrupted))
-                clean, other = (float(values.mean()) for values in both)
-                metrics[name] = clean, other
-        right, right_corrupted = (
-            float(accuracy(model, targets, h).double().mean()) for h in (targets.clean, corrupted)
-        )
-    n_correct, n_wrong = (prompts.correct >= 0).sum(1), (prompts.wrong >= 0).sum(1)
+        rows = {
+            "clean": inputs.parts("discovery").targets.clean,
+            "corrupted": _final_rows(inputs, prompts.corrupted),
+        }
+        names = [name for name in inputs.task.metrics if not METRICS[name].flat]
+        table = measure_rows(inputs, "discovery", rows, names)
+    n_correct = (prompts.correct >= 0).sum(1)
+    n_wrong = (prompts.wrong >= 0).sum(1)
     others = np.where(n_wrong, n_wrong, model.config.vocab_out - n_correct)
-    chance = float((n_correct / (n_correct + others)).mean())
-    return Competence(len(prompts.rows), right, right_corrupted, chance, metrics)
+    return Competence(
+        rows=len(prompts.rows),
+        accuracy=mean_accuracy(table, "clean"),
+        accuracy_corrupted=mean_accuracy(table, "corrupted"),
+        chance=float((n_correct / (n_correct + others)).mean()),
+        metrics={name: (float(table[name]["clean"].mean()), float(table[name]["corrupted"].mean())) for name in names},
+    )
 
 
 def warning(inputs: Inputs, found: Competence | None) -> str | None:
-    """One line where a model can't do a task."""
+    """One line of warning if the model can't do the task."""
     if found is None or found.able:
         return None
     low, high = found.interval
@@ -86,9 +86,14 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
 
 
 def _final_rows(inputs: Inputs, tokens: np.ndarray) -> Tensor:
-    """The model's normalised final stream at the scored positions of some prompts: Float[row d_model]."""
-    model, prompts = inputs.model.transformer, inputs.data.discovery
+    """The full model's normalised final residual stream at the scored positions, Float[row d_model].
+
+    Args:
+        tokens: Int[batch pos], clean or corrupted
+    """
+    model = inputs.model.transformer
+    prompts = inputs.data.discovery
     ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (tokens, prompts.pad, prompts.rows))
-    # A view of the last layer would keep the streams of all layers, of all prompts.
+    # A view of the last layer would keep the residual streams of all layers in memory: clone it.
     parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
     return model.normalise(torch.cat(parts)[rows[:, 0], rows[:, 1]])

@@ -1,8 +1,8 @@
-"""How good a circuit is: what is measured of it on prompts, between the full model and everything ablated."""
+"""Measure circuits on prompts, between the full model and everything ablated: faithfulness, minimality, and others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,35 +20,88 @@ from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.setup.inputs import Inputs
 
 Array = np.ndarray
+Rows = dict[str, Tensor]  # what was run (`model`, `circuit`, `ablated`) → final stream, Float[row d_model]
+Table = dict[str, dict[str, Array]]  # metric → what was run → Float[prompt]; `accuracy` → Float[row], 1 where right
 
-ROUNDING = 100  # times a dtype's precision: a change of the metric by less is none
-MISSES = 100  # paths in a row that are too long, before a random circuit is begun anew
+ROUNDING = 100  # a change of the metric below this many times the dtype's precision counts as none
+MISSES = 100  # after so many paths in a row that are too long, a random circuit is started again
 
 
 @torch.inference_mode()
 def circuit_rows(inputs: Inputs, half: str, circuit: Circuit | None) -> Tensor:
-    """The normalised final residual stream at the scored rows of one half, `discovery` or `held_out`, of a circuit that
-    is run as a whole by plain patching: Float[row d_model]. None is the full model."""
-    parts, model = inputs.parts(half), inputs.model.transformer
+    """Run a circuit as a whole by plain patching, not by the engine that found it; None is the full model.
+
+    Returns the normalised final residual stream at the scored rows of one half (`discovery` or `held_out`), Float[row
+    d_model].
+    """
+    parts = inputs.parts(half)
+    model = inputs.model.transformer
     if circuit is None:
         return parts.targets.clean
     edges = circuit_edges(circuit, model)
     return torch.cat([patched_rows(model, circuit.graph, runs, edges) for runs in parts])
 
 
+def final_rows(inputs: Inputs, circuit: Circuit) -> dict[str, Rows]:
+    """Run the full model, a circuit and everything ablated on each half: half → `Rows`."""
+    runs = {"model": None, "circuit": circuit, "ablated": Circuit.empty(circuit.graph)}
+    halves = dict.fromkeys(("discovery", inputs.evaluation_split))  # each once: a task may have one half only
+    return {half: {what: circuit_rows(inputs, half, edges) for what, edges in runs.items()} for half in halves}
+
+
 @torch.inference_mode()
-def prompt_values(inputs: Inputs, half: str, rows: Tensor, metric: str) -> Array:
-    """A metric's value for every prompt, Float[prompt], lower is better: rows as `circuit_rows` gives them.
+def measure_rows(inputs: Inputs, half: str, rows: Rows, metrics: Iterable[str]) -> Table:
+    """Take metrics of some runs on one half; lower is better. `accuracy` is left out for a task without answers.
 
     Raises:
-        UserError: one is not finite.
+        UserError: a value is not finite.
+    """
+    parts = inputs.parts(half)
+    table = Table()
+    for name in metrics:
+        metric = parts.metric(name)
+        table[name] = {what: finite(inputs, half, name, metric(h)) for what, h in rows.items()}
+    if parts.targets.correct.shape[1]:
+        right = {what: accuracy(inputs.model.transformer, parts.targets, h) for what, h in rows.items()}
+        table["accuracy"] = {what: of_row.double().cpu().numpy() for what, of_row in right.items()}
+    return table
+
+
+def measure_halves(inputs: Inputs, rows: dict[str, Rows]) -> dict[str, Table]:
+    """Take every metric of the task of the runs of `final_rows`: half → `Table`."""
+    return {half: measure_rows(inputs, half, of_half, inputs.task.metrics) for half, of_half in rows.items()}
+
+
+def means(tables: dict[str, Table]) -> dict[str, float]:
+    """`<half>.<what was run>.<metric>` → mean, as in circuit.json."""
+    return {
+        f"{half}.{what}.{metric}": float(values.mean())
+        for half, table in tables.items()
+        for metric, of_runs in table.items()
+        for what, values in of_runs.items()
+    }
+
+
+def mean_accuracy(table: Table, what: str) -> float:
+    """The share of scored positions with the right answer; NaN for a task without answers."""
+    return float(table["accuracy"][what].mean()) if "accuracy" in table else np.nan
+
+
+@torch.inference_mode()
+def prompt_values(inputs: Inputs, half: str, rows: Tensor, metric: str) -> Array:
+    """One metric of one run (`circuit_rows`) on every prompt of a half, Float[prompt]; lower is better.
+
+    Raises:
+        UserError: a value is not finite.
     """
     return finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
 
 
 def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
-    """What a metric says of every prompt of a half, Float[prompt].
+    """Return the values of every prompt as Float[prompt], in float64.
 
+    Args:
+        what: their name in messages
     Raises:
         UserError: a value is not finite.
     """
@@ -59,38 +112,22 @@ def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
     return found
 
 
-@torch.inference_mode()
-def share_right(inputs: Inputs, half: str, rows: Tensor) -> float:
-    """The share of scored positions at which the answer is right (`acdc.patching.metrics.accuracy`), NaN for a task
-    without answers."""
-    targets = inputs.parts(half).targets
-    if not targets.correct.shape[1]:
-        return np.nan
-    return float(accuracy(inputs.model.transformer, targets, rows).double().mean())
-
-
-def circuit_values(inputs: Inputs, half: str, circuit: Circuit | None) -> tuple[Array, float]:
-    """The run's metric for every prompt, Float[prompt], and the share that is right, of a circuit or the full model."""
-    rows = circuit_rows(inputs, half, circuit)
-    return prompt_values(inputs, half, rows, inputs.config.metric), share_right(inputs, half, rows)
-
-
 def faithfulness(circuit: Array, full: Array, ablated: Array, seed: int = 0) -> Estimate:
-    """How much of what the full model has over the fully ablated one a circuit has, from a metric's values for every
+    """How much of the gap between the full and the fully ablated model a circuit recovers, from a metric's values per
     prompt, Float[prompt] each: (mean ablated − mean circuit) / (mean ablated − mean full). 1 is the full model, 0 is
     everything ablated; NaN where the two don't differ. As in Hanna et al. 2024 (section 3) and MIB (Mueller et al.
     2025).
 
-    Of the complement of a circuit it is Wang et al.'s (2022) completeness, with all of the circuit knocked out: what
-    the rest of the model does without it, the lower the better.
+    Of a circuit's complement it is the completeness of Wang et al. (2022), with the whole circuit knocked out: what the
+    rest of the model does without it; lower is better.
     """
     return estimate(ablated - circuit, ablated - full, seed)
 
 
 def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
-    """The same for every prompt alone, Float[prompt]; NaN where the full model has nothing over the ablated one.
+    """Faithfulness on each prompt alone, Float[prompt]; NaN where the full model is not better than the ablated one.
 
-    Its mean is not the faithfulness, which weighs prompts by what there is to recover (Miller et al. 2024).
+    Its mean is not `faithfulness`, which weighs prompts by the gap to recover (Miller et al. 2024).
     """
     span = ablated - full
     some = span > ROUNDING * np.finfo(np.float32).eps * np.abs(ablated).max()
@@ -98,8 +135,7 @@ def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
 
 
 class Judgement(NamedTuple):
-    """How a circuit does on all prompts: the run's mean metric, faithfulness, and the share of right answers, NaN for a
-    task without answers."""
+    """A circuit's mean metric (the run's), faithfulness, and accuracy (NaN for a task without answers)."""
 
     metric: float
     faithfulness: Estimate
@@ -107,25 +143,32 @@ class Judgement(NamedTuple):
 
 
 class Judge:
-    """Circuits on the prompts that they are judged on, between the full model and everything ablated.
+    """Measures circuits on the evaluation split, between the full model and everything ablated.
 
     Args:
-        half: those prompts, `held_out`, or `discovery` for a task that has no others
-        full, ablated: the run's metric for every prompt, Float[prompt]
-        full_accuracy, ablated_accuracy: see `share_right`
+        half: the evaluation split: `held_out`, or `discovery` for a task with one half
+        full, ablated: the run's metric on every prompt, Float[prompt]
+        full_accuracy, ablated_accuracy: see `mean_accuracy`
     """
 
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs, self.half = inputs, inputs.evaluation_split
-        self.full, self.full_accuracy = circuit_values(inputs, self.half, None)
-        none = Circuit.empty(inputs.problem(self.half).graph)
-        self.ablated, self.ablated_accuracy = circuit_values(inputs, self.half, none)
+        self.inputs = inputs
+        self.half = inputs.evaluation_split
+        self.full, self.full_accuracy = self._measured(None)
+        self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 
     def judged(self, circuit: Circuit) -> Judgement:
-        """How a circuit does."""
-        values, right = circuit_values(self.inputs, self.half, circuit)
+        """Measure a circuit."""
+        values, right = self._measured(circuit)
         found = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
         return Judgement(float(values.mean()), found, right)
+
+    def _measured(self, circuit: Circuit | None) -> tuple[Array, float]:
+        """The run's metric, Float[prompt], and the accuracy, of a circuit or (None) the full model."""
+        metric = self.inputs.config.metric
+        rows = {"circuit": circuit_rows(self.inputs, self.half, circuit)}
+        table = measure_rows(self.inputs, self.half, rows, [metric])
+        return table[metric]["circuit"], mean_accuracy(table, "circuit")
 
 
 def complement(circuit: Circuit) -> Circuit:
@@ -143,21 +186,24 @@ def values_without(
     metric: str,
     progress: Show = silent,
 ) -> Array:
-    """A metric's value for every prompt when one edge alone is removed from a circuit, for each of some edges, by an
-    exact patched pass each: Float[edge prompt].
+    """Remove each of some edges alone from a circuit, by an exact patched pass each, and take the metric on every
+    prompt: Float[edge prompt].
 
-    The rise over the circuit itself is the edge's minimality: Wang et al.'s (2022) criterion that nothing in a circuit
-    is there for nothing, with the rest of the circuit as the set that the edge must matter beside.
+    The rise over the circuit itself is the edge's minimality: the criterion of Wang et al. (2022) that every part of a
+    circuit matters, with the rest of the circuit as the set beside which the edge must matter.
 
     Args:
         edges: (sender, receiver) of each
     Raises:
         UserError: a value is not finite.
     """
-    parts, model = inputs.parts(half), inputs.model.transformer
-    kept, values = circuit_edges(circuit, model), []
-    for i, runs in enumerate(parts):  # outside: a part may have to be read from its file
-        measure, of_part = runs.metric(metric, model), []
+    parts = inputs.parts(half)
+    model = inputs.model.transformer
+    kept = circuit_edges(circuit, model)
+    values = []
+    for i, runs in enumerate(parts):  # the outer loop: reading a part from its file is slow
+        measure = runs.metric(metric, model)
+        of_part = []
         for edge in edges:
             fewer = kept.clone()
             fewer[edge] = 0
@@ -171,17 +217,20 @@ def values_without(
 
 
 def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:
-    """A random circuit of n residual edges, all of them on a path from an input to the logits; n is the number of such
-    edges of some circuit.
+    """Draw a circuit of n residual edges, all of them on a path from an input to the logits.
 
-    It grows by random paths: an edge into a node that is reached already (the logits are), and on from its sender by
-    one of the sender's receivers to one of that receiver's senders, up to a node that is reached or an input. A path
-    that is longer than what is left is drawn again.
+    It grows by random paths. A path starts with an edge into a reached node (at first the logits) and goes back from
+    sender to sender, through a random receiver of each, until a sender is reached already or is an input. A path with
+    more new edges than are still needed is drawn again.
+
+    Args:
+        n: the number of edges of some circuit of this graph without dead edges
     """
     while True:
-        kept, misses = np.zeros_like(graph.edges), 0
+        kept = np.zeros_like(graph.edges)
+        misses = 0
         reached = np.array([s.kind == "input" for s in graph.senders])
-        open_ = np.zeros(len(graph.receivers), dtype=bool)  # receivers of the nodes that are reached
+        open_ = np.zeros(len(graph.receivers), dtype=bool)  # receivers of the reached nodes
         open_[graph.receiver_index["logits"]] = True
         while (left := n - int(kept.sum())) and misses < MISSES:
             free = np.argwhere(graph.edges & open_ & ~kept)
@@ -189,9 +238,13 @@ def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:
             while not reached[sender := path[-1][0]]:
                 receiver = int(draw.choice(graph.own_receivers[sender]))
                 path.append((int(draw.integers(graph.n_parents(graph.receivers[receiver]))), receiver))
-            misses = misses + 1 if len(path) > left else 0
-            for s, r in path if not misses else ():
-                kept[s, r] = reached[s] = True
+            if len(path) > left:
+                misses += 1
+                continue
+            misses = 0
+            for s, r in path:
+                kept[s, r] = True
+                reached[s] = True
                 open_[list(graph.own_receivers[s])] = True
         if not left:
             return Circuit(graph, kept)

@@ -21,7 +21,7 @@ from acdc.report.render import render, shown
 from acdc.report.run import metric_rows
 
 if TYPE_CHECKING:  # it loads torch
-    from acdc.evaluation.explain import Example, Explanation
+    from acdc.evaluation.explain import Explanation, ShownPrompt
 
 LOG_ROWS = 50_000  # decisions in the page: of a longer log, the kept edges and those nearest to the threshold
 UNITS = {name: metric.unit for name, metric in METRICS.items()}
@@ -188,7 +188,7 @@ def _metric_rows(file: CircuitFile) -> list[list[object]]:
     return rows
 
 
-def _prompt(example: Example) -> dict[str, object]:
+def _prompt(example: ShownPrompt) -> dict[str, object]:
     pairs = zip(example.clean, example.corrupted, strict=False)
     answers = []
     for label, texts in (("correct", example.correct), ("wrong", example.wrong)):

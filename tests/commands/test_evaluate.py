@@ -265,6 +265,10 @@ def test_a_rise_within_rounding_is_none(good, monkeypatch):
     own, precision = 3.0, np.finfo(read_circuit(good).method.dtype).eps
     monkeypatch.setattr("acdc.commands.evaluate.DRAWS", 1)
     monkeypatch.setattr("acdc.commands.evaluate.prompt_values", lambda *_: np.full(5, own))
+    monkeypatch.setattr(
+        "acdc.commands.evaluate.measure_rows",
+        lambda _, half, rows, metrics: {metric: dict.fromkeys(rows, np.full(5, own)) for metric in metrics},
+    )
     for rise, useless in ((50, True), (200, False), (-200, True)):
         after = np.full((1, 5), own * (1 + rise * precision))
         monkeypatch.setattr("acdc.commands.evaluate.values_without", lambda *_, after=after: after)
@@ -364,7 +368,7 @@ def test_other_prompts_are_noted(command, good):
     assert result.code == 0
     note, claim = json.loads(result.out)["notes"]
     assert "--examples 60" in note
-    assert "40 of these 60 are among those" in note
+    assert "found with 40 of these 60" in note
     assert result.err == f"note: {note}\nnote: {claim}\n"
     assert assess(good, seed=7, examples=5).notes[0].startswith("--examples 5, --seed 7: other prompts")
 
@@ -390,12 +394,12 @@ def test_mistakes_are_one_clear_line(command, good, tmp_path):
         (["none.json"], "can't be read"),
         (["damaged.json"], "is not JSON"),
         ([newer], "newer acdc"),
-        ([hashed], "the weights are not those that the circuit was found in"),
+        ([hashed], "the circuit was found in other weights"),
         ([good, "--model", "or-gate"], "4 layers, 4 heads, 479 edges; that of or-gate has 1 layers"),
-        ([prompts], "the prompts are not those of the circuit"),
+        ([prompts], "the prompts are not the circuit's"),
         ([metric], "Did you mean"),
         ([mine], "ending in .yaml"),
-        (["sub/circuit.json"], "no config of a run"),
+        (["sub/circuit.json"], "not a run config"),
         ([good, "--memory", "much"], "--memory"),
         ([good, "--minimality", "-1"], "--minimality"),
         ([good, "--examples", "0"], "--examples"),

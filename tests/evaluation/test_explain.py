@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from acdc.commands.run import estimates, final_rows
+from acdc.commands.run import intervals
 from acdc.evaluation import explain as module
 from acdc.evaluation.explain import attention, direct_effects, explain
+from acdc.evaluation.faithfulness import final_rows, measure_halves
 from acdc.graph.circuit import Circuit
 from acdc.methods.discover import find
 from acdc.patching.activations import prepare
@@ -29,7 +30,8 @@ def ioi(tmp_path_factory):
 @pytest.fixture(scope="module")
 def explained(ioi):
     inputs, circuit, rows = ioi
-    return explain(inputs, circuit, rows[inputs.evaluation_split])
+    half = inputs.evaluation_split
+    return explain(inputs, circuit, rows[half], measure_halves(inputs, rows)[half]["kl"])
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
@@ -122,7 +124,7 @@ def test_examples_are_of_the_prompts_that_were_not_searched(ioi, explained):
 
 def test_the_curve_ends_at_the_circuit_and_its_points_are_circuits(ioi, explained):
     inputs, circuit, rows = ioi
-    last, stated = explained.curve[-1], estimates(inputs, rows)
+    last, stated = explained.curve[-1], intervals(inputs, measure_halves(inputs, rows))
     assert last.edges == circuit.n_edges
     assert list(last.faithfulness) == pytest.approx(stated["faithfulness"]["held_out"])
     assert list(last.metric) == pytest.approx(stated["metric"]["held_out"])
@@ -131,11 +133,11 @@ def test_the_curve_ends_at_the_circuit_and_its_points_are_circuits(ioi, explaine
     point = explained.curve[len(sizes) // 2]
     some = Circuit(circuit.graph, circuit.kept & (np.abs(circuit.scores) >= point.score), circuit.direct).pruned()
     assert some.n_edges == point.edges
-    again = estimates(inputs, final_rows(inputs, some))
+    again = intervals(inputs, measure_halves(inputs, final_rows(inputs, some)))
     assert list(point.faithfulness) == pytest.approx(again["faithfulness"]["held_out"])
 
 
 def test_circuits_without_scores_or_edges_have_no_curve(ioi):
     inputs, circuit, rows = ioi
     for other in (Circuit(circuit.graph, circuit.kept, circuit.direct), Circuit.empty(circuit.graph)):
-        assert explain(inputs, other, rows["held_out"]).curve == ()
+        assert explain(inputs, other, rows["held_out"], {}).curve == ()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from acdc.commands.run import measure
-from acdc.evaluation.faithfulness import circuit_rows, faithfulness, prompt_values, share_right
+from acdc.evaluation.faithfulness import circuit_rows, faithfulness, mean_accuracy, measure_rows, prompt_values
 from acdc.evaluation.ranking import auc, corners, jaccard, pessimistic_auc, rank_correlation, roc
 from acdc.graph.circuit import Circuit
 from acdc.patching.metrics import Targets, accuracy
@@ -114,7 +114,8 @@ def test_values_are_those_that_a_run_measures():
                 values = prompt_values(inputs, half, rows, metric)
                 assert values.shape == (6,)
                 assert values.mean() == measured[f"{half}.{name}.{metric}"]
-            assert share_right(inputs, half, rows) == measured[f"{half}.{name}.accuracy"]
+            table = measure_rows(inputs, half, {name: rows}, ())
+            assert mean_accuracy(table, name) == measured[f"{half}.{name}.accuracy"]
     full = circuit_rows(inputs, "held_out", Circuit.full(graph))
     torch.testing.assert_close(full, circuit_rows(inputs, "held_out", None), rtol=1e-4, atol=1e-4)
 

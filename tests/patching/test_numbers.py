@@ -15,7 +15,7 @@ import acdc as package
 from acdc.commands import evaluate as evaluation
 from acdc.commands import run as runner
 from acdc.errors import FileError, UserError
-from acdc.evaluation.faithfulness import values_without
+from acdc.evaluation.faithfulness import measure_rows, values_without
 from acdc.files.circuit import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
@@ -272,38 +272,39 @@ def test_the_resolution_is_about_what_rounding_does_to_a_metric(metric):
 
 @pytest.fixture(scope="module")
 def made(loaded, tmp_path_factory):
-    """The circuit.json of a run, and its final rows on the held-out prompts."""
+    """The circuit.json of a run, and its metrics on the held-out prompts."""
     out = tmp_path_factory.mktemp("made") / "run"
     file, _ = runner.run(loaded.at(0.1), out)
-    return out / "circuit.json", file, evaluation._rows(loaded, "held_out", file.circuit())
+    rows = evaluation._rows(loaded, "held_out", file.circuit())
+    return out / "circuit.json", file, measure_rows(loaded, "held_out", rows, loaded.task.metrics)
 
 
 @pytest.mark.parametrize("key", ["held_out.circuit.kl", "held_out.model.nll", "held_out.ablated.prob-diff"])
 @pytest.mark.parametrize(("dtype", "rounding"), [("float32", 2e-5), ("float64", 1e-10)])
 def test_a_metric_that_does_not_come_out_again_is_reported_with_both_numbers(loaded, made, key, dtype, rounding):
-    _, file, rows = made
+    _, file, table = made
     known = file.metrics[key]
     for change in (0, rounding, 20 * rounding):
         metrics = {**file.metrics, key: known + change}
         method = file.method.model_copy(update={"dtype": dtype})
         other = file.model_copy(update={"metrics": metrics, "method": method})
-        found = evaluation._recomputed("c.json", other, loaded, "held_out", rows)
+        found = evaluation._differences("c.json", other, loaded, "held_out", table)
         assert bool(found) == (change > rounding)
-    said = f"{key} is {known + change:.6g} there, and {known:.6g} now; versions and device are the same"
-    assert found == [f"warning: c.json was changed, or is computed otherwise here: {said}"]
+    said = f"{key} is {known + change:.6g} in the file, {known:.6g} now; versions and device are the same"
+    assert found == [f"warning: c.json was changed, or computes differently here: {said}"]
     others = other.model_copy(update={"task": file.task.model_copy(update={"data_hash": "0"})})
-    assert evaluation._recomputed("c.json", others, loaded, "held_out", rows) == []  # other prompts, other metrics
+    assert evaluation._differences("c.json", others, loaded, "held_out", table) == []  # other prompts, other metrics
 
 
 def test_edges_that_were_changed_and_other_versions_are_reported(acdc, made, tmp_path):
     path, file, _ = made
-    assert "computed otherwise" not in acdc("evaluate", path, "--minimality", 0).err
+    assert "computes differently" not in acdc("evaluate", path, "--minimality", 0).err
     fewer = file.model_copy(update={"edges": file.edges[3:], "environment": {**file.environment, "torch": "1.0"}})
     graph = GraphPart.of(fewer.circuit(), file.graph.dead)
     write_circuit(tmp_path / "circuit.json", fewer.model_copy(update={"graph": graph}))
     result = acdc("evaluate", tmp_path / "circuit.json", "--minimality", 0)
     assert result.code == 0
-    (line,) = (line for line in result.err.splitlines() if "computed otherwise" in line)
+    (line,) = (line for line in result.err.splitlines() if "computes differently" in line)
     assert line.startswith("warning: ") and "held_out.circuit." in line and "(and " in line
     assert f"torch 1.0, now {torch.__version__}" in line
     golden = acdc("check", tmp_path / "circuit.json", "--against", path)

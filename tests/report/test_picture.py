@@ -188,7 +188,7 @@ def known(classes: dict[str, tuple[str, ...]]) -> Published:
 # Its look
 
 GOLDEN = ROOT / "configs" / "golden"
-NOT_GIVEN = dict.fromkeys(("width", "direction", "scores", "no-header"))
+NOT_GIVEN = dict.fromkeys(("width", "direction", "scores", "no_header"))
 LOOKS = {
     "a column": PictureStyle(width=3.3),
     "sideways": PictureStyle(width=7.0, direction="left", scores=True),

@@ -1,0 +1,111 @@
+"""`acdc tasks`, `acdc models` and `acdc methods`: list what there is, or show one in detail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import typer
+
+from acdc.commands.options import default_model
+from acdc.errors import UserError, unknown
+from acdc.registry import ABLATIONS, METHODS, ORDERS
+
+
+def tasks(
+    name: Annotated[str | None, typer.Argument(help="A task or a YAML file, for its details.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Show how well this model does the task.")] = None,
+) -> None:
+    """List the shipped tasks, or show one.
+
+    Example: acdc tasks greater-than --model tiny
+    """
+    from acdc.task.load import load_task, task_names
+
+    if name is None and model is not None:
+        raise UserError(f"--model {model}: name a task, too: acdc tasks greater-than --model {model}")
+    if name is None:
+        _list({n: load_task(n).description for n in task_names()})
+        return
+    task = load_task(name)
+    d = task.defaults
+    details = {
+        "name": f"{task.name} (version {task.version})",
+        "description": task.description,
+        "source": task.source,
+        "metrics": ", ".join(task.metrics),
+        "scored at": str(task.score_at),
+        "defaults": f"metric {d.metric}, threshold {d.threshold:g}, {d.examples} examples each half, seed {d.seed}, "
+        f"{d.ablation} ablation",
+    }
+    if d.model:
+        details["defaults"] += f", model {d.model}"
+    if d.models:
+        details["per model"] = "; ".join(f"{m}: {o.model_dump(exclude_none=True)}" for m, o in d.models.items())
+    _details(details)
+    if model is not None:
+        typer.echo("\n" + _competence(name, model))
+
+
+def _competence(task: str, model: str) -> str:
+    """How well a model does a task, as a short table."""
+    from acdc.setup.config import resolve
+
+    config, checked, _ = resolve({"task": task, "model": model}, None, default_model)
+
+    from acdc.evaluation.competence import competence  # imports torch: only now, when the names are known to be right
+    from acdc.report.competence import to_text
+    from acdc.setup.inputs import load
+
+    inputs = load(config, checked)
+    return to_text(inputs, competence(inputs))
+
+
+def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:
+    """List the models at hand, or show one.
+
+    They are bundled, in installed packages, or in the Hugging Face cache.
+
+    Example: acdc models tiny
+    """
+    from acdc.model.find import BUNDLED, bundled_models, cached_models, describe_model, find_model, packaged_models
+
+    if name is None:
+        bundled = {n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()}
+        _list(bundled | packaged_models() | cached_models())
+        return
+    folder = find_model(name)
+    _details({"name": name, "sizes": describe_model(folder)})
+    card = folder / "README.md"
+    if folder.parent == BUNDLED and card.is_file():
+        typer.echo("\n" + card.read_text(encoding="utf-8").rstrip())
+
+
+def methods(name: Annotated[str | None, typer.Argument(help="A method, for its details.")] = None) -> None:
+    """List the methods of discovery, or show one.
+
+    Example: acdc methods acdc
+    """
+    if name is None:
+        _list({n: method.what for n, method in METHODS.items()})
+        return
+    if name not in METHODS:
+        raise UserError(unknown("method", name, METHODS))
+    method = METHODS[name]
+    details = {"name": name, "what": method.what, "options": ", ".join(method.options), "threshold": method.bound}
+    if "order" in method.options:
+        details["orders"] = "; ".join(f"{order}: {text}" for order, text in ORDERS.items())
+    details["ablations"] = "; ".join(f"{ablation}: {text}" for ablation, text in ABLATIONS.items())
+    _details(details)
+
+
+def _list(lines: Mapping[str, str]) -> None:
+    """Print a line for each name, with the texts in a column."""
+    width = max(map(len, lines)) + 2
+    for name, text in lines.items():
+        typer.echo(f"{name:{width}}{' '.join(text.split())}")
+
+
+def _details(lines: Mapping[str, str]) -> None:
+    for key, text in lines.items():
+        typer.echo(f"{key:13}{' '.join(text.split())}")

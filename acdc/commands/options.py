@@ -1,0 +1,208 @@
+"""The options of the command line that commands share, or pass on together, declared once.
+
+A table maps names to options; `add` adds all options of a table to a command, which gets their values as one dict.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import typer
+
+from acdc.errors import ModelError, UserError
+
+REQUIRED = inspect.Parameter.empty
+Given = dict[str, Any]  # name → value of an option, None if not given
+
+
+class Option(NamedTuple):
+    """An option: the annotation and the default of a parameter of a command."""
+
+    annotation: Any
+    default: Any
+
+
+def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
+    """Declare an option of a table.
+
+    Args:
+        default: None if the option may be left out; REQUIRED if it may not
+    """
+    annotated: Any = Annotated
+    return Option(annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default)
+
+
+def _bytes(text: str) -> float | None:
+    from acdc.io.sizes import memory_bound
+
+    return memory_bound(text)
+
+
+RUN = {
+    "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
+    "model": option(str, "A bundled model, a local directory or a Hugging Face id. [default: gpt2]", "--model", "-m"),
+    "method": option(str, "Method of discovery (`acdc methods`)."),
+    "threshold": option(str, "τ in the metric's units; several with commas make a run each.", "--threshold", "-T"),
+    "edges": option(int, "Keep the N edges with the highest scores (not for acdc)."),
+    "greedy": option(bool, "Grow the N edges from the logits instead.", "--greedy/--top"),
+    "prefilter": option(str, "METHOD:SHARE, as eap-ig:0.05: acdc tests only this share of the edges, METHOD's best."),
+    "metric": option(str, "kl, logit-diff, prob-diff, nll or l2, as the task allows."),
+    "ablation": option(str, "What a removed edge carries: corrupted, zero or mean."),
+    "examples": option(int, "Prompts for discovery, and as many held out."),
+    "seed": option(int, "Seed of the prompts and of random orders."),
+    "direct": option(bool, "Test whole q, k, v vectors first.", "--direct/--no-direct"),
+    "order": option(str, "paper, heads-ascending, parents-ascending or random."),
+    "abs": option(bool, "Go by the size of a change or score, not its sign.", "--abs/--signed"),
+    "steps": option(int, "Points on the path, for eap-ig."),
+    "updates": option(int, "Updates of a method that trains gates."),
+    "penalty": option(float, "Price of open gates, for subnetwork-probing."),
+    "sparsity": option(float, "Share of edges to close, for edge-pruning."),
+    "dtype": option(str, "float32 or float64."),
+    "device": option(str, "auto, cpu, cuda or mps."),
+    "batch": option(int, "Most candidates to evaluate at once."),
+}
+
+COMPARE = {name: RUN[name] for name in ("model", "examples", "seed", "ablation", "abs", "device")} | {
+    "seed": option(int, "Seed of the prompts, random scores and intervals."),
+}
+
+PLAN = {
+    "tasks": option(str, "Tasks or YAML files, with commas between them.", "--tasks", "-t", default=REQUIRED),
+    "methods": option(
+        str, "Methods with commas, or all; eap-ig:0.05+acdc is acdc among another one's best edges.", default="all"
+    ),
+    "sizes": option(str, "How many edges to keep, with commas.", default="5,10,20,50,100"),
+    "greedy": option(bool, "Grow the edges from the logits instead.", "--greedy/--top", default=False),
+    "reference": option(
+        str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
+    ),
+    "updates": option(int, "Updates of the methods that train gates.", min=1),
+    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
+}
+
+STABILITY = {
+    name: RUN[name]
+    for name in ("task", "model", "method", "threshold", "edges", "metric", "ablation", "examples", "seed", "device")
+} | {
+    "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
+    "seed": option(int, "Seed of the base run; the others follow."),
+}
+
+RERUNS = {
+    "seeds": option(int, "Runs on the prompts of other seeds. [default: 5]", min=0),
+    "resamples": option(int, "Runs on bootstrap resamples of the prompts. [default: 5]", min=0),
+    "orders": option(int, "Runs with the edges in other orders; acdc only. [default: 5]", min=0),
+}
+
+EVALUATE = {
+    "task": option(str, "Another task, or where its YAML file is. [default: the circuit's]", "--task", "-t"),
+    "model": option(str, "Where the circuit's model is. [default: where it was]", "--model", "-m"),
+    "examples": option(int, "Prompts. [default: as many as it was found with]"),
+    "seed": option(int, "Seed of the prompts, random circuits and intervals."),
+    "device": RUN["device"],
+}
+
+BOUNDS = {
+    "edits": option(int, "Edges that may be added or removed. [default: 0]"),
+    "tolerance": option(float, "How much metrics and scores may differ. [default: 0.0001]"),
+    "recall": option(float, "Least share of the published edges that is found."),
+    "precision": option(float, "Least share of the edges that is published."),
+    "classes": option(int, "Least number of published component classes found."),
+    "auc": option(float, "Least area under the ROC curve of the scores."),
+}
+
+PICTURE = {
+    "width": option(float, "Inches, for print: 3.3 is a paper's column. [default: as the layout needs]"),
+    "direction": option(str, "Where the logits are: up, down, right or left. [default: up]"),
+    "scores": option(bool, "Write the edges' scores beside them.", "--scores"),
+    "no_header": option(bool, "Leave out title, counts and legend.", "--no-header"),
+}
+
+WORKERS = {
+    "executor": option(str, "local or slurm. [default: the file's, or local]"),
+    "workers": option(int, "Processes. [default: one per core, or GPU]", min=1),
+    "threads": option(int, "Threads of each process. [default: cores / workers]", min=1),
+    "memory": option(
+        float,
+        "Each process stays below this, as 4GB. [default: half of the machine's, shared]",
+        parser=_bytes,
+        metavar="<size>",
+    ),
+    "retry": option(bool, "Make failed runs again.", "--retry-failed"),
+}
+
+Memory = Annotated[
+    float | None,
+    typer.Option(parser=_bytes, metavar="<size>", help="Stay below this, as 4GB. [default: half of the machine's]"),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="A YAML file with options of `acdc run`, or the name of a shipped one.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command: the options of a table take the place of a parameter, which gets their values.
+
+    Args:
+        tables: parameter of the command → table
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = []
+        for parameter in inspect.signature(command, eval_str=True).parameters.values():
+            if parameter.name not in tables:
+                parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+                continue
+            for name, (annotation, default) in tables[parameter.name].items():
+                added = inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+                parameters.append(added)
+
+        @wraps(command)
+        def call(**values: Any) -> None:
+            for parameter, table in tables.items():
+                values[parameter] = {name: values.pop(name) for name in table}
+            command(**values)
+
+        call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+        return call
+
+    return decorate
+
+
+def numbers(flag: str, text: str) -> list[float]:
+    """Parse the value of an option: numbers with commas between them, each once.
+
+    Raises:
+        UserError: one is no number, is negative or not finite, or is there twice.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not a number, nor several with commas between them") from None
+    if len(set(values)) < len(values):
+        raise UserError(f"{flag}: {text!r} has a number twice")
+    for value in values:
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")
+    return values
+
+
+def default_model() -> tuple[str, str | None]:
+    """The model of a run that names none, and a note if it is the fallback."""
+    from acdc.model.find import find_model
+    from acdc.setup.config import DEFAULT_MODEL, FALLBACK_MODEL
+
+    try:
+        find_model(DEFAULT_MODEL)
+        return DEFAULT_MODEL, None
+    except ModelError:
+        return FALLBACK_MODEL, (
+            f"note: {DEFAULT_MODEL} is neither in the Hugging Face cache nor reachable; this is the bundled model "
+            f"{FALLBACK_MODEL} (choose with --model)"
+        )
