@@ -29,6 +29,7 @@ from acdc.setup.config import Config
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]
 
+ENDED = ("done", "failed")  # states of runs that are not made again unasked
 FAILURE = "failure.json"
 OPTIONS = (
     *("task", "model", "method", "metric", "ablation", "threshold", "edges", "greedy", "abs", "direct", "order"),

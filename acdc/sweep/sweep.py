@@ -37,8 +37,9 @@ from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.setup.config import Config, DefaultModel, parse_bytes
 from acdc.sweep import estimate
-from acdc.sweep.executors import Callbacks, Cluster, Job, Local
+from acdc.sweep.executors import Callbacks, Executor, Job, Local
 from acdc.sweep.file import MANY, Run, SweepFile, read_sweep
+from acdc.sweep.slurm import Cluster
 from acdc.sweep.tracking import Tracking
 from acdc.task.load import find_config
 from acdc.task.tokenize import make_data
@@ -59,7 +60,7 @@ class Plan:
     file: SweepFile
     runs: tuple[Run, ...]
     out: Path
-    place: Local | Cluster
+    place: Executor
     seconds: dict[str, float]
     references: dict[str, Circuit]
     retry: bool
@@ -242,7 +243,7 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
     return out
 
 
-def _place(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run], devices: set[str]) -> Local | Cluster:
+def _place(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run], devices: set[str]) -> Executor:
     """Where the runs are made."""
     sweep = file.sweep
     executor = given["executor"] or sweep.executor
