@@ -24,6 +24,10 @@ class UserError(Exception):
     Lines are cut where one can't read them any more: a name or text in a file, which they cite, may have no end.
     """
 
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key  # the option that the message is about
+
     def __str__(self) -> str:
         lines = super().__str__().split("\n")
         return "\n".join(line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in lines)

@@ -18,6 +18,7 @@ from acdc.errors import UserError
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of
 from tests.model.test_model import checkpoint
 from tests.support import ROOT
 
@@ -302,7 +303,7 @@ def test_every_shipped_config_resolves():
         if "checks:" in file.read_text(encoding="utf-8"):
             assert read_checks(file)
         elif file.name.startswith("sweep-"):
-            assert read_sweep(file).runs(None)
+            assert runs_of(read_sweep(file), None)
         else:
             assert config.resolve({}, file, None)
 

@@ -276,7 +276,7 @@ class _Stated(NamedTuple):
     def wrong(self, key: str, text: str) -> UserError:
         """The error of an option, which says where that was given."""
         in_file = key not in self.command_line and key in self.from_file
-        return UserError(f"{f'{self.file}: {key}' if in_file else '--' + key.replace('_', '-')}: {text}")
+        return UserError(f"{f'{self.file}: {key}' if in_file else '--' + key.replace('_', '-')}: {text}", key)
 
 
 def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
@@ -328,7 +328,7 @@ def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _St
     if by_threshold and by_edges:
         raise stated.wrong("edges", "--threshold says already which edges to keep; give one of the two")
     if not by_edges and not by_threshold and "threshold" not in defaults:
-        raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X")
+        raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X", "method")
     if explicit.get("greedy") and not by_edges:
         raise stated.wrong("greedy", "needs --edges N, the number of edges to grow to")
 

@@ -15,7 +15,7 @@ from typing import Any
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
 from acdc.sweep.executors import Executor, Job, Unit, by_inputs, write_unit
-from acdc.sweep.file import Slurm
+from acdc.sweep.schema import Slurm
 
 GONE = 3  # looks without a job in the queue before it counts as ended: file systems of clusters lag behind
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")

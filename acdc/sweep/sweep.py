@@ -38,13 +38,15 @@ from acdc.report.text import grid
 from acdc.setup.config import Config, DefaultModel, parse_bytes
 from acdc.sweep import estimate
 from acdc.sweep.executors import Callbacks, Executor, Job, Local
-from acdc.sweep.file import MANY, Run, SweepFile, read_sweep
+from acdc.sweep.file import SweepFile, read_sweep
+from acdc.sweep.grid import Run, runs_of
 from acdc.sweep.slurm import Cluster
 from acdc.sweep.tracking import Tracking
 from acdc.task.load import find_config
 from acdc.task.tokenize import make_data
 
 HIDDEN = ("folder", "model_hash", "data_hash")  # of the page's table
+MANY = 1000  # runs; for more, the user is asked
 HASHED = ("model_hash", "data_hash", "part")  # what a run finds out, and is no option
 
 
@@ -92,7 +94,7 @@ def make_plan(
     sweep = file.sweep
     if file.size > MANY and not sure(file.size):
         raise UserError(f"{path}: {file.size:,} runs; say --yes if you mean it")
-    runs, notes = file.runs(default_model)
+    runs, notes = runs_of(file, default_model)
     out = out or Path("sweeps") / path.stem
     _check_begun(runs, out)
     kinds = _check_prompts(file, runs)

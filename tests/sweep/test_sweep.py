@@ -24,7 +24,9 @@ from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
 from acdc.setup.config import resolve
 from acdc.sweep import estimate, executors
-from acdc.sweep.file import Range, read_sweep
+from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of as all_runs_of
+from acdc.sweep.schema import AxisRange
 from acdc.sweep.tracking import Tracking
 from acdc.task.tokenize import make_data
 from tests.support import ROOT, slurm
@@ -45,7 +47,7 @@ def write(folder: Path, content: object, name: str = "s.yaml") -> Path:
 
 
 def runs_of(folder: Path, content: object):
-    return read_sweep(write(folder, content)).runs(lambda: ("tiny", None))[0]
+    return all_runs_of(read_sweep(write(folder, content)), lambda: ("tiny", None))[0]
 
 
 def kept(out: Path) -> dict[str, bytes]:
@@ -100,13 +102,13 @@ def test_grids_are_added_up_and_take_what_their_method_has(tmp_path):
     ],
 )
 def test_ranges(given, whole, expected):
-    assert Range.model_validate(given).values(whole) == expected
+    assert AxisRange.model_validate(given).values(whole) == expected
 
 
 def test_exclusions_are_named_and_must_match(tmp_path):
     out = {"too long": {"task": "ioi", "threshold": [0.03, 0.5]}}
     assert [r.name for r in runs_of(tmp_path, SMALL | {"exclude": out})][2:] == ["ioi-0.3"]
-    with pytest.raises(UserError, match=r"s\.yaml line 13: exclude: none: no run is like that"):
+    with pytest.raises(UserError, match=r"s\.yaml line 13: exclude: none: excludes nothing; no run has these options"):
         runs_of(tmp_path, SMALL | {"exclude": {"none": {"task": "docstring"}}})
     with pytest.raises(UserError, match="every run is left out"):
         runs_of(tmp_path, SMALL | {"exclude": {"all": {"model": "tiny"}}})
@@ -127,7 +129,7 @@ def test_names_of_runs_can_be_given(tmp_path):
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("sweep-*.yaml")))
 def test_shipped_sweeps_are_right(name):
     file = read_sweep(CONFIGS / name)
-    runs, notes = file.runs(lambda: pytest.fail("no model"))
+    runs, notes = all_runs_of(file, lambda: pytest.fail("no model"))
     assert len(runs) == file.size > 40 and not notes
 
 
@@ -192,7 +194,7 @@ BAD = {
         SMALL | {"run_name": "{task:>999999999}"},
         "run_name: template '{task:>999999999}': fields are",
     ),
-    "a name that is no name": (SMALL | {"run_name": ".."}, "run_name: gives '..', which is no name of a folder"),
+    "a name that is no name": (SMALL | {"run_name": ".."}, "run_name: gives '..', not a valid folder name"),
     "an unknown executor": (
         SMALL | {"executor": "kubernetes"},
         "executor: should be 'local' or 'slurm', got 'kubernetes'",
