@@ -19,10 +19,11 @@ import pytest
 import yaml
 
 from acdc.errors import UserError
+from acdc.files import table
 from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
 from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
-from acdc.setup.config import resolve
+from acdc.setup.config import Config, resolve
 from acdc.sweep import estimate, executors
 from acdc.sweep.file import read_sweep
 from acdc.sweep.grid import runs_of as all_runs_of
@@ -301,9 +302,9 @@ def test_the_table_has_everything_and_types(swept):
         # at the same threshold with more prompts: some edges are the same, and none is counted twice
         assert int(row["true_positives"]) + int(row["false_positives"]) == int(row["kept"])
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = parquet.read_table(out / "results.parquet").to_pydict()
-    assert table["kept"] == [int(row["kept"]) for row in rows] and table["direct"] == [True] * 4
-    assert table["edges"] == [None] * 4 and table["threshold"] == [0.03, 0.3, 0.03, 0.3]
+    typed = parquet.read_table(out / "results.parquet").to_pydict()
+    assert typed["kept"] == [int(row["kept"]) for row in rows] and typed["direct"] == [True] * 4
+    assert typed["edges"] == [None] * 4 and typed["threshold"] == [0.03, 0.3, 0.03, 0.3]
 
 
 def test_the_page_of_a_sweep_leads_to_its_runs(swept):
@@ -377,7 +378,7 @@ def test_results_filter_sort_and_print(swept, call):
     assert sorted(printed, key=itemgetter("run")) == [row | dict.fromkeys(AGAINST, "") for row in found_or_failed(out)]
     for bad, expected in (
         (("--where", "taks=ioi"), "--where: unknown column 'taks'. Did you mean 'task'"),
-        (("--where", "task"), "--where: 'task' is no condition"),
+        (("--where", "task"), "--where: 'task' is not a condition"),
         (("--where", "kept=many"), "--where: kept is a number, not 'many'"),
         (("--sort", "sice"), "--sort: unknown column 'sice'"),
         (("--columns", "run,keptt"), "--columns: unknown column 'keptt'"),
@@ -394,7 +395,7 @@ def test_results_reads_the_directories_of_single_runs_too(call, tmp_path):
     assert [row["threshold"] for row in chosen(rows, [], "threshold")] == [0.1, 0.3]
     assert "threshold" in to_text(rows) and to_csv(rows).count("\n") == 3
     (tmp_path / "empty").mkdir()
-    assert "holds no run" in call("results", tmp_path / "empty")[2]
+    assert "has no runs" in call("results", tmp_path / "empty")[2]
 
 
 # ---------------------------------------------------------------- survival
@@ -731,6 +732,10 @@ def test_shipped_configs_have_names(call):
         and "sweep-tiny" in error
         and "path ending in .yaml" in error
     )
+
+
+def test_the_table_has_every_option_that_changes_the_result():
+    assert set(table.OPTIONS) == set(Config.model_fields) - {"device", "batch", "part", "model_hash", "data_hash"}
 
 
 def test_columns_come_in_one_order():
