@@ -626,7 +626,7 @@ def sweep(
     Example: acdc sweep sweep-tiny
     """
     from acdc.report.results import summary, to_text
-    from acdc.sweep.sweep import make_plan, overview
+    from acdc.sweep.plan import make_plan, overview
     from acdc.sweep.sweep import sweep as execute
 
     given = {

@@ -161,8 +161,8 @@ def test_what_a_sweep_leaves_out_without_an_extra_is_said(call, tmp_path, monkey
         monkeypatch.setitem(sys.modules, module, None)
     code, _, err = call("sweep", "s.yaml", "--workers", "1")
     assert code == 0, err
-    assert "no results.parquet; for it, pip install 'acdc-circuits[sweeps]'" in err
-    assert "no plots; for them, pip install 'acdc-circuits[sweeps]'" in err
+    assert "no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'" in err
+    assert "no plots; to get them, pip install 'acdc-circuits[sweeps]'" in err
     assert call("sweep", "s.yaml", "--no-plots")[2].count("pip install") == 1
     made = {path.name for path in (tmp_path / "sweeps" / "s").iterdir()}
     assert {"results.csv", "report.html"} <= made

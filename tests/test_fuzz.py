@@ -26,7 +26,7 @@ from acdc.report.run import to_text
 from acdc.setup.config import resolve
 from acdc.sweep.file import read_sweep
 from acdc.sweep.grid import runs_of
-from acdc.sweep.sweep import MANY
+from acdc.sweep.plan import MANY
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.support import ROOT

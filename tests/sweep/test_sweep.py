@@ -256,9 +256,9 @@ def test_a_folder_of_another_run_is_left_alone(call, tmp_path):
     other.mkdir(parents=True)
     write(other, {"task": "ioi", "model": "tiny", "examples": 99, "metric": "kl"}, "config.yaml")
     code, _, err = call("sweep", path)
-    assert code == 2 and "holds a run with another " in err and "examples" in err
+    assert code == 2 and "has a run with another " in err and "examples" in err
     write(other, "- 1\n", "config.yaml")
-    assert "is no config of a run" in call("sweep", path)[2]
+    assert "is not the config of a run" in call("sweep", path)[2]
 
 
 # ---------------------------------------------------------------- a sweep
@@ -719,7 +719,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(tmp_path, monkeypatch)
     tracking = Tracking("wandb", "x", tmp_path, said.append)
     for name in "ab":
         tracking.log({"run": name, "state": "done"})
-    assert said == ["warning: wandb: No API key configured; no more runs are logged there"]
+    assert said == ["warning: wandb: No API key configured; no more runs are logged"]
 
 
 def test_shipped_configs_have_names(call):
