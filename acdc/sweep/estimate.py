@@ -20,12 +20,8 @@ START = 1.0  # seconds for everything else: files, pictures
 PER_RECEIVER = 3  # evaluations of ACDC
 STEPS = 5  # default of eap-ig
 UPDATES = 400  # default of the methods that train
-PASSES = {
-    "eap": 4,
-    "hisp": 4,
-    "eap-ig-clean-corrupted": 6,
-    "random": 0,
-}  # in forward passes; a backward pass counts as two
+# forward passes; a backward pass counts as two
+PASSES = {"eap": 4, "hisp": 4, "eap-ig-clean-corrupted": 6, "random": 0}
 
 
 def seconds(config: Config, sizes: Sizes, prompts: Split, device: str, threads: int) -> float:
