@@ -347,7 +347,7 @@ def sweep(
     Example: acdc sweep sweep-tiny
     """
     from acdc.report.results import summary, to_text
-    from acdc.sweep.sweep import make_plan, overview
+    from acdc.sweep.plan import make_plan, overview
     from acdc.sweep.sweep import sweep as execute
 
     def sure(runs: int) -> bool:

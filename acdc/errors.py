@@ -25,6 +25,10 @@ class UserError(Exception):
     Long lines are cut: quoted names and texts can be arbitrarily long.
     """
 
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key  # the option that the message is about
+
     def __str__(self) -> str:
         lines = super().__str__().split("\n")
         return "\n".join(line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in lines)

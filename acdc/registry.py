@@ -207,10 +207,12 @@ def check_method(name: str, metric: str, ablation: str) -> None:
         others = ", ".join(other for other, facts in METRICS.items() if not facts.flat)
         raise UserError(
             f"--metric {metric}: its gradient at the full model is zero, so {name} can't rank edges by it; choose "
-            f"another one ({others}), or --method eap-ig"
+            f"another one ({others}), or --method eap-ig",
+            "metric",
         )
     if METHODS[name].paired and ablation != "corrupted":
         raise UserError(
             f"--ablation {ablation}: {name} goes from the corrupted to the clean inputs and needs corrupted prompts; "
-            "use --ablation corrupted, or --method eap-ig-activations"
+            "use --ablation corrupted, or --method eap-ig-activations",
+            "ablation",
         )

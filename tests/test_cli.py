@@ -22,6 +22,7 @@ from acdc.model.find import bundled_models
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of
 from acdc.task.load import task_names
 from tests.support import ROOT
 from tests.support.checkpoints import checkpoint
@@ -320,7 +321,7 @@ def test_every_shipped_config_resolves():
         if "checks:" in file.read_text(encoding="utf-8"):
             assert len(read_checks(file)) > 0
         elif file.name.startswith("sweep-"):
-            assert len(read_sweep(file).runs(None)) > 1
+            assert len(runs_of(read_sweep(file), None)) > 1
         else:
             stated = yaml.safe_load(file.read_text(encoding="utf-8"))
             resolved = config.resolve({}, file, None)[0].model_dump()

@@ -159,7 +159,7 @@ def test_what_a_sweep_leaves_out_without_an_extra_is_said(call, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     code, _, err = call("sweep", "s.yaml", "--workers", "1")
     assert code == 0, err
-    assert "no results.parquet; for it, pip install 'acdc-circuits[sweeps]'" in err
+    assert "no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'" in err
     assert err.count("pip install") == 1
     made = {path.name for path in (tmp_path / "sweeps" / "s").iterdir()}
     assert {"results.csv", "report.html"} <= made

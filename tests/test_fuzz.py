@@ -24,7 +24,9 @@ from acdc.files.published import load_published
 from acdc.model.load import load_tokenizer
 from acdc.report.run import to_text
 from acdc.setup.config import resolve
-from acdc.sweep.file import MANY, read_sweep
+from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of
+from acdc.sweep.plan import MANY
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.support import ROOT
@@ -55,7 +57,7 @@ def of_config(path: Path) -> None:
 def of_sweep(path: Path) -> None:
     file = read_sweep(path)
     if file.size <= MANY:
-        for run in file.runs(lambda: ("tiny", None))[0]:
+        for run in runs_of(file, lambda: ("tiny", None))[0]:
             assert Path(run.name).name == run.name and run.name != ".."
 
 

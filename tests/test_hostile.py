@@ -29,6 +29,7 @@ from acdc.methods.log import read_log
 from acdc.model.load import load_model, load_tokenizer
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.support.hostile import in_time, judge, watched
@@ -295,7 +296,7 @@ def test_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({"base": {"model": "tiny"}, "grid": {"task": "ioi"}, "run_name": name}))
     try:
-        (run,) = read_sweep(path).runs(lambda: ("tiny", None))[0]
+        (run,) = runs_of(read_sweep(path), lambda: ("tiny", None))[0]
         assert Path(run.name).name == run.name and run.name not in ("", ".", "..") and "\n" not in run.name
     except UserError as error:
         assert "run_name" in str(error)

@@ -131,11 +131,11 @@ def test_a_quarter_is_accepted_and_bounds_hold_at_every_threshold(sweep):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"within": 0.1, "counts": None}, "within is for counts"),
+        ({"within": 0.1, "counts": None}, "within needs counts"),
         ({"run": {"task": "ioi", "model": "tiny", "threshold": 0.1}}, "one of the two"),
         ({"run": {"task": "ioi", "model": "tiny", "edges": 3}}, "no edges"),
-        ({"run": None, "circuit": "a.json"}, "counts are of a run"),
-        ({"against": "a.json"}, "counts are of a run"),
+        ({"run": None, "circuit": "a.json"}, "counts need a run"),
+        ({"against": "a.json"}, "counts need a run"),
         ({"counts": {}}, "counts"),
         ({"counts": {-0.1: 3}}, "threshold"),
         ({"counts": {"1e-4": 3}}, "1e-4"),

@@ -1,8 +1,8 @@
-"""Regression checks: is a circuit still the golden one, or near enough to a published one?
+"""Regression checks: does a circuit still equal a golden one, or is it close enough to a published one?
 
-What is asked must be the same: a golden circuit of another task, model, metric, ablation, method, threshold or graph
-can't be compared, and is the user's mistake (exit code 2). Other weights, prompts or versions are not: a difference
-that they make is what a check is for (exit code 1).
+A golden circuit must answer the same question: another task, model, metric, ablation, method, threshold or graph is the
+user's mistake (exit code 2). Other weights, prompts or versions are allowed: a check is there to find the differences
+that they make (exit code 1).
 """
 
 from __future__ import annotations
@@ -18,36 +18,37 @@ from xml.etree import ElementTree
 from pydantic import Field, ValidationError, model_validator
 
 from acdc.commands.run import run
-from acdc.errors import FileError, TaskError, UserError
+from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
 from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.diff import diff
 from acdc.files.published import load_published, recovery
+from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
-from acdc.io.schema import Number, Strict, Text, Whole, mistakes
+from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.report.text import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 
-TOLERANCE = 1e-4  # what float32 leaves the same on other machines
-WITHIN = 0.25  # counts of published sweeps: theirs are of other prompts, and of several versions of code and data
+TOLERANCE = 1e-4  # float32 agrees that well across machines
+WITHIN = 0.25  # published counts come from other prompts, and from several versions of code and data
 
 Share = Annotated[Number, Field(ge=0, le=1)]
 
 
 class Bounds(Strict):
-    """What a circuit has to fulfil: `edits` and `tolerance` against a golden circuit, the rest against a published one.
+    """Bounds on a circuit: `edits` and `tolerance` against a golden circuit, the others against a published one.
 
     Args:
-        edits: edges added or removed, at most; by default 0
-        tolerance: by how much metrics and scores may differ, absolute, or relative to the larger one; by default 0.0001
-        recall: least share of the published residual edges that is found
-        precision: least share of the found residual edges that is published
-        classes: least number of component classes found; one node of a class is enough
-        auc: least area under the ROC curve of the scores of all edges
+        edits: maximum number of edges added or removed; by default 0
+        tolerance: maximum difference of metrics and scores, absolute or relative to the larger one; by default 0.0001
+        recall: minimum share of the published residual edges that are found
+        precision: minimum share of the found residual edges that are published
+        classes: minimum number of component classes found; one node of a class is enough
+        auc: minimum area under the ROC curve of the scores of all edges
     """
 
     edits: Annotated[Whole, Field(ge=0)] | None = None
@@ -58,23 +59,24 @@ class Bounds(Strict):
     auc: Share | None = None
 
 
-GOLDEN, PUBLISHED = ("edits", "tolerance"), ("recall", "precision", "classes", "auc")
+GOLDEN = ("edits", "tolerance")
+PUBLISHED = ("recall", "precision", "classes", "auc")
 
 
 class Entry(Bounds):
-    """One check of a list: a run to be made (options of `acdc run`) or a circuit that is there, and against what.
+    """One check of a list: a run to make (options of `acdc run`) or an existing circuit, and what to compare it with.
 
-    With `counts` it is one check per threshold: the run is made at each, and every one has to fulfil the bounds. Counts
-    are of residual and direct edges, dead ones included, as the code of Conmy et al. 2023 counts those that it leaves
-    (`count_no_edges`, in runs with `remove_redundant=False`).
+    With `counts` there is a check per threshold: the run is made at each, and each must meet the bounds. Counts are of
+    residual and direct edges, dead ones included, like `count_no_edges` in the code of Conmy et al. 2023 for runs with
+    `remove_redundant=False`.
 
     Args:
-        name: of the check, its own in the list
-        run: options of `acdc run`; the model is among them, or the task names it
+        name: of the check, unique in the list
+        run: options of `acdc run`, with the model unless the task names it
         circuit: a circuit.json, relative to the list
         against: a golden circuit.json or a published circuit's YAML, relative to the list, or the name of a shipped one
-        counts: published number of edges by threshold, in place of a threshold in `run`
-        within: by what share a count may differ, rounded up to whole edges; by default 0.25
+        counts: published number of edges by threshold, instead of a threshold in `run`
+        within: share by which a count may differ, rounded up to whole edges; by default 0.25
     """
 
     name: Text
@@ -89,15 +91,15 @@ class Entry(Bounds):
         if (self.run is None) == (self.circuit is None):
             raise ValueError("give either run (options of `acdc run`) or circuit (a file)")
         if self.counts is None and self.within is not None:
-            raise ValueError("within is for counts, and there are none")
+            raise ValueError("within needs counts")
         if self.counts is not None and (self.run is None or self.against.endswith(".json")):
-            raise ValueError("counts are of a run against a published circuit")
+            raise ValueError("counts need a run, against a published circuit")
         if self.counts is not None and self.run is not None and "threshold" in self.run:
-            raise ValueError("run.threshold: counts has the thresholds already; give one of the two")
+            raise ValueError("run.threshold: counts already has the thresholds; give one of the two")
         return self
 
     def options(self) -> list[dict[str, Any]]:
-        """The options of every run to be made; they differ in the threshold only."""
+        """Return the options of every run to make; they differ only in the threshold."""
         if self.run is None:
             return []
         return [{**self.run, "threshold": t} for t in self.counts] if self.counts else [self.run]
@@ -107,7 +109,7 @@ class Checks(Strict):
     """The content of a file of checks.
 
     Args:
-        checks: what is checked, in this order
+        checks: in the order in which they are made
     """
 
     checks: Annotated[tuple[Entry, ...], Field(min_length=1)]
@@ -115,11 +117,11 @@ class Checks(Strict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check said.
+    """The outcome of a check.
 
     Args:
-        problems: one line each; none, if it passed
-        facts: what was compared and found, in lines
+        problems: one line each; empty if the check passed
+        facts: lines about what was compared and found
     """
 
     name: str
@@ -128,20 +130,20 @@ class Outcome:
 
     @property
     def passed(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there is no problem."""
         return not self.problems
 
     def text(self) -> str:
-        """For people: passed or not, the problems, the facts."""
+        """Return the outcome as text: passed or not, the problems, the facts."""
         head = f"{'passed' if self.passed else 'FAILED'}  {self.name}"
         return "\n".join([head, *(f"  {line}" for line in (*self.problems, *self.facts))])
 
 
 def make_bounds(given: dict[str, Any]) -> Bounds:
-    """Bounds from the options of the command line.
+    """Return the bounds given on the command line.
 
     Raises:
-        UserError: one is not of its kind.
+        UserError: a bound has a wrong value.
     """
     try:
         return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
@@ -155,11 +157,11 @@ def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = N
     Args:
         against: a circuit.json, or the name or YAML file of a published circuit
     Raises:
-        UserError: they can't be compared, or a bound is not one for this kind of comparison.
+        UserError: the two can't be compared, or a bound is for the other kind of comparison.
     """
-    file, golden = read_circuit(path), against.endswith(".json")
-    _check_bounds(bounds, GOLDEN if golden else PUBLISHED, against)
-    if golden:
+    file = read_circuit(path)
+    _check_bounds(bounds, against)
+    if against.endswith(".json"):
         problems, facts = _golden(file, read_circuit(Path(against)), bounds)
     else:
         problems, facts = _published(file, path, against, bounds)
@@ -169,10 +171,10 @@ def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = N
 def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress: Show = silent) -> list[Outcome]:
     """Make the runs and the checks that a YAML file lists.
 
-    `circuit` and `against` are relative to its folder; what `run` states is as on the command line.
+    `circuit` and `against` are relative to its folder; paths in `run` to the working directory.
 
     Raises:
-        UserError: the file, or one of its runs, can't be used; nothing was run if it is the file.
+        UserError: the file is wrong (then nothing is run), or a run fails.
     """
     outcomes = []
     for entry in read_checks(path):
@@ -183,7 +185,7 @@ def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress
 
 
 def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator[Outcome]:
-    """Make one check of a list in a folder; with counts, one for each threshold."""
+    """Make one check of a list in `folder`; with counts, one per threshold."""
     against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
     if against.endswith(".json") and not Path(against).is_file():
         yield Outcome(entry.name, (f"{against}: the golden circuit is missing",))
@@ -202,9 +204,10 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
 
 
 def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
-    """The outcome with the number of edges beside the published one."""
+    """Return the outcome with the number of edges compared with the published one."""
     assert entry.counts is not None
-    published, within = entry.counts[threshold], WITHIN if entry.within is None else entry.within
+    published = entry.counts[threshold]
+    within = WITHIN if entry.within is None else entry.within
     kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
     allowed = math.ceil(within * published)
     line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
@@ -215,7 +218,7 @@ def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float
 
 
 def junit(outcomes: list[Outcome]) -> str:
-    """The outcomes as JUnit XML, as CI services read it."""
+    """Return the outcomes as JUnit XML, for CI services."""
     failed = sum(not o.passed for o in outcomes)
     suite = ElementTree.Element("testsuite", name="acdc check", tests=str(len(outcomes)), failures=str(failed))
     for o in outcomes:
@@ -227,6 +230,7 @@ def junit(outcomes: list[Outcome]) -> str:
 
 
 def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list[str], list[str]]:
+    """Return the problems and facts of a comparison with a golden circuit."""
     for what, a, b in (
         ("task", golden.task.name, now.task.name),
         ("model", golden.model.name, now.model.name),
@@ -237,11 +241,12 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
         ("count of direct edges", golden.graph.edges_with_direct is None, now.graph.edges_with_direct is None),
     ):
         if a != b:
-            raise FileError(f"the golden circuit is of another {what}: {a}, and not {b}")
+            raise FileError(f"the golden circuit has another {what}: {a}, not {b}")
     tolerance = TOLERANCE if bounds.tolerance is None else bounds.tolerance
     changed = diff(golden, now, tolerance)
     problems = []
-    edits, allowed = len(changed.added) + len(changed.removed), bounds.edits or 0
+    edits = len(changed.added) + len(changed.removed)
+    allowed = bounds.edits or 0
     if edits > allowed:
         problems.append(
             f"{len(changed.added)} edges added, {len(changed.removed)} removed; {allowed} edits are allowed"
@@ -249,77 +254,82 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
     if changed.rescored:
         problems.append(f"{len(changed.rescored)} edges re-scored by more than {tolerance:g}")
     for key in sorted(golden.metrics.keys() | now.metrics.keys()):
-        a, b = golden.metrics.get(key), now.metrics.get(key)
+        a = golden.metrics.get(key)
+        b = now.metrics.get(key)
         if a is None or b is None:
-            problems.append(f"metric {key}: only one of the two has it")
+            problems.append(f"metric {key}: only one of the two circuits has it")
         elif abs(a - b) > tolerance * max(1.0, abs(a), abs(b)):
             problems.append(f"metric {key}: {a:.6g} → {b:.6g}")
     return problems, [*diff_lines(changed), *(f"note: {note}" for note in changed.notes)]
 
 
 def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:
-    published, circuit = load_published(name), file.circuit()
+    """Return the problems and facts of a comparison with a published circuit."""
+    published = load_published(name)
+    circuit = file.circuit()
     found = recovery(published, circuit)
     facts = [found.summary()]
-    facts += [
-        f"{c}: {len(f.found)} of {len(f.found) + len(f.missed)}" + (f" ({', '.join(f.found)})" if f.found else "")
-        for c, f in found.classes.items()
-    ]
+    for component, nodes in found.classes.items():
+        names = f" ({', '.join(nodes.found)})" if nodes.found else ""
+        facts.append(f"{component}: {len(nodes.found)} of {len(nodes.found) + len(nodes.missed)}{names}")
     problems = []
-
-    def at_least(what: str, bound: float | None, value: float) -> None:
-        facts.append(f"{what} {value:.3f}")
-        if bound is not None and value < bound:
-            problems.append(f"{what} is {value:.3f}; it should be at least {bound:g}")
-
     if bounds.classes is not None and found.found_types < bounds.classes:
         problems.append(f"{found.summary()} found; it should be at least {bounds.classes}")
     edges = found.edges
     if edges is None:
-        if any(x is not None for x in (bounds.recall, bounds.precision, bounds.auc)):
-            raise UserError(f"{name}: only nodes of this circuit were published; a bound can be on classes only")
+        if (bounds.recall, bounds.precision, bounds.auc) != (None, None, None):
+            raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
-    at_least("recall of residual edges", bounds.recall, _share(edges.true, edges.missed))
-    at_least("precision of residual edges", bounds.precision, _share(edges.true, edges.false))
+    measured = [
+        ("recall of residual edges", bounds.recall, _share(edges.true, edges.missed)),
+        ("precision of residual edges", bounds.precision, _share(edges.true, edges.false)),
+    ]
     if bounds.auc is not None:
-        beside = path.with_name(SCORES)
-        if not beside.is_file():
-            raise FileError(f"{beside}: is missing, and auc needs the scores of all edges; acdc itself gives none")
         assert published.circuit is not None
-        exist, scores = circuit.graph.edges, read_scores(beside, circuit.graph).edges
-        at_least("edge AUC", bounds.auc, auc(roc(scores[exist], published.circuit.kept[exist])))
+        measured.append(("edge AUC", bounds.auc, _auc(path.with_name(SCORES), circuit, published.circuit)))
+    for what, bound, value in measured:
+        facts.append(f"{what} {value:.3f}")
+        if bound is not None and value < bound:
+            problems.append(f"{what} is {value:.3f}; it should be at least {bound:g}")
     return problems, facts
+
+
+def _auc(path: Path, circuit: Circuit, published: Circuit) -> float:
+    """Return the area under the ROC curve of the scores in a file."""
+    if not path.is_file():
+        raise FileError(f"{path}: is missing; auc needs the scores of all edges, which method acdc doesn't give")
+    exist = circuit.graph.edges
+    scores = read_scores(path, circuit.graph).edges
+    return auc(roc(scores[exist], published.kept[exist]))
 
 
 def _share(true: int, other: int) -> float:
     return true / (true + other) if true + other else 0.0
 
 
-def _check_bounds(bounds: Bounds, meant: tuple[str, ...], against: str) -> None:
-    kind = "golden circuit (a .json)" if meant is GOLDEN else "published circuit"
+def _check_bounds(bounds: Bounds, against: str) -> None:
+    """Raise UserError if a bound is for the other kind of comparison."""
+    golden = against.endswith(".json")
+    kind = "golden circuit (a .json)" if golden else "published circuit"
+    allowed = GOLDEN if golden else PUBLISHED
     for name in (*GOLDEN, *PUBLISHED):
-        if getattr(bounds, name) is not None and name not in meant:
-            raise UserError(f"{name}: is no bound against {against}, a {kind}; those are {', '.join(meant)}")
+        if getattr(bounds, name) is not None and name not in allowed:
+            raise UserError(f"{name}: can't be used against {against}, a {kind}; use {', '.join(allowed)}")
 
 
 def read_checks(path: Path) -> tuple[Entry, ...]:
-    """Read and check a list, and the options of its runs, without running anything.
+    """Read a list, and check it and the options of its runs; nothing is run.
 
     Raises:
         FileError: one line that says what is wrong and where.
     """
-    try:
-        checks = Checks.model_validate(read_yaml(path, Checks.model_fields)).checks
-    except TaskError as error:
-        raise FileError(str(error)) from None
-    except ValidationError as error:
-        raise FileError(mistakes(str(path), error)) from None
+    checks = validated(Checks, read_yaml(path, Checks.model_fields), str(path)).checks
     names = [entry.name for entry in checks]
     for entry in checks:
         where = f"{path}: {entry.name}"
         if names.count(entry.name) > 1:
             raise FileError(f"{where}: two checks have this name")
-        _check_bounds(entry, GOLDEN if entry.against.endswith(".json") else PUBLISHED, entry.against)
+        _check_bounds(entry, entry.against)
         for options in entry.options():
             try:
                 resolve(options, None, _no_default)
@@ -329,4 +339,4 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
 
 
 def _no_default() -> tuple[str, str | None]:
-    raise FileError("a check names its model")
+    raise FileError("name the model; a check has no default model")

@@ -1,7 +1,7 @@
-"""The runs of a sweep as one tidy table: a row per run, with its options, counts, metrics, intervals and cost.
+"""Runs as a tidy table: a row per run, with its options, counts, metrics, intervals and cost.
 
-Columns are those of `COLUMNS`, then one per measure of the tasks, `<half>_<what>_<metric>`. What a run doesn't have is
-empty. Everything but the cost is the same however often the sweep was interrupted.
+The columns are `COLUMNS`, then one per measure of the tasks, `<half>_<what>_<metric>`. Missing values are empty.
+Everything but the cost is the same no matter how often a sweep was interrupted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 from pydantic import ValidationError
 
@@ -29,6 +29,7 @@ from acdc.setup.config import Config
 Row = dict[str, Any]
 State = Literal["done", "failed", "begun", "waiting"]
 
+ENDED = ("done", "failed")  # states of runs that are not made again unasked
 FAILURE = "failure.json"
 OPTIONS = (
     *("task", "model", "method", "metric", "ablation", "threshold", "edges", "greedy", "abs", "direct", "order"),
@@ -41,13 +42,17 @@ AGAINST = ("true_positives", "false_positives", "true_positive_rate", "false_pos
 COST = ("seconds", "peak_memory_mb", "expected_memory_mb", "evaluations", "threads")
 HASHES = ("model_hash", "data_hash")
 COLUMNS = ("run", "state", *OPTIONS, *COUNTS, *VALUES, *FAITHFUL, *AGAINST, *COST, *HASHES, "message", "folder")
-WHOLE = {"edges", "examples", "seed", "steps", "updates", *COUNTS, *AGAINST[:2], "evaluations", "threads"}
-FLAGS = {"greedy", "abs", "direct"}
-TEXTS = {
-    *("run", "state", "task", "model", "method", "metric", "ablation", "order", "prefilter", "dtype", "judged_on"),
-    *HASHES,
-    *("message", "folder"),
-}
+
+
+def _options(kind: type) -> set[str]:
+    """Return the options whose values are of a type, or None."""
+    hints = {name: get_type_hints(Config)[name] for name in OPTIONS}
+    return {name for name, hint in hints.items() if kind in (hint, *get_args(hint))}
+
+
+WHOLE = {*_options(int), *COUNTS, *AGAINST[:2], "evaluations", "threads"}
+FLAGS = _options(bool)
+TEXTS = {"run", "state", *_options(str), "judged_on", *HASHES, "message", "folder"}
 COMPARED: dict[str, Callable[[Any, Any], bool]] = {
     "<=": operator.le,
     ">=": operator.ge,
@@ -59,8 +64,8 @@ COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def state(folder: Path) -> State:
-    """What is known of the run of a folder. The circuit comes last, and a run whose measures were lost is made again:
-    from its log, without deciding anything anew."""
+    """Return the state of the run in a folder. circuit.json is written last; a run that has lost its metrics.json isn't
+    done, and is finished from its log."""
     if (folder / "circuit.json").exists() and (folder / "metrics.json").exists():
         return "done"
     if (folder / FAILURE).exists():
@@ -69,10 +74,10 @@ def state(folder: Path) -> State:
 
 
 def record_failure(folder: Path, message: str, trace: str | None = None) -> None:
-    """Write down why a run failed, as `state` and `row_of` read it.
+    """Write why a run failed, for `state` and `row_of`.
 
     Raises:
-        FileError: it can't be written.
+        FileError: the file can't be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -82,14 +87,14 @@ def record_failure(folder: Path, message: str, trace: str | None = None) -> None
 
 
 def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: Circuit | None = None) -> Row:
-    """The row of a run.
+    """Return the row of a run.
 
     Args:
-        options: of its config, for a run that has no files yet
-        where: its folder, as the table should say it
-        truth: a circuit of the same graph that is taken for true
+        options: of its config
+        where: its folder, as shown in the table
+        truth: a circuit of the same graph that is taken as the truth
     Raises:
-        FileError: a file of it can't be read; the truth is of another graph.
+        FileError: one of its files can't be read, or the truth has another graph.
     """
     now = state(folder)
     row: Row = dict.fromkeys(COLUMNS) | {k: v for k, v in options.items() if k in OPTIONS}
@@ -104,7 +109,8 @@ def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: 
 
 
 def _of_circuit(file: CircuitFile) -> Row:
-    residual, both = file.graph.edges, file.graph.edges_with_direct
+    residual = file.graph.edges
+    both = file.graph.edges_with_direct
     return {
         "task": file.task.name,
         "model": file.model.name,
@@ -121,9 +127,10 @@ def _of_circuit(file: CircuitFile) -> Row:
 
 
 def _of_measures(path: Path, metric: str) -> Row:
-    """What metrics.json says: the run's own metric on the half that counts, with intervals, and the cost."""
+    """Return the columns from metrics.json: the run's metric on the evaluation split, with intervals, and the cost."""
     file = read_metrics(path)
-    measures, half = file.metrics, file.half
+    measures = file.metrics
+    half = file.half
     return {
         "judged_on": half,
         **dict(zip(VALUES[1:4], file.metric[half], strict=True)),
@@ -136,23 +143,25 @@ def _of_measures(path: Path, metric: str) -> Row:
 
 
 def _against(circuit: Circuit, truth: Circuit) -> Row:
-    """Residual edges that are true, and that are not."""
+    """Return the numbers and rates of true and false positives among the residual edges."""
     if circuit.graph != truth.graph:
-        raise FileError("references: a reference is of another graph than the circuits of its task")
-    true, kept, exist = truth.kept, circuit.kept, circuit.graph.edges
-    right, wrong = int((kept & true).sum()), int((kept & ~true).sum())
-    rates = (right / max(1, int(true.sum())), wrong / max(1, int((exist & ~true).sum())))
-    return dict(zip(AGAINST, (right, wrong, *rates), strict=True))
+        raise FileError("references: the reference of a task has another graph than its circuits")
+    true_positives = int((circuit.kept & truth.kept).sum())
+    false_positives = int((circuit.kept & ~truth.kept).sum())
+    positives = int(truth.kept.sum())
+    negatives = int((circuit.graph.edges & ~truth.kept).sum())
+    rates = (true_positives / max(1, positives), false_positives / max(1, negatives))
+    return dict(zip(AGAINST, (true_positives, false_positives, *rates), strict=True))
 
 
 def found_rows(directory: Path) -> list[Row]:
-    """The rows of all runs in a directory: those of a sweep, or of `acdc run`, at any depth down to three.
+    """Return the rows of all runs in a directory, of a sweep or of `acdc run`, up to three folders deep.
 
     Raises:
-        FileError: there are none, or one can't be read.
+        FileError: there are no runs, or one can't be read.
     """
     if not directory.is_dir():
-        raise FileError(f"{directory}: no such directory; give that of a sweep, or one with directories of runs")
+        raise FileError(f"{directory}: no such directory; give a sweep's directory, or one that contains runs")
     stated = sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml"))
     rows = []
     for path in stated:
@@ -165,27 +174,28 @@ def found_rows(directory: Path) -> list[Row]:
             where = path.parent.relative_to(directory)
             rows.append(row_of(where.name, path.parent, options, str(where)))
     if not rows:
-        raise FileError(f"{directory}: holds no run; give the directory of a sweep, or one with directories of runs")
+        raise FileError(f"{directory}: has no runs; give a sweep's directory, or one that contains runs")
     return rows
 
 
 def every_column(rows: Iterable[Row]) -> list[str]:
-    """All columns of a table, in order."""
+    """Return all columns of a table, in order."""
     return [*COLUMNS, *sorted({key for row in rows for key in row} - set(COLUMNS))]
 
 
 def chosen(rows: list[Row], where: Sequence[str], sort: str | None) -> list[Row]:
-    """The rows that fulfil all conditions, as `task=ioi` or `threshold<0.1`, sorted by a column (`-name`: from the
-    largest); empty values come last.
+    """Return the rows that meet all conditions, such as `task=ioi` or `threshold<0.1`.
 
+    Args:
+        sort: column to sort by; `-column` sorts from the largest. Empty values come last
     Raises:
-        UserError: a condition or a column that can't be.
+        UserError: a condition is not one, or a column doesn't exist.
     """
     known = every_column(rows)
     for text in where:
         match = re.fullmatch(r"(\w+)\s*(<=|>=|!=|<|>|=)\s*(.*)", text.strip())
         if not match:
-            raise UserError(f"--where: {text!r} is no condition; write COLUMN=VALUE (or !=, <, >, <=, >=)")
+            raise UserError(f"--where: {text!r} is not a condition; write COLUMN=VALUE (or !=, <, >, <=, >=)")
         key, sign, said = match.groups()
         check_column("--where", key, known)
         value = _parsed(key, said)
@@ -194,8 +204,9 @@ def chosen(rows: list[Row], where: Sequence[str], sort: str | None) -> list[Row]
         return rows
     key = sort.removeprefix("-")
     check_column("--sort", key, known)
-    there = sorted((r for r in rows if r.get(key) is not None), key=lambda r: r[key], reverse=sort.startswith("-"))
-    return there + [r for r in rows if r.get(key) is None]
+    empty = [row for row in rows if row.get(key) is None]
+    filled = [row for row in rows if row.get(key) is not None]
+    return sorted(filled, key=lambda row: row[key], reverse=sort.startswith("-")) + empty
 
 
 def _parsed(key: str, text: str) -> Any:
@@ -212,23 +223,25 @@ def _parsed(key: str, text: str) -> Any:
 
 
 def check_column(flag: str, key: str, known: Sequence[str]) -> None:
-    """Raise UserError where there is no such column."""
+    """Raise UserError if there is no such column."""
     if key not in known:
         raise UserError(f"{flag}: {unknown('column', key, known)}")
 
 
 def to_csv(rows: list[Row], names: Sequence[str] | None = None) -> str:
-    """As CSV; empty where there is no value."""
-    out, names = io.StringIO(), names or every_column(rows)
+    """Return the table as CSV; missing values are empty."""
+    names = names or every_column(rows)
+    out = io.StringIO()
     write = csv.writer(out, lineterminator="\n").writerow
     write(names)
     for row in rows:
-        write([{True: "true", False: "false"}.get(v, v) if isinstance(v, bool) else v for v in map(row.get, names)])
+        values = [row.get(name) for name in names]
+        write([str(value).lower() if isinstance(value, bool) else value for value in values])
     return out.getvalue()
 
 
 def to_parquet(rows: list[Row]) -> bytes | None:
-    """As Parquet with typed columns; None where pyarrow, of the extra `sweeps`, is not installed."""
+    """Return the table as Parquet; None if pyarrow, of the extra `sweeps`, is not installed."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

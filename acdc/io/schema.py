@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -23,6 +24,14 @@ Flag = Annotated[bool, Field(strict=True)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(one_or_many)]
 
 
+class UnknownKey(ValueError):
+    """A key that a mapping doesn't have."""
+
+    def __init__(self, key: str, known: Iterable[str]) -> None:
+        super().__init__(unknown("key", key, known))
+        self.key = key
+
+
 class Strict(BaseModel):
     """A frozen mapping without unknown keys; a mistyped key gets a hint."""
 
@@ -37,7 +46,7 @@ class Strict(BaseModel):
             raise ValueError(f"should be a mapping with the keys {', '.join(cls.model_fields)}, got {short(value)}")
         for key in value:
             if key not in cls.model_fields:
-                raise ValueError(unknown("key", str(key), cls.model_fields))
+                raise UnknownKey(str(key), cls.model_fields)
         return value
 
 

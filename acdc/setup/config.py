@@ -228,7 +228,7 @@ class _Stated(NamedTuple):
 
     def wrong(self, key: str, text: str) -> UserError:
         """Return the error about an option."""
-        return UserError(self.message(key, text))
+        return UserError(self.message(key, text), key)
 
 
 def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
@@ -281,7 +281,7 @@ def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _St
     if by_threshold and by_edges:
         raise stated.wrong("edges", "--threshold says already which edges to keep; give one of the two")
     if not by_edges and not by_threshold and "threshold" not in defaults:
-        raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X")
+        raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X", "method")
     if explicit.get("greedy") and not by_edges:
         raise stated.wrong("greedy", "needs --edges N, the number of edges to grow to")
 

@@ -1,8 +1,8 @@
-"""How long a run takes, before it is made: its arithmetic over what a device does in a second, within a factor of
-about three. Runs of the same kind that have been made say it better.
+"""Estimated duration of a run: its operations over the speed of the device, within a factor of about three. Finished
+runs of the same kind correct it.
 
-ACDC needs about three evaluations per receiver (seen at GPT-2 small's size: 1,200 for 445; SmolLM2: 2,500 for 841),
-each of half the layers at the live positions, and of the output layer.
+ACDC needs about three evaluations per receiver (measured: 1,200 for 445 on a model of GPT-2 small's size, 2,500 for 841
+on SmolLM2), each of half the layers at the live positions, and of the output layer.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from acdc.setup.config import Config
 from acdc.setup.memory import live_positions
 from acdc.task.tokenize import Split
 
-SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations in a second: of a CPU's core, of a GPU
-START = 1.0  # seconds for everything else in a run: files, pictures
+SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations per second, of one core or a GPU
+START = 1.0  # seconds for everything else: files, pictures
 PER_RECEIVER = 3  # evaluations of ACDC
 
 
 def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
-    """About how long a run takes.
+    """Return the estimated duration in seconds.
 
     Args:
         prompts: of one half
@@ -31,9 +31,9 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
     """
     n, n_pos = prompts.clean.shape
     live = live_positions(config, sizes, prompts)
-    layer = 2 * (
-        4 * sizes.d_model * sizes.d_head * sizes.n_heads + (3 if sizes.gated else 2) * sizes.d_model * sizes.d_mlp
-    )
+    attention = 4 * sizes.d_model * sizes.d_head * sizes.n_heads
+    mlp = (3 if sizes.gated else 2) * sizes.d_model * sizes.d_mlp
+    layer = 2 * (attention + mlp)
     output = 2 * sizes.d_model * sizes.vocab_out * len(prompts.rows)
     whole = n * n_pos * sizes.n_layers * layer + output
     evaluation = n * live * sizes.n_layers * layer / 2 + output
@@ -59,18 +59,18 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
         if config.prefilter:
             work += scored(parse_filter(config.prefilter)[0])
     speed = SPEED[device] * (threads if device == "cpu" else 1)
-    return START + (4 * whole + work) / speed  # and the passes for the measures, on both halves
+    return START + (4 * whole + work) / speed  # four passes measure the circuit on both halves
 
 
 def corrected(estimates: Sequence[float], taken: Iterable[tuple[float, float]]) -> list[float]:
-    """Estimates by what runs of their kind took, as (estimate, seconds) each."""
+    """Return the estimates times the median error of finished runs, given as (estimate, seconds)."""
     ratios = [actual / max(guess, 1e-9) for guess, actual in taken]
     factor = median(ratios) if ratios else 1.0
     return [guess * factor for guess in estimates]
 
 
 def in_words(x: float) -> str:
-    """A time that is known about."""
+    """Return an approximate duration as text."""
     if x < 90:
         return f"{x:.0f} s"
     return f"{x / 60:.0f} min" if x < 90 * 60 else f"{x / 3600:.1f} h"

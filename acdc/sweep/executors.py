@@ -1,38 +1,35 @@
-"""Where the runs of a sweep are made: in processes of this machine, or as jobs of a Slurm cluster.
+"""Where the runs of a sweep are made. `Local` is processes of this machine; `Cluster` (slurm.py) is jobs of Slurm.
 
-Both know a run by its folder only. What becomes of it is read from there, so that neither a process nor a job has to
-live to tell. Runs that share a model and prompts go to the same process.
+Both start workers (worker.py) on unit files, which list runs, and then look at the runs' folders to see what was done.
+So a dead worker needn't report: the runs that it has not finished go to another one.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import queue
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from acdc.errors import FileError, UserError
-from acdc.files.table import record_failure, state
-from acdc.io.files import read_json, write_atomic
+from acdc.files.table import ENDED, record_failure, state
+from acdc.io.files import write_atomic
 from acdc.setup.config import Config
-from acdc.sweep.file import Slurm
 
 COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
-ATTEMPTS = 3  # at a run whose process is killed
+ATTEMPTS = 3  # at a run whose worker dies
 GRACE = 10.0  # seconds for a worker to end
-POLL = 2.0  # seconds between two looks at a cluster
-GONE = 3  # looks at which a job is not in the queue, before it counts as gone: file systems of clusters are late
 
 
 class Job(NamedTuple):
@@ -42,31 +39,131 @@ class Job(NamedTuple):
     folder: Path
     config: Config
 
-    def order(self) -> dict[str, Any]:
-        """As the worker is told of it."""
-        return {"name": self.name, "folder": str(self.folder.absolute()), "config": self.config.model_dump()}
+
+class Unit(NamedTuple):
+    """A worker and its runs.
+
+    Args:
+        runs: names of the runs that it may have finished
+        end: how the worker ended; None while it works
+    """
+
+    runs: list[str]
+    end: str | None
 
 
 class Callbacks(NamedTuple):
-    """Who is told: of a run that has ended, of what the user should know, and of how far the others are."""
+    """Called when a run has ended, with a message for the user, and with the progress of the runs being made."""
 
     ended: Callable[[str], None]
     say: Callable[[str], None]
-    at: Callable[[dict[str, str]], None]
+    progress: Callable[[dict[str, str]], None]
 
 
-# ---------------------------------------------------------------- this machine
+class Executor(ABC):
+    """Makes runs in units."""
+
+    pause: float  # seconds between two looks at the units
+
+    @property
+    @abstractmethod
+    def advice(self) -> str:
+        """What to do about a worker that dies, for the failures of its runs."""
+
+    @abstractmethod
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start workers for these runs."""
+
+    @abstractmethod
+    def look(self, say: Callable[[str], None]) -> list[Unit]:
+        """Return all units; a unit that has ended is returned once more, with how it ended."""
+
+    @abstractmethod
+    def doing(self) -> dict[str, str]:
+        """Return what is being made, with its progress."""
+
+    @abstractmethod
+    def stop(self, finished: bool, say: Callable[[str], None]) -> None:
+        """Clean up; `finished` says whether all runs have ended."""
+
+    def make(self, jobs: Sequence[Job], callbacks: Callbacks) -> None:
+        """Make the runs. The runs that a dead worker leaves are made again, up to `ATTEMPTS` times.
+
+        Raises:
+            UserError: a failure can't be recorded, or Slurm refuses; finished runs are safe.
+        """
+        left = {job.name: job for job in jobs}
+        attempts = Counter[str]()
+        end = "no worker is left"
+        try:
+            self.start(jobs)
+            while left:
+                time.sleep(self.pause)
+                units = self.look(callbacks.say)
+                for name in [name for unit in units for name in unit.runs if name in left]:
+                    if state(left[name].folder) in ENDED:
+                        del left[name]
+                        callbacks.ended(name)
+                for unit in units:
+                    end = unit.end or end
+                    if unit.end:
+                        self._again([name for name in unit.runs if name in left], end, left, attempts, callbacks)
+                if not units:  # all workers died before they began a run
+                    self._again(list(left), end, left, attempts, callbacks)
+                callbacks.progress(self.doing())
+        finally:
+            self.stop(not left, callbacks.say)
+
+    def _again(
+        self, lost: list[str], end: str, left: dict[str, Job], attempts: Counter[str], callbacks: Callbacks
+    ) -> None:
+        """Start again the runs of a dead worker; those that have used up their attempts fail."""
+        attempts.update(lost)
+        for name in [name for name in lost if attempts[name] >= ATTEMPTS]:
+            try:
+                record_failure(left.pop(name).folder, f"{end}, {ATTEMPTS} times; {self.advice}")
+            except FileError as error:
+                raise UserError(f"{error}; the sweep is stopped, and the same command continues it") from None
+            callbacks.ended(name)
+        again = [left[name] for name in lost if name in left]
+        if again:
+            which = again[0].name if len(again) == 1 else f"{len(again)} runs"
+            callbacks.say(f"{which}: {end}; trying again")
+        if lost and left:
+            self.start(again)
 
 
-@dataclass(frozen=True)
-class Local:
-    """Processes of this machine.
+def by_inputs(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Return the jobs in groups that share model, prompts and activations; groups of one model are neighbours."""
+
+    def inputs(job: Job) -> list[str]:
+        return [str(option) for option in job.config.needs]
+
+    return [list(group) for _, group in groupby(sorted(jobs, key=inputs), key=inputs)]
+
+
+def write_unit(folder: Path, jobs: Sequence[Job], share: float = 1.0, memory: float | None = None) -> Path:
+    """Write a unit file, with the memory for its worker (see `Worker`), and return its path."""
+    runs = [
+        {"name": job.name, "folder": str(job.folder.absolute()), "config": job.config.model_dump(exclude_none=True)}
+        for job in jobs
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"unit-{time.time_ns()}.json"
+    write_atomic(path, json.dumps({"share": share, "memory": memory, "runs": runs}) + "\n")
+    return path.absolute()
+
+
+@dataclass
+class Local(Executor):
+    """Processes of this machine, all on one unit file. Each begins at another group of runs that share inputs.
 
     Args:
-        workers: how many, of `threads` threads each
+        workers: number of processes
+        threads: of each process
         memory: bytes that each stays below; None for its share of the default
-        devices: of CUDA, dealt out among the workers; none for the CPU
-        logs: folder for what they write to stderr
+        devices: CUDA devices, dealt out among the workers; empty for the CPU
+        logs: folder for the unit file and what the workers write to stderr
     """
 
     workers: int
@@ -74,303 +171,122 @@ class Local:
     memory: float | None
     devices: tuple[str, ...]
     logs: Path
+    pause = 0.1
+    _unit: Path | None = field(default=None, init=False)
+    _starts: list[int] = field(default_factory=list, init=False)
+    _team: dict[int, _Process] = field(default_factory=dict, init=False)
 
-    def make(self, jobs: Sequence[Job], callbacks: Callbacks) -> None:
-        """Make the runs. A process that is killed is replaced, and its run goes on.
+    @property
+    def advice(self) -> str:
+        """Where the logs are, and how to use less memory."""
+        return (
+            "if it needs more memory than there is, use fewer --workers or a lower --memory "
+            f"({self.logs} has the workers' messages)"
+        )
 
-        Raises:
-            UserError: a failure can't be recorded; the runs so far are safe.
-        """
-        waiting, attempts, now = list(jobs), Counter[str](), dict[str, str]()
-        events: queue.Queue[tuple[_Process, dict[str, Any] | None]] = queue.Queue()
-        team: list[_Process] = []
-        with ExitStack() as stack:
-            stack.callback(_stop, team)
-            for number in range(min(self.workers, len(jobs))):
-                team.append(_Process(number, self, events))
-                team[-1].take(waiting, team)
-            while any(p.job for p in team):
-                process, event = events.get()
-                if event is None:
-                    self._replace(process, waiting, attempts, team, events, callbacks)
-                elif "fatal" in event:
-                    raise UserError(
-                        event["fatal"] + "; the sweep is stopped, and goes on from here with the same command"
-                    )
-                elif "note" in event:
-                    callbacks.say(f"{process.doing}: {event['note']}")
-                elif "ended" in event:
-                    now.pop(event["ended"], None)
-                    callbacks.ended(event["ended"])
-                    process.take(waiting, team)
-                else:
-                    now[process.doing] = f"{event['done'] / max(1, event['total']):.0%}"
-                    callbacks.at(now)
-
-    def _replace(
-        self,
-        dead: _Process,
-        waiting: list[Job],
-        attempts: Counter[str],
-        team: list[_Process],
-        events: queue.Queue[tuple[_Process, dict[str, Any] | None]],
-        callbacks: Callbacks,
-    ) -> None:
-        """Put another process in the place of one that has ended without being told to."""
-        job, code = dead.job, dead.code()
-        team.remove(dead)
-        if job is None:
-            return
-        attempts[job.name] += 1
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        if attempts[job.name] < ATTEMPTS:
-            callbacks.say(f"{job.name}: its process {how}; it goes on in another one")
-            waiting.insert(0, job)
-        else:
-            record_failure(
-                job.folder,
-                f"its process {how}, {ATTEMPTS} times; if it wants more memory than there is, try fewer --workers or a "
-                f"lower --memory ({dead.log} has what it said)",
+    def start(self, jobs: Sequence[Job]) -> None:
+        """Start as many processes as there are runs, up to `workers`; on the first call, write the unit file."""
+        if self._unit is None:
+            groups = by_inputs(jobs)
+            self._unit = write_unit(
+                self.logs, [job for group in groups for job in group], 1 / self.workers, self.memory
             )
-            callbacks.ended(job.name)
-        if waiting:
-            team.append(_Process(dead.number, self, events))
-            team[-1].take(waiting, team)
+            first_groups = [number * len(groups) // self.workers for number in range(self.workers)]
+            self._starts = [sum(map(len, groups[:first])) for first in first_groups]
+        free = [number for number in range(self.workers) if number not in self._team]
+        for number in free[: max(1, len(jobs))]:
+            command = [*COMMAND, str(self._unit), str(self._starts[number])]
+            self._team[number] = _Process(command, self._environment(number), self.logs / f"worker-{number}.log")
+
+    def _environment(self, number: int) -> dict[str, str]:
+        env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
+        if self.devices:
+            env["CUDA_VISIBLE_DEVICES"] = self.devices[number % len(self.devices)]
+        return env
+
+    def look(self, say: Callable[[str], None]) -> list[Unit]:
+        """Return a unit per process, with the runs that it has begun."""
+        units = []
+        for number, process in list(self._team.items()):
+            units.append(process.look(say))
+            if units[-1].end:
+                del self._team[number]
+        return units
+
+    def doing(self) -> dict[str, str]:
+        """Return the run of every process, with its progress in percent."""
+        return {process.begun[-1]: process.at for process in self._team.values() if process.begun}
+
+    def stop(self, finished: bool, say: Callable[[str], None]) -> None:
+        """End all processes."""
+        for process in self._team.values():
+            process.tell_to_end()
+        for process in self._team.values():
+            process.end()
+        if self._unit is not None:
+            self._unit.unlink(missing_ok=True)
+            shutil.rmtree(self._unit.with_suffix(".locks"), ignore_errors=True)
 
 
 class _Process:
-    """A worker process (acdc/sweep/worker.py), and the run that it is making."""
+    """A worker process, with what it has said on stdout."""
 
-    def __init__(self, number: int, place: Local, events: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
-        self.number = number
-        self.job: Job | None = None
-        self.last: tuple[str | int, ...] | None = None
-        place.logs.mkdir(parents=True, exist_ok=True)
-        self.log = place.logs / f"worker-{number}.log"
-        env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(place.threads))
-        env |= {"ACDC_WORKER_SHARE": str(1 / place.workers)}
-        if place.memory is not None:
-            env["ACDC_WORKER_MEMORY"] = str(place.memory)
-        if place.devices:
-            env["CUDA_VISIBLE_DEVICES"] = place.devices[number % len(place.devices)]
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                COMMAND,
+    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+        self.begun: list[str] = []
+        self.at = ""
+        self._notes: list[str] = []
+        with log.open("ab") as stderr:
+            self._process = subprocess.Popen(
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=stderr,
                 env=env,
                 text=True,
-                start_new_session=True,  # Ctrl-C is for us; we tell it
+                start_new_session=True,  # Ctrl-C goes to the parent only, which ends the workers
             )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.stdin: IO[str] = self.process.stdin
-        threading.Thread(target=self._listen, args=(self.process.stdout, events), daemon=True).start()
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._stdin: IO[str] = self._process.stdin
+        self._listener = threading.Thread(target=self._listen, args=(self._process.stdout,), daemon=True)
+        self._listener.start()
 
-    def _listen(self, stdout: IO[str], events: queue.Queue[tuple[_Process, dict[str, Any] | None]]) -> None:
+    def _listen(self, stdout: IO[str]) -> None:
         for line in stdout:
             try:
-                event = json.loads(line)
-            except ValueError:  # cut off, or not the worker's: a library that prints
+                event: Any = json.loads(line)
+            except ValueError:  # cut off, or printed by a library
                 continue
-            if isinstance(event, dict):
-                events.put((self, event))
-        events.put((self, None))
+            if not isinstance(event, dict):
+                continue
+            if "run" in event:
+                self.at = ""
+                self.begun.append(event["run"])
+            elif "note" in event:
+                self._notes.append(f"{self.begun[-1]}: {event['note']}")
+            elif "at" in event:
+                self.at = event["at"]
 
-    @property
-    def doing(self) -> str:
-        return self.job.name if self.job else ""
+    def look(self, say: Callable[[str], None]) -> Unit:
+        """Pass on notes, and return the runs that have been begun and how the process ended, if it has."""
+        code = self._process.poll()
+        if code is not None:
+            self._listener.join()
+        while self._notes:
+            say(self._notes.pop(0))
+        if code is None:
+            return Unit(self.begun, None)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        return Unit(self.begun, f"the worker process {how}")
 
-    def take(self, waiting: list[Job], team: list[_Process]) -> None:
-        """Begin with the next run: one that shares inputs with the last one, else one that nobody shares inputs with,
-        of the kind that there are most of."""
-        self.job = None
-        if not waiting:
-            return
-        kinds = Counter(job.config.needs for job in waiting)
-        taken = {p.last for p in team if p is not self}
-        best = max(kinds, key=lambda kind: (kind == self.last, kind not in taken, kinds[kind]))
-        self.job = waiting.pop(next(i for i, job in enumerate(waiting) if job.config.needs == best))
-        self.last = best
-        with suppress(OSError):  # it has died; that is told by its stdout
-            self.stdin.write(json.dumps(self.job.order()) + "\n")
-            self.stdin.flush()
+    def tell_to_end(self) -> None:
+        """Close its stdin."""
+        with suppress(OSError):  # it has ended
+            self._stdin.close()
 
-    def code(self) -> int:
-        """Its exit code, once it has closed its stdout."""
-        return self.process.wait()
-
-
-def _stop(team: list[_Process]) -> None:
-    """Tell all to end, and see that they do."""
-    for p in team:
-        with suppress(OSError):
-            p.stdin.close()
-    for p in team:
+    def end(self) -> None:
+        """Wait until it has ended; kill it if that takes too long."""
         try:
-            p.process.wait(GRACE)
+            self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
-            p.process.kill()
-            p.process.wait()
-
-
-# ---------------------------------------------------------------- Slurm
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Jobs of a Slurm cluster, submitted as an array by submitit.
-
-    Their states are asked of `squeue`: without an accounting database Slurm forgets a job that was killed, and submitit
-    would wait for it forever. Which jobs there are is kept in `jobs.json`: a sweep that is called again waits for those
-    that are still there.
-    """
-
-    options: Slurm
-    folder: Path
-
-    def check(self) -> None:
-        """Whether there is a cluster, and what is needed to use it.
-
-        Raises:
-            UserError: there isn't.
-        """
-        for program in ("sbatch", "squeue", "srun"):
-            if shutil.which(program) is None:
-                raise UserError(
-                    f"--executor slurm: {program} is not on PATH; run it on a login node of a cluster, or use "
-                    "--executor local"
-                )
-        try:
-            import submitit  # noqa: F401
-        except ImportError:
-            raise UserError("--executor slurm: needs submitit; pip install 'acdc-circuits[sweeps]'") from None
-        self._queued()
-
-    def make(self, jobs: Sequence[Job], callbacks: Callbacks) -> None:
-        """Make the runs: submit what is not submitted yet, and wait. Ctrl-C leaves the jobs in the queue.
-
-        Raises:
-            UserError: Slurm refuses.
-        """
-        left, attempts, missing = {job.name: job for job in jobs}, Counter[str](), Counter[str]()
-        submitted = {
-            job_id: [name for name in names if name in left] for job_id, names in self._known().items()
-        }  # by an earlier call
-        queued = self._queued()
-        submitted = {job_id: names for job_id, names in submitted.items() if names and job_id in queued}
-        self._submit([j for j in jobs if not any(j.name in names for names in submitted.values())], submitted)
-        held: set[str] = set()
-        try:
-            while left:
-                queued, again = self._queued(), list[Job]()
-                for name, job in list(left.items()):
-                    if state(job.folder) in ("done", "failed"):
-                        del left[name]
-                        callbacks.ended(name)
-                for job_id, names in list(submitted.items()):
-                    reason = queued.get(job_id)
-                    missing[job_id] = 0 if reason is not None else missing[job_id] + 1
-                    if reason and "held" in reason.lower() and job_id not in held:
-                        held.add(job_id)
-                        callbacks.say(
-                            f"job {job_id} is held by Slurm ({reason}); scontrol release {job_id} lets it go on"
-                        )
-                    if missing[job_id] < GONE and any(name in left for name in names):
-                        continue
-                    del submitted[job_id]
-                    for job in (left[name] for name in names if name in left):
-                        attempts[job.name] += 1
-                        if attempts[job.name] < ATTEMPTS:
-                            again.append(job)
-                        else:
-                            record_failure(
-                                job.folder,
-                                f"its Slurm job ended {ATTEMPTS} times before it; {self.folder} has the logs",
-                            )
-                if again:
-                    callbacks.say(f"{len(again)} runs whose jobs have ended before them are submitted again")
-                    self._submit(again, submitted)
-                callbacks.at({f"{len(submitted)} jobs": ""})
-                if left:
-                    time.sleep(POLL)
-        except KeyboardInterrupt:
-            ids = " ".join(sorted({job_id.split("_")[0] for job_id in submitted}))
-            callbacks.say(f"the jobs stay in the queue; scancel {ids} would remove them")
-            raise
-        (self.folder / "jobs.json").unlink(missing_ok=True)
-
-    def _submit(self, jobs: list[Job], submitted: dict[str, list[str]]) -> None:
-        """Submit runs as one array, a job for each group of runs that share inputs; `submitted` gets them."""
-        if not jobs:
-            return
-        import submitit
-
-        from acdc.sweep.worker import make_listed
-
-        units = list(_units(jobs, self.options.runs_per_job))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        executor = submitit.SlurmExecutor(folder=self.folder)
-        executor.update_parameters(**self._parameters())
-        paths = [self.folder / f"unit-{time.time_ns()}-{i}.json" for i in range(len(units))]
-        for path, unit in zip(paths, units, strict=True):
-            write_atomic(path, json.dumps({"runs": [job.order() for job in unit]}) + "\n")
-        try:
-            with executor.batch():
-                handles = [executor.submit(make_listed, str(path.absolute())) for path in paths]
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--executor slurm: sbatch refuses: {reason[-300:]}") from None
-        submitted |= {h.job_id: [job.name for job in unit] for h, unit in zip(handles, units, strict=True)}
-        write_atomic(self.folder / "jobs.json", json.dumps({"jobs": submitted}, indent=1) + "\n")
-
-    def _parameters(self) -> dict[str, Any]:
-        o = self.options
-        given = {
-            "job_name": "acdc",
-            "time": o.time,
-            "partition": o.partition,
-            "account": o.account,
-            "cpus_per_task": o.cpus,
-            "gpus_per_node": o.gpus or None,
-            "mem": o.memory,
-            "array_parallelism": o.parallel,
-            "setup": [f"export {name}={o.cpus}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
-            "additional_parameters": {"requeue": True, **o.extra},
-        }
-        return {key: value for key, value in given.items() if value is not None}
-
-    def _known(self) -> dict[str, list[str]]:
-        path = self.folder / "jobs.json"
-        if not path.exists():
-            return {}
-        jobs = read_json(path).get("jobs")
-        if not isinstance(jobs, dict):
-            raise FileError(f"{path}: should have the key jobs; remove it, and what is not done is submitted again")
-        return jobs
-
-    def _queued(self) -> dict[str, str]:
-        """The jobs in the queue, by id, with the reason why they wait, if they do.
-
-        Raises:
-            UserError: Slurm doesn't answer.
-        """
-        command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r"]
-        for wait in (1.0, 5.0, 20.0, None):  # a controller may be busy for a while
-            done = subprocess.run(command, check=False, capture_output=True, text=True)
-            if done.returncode == 0:
-                rows = (line.strip().split("|") for line in done.stdout.splitlines() if line.count("|") == 2)
-                ended = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
-                return {job_id: reason for job_id, now, reason in rows if now not in ended}
-            if wait is not None:
-                time.sleep(wait)
-        raise UserError(f"--executor slurm: squeue fails: {' '.join(done.stderr.split())[:300]}")
-
-
-def _units(jobs: Sequence[Job], most: int | None) -> Iterator[list[Job]]:
-    """The runs that share inputs, at most so many together."""
-    by_kind = sorted(jobs, key=lambda job: [str(x) for x in job.config.needs])
-    for _, group in itertools.groupby(by_kind, key=lambda job: job.config.needs):
-        members = list(group)
-        size = most or len(members)
-        yield from (members[i : i + size] for i in range(0, len(members), size))
+            self._process.kill()
+            self._process.wait()

@@ -1,7 +1,7 @@
-"""Every run of a sweep logged to Weights & Biases or trackio, where the sweep file says `track: wandb` or `trackio`.
+"""Logging of a sweep's runs to Weights & Biases or trackio, if the sweep file says `track: wandb` or `track: trackio`.
 
-Off by default; nothing in acdc needs an account. Both have the same few functions. How they are set up (project's
-entity, offline mode, where their server is) is their own business: their environment variables are left as they are.
+Off by default; nothing in acdc needs an account. Both services have the functions used here. Set them up (entity,
+offline mode, server) with their own environment variables.
 """
 
 from __future__ import annotations
@@ -19,19 +19,21 @@ PLAIN = re.compile(r"[^A-Za-z0-9_.-]+")
 
 
 class Tracking:
-    """Logs runs; with no tracker it does nothing.
+    """Logs runs; without a tracker it does nothing.
 
     Args:
         tracker: `wandb`, `trackio` or None
-        project: name of the project there
-        folder: where wandb puts its files
-        say: told when the tracker fails; it is then left alone
+        project: name of the tracker's project
+        folder: for wandb's files
+        say: called once if the tracker fails; no more runs are logged then
     Raises:
         UserError: the tracker is not installed.
     """
 
     def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
-        self.project, self.folder, self.say = PLAIN.sub("-", project), folder, say
+        self.project = PLAIN.sub("-", project)
+        self.folder = folder
+        self.say = say
         self.module: Any = None
         if tracker is None:
             return
@@ -41,18 +43,18 @@ class Tracking:
             raise UserError(f"track: {tracker} is not installed; pip install 'acdc-circuits[{tracker}]'") from None
 
     def log(self, row: Row) -> None:
-        """One run there for one run here: its options as the config, the rest of its row as what it gave."""
+        """Log a run: its options as the config, the numbers in its row as the results."""
         if self.module is None:
             return
-        stated = {k: v for k, v in row.items() if v is not None}
-        config = {k: v for k, v in stated.items() if k in (*OPTIONS, *HASHES)}
-        own = {"dir": str(self.folder)} if self.module.__name__ == "wandb" else {}
-        numbers = {k: v for k, v in stated.items() if k not in config and isinstance(v, int | float)}
+        values = {key: value for key, value in row.items() if value is not None}
+        config = {key: value for key, value in values.items() if key in (*OPTIONS, *HASHES)}
+        options = {"dir": str(self.folder)} if self.module.__name__ == "wandb" else {}
+        numbers = {k: v for k, v in values.items() if k not in config and isinstance(v, int | float)}
         try:
-            self.module.init(project=self.project, name=str(row["run"]), config=config, **own)
+            self.module.init(project=self.project, name=str(row["run"]), config=config, **options)
             self.module.log({**numbers, "failed": int(row["state"] == "failed")})
             self.module.finish()
-        except Exception as error:  # whatever their network or login has; the runs go on
+        except Exception as error:  # such as of network or login; the sweep goes on
             reason = " ".join(str(error).split())
-            self.say(f"warning: {self.module.__name__}: {reason[:300]}; no more runs are logged there")
+            self.say(f"warning: {self.module.__name__}: {reason[:300]}; no more runs are logged")
             self.module = None

@@ -19,7 +19,8 @@ from acdc.files.circuit import CircuitFile
 from acdc.files.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import Config
-from acdc.sweep import file as sweepfile
+from acdc.sweep.file import OPTIONS as SWEEP_OPTIONS
+from acdc.sweep.schema import AxisRange, Sweep
 from acdc.task.schema import Task
 from tests.support import ROOT
 
@@ -72,9 +73,9 @@ FILES = (
     File(
         "sweep",
         "Sweep file",
-        sweepfile.Sweep,
+        Sweep,
         "For `acdc sweep mine.yaml`: see [sweeps.md](sweeps.md). `include` merges as in task files.",
-        (sweepfile.Range,),
+        (AxisRange,),
     ),
     File("checks", "List of checks", Checks, "For `acdc check mine.yaml`: see [checks.md](checks.md)."),
     File(
@@ -129,15 +130,15 @@ VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "Config._filter": only(pattern=f"^({'|'.join(name for name in METHODS if name != 'acdc')}):"),
     "Compare._few": unsaid,
     "Config._device": only(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
-    "Range._one": one_of("log", "linear"),
+    "AxisRange._one": one_of("log", "linear"),
     "Slurm._names": unsaid,
     "Sweep._size": only(pattern=r"^\s*\d+(\.\d+)?\s*[MmGg][Ii]?[Bb]?\s*$"),
     "Entry._one": one_of("run", "circuit"),
 }
 
-OPTIONS = {"propertyNames": {"enum": list(sweepfile.OPTIONS)}}
+OPTIONS = {"propertyNames": {"enum": list(SWEEP_OPTIONS)}}
 VALUE: Schema = {"title": "value", "type": ["string", "number", "boolean"]}
-VALUES = {"anyOf": [VALUE, {"type": "array", "items": VALUE, "minItems": 1}, {"$ref": "#/$defs/Range"}]}
+VALUES = {"anyOf": [VALUE, {"type": "array", "items": VALUE, "minItems": 1}, {"$ref": "#/$defs/AxisRange"}]}
 GRID = {**OPTIONS, "title": "grid", "additionalProperties": VALUES, "minProperties": 1}
 
 # Conditions checked when a file is read: model, key, the part of its schema to narrow, what to add to that part.

@@ -46,7 +46,7 @@ PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
 
 
 def missing() -> str | None:
-    """Why no cluster can run here, or None."""
+    """Return why a cluster can't be started, or None."""
     os.environ["PATH"] += ":/usr/sbin:/sbin"
     absent = [name for name in PROGRAMS if shutil.which(name) is None]
     if absent:
@@ -58,7 +58,7 @@ def missing() -> str | None:
 def cluster() -> Iterator[None]:
     """Start the cluster, and stop it at the end; commands find it by SLURM_CONF."""
     with tempfile.TemporaryDirectory(prefix="slurm-") as folder:
-        Path(folder).chmod(0o755)  # the user munge has to pass
+        Path(folder).chmod(0o755)  # munge runs as another user
         with _daemons(Path(folder)):
             yield
 
@@ -66,7 +66,7 @@ def cluster() -> Iterator[None]:
 @contextlib.contextmanager
 def _daemons(folder: Path) -> Iterator[None]:
     host = socket.gethostname().split(".")[0]
-    with socket.socket() as a, socket.socket() as b:  # two free ports
+    with socket.socket() as a, socket.socket() as b:  # find two free ports
         a.bind(("127.0.0.1", 0))
         b.bind(("127.0.0.1", 0))
         ports = a.getsockname()[1], b.getsockname()[1]

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from operator import itemgetter
 from pathlib import Path
 
 import psutil
@@ -18,12 +19,15 @@ import pytest
 import yaml
 
 from acdc.errors import UserError
-from acdc.files.table import chosen, every_column, found_rows, to_csv
+from acdc.files import table
+from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
 from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
-from acdc.setup.config import resolve
+from acdc.setup.config import Config, resolve
 from acdc.sweep import estimate, executors
-from acdc.sweep.file import Range, read_sweep
+from acdc.sweep.file import read_sweep
+from acdc.sweep.grid import runs_of as all_runs_of
+from acdc.sweep.schema import AxisRange
 from acdc.sweep.tracking import Tracking
 from acdc.task.tokenize import make_data
 from tests.support import ROOT, slurm
@@ -44,7 +48,7 @@ def write(folder: Path, content: object, name: str = "s.yaml") -> Path:
 
 
 def runs_of(folder: Path, content: object):
-    return read_sweep(write(folder, content)).runs(lambda: ("tiny", None))[0]
+    return all_runs_of(read_sweep(write(folder, content)), lambda: ("tiny", None))[0]
 
 
 def kept(out: Path) -> dict[str, bytes]:
@@ -99,13 +103,13 @@ def test_grids_are_added_up_and_take_what_their_method_has(tmp_path):
     ],
 )
 def test_ranges(given, whole, expected):
-    assert Range.model_validate(given).values(whole) == expected
+    assert AxisRange.model_validate(given).values(whole) == expected
 
 
 def test_exclusions_are_named_and_must_match(tmp_path):
     out = {"too long": {"task": "ioi", "threshold": [0.03, 0.5]}}
     assert [r.name for r in runs_of(tmp_path, SMALL | {"exclude": out})][2:] == ["ioi-0.3"]
-    with pytest.raises(UserError, match=r"s\.yaml line 13: exclude: none: no run is like that"):
+    with pytest.raises(UserError, match=r"s\.yaml line 13: exclude: none: excludes nothing; no run has these options"):
         runs_of(tmp_path, SMALL | {"exclude": {"none": {"task": "docstring"}}})
     with pytest.raises(UserError, match="every run is left out"):
         runs_of(tmp_path, SMALL | {"exclude": {"all": {"model": "tiny"}}})
@@ -126,7 +130,7 @@ def test_names_of_runs_can_be_given(tmp_path):
 @pytest.mark.parametrize("name", sorted(p.name for p in CONFIGS.glob("sweep-*.yaml")))
 def test_shipped_sweeps_are_right(name):
     file = read_sweep(CONFIGS / name)
-    runs, notes = file.runs(lambda: pytest.fail("no model"))
+    runs, notes = all_runs_of(file, lambda: pytest.fail("no model"))
     assert len(runs) == file.size > 40 and not notes
 
 
@@ -194,7 +198,7 @@ BAD = {
         SMALL | {"run_name": "{task:>999999999}"},
         "run_name: template '{task:>999999999}': fields are",
     ),
-    "a name that is no name": (SMALL | {"run_name": ".."}, "run_name: gives '..', which is no name of a folder"),
+    "a name that is no name": (SMALL | {"run_name": ".."}, "run_name: gives '..', not a valid folder name"),
     "an unknown executor": (
         SMALL | {"executor": "kubernetes"},
         "executor: should be 'local' or 'slurm', got 'kubernetes'",
@@ -255,9 +259,9 @@ def test_a_folder_of_another_run_is_left_alone(call, tmp_path):
     other.mkdir(parents=True)
     write(other, {"task": "ioi", "model": "tiny", "examples": 99, "metric": "kl"}, "config.yaml")
     code, _, err = call("sweep", path)
-    assert code == 2 and "holds a run with another " in err and "examples" in err
+    assert code == 2 and "has a run with another " in err and "examples" in err
     write(other, "- 1\n", "config.yaml")
-    assert "is no config of a run" in call("sweep", path)[2]
+    assert "is not the config of a run" in call("sweep", path)[2]
 
 
 # ---------------------------------------------------------------- a sweep
@@ -301,9 +305,9 @@ def test_the_table_has_everything_and_types(swept):
         # at the same threshold with more prompts: some edges are the same, and none is counted twice
         assert int(row["true_positives"]) + int(row["false_positives"]) == int(row["kept"])
     parquet = pytest.importorskip("pyarrow.parquet")
-    table = parquet.read_table(out / "results.parquet").to_pydict()
-    assert table["kept"] == [int(row["kept"]) for row in rows] and table["direct"] == [True] * 4
-    assert table["edges"] == [None] * 4 and table["threshold"] == [0.03, 0.3, 0.03, 0.3]
+    typed = parquet.read_table(out / "results.parquet").to_pydict()
+    assert typed["kept"] == [int(row["kept"]) for row in rows] and typed["direct"] == [True] * 4
+    assert typed["edges"] == [None] * 4 and typed["threshold"] == [0.03, 0.3, 0.03, 0.3]
 
 
 def test_the_page_of_a_sweep_leads_to_its_runs(swept):
@@ -368,14 +372,16 @@ def test_lost_files_are_made_again(swept, call, tmp_path):
 def test_results_filter_sort_and_print(swept, call):
     out = swept[0] / "sweeps" / "s"
     _, text, _ = call("results", out, "--where", "task=ioi", "--where", "threshold<0.1")
-    assert "0.03" not in text.split("\n\n")[-1] or text.count("ioi") == 1
+    _, row = text.splitlines()  # below the names of the columns
+    assert "ioi" in row.split() and "0.03" in row.split()
     rows = json.loads(call("results", out, "--where", "task=ioi", "--sort", "-kept", "--json")[1])
     assert [r["task"] for r in rows] == ["ioi"] * 2 and rows[0]["kept"] >= rows[1]["kept"]
     assert call("results", out, "--columns", "run,kept", "--csv")[1].splitlines()[0] == "run,kept"
-    assert call("results", out, "--columns", "all", "--csv")[1] == (out / "results.csv").read_text() or True
+    printed = list(csv.DictReader(io.StringIO(call("results", out, "--columns", "all", "--csv")[1])))
+    assert sorted(printed, key=itemgetter("run")) == [row | dict.fromkeys(AGAINST, "") for row in found_or_failed(out)]
     for bad, expected in (
         (("--where", "taks=ioi"), "--where: unknown column 'taks'. Did you mean 'task'"),
-        (("--where", "task"), "--where: 'task' is no condition"),
+        (("--where", "task"), "--where: 'task' is not a condition"),
         (("--where", "kept=many"), "--where: kept is a number, not 'many'"),
         (("--sort", "sice"), "--sort: unknown column 'sice'"),
         (("--columns", "run,keptt"), "--columns: unknown column 'keptt'"),
@@ -392,7 +398,7 @@ def test_results_reads_the_directories_of_single_runs_too(call, tmp_path):
     assert [row["threshold"] for row in chosen(rows, [], "threshold")] == [0.1, 0.3]
     assert "threshold" in to_text(rows) and to_csv(rows).count("\n") == 3
     (tmp_path / "empty").mkdir()
-    assert "holds no run" in call("results", tmp_path / "empty")[2]
+    assert "has no runs" in call("results", tmp_path / "empty")[2]
 
 
 # ---------------------------------------------------------------- survival
@@ -450,10 +456,13 @@ def test_a_killed_worker_is_replaced_and_its_run_goes_on(swept, tmp_path):
     folder, path, _ = swept
     with start(path, tmp_path / "out", "--workers", "1") as sweep:
         (worker,) = workers_of(psutil.Process(sweep.pid))
-        time.sleep(1)
+        for _ in range(600):
+            if list((tmp_path / "out").glob("runs/*/config.yaml")):
+                break
+            time.sleep(0.05)
         worker.kill()
         _, err = sweep.communicate(timeout=100)
-    assert sweep.returncode == 0 and "was killed by signal 9; it goes on in another one" in err
+    assert sweep.returncode == 0 and "the worker process was killed by signal 9; trying again" in err
     assert kept(tmp_path / "out") == kept(folder / "sweeps" / "s")
 
 
@@ -491,7 +500,17 @@ def test_a_run_whose_process_is_always_killed_fails_and_the_others_are_made(call
     monkeypatch.setattr(executors, "COMMAND", (sys.executable, str(script)))
     code, out, err = call("sweep", write(tmp_path, SMALL))
     assert code == 1 and "3 done, 1 failed" in out
-    assert "ioi-0.03 failed: its process was killed by signal 9, 3 times" in err and "fewer --workers" in err
+    assert "ioi-0.03 failed: the worker process was killed by signal 9, 3 times" in err and "fewer --workers" in err
+
+
+def test_workers_that_die_before_they_begin_are_given_up(call, tmp_path, monkeypatch):
+    monkeypatch.setattr(executors, "COMMAND", (sys.executable, "-c", "import sys; sys.exit('no torch')"))
+    code, out, err = call("sweep", write(tmp_path, SMALL))
+    assert code == 1 and "4 failed" in out
+    assert "ioi-0.03 failed: the worker process ended with code 1, 3 times" in err
+    logs = tmp_path / "sweeps" / "s" / "logs"
+    assert "no torch" in "".join(path.read_text() for path in logs.glob("worker-*.log"))
+    assert not list(logs.glob("unit-*"))
 
 
 def test_a_bug_is_a_failure_with_its_traceback(call, tmp_path, monkeypatch):
@@ -610,7 +629,7 @@ def test_a_job_of_slurm_that_is_killed_is_noticed_and_made_again(swept, cluster,
         victim.kill()
         _, err = sweep.communicate(timeout=300)
     assert sweep.returncode == 0, err
-    assert "runs whose jobs have ended before them are submitted again" in err
+    assert "the Slurm job ended too early; trying again" in err
     assert kept(tmp_path / "out") == kept(folder / "sweeps" / "s")
 
 
@@ -703,7 +722,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(tmp_path, monkeypatch)
     tracking = Tracking("wandb", "x", tmp_path, said.append)
     for name in "ab":
         tracking.log({"run": name, "state": "done"})
-    assert said == ["warning: wandb: No API key configured; no more runs are logged there"]
+    assert said == ["warning: wandb: No API key configured; no more runs are logged"]
 
 
 def test_shipped_configs_have_names(call):
@@ -716,6 +735,10 @@ def test_shipped_configs_have_names(call):
         and "sweep-tiny" in error
         and "path ending in .yaml" in error
     )
+
+
+def test_the_table_has_every_option_that_changes_the_result():
+    assert set(table.OPTIONS) == set(Config.model_fields) - {"device", "batch", "part", "model_hash", "data_hash"}
 
 
 def test_columns_come_in_one_order():

@@ -1,0 +1,139 @@
+"""The runs of a sweep file: every combination of its grids, resolved and named."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+from acdc.errors import FileError, UserError, unknown
+from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.sweep.file import OPTIONS, SweepFile
+from acdc.sweep.schema import Option
+from acdc.task.load import load_task
+from acdc.task.schema import Task
+from acdc.task.template import render
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep; `name` is its folder's name."""
+
+    name: str
+    config: Config
+    task: Task
+
+
+def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[Run], list[str]]:
+    """Return all runs in the order of the grid, and notes for the user.
+
+    Args:
+        default_model: gives the model of runs that name none
+    Raises:
+        UserError: a run is impossible; the message has the line of the option at fault.
+    """
+    load = lru_cache(maxsize=None)(load_task)
+    configs: list[Config] = []
+    tasks: list[Task] = []
+    notes: list[str] = []
+    used: set[str] = set()
+    for index in range(len(file.sweep.grids)):
+        for point in _points(file, index, used):
+            try:
+                config, task, found = resolve({**file.sweep.base, **point}, None, default_model, load)
+            except UserError as error:
+                options = ", ".join(f"{key} {value}" for key, value in point.items())
+                where = _where(file, index, error.key or "task")
+                raise FileError(f"{where}: {options}: {error}") from None
+            configs.append(config)
+            tasks.append(task)
+            notes += [note for note in found if note not in notes]
+    for name in file.sweep.exclude:
+        if name not in used:
+            raise FileError(f"{file.at('exclude', name)}: exclude: {name}: excludes nothing; no run has these options")
+    if not configs:
+        raise FileError(f"{file.path}: exclude: every run is left out")
+    names = _names(file, configs)
+    return [Run(*parts) for parts in zip(names, configs, tasks, strict=True)], notes
+
+
+def _points(file: SweepFile, index: int, used: set[str]) -> Iterator[dict[str, Option]]:
+    """Yield the combinations of one grid that are not excluded; add the names of exclusions that apply to `used`."""
+    axes = file.axes(index)
+    for combination in product(*axes.values()):
+        point = dict(zip(axes, combination, strict=True))
+        given = {**file.sweep.base, **point}
+        excluded = [name for name, rule in file.sweep.exclude.items() if _matches(given, rule)]
+        used.update(excluded)
+        if not excluded:
+            yield point
+
+
+def _matches(given: dict[str, Option], rule: dict[str, Any]) -> bool:
+    return all(given.get(key) in (value if isinstance(value, list) else [value]) for key, value in rule.items())
+
+
+def _where(file: SweepFile, index: int, key: str) -> str:
+    """Return file and line of an option of a run: in its grid, or in `base`."""
+    if key in file.sweep.grids[index]:
+        return file.at(*file.grid_at(index), key)
+    return file.at("base", key)
+
+
+def _names(file: SweepFile, configs: list[Config]) -> list[str]:
+    """Return a folder name for every run, from `run_name` or of the options that differ.
+
+    Raises:
+        FileError: a name can't be a folder's, or two are the same.
+    """
+    dumped = [config.model_dump() for config in configs]
+    in_order = dict.fromkeys([*(key for grid in file.sweep.grids for key in grid), *OPTIONS])
+    differ = [key for key in in_order if len({repr(values[key]) for values in dumped}) > 1]
+    names = [_name(file, config, differ) for config in configs]
+    first: dict[str, int] = {}
+    for i, name in enumerate(names):
+        if not name or name.startswith("."):
+            raise FileError(f"{file.at('run_name')}: run_name: gives {name!r}, not a valid folder name")
+        other = first.setdefault(name, i)
+        if other != i:
+            missing = [key for key in OPTIONS if dumped[i][key] != dumped[other][key]]
+            why = f"they differ in {', '.join(missing)}" if missing else "they are the same run"
+            raise FileError(f"{file.at('run_name')}: run_name: two runs would be called {name!r}; {why}")
+    return names
+
+
+def _name(file: SweepFile, config: Config, differ: list[str]) -> str:
+    """Return the name of a run; `differ` are the options that not all runs share."""
+    words = {key: _word(config, key) for key in OPTIONS} | {"digest": config.digest}
+    template = file.sweep.run_name
+    if template is None:
+        return "-".join(words[key] for key in differ if words[key]) or config.folder
+    try:
+        return _plain(render(template, words))
+    except KeyError as error:
+        problem = unknown("name", str(error.args[0]), words)
+    except ValueError as error:
+        problem = str(error)
+    raise FileError(f"{file.at('run_name')}: run_name: {problem}")
+
+
+def _word(config: Config, key: str) -> str:
+    """Return an option's value as part of a name."""
+    value = getattr(config, key)
+    if value is None or value is False:
+        return ""
+    if value is True:
+        return key
+    if key == "task":
+        return _plain(config.task_name)
+    if key == "model":
+        return _plain(config.model_name)
+    return _plain(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _plain(text: str) -> str:
+    """Return the text with everything but letters, digits, _, ., + and - replaced by dashes."""
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
