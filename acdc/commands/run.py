@@ -44,7 +44,8 @@ from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, find
 from acdc.patching.metrics import accuracy
 from acdc.report.page import render_report
-from acdc.report.picture import PictureStyle, to_svg
+from acdc.report.picture import to_svg
+from acdc.report.style import PictureStyle
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs
 
