@@ -16,7 +16,8 @@ from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.methods.log import read_log
 from acdc.report.page import render_report
-from acdc.report.picture import DIRECTIONS, PLAIN, PictureStyle, to_dot, to_pdf, to_png, to_svg
+from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
+from acdc.report.style import DIRECTIONS, PLAIN, PictureStyle
 
 FORMATS = {  # name → ending of the file
     "graphml": ".graphml",

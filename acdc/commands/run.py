@@ -42,7 +42,8 @@ from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, Discovery, find
 from acdc.report.page import render_report
-from acdc.report.picture import PictureStyle, to_svg
+from acdc.report.picture import to_svg
+from acdc.report.style import PictureStyle
 from acdc.setup.config import Config, command_line
 from acdc.setup.inputs import Inputs
 

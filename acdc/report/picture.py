@@ -9,76 +9,19 @@ from __future__ import annotations
 import math
 import textwrap
 from dataclasses import dataclass, replace
-from itertools import cycle
 
 import numpy as np
 
-from acdc.files.published import Published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
+from acdc.report.style import COLOURS, GREY, INK, PALE, PLAIN, SAND, PictureStyle, Scale
 
-# Okabe and Ito's colours, which can be told apart with every kind of colour blindness.
-COLOURS = {"q": "#D55E00", "k": "#0072B2", "v": "#009E73"}
-INK, GREY, PALE, SAND = "#333333", "#8A8A8A", "#F0F0F0", "#F2E9C9"
-# Paul Tol's light scheme, made to stand behind dark text and to be told apart by the colour-blind, too. In this order
-# the first seven, which IOI has, differ most (CIEDE2000 at least 8 with red-green blindness).
-TINTS = ("#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33")
-THIN, THICK = 1, 5  # points
-FAINT = 0.4  # opacity of the weakest edge
 MOST = 300  # edges in a picture; more show nothing
 SCREEN, PRINT = 144, 300  # dots an inch
 MARGIN, LEGEND = 20.0, 420.0  # points: around a picture; the least width of its header
 LETTER = 0.58  # width of a letter, times its size
-DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
-
-
-@dataclass(frozen=True)
-class PictureStyle:
-    """How a picture is drawn.
-
-    Args:
-        width: inches; None for that of the layout. A circuit of some 50 edges can be read in a column of a paper, 3.3
-            inches wide.
-        direction: one of DIRECTIONS.
-        scores: whether the edges' scores are written beside them.
-        header: whether title, counts and legend are above the circuit.
-        published: a circuit whose component classes the nodes are coloured by. Of a node in two, the first counts.
-    """
-
-    width: float | None = None
-    direction: str = "up"
-    scores: bool = False
-    header: bool = True
-    published: Published | None = None
-
-    @property
-    def sideways(self) -> bool:
-        """Whether layers stand side by side."""
-        return self.direction in ("left", "right")
-
-    @property
-    def classes(self) -> dict[str, tuple[str, ...]]:
-        """Class → nodes."""
-        return self.published.classes if self.published else {}
-
-    @property
-    def tints(self) -> dict[str, str]:
-        """Class → colour."""
-        return dict(zip(self.classes, cycle(TINTS), strict=False))
-
-    def fill(self, node: str) -> str | None:
-        """The colour of a node; None for one without a class."""
-        return next((tint for name, tint in self.tints.items() if node in self.classes[name]), None)
-
-    def turn(self, point: Point) -> Point:
-        """Where a point of the layout is in the picture."""
-        x, y = point
-        return {"up": (x, -y), "down": (x, y), "right": (y, x), "left": (-y, x)}[self.direction]
-
-
-PLAIN = PictureStyle()
 
 
 def to_svg(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
@@ -134,41 +77,6 @@ class Edge:
         return COLOURS.get(self.kind, INK)
 
 
-@dataclass(frozen=True)
-class Scale:
-    """From the score of an edge to its line. Without scores all lines are of middle width."""
-
-    low: float = 0.0
-    high: float = 0.0
-
-    @classmethod
-    def of(cls, scores: np.ndarray) -> Scale:
-        """The scale of some scores; those that are not finite don't count."""
-        sizes = np.abs(scores[np.isfinite(scores)])
-        return cls(float(sizes.min()), float(sizes.max())) if sizes.size else cls()
-
-    @property
-    def marks(self) -> list[float]:
-        """Scores for the legend: lowest, of middle width, highest."""
-        middle = ((math.sqrt(self.low) + math.sqrt(self.high)) / 2) ** 2
-        return [self.low, middle, self.high] if self.high > self.low else [self.low]
-
-    def weight(self, score: float) -> float:
-        """From 0 (weakest) to 1, linear in the root of |score|: scores span decades, and the weak count."""
-        if not math.isfinite(score) or self.high <= self.low:
-            return 0.5
-        low, root, high = (math.sqrt(x) for x in (self.low, abs(score), self.high))
-        return (root - low) / (high - low)
-
-    def width(self, score: float) -> float:
-        """Of the line, in points."""
-        return THIN + (THICK - THIN) * self.weight(score)
-
-    def opacity(self, score: float) -> float:
-        """Of the line: a weaker edge is fainter."""
-        return FAINT + (1 - FAINT) * self.weight(score)
-
-
 def _edges(circuit: Circuit, shown: np.ndarray) -> tuple[list[Edge], Scale]:
     """The shown edges, the weakest first, and the scale of their scores."""
     g = circuit.graph
@@ -205,20 +113,20 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
     left, right = sorted((look.turn((low, near))[0], look.turn((high, far))[0]))
     top, bottom = sorted((look.turn((low, near))[1], look.turn((high, far))[1]))
     if not edges:
-        x, y = (left + right) / 2, (top + bottom) / 2
-        groups.append(Group("note", marks=[_centred("The circuit is empty: no edge was kept.", x, y, 12, INK)]))
-        left, right = min(left, x - 130), max(right, x + 130)
-    labels: list[Mark] = []
-    for text, along in layout.labels:
-        x, y = look.turn((0.0, along))
-        labels.append(
-            _centred(text, x, top - 14, 11, GREY) if look.sideways else Text(left - 64, y + 4, text, 11, GREY)
-        )
-    groups.append(Group("labels", marks=labels))
+        middle = (left + right) / 2
+        note = _centred("The circuit is empty: no edge was kept.", middle, bottom + 20, 12, INK)
+        groups.append(Group("note", marks=[note]))
+        left = min(left, middle - 130)
+        right = max(right, middle + 130)
+        bottom += 28
     if look.sideways:
         top -= 20
     else:
         left -= 64
+    for text, along in layout.labels:
+        x, y = look.turn((0.0, along))
+        label = _centred(text, x, top + 6, 11, GREY) if look.sideways else Text(left, y + 4, text, 11, GREY)
+        groups.append(Group("label", marks=[label]))
 
     if look.header:
         width = max(right - left, LEGEND)
@@ -227,7 +135,8 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
         right = left + width
         top -= height
     margin = MARGIN if look.width is None else 2.0  # around a picture of a set width are the paper's margins
-    width, height = right - left + 2 * margin, bottom - top + 2 * margin
+    width = right - left + 2 * margin
+    height = bottom - top + 2 * margin
     size = 1.0 if look.width is None else 72 * look.width / width
     return Drawing(groups, left - margin, top - margin, width, height, size)
 
@@ -320,10 +229,9 @@ Entry = tuple[str, float, str]  # of the legend: colour and height of a sample, 
 
 def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Entry]]:
     """Its entries: colours of edges, their widths, classes of nodes."""
-    legend: list[list[Entry]] = [
-        [(COLOURS[c], 3, f"into {word}") for c, word in zip(QKV, ("query", "key", "value"), strict=True)]
-    ]
-    legend[0].append((INK, 3, "into MLP or logits"))
+    inputs = (("q", "query"), ("k", "key"), ("v", "value"))
+    into: list[Entry] = [(COLOURS[kind], 3, f"into {word}") for kind, word in inputs]
+    legend = [[*into, (INK, 3, "into MLP or logits")]]
     if scale.high > 0:
         negative = any(edge.score < 0 for edge in edges)
         marks = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]

@@ -30,7 +30,8 @@ from acdc.files.published import Published, load_published, published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import picture
-from acdc.report.picture import COLOURS, DIRECTIONS, SAND, TINTS, PictureStyle, to_dot, to_pdf, to_png, to_svg
+from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
+from acdc.report.style import COLOURS, DIRECTIONS, INK, SAND, THICK, THIN, TINTS, PictureStyle
 from tests.support import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -163,11 +164,11 @@ def test_width_follows_the_score_and_colour_the_input() -> None:
     by_score = sorted(SCORES, key=lambda name: abs(SCORES[name]))
     widths = [found[name][1] for name in by_score]
     assert widths == sorted(widths)
-    assert (widths[0], widths[-1]) == (picture.THIN, picture.THICK)
+    assert (widths[0], widths[-1]) == (THIN, THICK)
     assert found["m0->a1.h2<q>"][0] == COLOURS["q"]
     assert found["m0->a1.h2<k>"][0] == COLOURS["k"]
     assert found["m0->a2.h0<v>"][0] == COLOURS["v"]
-    assert found["m2->logits"][0] == picture.INK
+    assert found["m2->logits"][0] == INK
     assert {width for _, width in lines(SAMPLES["without scores"]).values()} == {3.0}
 
 
@@ -395,7 +396,8 @@ WRITE = """
 import sys
 from pathlib import Path
 from acdc.files.circuit import read_circuit
-from acdc.report.picture import to_pdf, to_png, to_svg
+from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
+from acdc.report.style import COLOURS, DIRECTIONS, INK, SAND, THICK, THIN, TINTS, PictureStyle
 circuit = read_circuit(Path(sys.argv[1])).circuit()
 Path("a.svg").write_text(to_svg(circuit, "x")), Path("a.png").write_bytes(to_png(circuit, "x"))
 Path("a.pdf").write_bytes(to_pdf(circuit, "x"))
@@ -436,7 +438,7 @@ def light(colour: str) -> float:
 
 def test_names_can_be_read_on_every_colour_of_a_class() -> None:
     for tint in TINTS:
-        assert (light(tint) + 0.05) / (light(picture.INK) + 0.05) > 4.5, tint
+        assert (light(tint) + 0.05) / (light(INK) + 0.05) > 4.5, tint
 
 
 def test_export_draws_what_is_asked_for(call: Any, tmp_path: Path) -> None:

@@ -1,0 +1,104 @@
+"""How a picture looks: its colours, the direction of its edges, and their widths by score."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+
+from acdc.files.published import Published
+from acdc.report.canvas import Point
+
+# Okabe and Ito's colours, which can be told apart with every kind of colour blindness.
+COLOURS = {"q": "#D55E00", "k": "#0072B2", "v": "#009E73"}
+INK, GREY, PALE, SAND = "#333333", "#8A8A8A", "#F0F0F0", "#F2E9C9"
+# Paul Tol's light scheme, made to stand behind dark text and to be told apart by the colour-blind, too. In this order
+# the first seven, which IOI has, differ most (CIEDE2000 at least 8 with red-green blindness).
+TINTS = ("#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33")
+THIN, THICK = 1, 5  # points
+FAINT = 0.4  # opacity of the weakest edge
+DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
+
+
+@dataclass(frozen=True)
+class PictureStyle:
+    """How a picture is drawn.
+
+    Args:
+        width: inches; None for that of the layout. A circuit of some 50 edges can be read in a column of a paper, 3.3
+            inches wide.
+        direction: one of DIRECTIONS.
+        scores: whether the edges' scores are written beside them.
+        header: whether title, counts and legend are above the circuit.
+        published: a circuit whose component classes the nodes are coloured by. Of a node in two, the first counts.
+    """
+
+    width: float | None = None
+    direction: str = "up"
+    scores: bool = False
+    header: bool = True
+    published: Published | None = None
+
+    @property
+    def sideways(self) -> bool:
+        """Whether layers stand side by side."""
+        return self.direction in ("left", "right")
+
+    @property
+    def classes(self) -> dict[str, tuple[str, ...]]:
+        """Class → nodes."""
+        return self.published.classes if self.published else {}
+
+    @property
+    def tints(self) -> dict[str, str]:
+        """Class → colour."""
+        return dict(zip(self.classes, cycle(TINTS), strict=False))
+
+    def fill(self, node: str) -> str | None:
+        """The colour of a node; None for one without a class."""
+        return next((tint for name, tint in self.tints.items() if node in self.classes[name]), None)
+
+    def turn(self, point: Point) -> Point:
+        """Where a point of the layout is in the picture."""
+        x, y = point
+        return {"up": (x, -y), "down": (x, y), "right": (y, x), "left": (-y, x)}[self.direction]
+
+
+PLAIN = PictureStyle()
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From the score of an edge to its line. Without scores all lines are of middle width."""
+
+    low: float = 0.0
+    high: float = 0.0
+
+    @classmethod
+    def of(cls, scores: np.ndarray) -> Scale:
+        """The scale of some scores; those that are not finite don't count."""
+        sizes = np.abs(scores[np.isfinite(scores)])
+        return cls(float(sizes.min()), float(sizes.max())) if sizes.size else cls()
+
+    @property
+    def marks(self) -> list[float]:
+        """Scores for the legend: lowest, of middle width, highest."""
+        middle = ((math.sqrt(self.low) + math.sqrt(self.high)) / 2) ** 2
+        return [self.low, middle, self.high] if self.high > self.low else [self.low]
+
+    def weight(self, score: float) -> float:
+        """From 0 (weakest) to 1, linear in the root of |score|: scores span decades, and the weak count."""
+        if not math.isfinite(score) or self.high <= self.low:
+            return 0.5
+        low, root, high = (math.sqrt(x) for x in (self.low, abs(score), self.high))
+        return (root - low) / (high - low)
+
+    def width(self, score: float) -> float:
+        """Of the line, in points."""
+        return THIN + (THICK - THIN) * self.weight(score)
+
+    def opacity(self, score: float) -> float:
+        """Of the line: a weaker edge is fainter."""
+        return FAINT + (1 - FAINT) * self.weight(score)
