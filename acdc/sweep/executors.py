@@ -223,6 +223,7 @@ class Local(Executor):
             process.tell_to_end()
         for process in self._team.values():
             process.end()
+            process.look(say)  # notes that it has left
         if self._unit is not None:
             self._unit.unlink(missing_ok=True)
             shutil.rmtree(self._unit.with_suffix(".locks"), ignore_errors=True)

@@ -104,7 +104,6 @@ class Worker:
                 return
 
     def _make(self, folder: Path, config: Config, tell: Tell) -> None:
-        notes: list[str] = []
         reported = 0.0
 
         def show(progress: Progress) -> None:
@@ -113,9 +112,7 @@ class Worker:
                 reported = time.monotonic()
                 tell({"at": f"{progress.done / max(1, progress.total):.0%}"})
 
-        run(self._inputs(_as_begun(folder, config)), folder, progress=show, say=notes.append)
-        for note in notes:
-            tell({"note": note})
+        run(self._inputs(_as_begun(folder, config)), folder, progress=show, say=lambda note: tell({"note": note}))
 
     def _inputs(self, config: Config) -> Inputs:
         """Load what a config names, and reuse what it shares with the last run."""
