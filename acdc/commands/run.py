@@ -38,7 +38,7 @@ from acdc.files.metrics import CostPart, Interval, MetricsFile, write_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
-from acdc.io.folder import locked
+from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, Found, find
 from acdc.report.page import render_report
@@ -66,27 +66,49 @@ def run(
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
     """
-    out = out or Path("runs") / inputs.config.folder
-    with _owned(out, inputs.config, force):
-        if (out / "circuit.json").exists():
-            return read_circuit(out / "circuit.json"), out
-        started = time.monotonic()
-        with watched(inputs.model.transformer.device) as memory:
-            if doubt := warning(inputs, competence(inputs)):
-                notes = (*notes, doubt)
-                say(doubt)
-            found = find(inputs, out, progress)
-            circuit = found.circuit.pruned()
-            rows = final_rows(inputs, circuit)
-            tables = measure_halves(inputs, rows)
-            half = inputs.evaluation_split
-            explanation = explain(inputs, circuit, rows[half], tables[half][inputs.config.metric])
-            _, peak = memory()
-        file = describe(inputs, circuit, found.circuit, means(tables), notes)
-        cost = _cost(inputs, found, time.monotonic() - started, peak)
-        metrics = MetricsFile(metrics=file.metrics, **intervals(inputs, tables), cost=cost)
-        _write(out, circuit, found, file, metrics, explanation)
-    return file, out
+    folder = out or Path("runs") / inputs.config.folder
+    with _owned(folder, inputs.config, force):
+        return run_or_read(folder, lambda: _discover(inputs, folder, notes, progress, say)), folder
+
+
+def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
+    """Read the circuit of a finished run, or make it. `circuit.json` is written last: it says that the run is finished.
+
+    Args:
+        make: does the run, in `folder`
+    Raises:
+        UserError: the circuit can't be read or written, or `make` raises it.
+    """
+    path = folder / "circuit.json"
+    if path.exists():
+        return read_circuit(path)
+    enter(folder)
+    file = make()
+    write_circuit(path, file)
+    return file
+
+
+def _discover(
+    inputs: Inputs, folder: Path, notes: tuple[str, ...], progress: Show, say: Callable[[str], None]
+) -> CircuitFile:
+    """Find a circuit, measure and explain it, and write every file of its run but circuit.json."""
+    started = time.monotonic()
+    with watched(inputs.model.transformer.device) as memory:
+        if doubt := warning(inputs, competence(inputs)):
+            notes = (*notes, doubt)
+            say(doubt)
+        found = find(inputs, folder, progress)
+        circuit = found.circuit.pruned()
+        rows = final_rows(inputs, circuit)
+        tables = measure_halves(inputs, rows)
+        half = inputs.evaluation_split
+        explanation = explain(inputs, circuit, rows[half], tables[half][inputs.config.metric])
+        _, peak = memory()
+    file = describe(inputs, circuit, found.circuit, means(tables), notes)
+    cost = _cost(inputs, found, time.monotonic() - started, peak)
+    metrics = MetricsFile(metrics=file.metrics, **intervals(inputs, tables), cost=cost)
+    _write(folder, circuit, found, file, metrics, explanation)
+    return file
 
 
 def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
@@ -199,14 +221,13 @@ def _cost(inputs: Inputs, found: Found, seconds: float, peak: int) -> CostPart:
 def _write(
     out: Path, circuit: Circuit, found: Found, file: CircuitFile, metrics: MetricsFile, explanation: Explanation
 ) -> None:
-    """Write the result files, circuit.json last."""
+    """Write the files that show a result: metrics.json, circuit.svg and report.html."""
     log = [asdict(decision) for decision in found.decisions]
     published = published_for(file.task.name, circuit.graph)
     svg = to_svg(circuit, f"{file.task.name} in {file.model.name}", PictureStyle(published=published))
     write_metrics(out / "metrics.json", metrics)
     write_atomic(out / "circuit.svg", svg)
     write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
-    write_circuit(out / "circuit.json", file)
 
 
 @contextmanager
