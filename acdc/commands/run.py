@@ -92,7 +92,7 @@ def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
 def _discover(
     inputs: Inputs, folder: Path, notes: tuple[str, ...], progress: Show, say: Callable[[str], None]
 ) -> CircuitFile:
-    """Find a circuit, measure it, and write every file of its run but circuit.json."""
+    """Find a circuit, measure and explain it, and write every file of its run but circuit.json."""
     started = time.monotonic()
     with watched(inputs.model.transformer.device) as memory:
         if doubt := warning(inputs, competence(inputs)):
@@ -222,7 +222,7 @@ def _cost(inputs: Inputs, found: Discovery, seconds: float, peak: int) -> CostPa
 def _write(
     out: Path, circuit: Circuit, found: Discovery, file: CircuitFile, metrics: MetricsFile, explanation: Explanation
 ) -> None:
-    """Write the result files, all but circuit.json."""
+    """Write the files that show a result: metrics.json, circuit.svg and report.html."""
     log = [asdict(decision) for decision in found.decisions]
     published = published_for(file.task.name, circuit.graph)
     svg = to_svg(circuit, f"{file.task.name} in {file.model.name}", PictureStyle(published=published))
