@@ -32,6 +32,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Tests draw the same random numbers in any order."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def acdc(monkeypatch, capfd, tmp_path):
     """Run a command in an empty folder."""
