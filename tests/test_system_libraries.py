@@ -133,7 +133,6 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Seen:
     return watched(folder, "-c", MAIN, json.dumps(COMMANDS))
 
 
-@pytest.mark.xfail(strict=True, reason="Graphviz")
 def test_libraries_of_the_system_are_those_of_the_compiler_and_of_python(seen: Seen, tmp_path: Path) -> None:
     assert seen.processes >= 2  # a worker of the sweep, too
     libraries = {path for path in of_the_system(seen.mapped) if re.search(r"\.so[.\d]*$", path)}
@@ -142,7 +141,6 @@ def test_libraries_of_the_system_are_those_of_the_compiler_and_of_python(seen: S
     assert sorted(path for path in libraries - bare if not ALLOWED.fullmatch(Path(path).name)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="Graphviz")
 def test_fonts_of_the_system_are_not_read(seen: Seen) -> None:
     assert any(path.endswith("greater-than.yaml") for path in seen.opened)
     assert [path for path in of_the_system(seen.mapped | seen.opened) if FONT.search(path)] == []

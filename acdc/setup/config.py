@@ -291,7 +291,8 @@ def _config(values: dict[str, Any], stated: _Stated) -> Config:
     try:
         return Config(**values)
     except ValidationError as error:
-        raise UserError("\n".join(stated.message(key, text) for key, text in problems(error))) from None
+        found = problems(error)
+        raise UserError("\n".join(stated.message(key, text) for key, text in found), found[0][0]) from None
 
 
 def _read(file: Path) -> dict[str, Any]:
