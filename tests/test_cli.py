@@ -310,7 +310,7 @@ def test_help_does_not_load_torch_and_is_quick():
     assert time.monotonic() - started < 5  # generous: the machine may be busy
     loaded = done.stdout.split("\n")[-2].split()
     assert "acdc.cli" in loaded
-    assert not {"torch", "transformers", "numpy", "pydantic", "networkx"} & set(loaded)
+    assert not {"torch", "transformers", "numpy", "pydantic", "networkx", "matplotlib"} & set(loaded)
 
 
 def test_every_shipped_config_resolves():

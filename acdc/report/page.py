@@ -113,7 +113,7 @@ def _layout(circuit: Circuit) -> dict[str, object]:
     left, bottom, right, top = layout.corners
     return {
         "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
-        "paths": {name: curve_path([(x, -y) for x, y in path]) for name, path in layout.paths.items()},
+        "paths": {name: curve_path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
