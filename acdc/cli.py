@@ -110,7 +110,7 @@ def run(
     inputs = load(settings, checked, memory)
     expected = f"memory: about {inputs.expected_memory / 1e9:.1f} GB"
     if memory and inputs.expected_memory > memory:
-        expected += f", more than --memory {memory / 1e9:g}GB: the run can't be made with less"
+        expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
     found = []
     for value in thresholds:

@@ -148,7 +148,7 @@ def discover(
     loaded = inputs.load(config, task, memory_bound(memory), model)
 
     def say(doubt: str) -> None:
-        warnings.warn(doubt.removeprefix("warning: "), stacklevel=4)  # at the line that calls discover
+        warnings.warn(doubt.removeprefix("warning: "), stacklevel=7)  # at the line that calls discover
 
     with tempfile.TemporaryDirectory() as temporary, _bar(progress) as show:
         folder = Path(out) if out else Path(temporary) / "run"

@@ -47,9 +47,8 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     """
     for name, value in given.items():
         if value is not None and to not in PICTURES:
-            raise UserError(
-                f"--{name.replace('_', '-')}: is for pictures, that is --to {', '.join(PICTURES)}; not for {to}"
-            )
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
     width, direction = given["width"], given["direction"] or PLAIN.direction
     if width is not None and not 0 < width <= WIDEST:
         raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST} inches")

@@ -114,7 +114,7 @@ def test_a_run_says_what_it_expects_and_what_it_took(call, tmp_path):
     assert code == 0 and err.count("\n") == 1
     cost = json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
     assert err == f"memory: about {cost['expected_memory_mb'] / 1e3:.1f} GB\n"
-    assert ", more than --memory 12MB" in call(*run[:-1], "other", "--memory", "12MB")[2]
+    assert ", more than --memory allows" in call(*run[:-1], "other", "--memory", "12MB")[2]
     given, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
     assert load(given, task).config.part is None
     assert load(given, task, memory=2e7).config.part == 1

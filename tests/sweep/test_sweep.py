@@ -410,7 +410,7 @@ def test_a_failed_run_is_recorded_does_not_stop_others_and_can_be_retried(call, 
     (bad / "log.jsonl").write_text("{}\n")  # of nobody
     code, out, err = call("sweep", path)
     assert code == 1 and "3 done, 1 failed" in out
-    assert "ioi-0.03 failed: " in err and "holds files of a run without its config.yaml" in err
+    assert "ioi-0.03 failed: " in err and "holds files of a run but no config.yaml" in err
     row = next(r for r in found_or_failed(tmp_path / "sweeps" / "s") if r["run"] == "ioi-0.03")
     assert row["state"] == "failed" and "without its config.yaml" in row["message"]
     (bad / "log.jsonl").unlink()
