@@ -1,9 +1,8 @@
 """Compare methods on tasks: how faithful their circuits are, what they cost, and where they agree.
 
-Every method gets the same prompts. A method that scores edges gives a circuit of its best edges for every size; ACDC
-gives one for each of a grid of thresholds, and the score of an edge is the largest threshold at which it was kept. All
-circuits are pruned and run as a whole on the held-out prompts. Each method works in `<out>/<task>/<method>/`, where a
-second call resumes.
+A method that scores edges gives a circuit of its best edges for every size; ACDC gives one for each of a grid of
+thresholds, and the score of an edge is the largest threshold at which it was kept. All circuits are pruned and run as a
+whole on the same held-out prompts. Each method works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import FileError, UserError
 from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
-from acdc.evaluation.faithfulness import Judge, circuit_rows, prompt_values
+from acdc.evaluation.faithfulness import Judge
 from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
 from acdc.graph.circuit import Circuit
@@ -56,10 +55,8 @@ def compare(
 
     Args:
         memory: bytes to stay below; by default half of the machine's
-        say: shows the user a line
     Raises:
-        UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
-            the graph; a reference is of another graph.
+        UserError: the directory belongs to another comparison, or a size or a reference doesn't fit the graph.
     """
     loaded = _load(plan, memory)
     with locked(plan.out):
@@ -130,12 +127,7 @@ def _on_task(
     return ComparedTask(
         name=config.task_name,
         model=config.model_name,
-        model_hash=config.model_hash or "",
-        data_hash=config.data_hash or "",
-        metric=config.metric,
-        ablation=config.ablation,
-        examples=config.examples,
-        seed=config.seed,
+        **config.model_dump(include={"model_hash", "data_hash", "metric", "ablation", "examples", "seed"}),
         half=judge.half,
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
@@ -153,11 +145,9 @@ def _on_task(
 def _thresholds(inputs: Inputs) -> list[float]:
     """Return ACDC's thresholds, rising, in the metric's units."""
     config = inputs.config
-    means = []
-    for circuit in (None, Circuit.empty(inputs.model.transformer.config.graph())):
-        rows = circuit_rows(inputs, "discovery", circuit)
-        means.append(prompt_values(inputs, "discovery", rows, config.metric).mean())
-    full, ablated = means
+    judge = Judge(inputs, "discovery")
+    full = judge.full.mean()
+    ablated = judge.ablated.mean()
     if not ablated > full:
         raise UserError(
             f"--tasks: {config.model_name} does {config.task_name} as well with everything ablated "

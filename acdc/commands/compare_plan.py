@@ -137,10 +137,9 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     for metric in (config.metric, *task.metrics):
         try:
             check_method(method, metric, config.ablation)
+            return metric
         except UserError as error:
             refusals.append(error)
-        else:
-            return metric
     raise refusals[0]
 
 

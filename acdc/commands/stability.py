@@ -1,13 +1,13 @@
 """How stable a circuit is across seeds, prompts and edge order.
 
 A base run is repeated with other seeds, on bootstrap resamples of its prompts and, for ACDC, in other orders of the
-edges. An edge's frequency is the share of reruns that find it; the edges of nearly all reruns are the core. The base
-run itself isn't counted: the reruns are compared with it. Every run works in `<out>/<name>/`, where a second call
-resumes.
+edges. An edge's frequency is the share of reruns, without the base run, that find it; the edges of nearly all reruns
+are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -34,7 +34,7 @@ from acdc.report.picture import to_svg
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
-from acdc.task.tokenize import Data, Split
+from acdc.task.tokenize import Data
 
 BASE = "base"
 DEFAULT = 5  # reruns of a kind
@@ -65,7 +65,6 @@ def make_plan(
 
     Args:
         given: options of the base run, None where not given
-        file: config of the base run
         counts: number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order
     Raises:
         UserError: names the option that is wrong.
@@ -91,7 +90,6 @@ def stability(
 
     Args:
         memory: bytes to stay below; by default half of the machine's
-        say: shows the user a line
     Raises:
         UserError: the directory belongs to another base run, is in use or can't be written.
     """
@@ -179,24 +177,8 @@ def resampled(base: Inputs, number: int) -> Inputs:
     """Draw as many prompts for discovery, with replacement, from the base run's; the held-out prompts stay."""
     n = len(base.data.discovery.clean)
     rng = Random(f"resample {base.config.seed} {number}")
-    discovery = take(base.data.discovery, [rng.randrange(n) for _ in range(n)])
+    discovery = base.data.discovery.take([rng.randrange(n) for _ in range(n)])
     return Inputs(base.config, base.task, base.model, replace(base.data, discovery=discovery))
-
-
-def take(prompts: Split, examples: list[int]) -> Split:
-    """Return some of the examples, in this order; an example may be taken more than once."""
-    taken = [np.flatnonzero(prompts.rows[:, 0] == example) for example in examples]
-    rows = [np.stack([np.full(len(at), i), prompts.rows[at, 1]], 1) for i, at in enumerate(taken)]
-    scored_rows = np.concatenate(taken)
-    return Split(
-        clean=prompts.clean[examples],
-        corrupted=prompts.corrupted[examples],
-        pad=prompts.pad[examples],
-        rows=np.concatenate(rows),
-        correct=prompts.correct[scored_rows],
-        wrong=prompts.wrong[scored_rows],
-        texts=tuple(prompts.texts[example] for example in examples),
-    )
 
 
 def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
@@ -262,10 +244,7 @@ def _summary(
     return Stability(
         task=inputs.task.name,
         model=config.model_name,
-        model_hash=config.model_hash or "",
-        data_hash=config.data_hash or "",
-        examples=config.examples,
-        seed=config.seed,
+        **config.model_dump(include={"model_hash", "data_hash", "examples", "seed"}),
         method=base_file.method.model_dump(),
         half=judge.half,
         total=base.graph.n_edges,
@@ -285,28 +264,23 @@ def _summary(
 
 def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> list[EdgeFrequency]:
     """Return the residual and direct edges that any run found, the most frequent first."""
-    graph = base.graph
-    names = [graph.edge_name(s, r) for s, r in np.argwhere(graph.edges)]
-    if base.direct is not None:
-        names += graph.direct_index
-    frequencies = {kind: np.mean([_flat(c) for c in circuits], 0) for kind, circuits in kinds.items()}
-    in_base = _flat(base)
-    in_core = _flat(core)
+    counts = {}
+    for kind, circuits in kinds.items():
+        counts[kind] = Counter(name for circuit in circuits for name in _names(circuit))
+    in_base = set(_names(base))
+    in_core = set(_names(core))
     edges = []
-    for i, name in enumerate(names):
-        by_kind = {kind: float(shares[i]) for kind, shares in frequencies.items()}
+    for name in _names(Circuit.full(base.graph)):
+        by_kind = {kind: counts[kind][name] / len(circuits) for kind, circuits in kinds.items()}
         frequency = by_kind.pop("all")
-        if frequency or in_base[i]:
-            edges.append(EdgeFrequency(name, frequency, by_kind, base=bool(in_base[i]), core=bool(in_core[i])))
+        if frequency or name in in_base:
+            edges.append(EdgeFrequency(name, frequency, by_kind, base=name in in_base, core=name in in_core))
     return sorted(edges, key=lambda edge: -edge.frequency)
 
 
-def _flat(circuit: Circuit) -> Array:
-    """Bool[edge]: whether the circuit has each residual edge of the graph and, if they were tested, each direct one."""
-    residual: Array = circuit.kept[circuit.graph.edges]
-    if circuit.direct is None:
-        return residual
-    return np.append(residual, circuit.direct[circuit.graph.direct])
+def _names(circuit: Circuit) -> list[str]:
+    """Return the names of a circuit's residual and direct edges."""
+    return circuit.edge_names() + circuit.direct_names()
 
 
 def _kind(name: str, circuits: list[Circuit], base: Circuit) -> Kind:

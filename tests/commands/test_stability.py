@@ -129,7 +129,7 @@ def test_a_resample_has_prompts_as_often_as_they_were_drawn():
     config, task, _ = resolve({"task": "induction", "model": "tiny", "examples": 5}, None, None)
     inputs = load(config, task)
     drawn = [4, 1, 1, 0, 4]
-    data = replace(inputs.data, discovery=stability.take(inputs.data.discovery, drawn))
+    data = replace(inputs.data, discovery=inputs.data.discovery.take(drawn))
     again = replace(inputs, data=data, _parts={})
     empty = Circuit.empty(inputs.model.transformer.config.graph())
     first, second = (prompt_values(x, "discovery", circuit_rows(x, "discovery", empty), "kl") for x in (inputs, again))
