@@ -69,8 +69,10 @@ def metered(path: Path, device: torch.device) -> Iterator[None]:
 def _release() -> None:
     """Give freed memory back to the system, so that reuse shows up in resident memory."""
     gc.collect()
-    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc only
-        libc.malloc_trim(0)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc only
+            libc.malloc_trim(0)
 
 
 @contextmanager

@@ -239,6 +239,9 @@ def _summary(
     core = frequent.pruned()
     kinds = {kind: list(circuits.values()) for kind, circuits in found.items()}
     kinds["all"] = [circuit for circuits in kinds.values() for circuit in circuits]
+    runs = []
+    for kind, of_kind in found.items():
+        runs += [_run(judge, kind, name, circuit, base) for name, circuit in of_kind.items()]
     edges = _edges(base, core, kinds)
     direct_names = base.graph.direct_index
     return Stability(
@@ -251,7 +254,7 @@ def _summary(
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
         base=_run(judge, BASE, BASE, base, base),
-        runs=tuple(_run(judge, kind, name, c, base) for kind, of_kind in found.items() for name, c in of_kind.items()),
+        runs=tuple(runs),
         kinds=tuple(_kind(kind, circuits, base) for kind, circuits in kinds.items()),
         share=plan.core,
         core=_run(judge, "core", "core", core, base),
