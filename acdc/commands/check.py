@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
@@ -117,16 +117,11 @@ class Checks(Strict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of a check.
-
-    Args:
-        problems: one line each; empty if the check passed
-        facts: lines about what was compared and found
-    """
+    """The outcome of a check."""
 
     name: str
-    problems: tuple[str, ...]
-    facts: tuple[str, ...] = ()
+    problems: tuple[str, ...]  # a line each; empty if the check passed
+    facts: tuple[str, ...] = ()  # lines about what was compared and found
 
     @property
     def passed(self) -> bool:
@@ -136,7 +131,7 @@ class Outcome:
     def text(self) -> str:
         """Return the outcome as text: passed or not, the problems, the facts."""
         head = f"{'passed' if self.passed else 'FAILED'}  {self.name}"
-        return "\n".join([head, *(f"  {line}" for line in (*self.problems, *self.facts))])
+        return "\n  ".join([head, *self.problems, *self.facts])
 
 
 def make_bounds(given: dict[str, Any]) -> Bounds:
@@ -152,10 +147,8 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
 
 
 def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
-    """Check a circuit.json.
+    """Check a circuit.json against another one, or against the name or YAML file of a published circuit.
 
-    Args:
-        against: a circuit.json, or the name or YAML file of a published circuit
     Raises:
         UserError: the two can't be compared, or a bound is for the other kind of comparison.
     """
@@ -198,23 +191,25 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
             with tempfile.TemporaryDirectory() as temporary:
                 at = inputs if threshold is None else inputs.at(threshold)
                 file, out = run(at, Path(temporary) / "run", progress=progress)
-                name = entry.name if threshold is None else f"{entry.name}, τ = {threshold:g}"
-                outcome = check_circuit(out / "circuit.json", against, entry, name)
-            yield outcome if threshold is None else _counted(outcome, file, entry, threshold)
+                outcome = check_circuit(out / "circuit.json", against, entry, entry.name)
+            if threshold is not None:
+                outcome = _counted(outcome, file, entry, threshold)
+            yield outcome
 
 
 def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
-    """Return the outcome with the number of edges compared with the published one."""
+    """Return the outcome of a run at one threshold with its number of edges compared with the published one."""
     assert entry.counts is not None
+    name = f"{entry.name}, τ = {threshold:g}"
     published = entry.counts[threshold]
     within = WITHIN if entry.within is None else entry.within
     kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
     allowed = math.ceil(within * published)
     line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
     if abs(kept - published) <= allowed:
-        return replace(outcome, facts=(line, *outcome.facts))
+        return Outcome(name, outcome.problems, (line, *outcome.facts))
     line += f"; it should be from {published - allowed} to {published + allowed}"
-    return replace(outcome, problems=(line, *outcome.problems))
+    return Outcome(name, (line, *outcome.problems), outcome.facts)
 
 
 def junit(outcomes: list[Outcome]) -> str:
@@ -244,13 +239,12 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
             raise FileError(f"the golden circuit has another {what}: {a}, not {b}")
     tolerance = TOLERANCE if bounds.tolerance is None else bounds.tolerance
     changed = diff(golden, now, tolerance)
-    problems = []
-    edits = len(changed.added) + len(changed.removed)
+    added = len(changed.added)
+    removed = len(changed.removed)
     allowed = bounds.edits or 0
-    if edits > allowed:
-        problems.append(
-            f"{len(changed.added)} edges added, {len(changed.removed)} removed; {allowed} edits are allowed"
-        )
+    problems = []
+    if added + removed > allowed:
+        problems.append(f"{added} edges added, {removed} removed; {allowed} edits are allowed")
     if changed.rescored:
         problems.append(f"{len(changed.rescored)} edges re-scored by more than {tolerance:g}")
     for key in sorted(golden.metrics.keys() | now.metrics.keys()):
@@ -258,7 +252,7 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
         b = now.metrics.get(key)
         if a is None or b is None:
             problems.append(f"metric {key}: only one of the two circuits has it")
-        elif abs(a - b) > tolerance * max(1.0, abs(a), abs(b)):
+        elif not math.isclose(a, b, rel_tol=tolerance, abs_tol=tolerance):
             problems.append(f"metric {key}: {a:.6g} → {b:.6g}")
     return problems, [*diff_lines(changed), *(f"note: {note}" for note in changed.notes)]
 
@@ -276,7 +270,7 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
     if bounds.classes is not None and found.found_types < bounds.classes:
         problems.append(f"{found.summary()} found; it should be at least {bounds.classes}")
     edges = found.edges
-    if edges is None:
+    if edges is None or published.circuit is None:
         if (bounds.recall, bounds.precision, bounds.auc) != (None, None, None):
             raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
@@ -285,7 +279,6 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
         ("precision of residual edges", bounds.precision, _share(edges.true, edges.false)),
     ]
     if bounds.auc is not None:
-        assert published.circuit is not None
         measured.append(("edge AUC", bounds.auc, _auc(path.with_name(SCORES), circuit, published.circuit)))
     for what, bound, value in measured:
         facts.append(f"{what} {value:.3f}")
@@ -295,7 +288,7 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
 
 
 def _auc(path: Path, circuit: Circuit, published: Circuit) -> float:
-    """Return the area under the ROC curve of the scores in a file."""
+    """Return the area under the ROC curve of a file's scores."""
     if not path.is_file():
         raise FileError(f"{path}: is missing; auc needs the scores of all edges, which method acdc doesn't give")
     exist = circuit.graph.edges

@@ -1,32 +1,37 @@
 """Compare methods on tasks: how faithful their circuits are, what they cost, and where they agree.
 
-Every method gets the same prompts. A method that scores edges gives a circuit of its best edges for every size; ACDC
-gives one for each of a grid of thresholds, and the score of an edge is the largest threshold at which it was kept. All
-circuits are pruned and run as a whole on the held-out prompts. Each method works in `<out>/<task>/<method>/`, where a
-second call resumes.
+A method that scores edges gives a circuit of its best edges for every size; ACDC gives one for each of a grid of
+thresholds, and the score of an edge is the largest threshold at which it was kept. All circuits are pruned and run as a
+whole on the same held-out prompts. Each method works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from acdc.commands.compare_methods import Finder, Found
-from acdc.commands.compare_plan import ComparePlan, has_threshold, ranked_by
+from acdc.commands.compare_plan import THEN_ACDC, ComparePlan, has_threshold, ranked_by
+from acdc.commands.cost import Cost, metered, read_cost
+from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import FileError, UserError
 from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
-from acdc.evaluation.faithfulness import Judge, circuit_rows, prompt_values
-from acdc.files.circuit import read_circuit
+from acdc.evaluation.faithfulness import Judge
+from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
 from acdc.graph.circuit import Circuit
-from acdc.graph.scores import Scores
+from acdc.graph.scores import Scores, write_scores
 from acdc.io.files import write_atomic
-from acdc.io.folder import locked
+from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
+from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.model.load import Model
+from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
 from acdc.report.comparison import to_html
 from acdc.report.panels import of_comparison
@@ -38,6 +43,8 @@ Array = np.ndarray
 LOWEST = 0.001
 HIGHEST = 0.3
 THRESHOLDS = 8
+
+COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
 
 
@@ -48,10 +55,8 @@ def compare(
 
     Args:
         memory: bytes to stay below; by default half of the machine's
-        say: shows the user a line
     Raises:
-        UserError: the directory belongs to another comparison, is in use or can't be written; a size is larger than
-            the graph; a reference is of another graph.
+        UserError: the directory belongs to another comparison, or a size or a reference doesn't fit the graph.
     """
     loaded = _load(plan, memory)
     with locked(plan.out):
@@ -122,12 +127,7 @@ def _on_task(
     return ComparedTask(
         name=config.task_name,
         model=config.model_name,
-        model_hash=config.model_hash or "",
-        data_hash=config.data_hash or "",
-        metric=config.metric,
-        ablation=config.ablation,
-        examples=config.examples,
-        seed=config.seed,
+        **config.model_dump(include={"model_hash", "data_hash", "metric", "ablation", "examples", "seed"}),
         half=judge.half,
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
@@ -143,24 +143,115 @@ def _on_task(
 
 
 def _thresholds(inputs: Inputs) -> list[float]:
-    """Return ACDC's thresholds, rising, in the metric's units.
-
-    Raises:
-        UserError: ablating everything costs nothing.
-    """
+    """Return ACDC's thresholds, rising, in the metric's units."""
     config = inputs.config
-    none = Circuit.empty(inputs.model.transformer.config.graph())
-    means = []
-    for circuit in (None, none):
-        rows = circuit_rows(inputs, "discovery", circuit)
-        means.append(prompt_values(inputs, "discovery", rows, config.metric).mean())
-    full, ablated = means
+    judge = Judge(inputs, "discovery")
+    full = judge.full.mean()
+    ablated = judge.ablated.mean()
     if not ablated > full:
         raise UserError(
             f"--tasks: {config.model_name} does {config.task_name} as well with everything ablated "
             f"({config.metric} {ablated:.4g}, full model {full:.4g}): there is nothing to look for"
         )
     return [float(f"{x:.3g}") for x in np.geomspace(LOWEST, HIGHEST, THRESHOLDS) * (ablated - full)]
+
+
+# ---------------------------------------------------------------- run the methods
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method found."""
+
+    method: str
+    cost: Cost
+    scores: Scores
+    circuits: dict[float, Circuit]  # by size or threshold, without dead edges
+    allowed: Array | None = None  # Bool[sender receiver], the edges that a filter left
+
+
+@dataclass(frozen=True)
+class Finder:
+    """Runs methods on one task; each in a directory of its own, where a second call resumes."""
+
+    plan: ComparePlan
+    inputs: Inputs
+    progress: Show
+
+    def find(self, method: str, thresholds: list[float]) -> Found:
+        """Find a method's circuits: for ACDC one at each threshold, for the others one of each size."""
+        if has_threshold(method):
+            return self.by_threshold(method, thresholds)
+        config = self.inputs.config
+        scores, cost = self.scores(method)
+        pick = scores.greedy if self.plan.greedy else scores.top
+        circuits: dict[float, Circuit] = {}
+        for size in self.plan.sizes:
+            circuits[size] = scores.circuit(pick(size, config.abs), config.direct).pruned()
+        return Found(method, cost, scores, circuits)
+
+    def scores(self, method: str) -> tuple[Scores, Cost]:
+        """Return a method's scores of all edges, and what they cost."""
+        changes: dict[str, Any] = {"method": method, "abs": False, "threshold": None}
+        metric = ranked_by(self.inputs.config, self.inputs.task, method)
+        if metric != "none":
+            changes["metric"] = metric
+        if "updates" in METHODS[method].options:
+            changes["updates"] = self.plan.updates
+        inputs, folder = self._enter(method, **changes)
+        if not (folder / SCORES).exists():
+            # The cost is written before the scores, so that scores never lack theirs.
+            with metered(folder / COST, inputs.model.transformer.device):
+                computed(inputs, method, folder / CHECKPOINT, self.progress)
+        return scored(inputs, method, folder, self.progress), read_cost(folder / COST)
+
+    def by_threshold(self, method: str, thresholds: list[float]) -> Found:
+        """Find ACDC's circuits at rising thresholds, among the edges that a filter leaves if there is one."""
+        allowed = None
+        prefilter = None
+        cost = Cost()
+        if method != "acdc":
+            prefilter = method.removesuffix(THEN_ACDC)
+            name, share = parse_filter(prefilter)
+            filtered, cost = self.scores(name)
+            allowed = filtered.best(share)
+        inputs, folder = self._enter(method, threshold=None, prefilter=prefilter)
+        graph = inputs.model.transformer.config.graph()
+        circuits = {}
+        edges = np.where(graph.edges, 0.0, np.nan)
+        for threshold in thresholds:
+            at = folder / f"threshold-{threshold:g}"
+            circuits[threshold] = self.acdc(inputs.at(threshold), at, folder / COST, allowed)
+            edges[circuits[threshold].kept] = threshold
+        scores = Scores(graph, edges)
+        write_scores(folder / SCORES, scores)
+        return Found(method, cost + read_cost(folder / COST), scores, circuits, allowed)
+
+    def reference(self) -> Circuit:
+        """Find ACDC's circuit at the task's own threshold."""
+        inputs, folder = self._enter("reference")
+        return self.acdc(inputs, folder, folder / COST, None)
+
+    def acdc(self, inputs: Inputs, folder: Path, cost: Path, allowed: Array | None) -> Circuit:
+        """Find ACDC's circuit at one threshold, without dead edges."""
+
+        def make() -> CircuitFile:
+            with metered(cost, inputs.model.transformer.device):
+                found = search(inputs, folder, self.progress, allowed).circuit
+            circuit = found.pruned()
+            return describe(inputs, circuit, found, measure(inputs, circuit), ())
+
+        return run_or_read(folder, make).circuit()
+
+    def _enter(self, name: str, **changes: Any) -> tuple[Inputs, Path]:
+        """Return the inputs under a changed config, and a directory that belongs to this config."""
+        inputs = self.inputs.under(self.inputs.config.model_copy(update=changes))
+        folder = self.plan.out / inputs.config.task_name / re.sub(r"[^\w.-]+", "-", name)
+        claim(folder, inputs.config.to_yaml())
+        return inputs, folder
+
+
+# ---------------------------------------------------------------- measure what they found
 
 
 def _method_part(

@@ -17,25 +17,15 @@ THEN_ACDC = "+acdc"
 
 @dataclass(frozen=True)
 class ComparePlan:
-    """What a comparison does.
+    """What a comparison does."""
 
-    Args:
-        tasks: each with its config: method acdc, at the task's own threshold
-        methods: names; `eap-ig:0.05+acdc` is ACDC among the best 5 % of eap-ig's edges
-        named: the methods asked for by name; any other is left out of a task that it can't do
-        sizes: numbers of edges, rising
-        greedy: grow circuits from the logits instead of taking the best edges
-        references: task → file of the circuit taken for true; by default ACDC's at the task's own threshold
-        updates: of the methods that train gates
-    """
-
-    tasks: tuple[tuple[Config, Task], ...]
-    methods: tuple[str, ...]
-    named: frozenset[str]
-    sizes: tuple[int, ...]
-    greedy: bool
-    references: dict[str, Path]
-    updates: int | None
+    tasks: tuple[tuple[Config, Task], ...]  # configs of method acdc, at the task's own threshold
+    methods: tuple[str, ...]  # names; `eap-ig:0.05+acdc` is ACDC among the best 5 % of eap-ig's edges
+    named: frozenset[str]  # the methods asked for by name; any other is left out of a task that it can't do
+    sizes: tuple[int, ...]  # numbers of edges, rising
+    greedy: bool  # grow circuits from the logits instead of taking the best edges
+    references: dict[str, Path]  # task → file of the circuit taken for true; by default ACDC's at the task's threshold
+    updates: int | None  # of the methods that train gates
     out: Path
 
 
@@ -147,10 +137,9 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     for metric in (config.metric, *task.metrics):
         try:
             check_method(method, metric, config.ablation)
+            return metric
         except UserError as error:
             refusals.append(error)
-        else:
-            return metric
     raise refusals[0]
 
 

@@ -41,14 +41,13 @@ def read_cost(path: Path) -> Cost:
     Raises:
         FileError: it is missing, can't be read, or isn't a cost.
     """
+    remedy = f"remove {path.parent} to do its work again"
     if not path.exists():
-        raise FileError(f"{path}: is missing; remove {path.parent} to do its work again")
+        raise FileError(f"{path}: is missing; {remedy}")
     try:
         return Cost(**{key: float(value) for key, value in read_json(path).items()})
     except (TypeError, ValueError):
-        raise FileError(
-            f"{path}: should have the numbers seconds and peak_memory_mb; remove {path.parent} to do its work again"
-        ) from None
+        raise FileError(f"{path}: should have the numbers seconds and peak_memory_mb; {remedy}") from None
 
 
 @contextmanager
@@ -70,11 +69,10 @@ def metered(path: Path, device: torch.device) -> Iterator[None]:
 def _release() -> None:
     """Give freed memory back to the system, so that reuse shows up in resident memory."""
     gc.collect()
-    if sys.platform != "linux":
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc only
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "malloc_trim"):  # glibc only
+            libc.malloc_trim(0)
 
 
 @contextmanager

@@ -1,56 +1,55 @@
 """How stable a circuit is across seeds, prompts and edge order.
 
 A base run is repeated with other seeds, on bootstrap resamples of its prompts and, for ACDC, in other orders of the
-edges. An edge's frequency is the share of reruns that find it; the edges of nearly all reruns are the core. The base
-run itself isn't counted: the reruns are compared with it. Every run works in `<out>/<name>/`, where a second call
-resumes.
+edges. An edge's frequency is the share of reruns, without the base run, that find it; the edges of nearly all reruns
+are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 
-from acdc.commands.run import describe, measure
-from acdc.commands.stability_reruns import BASE, Rerun, circuit_of, reruns
+from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import UserError
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
 from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
-from acdc.files.stability import KINDS, EdgeFrequency, Kind, MeanRange, Run, Stability, share_of, to_json
+from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of, to_json
 from acdc.graph.circuit import Circuit
-from acdc.io.files import write_atomic
+from acdc.io.files import plain, write_atomic
 from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
-from acdc.registry import METHODS
+from acdc.methods.discover import find, scored
+from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
-from acdc.setup.config import Config, DefaultModel, command_line, resolve
+from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data
 
+BASE = "base"
 DEFAULT = 5  # reruns of a kind
+
+Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class StabilityPlan:
-    """What is repeated.
-
-    Args:
-        counts: number of reruns by kind, in the order of `KINDS`
-        core: share of the reruns, above 0 and up to 1, in which an edge of the core is found
-    """
+    """What is repeated, and how often."""
 
     config: Config
     task: Task
-    counts: dict[str, int]
-    core: float
+    counts: dict[str, int]  # number of reruns by kind
+    core: float  # share of the reruns, above 0 and up to 1, in which an edge of the core is found
     out: Path | None
 
 
@@ -66,8 +65,7 @@ def make_plan(
 
     Args:
         given: options of the base run, None where not given
-        file: config of the base run
-        counts: number of reruns by kind; None is `DEFAULT`, or 0 orders for a method without an order
+        counts: number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order
     Raises:
         UserError: names the option that is wrong.
     """
@@ -75,12 +73,9 @@ def make_plan(
     ordered = "order" in METHODS[config.method].options
     if counts["orders"] and not ordered:
         raise UserError(f"--orders: method {config.method} doesn't test edges one after the other; it has no order")
-    numbers = {}
-    for kind in KINDS:
-        number = counts[kind]
-        if number is None:
-            number = DEFAULT if ordered or kind != "orders" else 0
-        numbers[kind] = number
+    numbers = {kind: DEFAULT if number is None else number for kind, number in counts.items()}
+    if not ordered:
+        numbers["orders"] = 0
     if not any(numbers.values()):
         raise UserError("nothing to repeat: one of --seeds, --resamples and --orders must be 1 or more")
     if not 0 < core <= 1:
@@ -95,7 +90,6 @@ def stability(
 
     Args:
         memory: bytes to stay below; by default half of the machine's
-        say: shows the user a line
     Raises:
         UserError: the directory belongs to another base run, is in use or can't be written.
     """
@@ -107,26 +101,105 @@ def stability(
         if doubt := warning(inputs, competence(inputs)):
             notes.append(doubt)
             say(doubt)
-        base_run = Rerun(BASE, BASE, inputs, inputs.config.seed, command_line(inputs.config), ())
-        base = circuit_of(base_run, out, progress, say)
-        found = []
+        base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, progress, say)
+        found: dict[str, dict[str, Circuit]] = {}  # kind → name → circuit without dead edges
         seeded = []
         for rerun in reruns(inputs, plan.counts, out, progress):
-            found.append(_Found(rerun.name, rerun.kind, circuit_of(rerun, out, progress, say)))
+            circuit = run_or_resume(rerun, inputs, out, progress, say).circuit()
+            found.setdefault(rerun.kind, {})[rerun.name] = circuit
             if rerun.kind == "seeds":
                 seeded.append(rerun.inputs.data)
         notes += _shared(inputs.data, seeded)
-        circuits = [f.circuit for f in found]
+        circuits = [circuit for of_kind in found.values() for circuit in of_kind.values()]
         frequent = core_of(circuits, plan.core)
+        result = _summary(plan, inputs, base, found, frequent, notes)
         core = frequent.pruned()
-        result = _summary(plan, inputs, base, found, core, frequent.n_edges - core.n_edges, notes)
         title = f"{result.task} in {result.model}"
-        often = f"{title}: how often edges are found in {len(found)} reruns"
+        often = f"{title}: how often edges are found in {len(circuits)} reruns"
         write_circuit(out / "core.json", _core_file(plan, inputs, core, result))
         write_atomic(out / "core.svg", to_svg(core, f"{title}: {share_of(result)}"))
-        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(found)), often))
+        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)), often))
         write_atomic(out / "stability.json", to_json(result))
     return result, out
+
+
+def core_of(circuits: list[Circuit], share: float) -> Circuit:
+    """Return the edges that at least this share of the circuits has, dead ones included. The scores of all edges are
+    their frequencies."""
+    graph = circuits[0].graph
+    often: Array = np.mean([c.kept for c in circuits], 0)
+    direct = [c.direct for c in circuits if c.direct is not None]
+    if not direct:
+        return Circuit(graph, often >= share, None, often)
+    often_direct: Array = np.mean(direct, 0)
+    return Circuit(graph, often >= share, often_direct >= share, often, often_direct)
+
+
+# ---------------------------------------------------------------- the runs
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """The base run, or the base run with one thing changed."""
+
+    kind: str
+    name: str  # of its directory
+    inputs: Inputs
+    number: int = 0  # of a rerun that only `acdc stability` can repeat: which one of its kind
+    notes: tuple[str, ...] = ()
+
+
+def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> Iterator[Rerun]:
+    """Yield all reruns of a base run, which must be finished. A rerun doesn't depend on how many others there are."""
+    first = base.config.seed
+    for seed in range(first + 1, first + counts["seeds"] + 1):
+        config = base.config.model_copy(update={"seed": seed, "data_hash": None})
+        yield Rerun("seeds", f"seed-{seed}", load(config, base.task, model=base.model))
+    for number in range(1, counts["resamples"] + 1):
+        note = f"found on bootstrap resample {number} of the prompts for discovery"
+        yield Rerun("resamples", f"resample-{number}", resampled(base, number), number, (note,))
+    orders = [(order, first) for order in ORDERS if order not in ("random", base.config.order)]
+    orders += [("random", first + i) for i in range(1, counts["orders"] + 1)]
+    for number, (order, seed) in enumerate(orders[: counts["orders"]], 1):
+        name = f"order-{order}"
+        note = f"edges tested in the order {order}"
+        if order == "random":
+            name += f"-{seed}"
+            note += f", shuffled by seed {seed}"
+        if base.config.prefilter is not None:
+            # A filter may draw by the seed, which is the order's here. Read its scores from the base run instead.
+            scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress)
+        config = base.config.model_copy(update={"order": order, "seed": seed})
+        yield Rerun("orders", name, replace(base, config=config), number, (note,))
+
+
+def resampled(base: Inputs, number: int) -> Inputs:
+    """Draw as many prompts for discovery, with replacement, from the base run's; the held-out prompts stay."""
+    n = len(base.data.discovery.clean)
+    rng = Random(f"resample {base.config.seed} {number}")
+    discovery = base.data.discovery.take([rng.randrange(n) for _ in range(n)])
+    return Inputs(base.config, base.task, base.model, replace(base.data, discovery=discovery))
+
+
+def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
+    """Do a run, or read it if it is finished. Its circuit has no dead edges."""
+    folder = out / rerun.name
+
+    def make() -> CircuitFile:
+        found = find(rerun.inputs, folder, progress).circuit
+        circuit = found.pruned()
+        file = describe(rerun.inputs, circuit, found, measure(rerun.inputs, circuit), rerun.notes)
+        say(f"{rerun.name}: {circuit.n_edges} edges")
+        if not rerun.number:
+            return file
+        task = file.task.model_copy(update={"seed": base.config.seed})  # the config's seed may be that of the order
+        command = f"acdc stability --config ../config.yaml --{rerun.kind} {rerun.number}"
+        return file.model_copy(update={"task": task, "command": command})
+
+    return run_or_read(folder, make)
+
+
+# ---------------------------------------------------------------- the result
 
 
 def _shared(base: Data, seeded: list[Data]) -> list[str]:
@@ -146,129 +219,97 @@ def _shared(base: Data, seeded: list[Data]) -> list[str]:
     return notes
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A rerun's circuit, without dead edges."""
-
-    name: str
-    kind: str
-    circuit: Circuit
-
-
-def core_of(circuits: list[Circuit], share: float) -> Circuit:
-    """Return the edges that at least this share of the circuits has, dead ones included. The scores of all edges are
-    their frequencies."""
-    graph = circuits[0].graph
-    often: np.ndarray = np.mean([c.kept for c in circuits], 0)
-    direct = [c.direct for c in circuits if c.direct is not None]
-    if not direct:
-        return Circuit(graph, often >= share, None, often)
-    often_direct: np.ndarray = np.mean(direct, 0)
-    return Circuit(graph, often >= share, often_direct >= share, often, often_direct)
-
-
 def _summary(
     plan: StabilityPlan,
     inputs: Inputs,
-    base: Circuit,
-    found: list[_Found],
-    core: Circuit,
-    dead: int,
+    base_file: CircuitFile,
+    found: dict[str, dict[str, Circuit]],
+    frequent: Circuit,
     notes: list[str],
 ) -> Stability:
-    """Return the content of stability.json."""
+    """Return the content of stability.json.
+
+    Args:
+        found: kind → name → circuit
+        frequent: the core, with its dead edges
+    """
     config = inputs.config
     judge = Judge(inputs)
-    kinds = dict.fromkeys(f.kind for f in found)
-    edges = _edges(base, core, found)
-    n_edges = base.graph.n_edges
+    base = base_file.circuit()
+    core = frequent.pruned()
+    kinds = {kind: list(circuits.values()) for kind, circuits in found.items()}
+    kinds["all"] = [circuit for circuits in kinds.values() for circuit in circuits]
+    runs = []
+    for kind, of_kind in found.items():
+        runs += [_run(judge, kind, name, circuit, base) for name, circuit in of_kind.items()]
+    edges = _edges(base, core, kinds)
+    direct_names = base.graph.direct_index
     return Stability(
         task=inputs.task.name,
         model=config.model_name,
-        model_hash=config.model_hash or "",
-        data_hash=config.data_hash or "",
-        examples=config.examples,
-        seed=config.seed,
-        method=describe(inputs, base, base, {}, ()).method.model_dump(),
+        **config.model_dump(include={"model_hash", "data_hash", "examples", "seed"}),
+        method=base_file.method.model_dump(),
         half=judge.half,
-        total=n_edges,
+        total=base.graph.n_edges,
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
-        base=_run(judge, _Found(BASE, BASE, base), base),
-        runs=tuple(_run(judge, f, base) for f in found),
-        kinds=tuple(_kind(kind, found, base) for kind in (*kinds, "all")),
+        base=_run(judge, BASE, BASE, base, base),
+        runs=tuple(runs),
+        kinds=tuple(_kind(kind, circuits, base) for kind, circuits in kinds.items()),
         share=plan.core,
-        core=_run(judge, _Found("core", "core", core), base),
-        dead=dead,
-        edges=_by_frequency(edges[:n_edges]),
-        direct=_by_frequency(edges[n_edges:]),
+        core=_run(judge, "core", "core", core, base),
+        dead=frequent.n_edges - core.n_edges,
+        edges=tuple(edge for edge in edges if edge.name not in direct_names),
+        direct=tuple(edge for edge in edges if edge.name in direct_names),
         notes=tuple(notes),
     )
 
 
-def _edges(base: Circuit, core: Circuit, found: list[_Found]) -> list[EdgeFrequency]:
-    """Return every residual edge of the graph and, if the method tests them, every direct one."""
-    graph = base.graph
-    names = [graph.edge_name(s, r) for s, r in np.argwhere(graph.edges)]
-    if base.direct is not None:
-        names += graph.direct_index
-    kept = np.stack([_flat(f.circuit) for f in found])
-    of_kind = {f.kind: kept[[other.kind == f.kind for other in found]].mean(0) for f in found}
-    in_base = _flat(base)
-    in_core = _flat(core)
-    return [
-        EdgeFrequency(
-            name=name,
-            frequency=float(kept[:, i].mean()),
-            by_kind={kind: float(frequency[i]) for kind, frequency in of_kind.items()},
-            base=bool(in_base[i]),
-            core=bool(in_core[i]),
-        )
-        for i, name in enumerate(names)
-    ]
+def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> list[EdgeFrequency]:
+    """Return the residual and direct edges that any run found, the most frequent first."""
+    counts = {}
+    for kind, circuits in kinds.items():
+        counts[kind] = Counter(name for circuit in circuits for name in _names(circuit))
+    in_base = set(_names(base))
+    in_core = set(_names(core))
+    edges = []
+    for name in _names(Circuit.full(base.graph)):
+        by_kind = {kind: counts[kind][name] / len(circuits) for kind, circuits in kinds.items()}
+        frequency = by_kind.pop("all")
+        if frequency or name in in_base:
+            edges.append(EdgeFrequency(name, frequency, by_kind, base=name in in_base, core=name in in_core))
+    return sorted(edges, key=lambda edge: -edge.frequency)
 
 
-def _flat(circuit: Circuit) -> np.ndarray:
-    """Bool[edge]: whether the circuit has each residual edge of the graph and, if they were tested, each direct one."""
-    residual: np.ndarray = circuit.kept[circuit.graph.edges]
-    if circuit.direct is None:
-        return residual
-    return np.append(residual, circuit.direct[circuit.graph.direct])
+def _names(circuit: Circuit) -> list[str]:
+    """Return the names of a circuit's residual and direct edges."""
+    return circuit.edge_names() + circuit.direct_names()
 
 
-def _by_frequency(edges: list[EdgeFrequency]) -> tuple[EdgeFrequency, ...]:
-    """Return the edges that any run found, the most frequent first."""
-    return tuple(sorted((e for e in edges if e.frequency or e.base), key=lambda e: -e.frequency))
-
-
-def _kind(name: str, found: list[_Found], base: Circuit) -> Kind:
-    """Compare the reruns of one kind, or all, with each other and with the base run."""
-    kept = [f.circuit.kept for f in found if name in (f.kind, "all")]
+def _kind(name: str, circuits: list[Circuit], base: Circuit) -> Kind:
+    """Compare reruns with each other and with the base run."""
+    kept = [circuit.kept for circuit in circuits]
     return Kind(
         name=name,
         runs=len(kept),
-        edges=MeanRange.of([int(k.sum()) for k in kept]),
+        edges=MeanRange.of([circuit.n_edges for circuit in circuits]),
         jaccard=MeanRange.of([jaccard(a, b) for a, b in combinations(kept, 2)]),
         like_base=MeanRange.of([jaccard(k, base.kept) for k in kept]),
     )
 
 
-def _run(judge: Judge, found: _Found, base: Circuit) -> Run:
+def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) -> Run:
     """Measure a circuit on the base run's held-out prompts."""
-    metric, faithfulness, accuracy = judge.judged(found.circuit)
+    metric, faithfulness, accuracy = judge.judged(circuit)
     return Run(
-        name=found.name,
-        kind=found.kind,
-        edges=found.circuit.n_edges,
+        name=name,
+        kind=kind,
+        edges=circuit.n_edges,
         metric=metric,
-        faithfulness=tuple(_finite(x) for x in faithfulness),
-        accuracy=_finite(accuracy),
-        like_base=jaccard(found.circuit.kept, base.kept),
+        faithfulness=tuple(plain(faithfulness)),
+        accuracy=plain(accuracy),
+        like_base=jaccard(circuit.kept, base.kept),
     )
-
-
-def _finite(x: float) -> float | None:
-    return float(x) if np.isfinite(x) else None
 
 
 def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stability) -> CircuitFile:

@@ -143,17 +143,17 @@ class Judgement(NamedTuple):
 
 
 class Judge:
-    """Measures circuits on the evaluation split, between the full model and everything ablated.
+    """Measures circuits on one half of the prompts, between the full model and everything ablated.
 
     Args:
-        half: the evaluation split: `held_out`, or `discovery` for a task with one half
+        half: `held_out` or `discovery`; by default the evaluation split
         full, ablated: the run's metric on every prompt, Float[prompt]
         full_accuracy, ablated_accuracy: see `mean_accuracy`
     """
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, half: str | None = None) -> None:
         self.inputs = inputs
-        self.half = inputs.evaluation_split
+        self.half = half or inputs.evaluation_split
         self.full, self.full_accuracy = self._measured(None)
         self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 

@@ -50,7 +50,7 @@ class Parts:
         self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
-            part = _take(prompts, start, min(start + size, n))
+            part = prompts.take(range(start, min(start + size, n)))
             cache = prepare(model, part, ablation, self._mean, partial(_later, named, start))
             targets.append(replace(cache.targets, example=cache.targets.example + start))
             self._parts.append(cache if self._folder is None else self._write(cache))
@@ -196,22 +196,6 @@ class PartedEngine:
 def _later(named: Named, start: int, prompt: int, run: str) -> str:
     """The name of a prompt in a part that begins at `start`."""
     return named(start + prompt, run)
-
-
-def _take(prompts: Split, start: int, end: int) -> Split:
-    """Return the prompts from start to end."""
-    inside = (prompts.rows[:, 0] >= start) & (prompts.rows[:, 0] < end)
-    rows = prompts.rows[inside] - np.array([start, 0])
-    at = slice(start, end)
-    return Split(
-        clean=prompts.clean[at],
-        corrupted=prompts.corrupted[at],
-        pad=prompts.pad[at],
-        rows=rows,
-        correct=prompts.correct[inside],
-        wrong=prompts.wrong[inside],
-        texts=prompts.texts[at],
-    )
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -68,6 +68,22 @@ class Split:
         """Yield all arrays, in the order of the hash."""
         yield from (self.clean, self.corrupted, self.pad, self.rows, self.correct, self.wrong)
 
+    def take(self, examples: Sequence[int]) -> Split:
+        """Return some of the examples, in this order; an example may be taken more than once."""
+        chosen = list(examples)
+        of_each = [np.flatnonzero(self.rows[:, 0] == example) for example in chosen]
+        rows = np.concatenate(of_each)
+        example = np.repeat(np.arange(len(chosen)), [len(of_one) for of_one in of_each])
+        return Split(
+            clean=self.clean[chosen],
+            corrupted=self.corrupted[chosen],
+            pad=self.pad[chosen],
+            rows=np.stack([example, self.rows[rows, 1]], 1),
+            correct=self.correct[rows],
+            wrong=self.wrong[rows],
+            texts=tuple(self.texts[i] for i in chosen) if self.texts else (),
+        )
+
 
 @dataclass(frozen=True)
 class Data:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from acdc import cli
-from acdc.commands import stability, stability_reruns
+from acdc.commands import stability
 from acdc.evaluation.faithfulness import circuit_rows, prompt_values
 from acdc.files.circuit import read_circuit
 from acdc.graph.circuit import Circuit
@@ -129,20 +129,20 @@ def test_a_resample_has_prompts_as_often_as_they_were_drawn():
     config, task, _ = resolve({"task": "induction", "model": "tiny", "examples": 5}, None, None)
     inputs = load(config, task)
     drawn = [4, 1, 1, 0, 4]
-    data = replace(inputs.data, discovery=stability_reruns.take(inputs.data.discovery, drawn))
+    data = replace(inputs.data, discovery=inputs.data.discovery.take(drawn))
     again = replace(inputs, data=data, _parts={})
     empty = Circuit.empty(inputs.model.transformer.config.graph())
     first, second = (prompt_values(x, "discovery", circuit_rows(x, "discovery", empty), "kl") for x in (inputs, again))
     np.testing.assert_allclose(second, first[drawn], rtol=1e-4)
     assert data.discovery.texts == tuple(inputs.data.discovery.texts[i] for i in drawn)
-    one, two = (stability_reruns.resampled(inputs, number).data for number in (1, 2))
+    one, two = (stability.resampled(inputs, number).data for number in (1, 2))
     assert one.held_out is inputs.data.held_out
-    assert one.discovery.texts == stability_reruns.resampled(inputs, 1).data.discovery.texts != two.discovery.texts
+    assert one.discovery.texts == stability.resampled(inputs, 1).data.discovery.texts != two.discovery.texts
 
 
 def test_a_second_call_reads_and_gives_the_same(call, done, monkeypatch):
     before = files(done)
-    monkeypatch.setattr(stability_reruns, "find", None)
+    monkeypatch.setattr(stability, "find", None)
     code, out, _ = call(*COMMAND, "--out", done, "--json")
     assert code == 0
     assert files(done) == before
