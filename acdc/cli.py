@@ -135,7 +135,7 @@ def evaluate(
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
     ] = 200,
     memory: Memory = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the JSON to this file, too.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
     json_: Json = False,
 ) -> None:
     """Measure how good a circuit is on held-out prompts.
