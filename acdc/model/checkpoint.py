@@ -84,13 +84,15 @@ class Checkpoint:
         """Multiply a weight and its bias."""
         self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
 
-    def finish(self, norm: str, head: Tensor) -> dict[str, Tensor]:
-        """Set the unembedding from Float[vocab d_model] and the norm before it, and return all weights.
+    def finish(self, norm: str, tied: bool, head: str = "lm_head") -> dict[str, Tensor]:
+        """Set the unembedding, from `head` or tied to the embedding, with its norm folded in; return all weights.
 
         Raises ModelError for a tensor that was never read: then the checkpoint's model computes something else
         (quantized weights with scales, norms with a fixed deviation, adapters).
         """
-        self.put("unembed", *self.fold(norm, head.T, head.new_zeros(len(head))))
+        token = self.out["token.weight"]
+        weight = token if tied else self.get(f"{head}.weight", *token.shape)
+        self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             raise ModelError(
@@ -109,40 +111,33 @@ def config_errors(where: str) -> Iterator[None]:
         raise ModelError(f"{where}: a value has a wrong type or is out of range ({error})") from None
 
 
-def head_size(sizes: dict[str, Any], where: str) -> int:
-    """Return the size of a head, width / heads."""
-    if sizes["d_model"] % sizes["n_heads"]:
-        raise ModelError(
-            f"{where}: the width {sizes['d_model']} is not a multiple of the number of heads {sizes['n_heads']}"
-        )
-    return int(sizes["d_model"] // sizes["n_heads"])
-
-
-def take(raw: dict[str, Any], where: str, *names: str) -> list[Any]:
-    """Return values of config.json; raise ModelError for a missing key."""
-    for name in names:
-        if raw.get(name) is None:
-            raise ModelError(f"{where}: key {name!r} is missing")
-    return [raw[name] for name in names]
+def take(raw: dict[str, Any], where: str, name: str) -> Any:
+    """Return a value of config.json; raise ModelError for a missing key."""
+    if raw.get(name) is None:
+        raise ModelError(f"{where}: key {name!r} is missing")
+    return raw[name]
 
 
 def read_sizes(raw: dict[str, Any], where: str, **names: str) -> dict[str, Any]:
-    """Return the sizes of a `ModelConfig` that config.json gives.
-
-    Raises ModelError for one that is no whole number above 0, and for more than `MAX_NODES` layers.
+    """Return the sizes of a `ModelConfig` that config.json gives; raise ModelError if they can't be those of a model.
 
     Args:
         names: keys of config.json, where they are not those of `SIZES`
     """
     out = {}
     for size, name in (SIZES | names).items():
-        (value,) = take(raw, where, name)
+        value = take(raw, where, name)
         if type(value) is not int or value < 1:
             raise ModelError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
         out[size] = value
     if out["n_layers"] > MAX_NODES:
         raise ModelError(f"{where}: {out['n_layers']} layers; no model has so many")
-    return out | {"vocab_out": out["vocab_size"]}
+    d_head, rest = divmod(out["d_model"], out["n_heads"])
+    if rest and not raw.get("head_dim"):
+        raise ModelError(
+            f"{where}: the width {out['d_model']} is not a multiple of the number of heads {out['n_heads']}"
+        )
+    return out | {"vocab_out": out["vocab_size"], "d_head": raw.get("head_dim") or d_head}
 
 
 def refuse(raw: dict[str, Any], where: str, **supported: Any) -> None:
@@ -173,10 +168,9 @@ def frequencies(raw: dict[str, Any], size: int, where: str) -> Tensor:
         if kind == "default":
             return f
         if kind == "linear":
-            return f / take(settings, where, "factor")[0]
-        factor, low, high, context = take(
-            settings, where, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        )
+            return f / take(settings, where, "factor")
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        factor, low, high, context = (take(settings, where, key) for key in keys)
         turns = context * f / (2 * math.pi)  # over the original context
         smooth = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - smooth) * f / factor + smooth * f

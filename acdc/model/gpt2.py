@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, head_size, read_sizes, refuse
+from acdc.model.checkpoint import Checkpoint, read_sizes, refuse
 from acdc.model.config import ModelConfig
 
 
@@ -21,7 +21,6 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     sizes = read_sizes(raw, where, n_layers="n_layer", n_heads="n_head", d_model="n_embd", n_positions="n_positions")
     return ModelConfig(
         **sizes,
-        d_head=head_size(sizes, where),
         d_mlp=raw.get("n_inner") or 4 * sizes["d_model"],
         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
         activation=raw.get("activation_function", "gelu_new"),
@@ -36,8 +35,7 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
     def linear(name: str, n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
         return t.get(f"{name}.weight", n_in, n_out), t.get(f"{name}.bias", n_out)
 
-    embedding = t.get("wte.weight", c.vocab_size, d)
-    t.out["token.weight"] = embedding
+    t.out["token.weight"] = t.get("wte.weight", c.vocab_size, d)
     t.out["position.weight"] = t.get("wpe.weight", c.n_positions, d)
     for i in range(c.n_layers):
         to = f"layers.{i}."
@@ -50,5 +48,4 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
         t.put_output(to + "o", *linear(at + "attn.c_proj", d, d), c.n_heads)
         t.put(to + "mlp_in", *t.fold(at + "ln_2", *linear(at + "mlp.c_fc", d, c.d_mlp)))
         t.put(to + "mlp_out", *linear(at + "mlp.c_proj", c.d_mlp, d))
-    head = t.get("lm_head.weight", c.vocab_out, d) if raw.get("tie_word_embeddings") is False else embedding
-    return t.finish("ln_f", head)
+    return t.finish("ln_f", tied=raw.get("tie_word_embeddings") is not False)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from acdc.model.checkpoint import Checkpoint, head_size, read_sizes
+from acdc.model.checkpoint import Checkpoint, read_sizes
 from acdc.model.config import ModelConfig
 
 
@@ -20,7 +20,6 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     window = raw.get("window_size", 256)
     return ModelConfig(
         **sizes,
-        d_head=head_size(sizes, where),
         d_mlp=raw.get("intermediate_size") or 4 * sizes["d_model"],
         norm_eps=raw.get("layer_norm_epsilon", 1e-5),
         activation=raw.get("activation_function", "gelu_new"),
@@ -32,8 +31,7 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
     """The transformer's weights from Hugging Face's tensors: norms are folded in."""
     t = Checkpoint(tensors, "transformer.", where)
     d = c.d_model
-    embedding = t.get("wte.weight", c.vocab_size, d)
-    t.out["token.weight"] = embedding
+    t.out["token.weight"] = t.get("wte.weight", c.vocab_size, d)
     t.out["position.weight"] = t.get("wpe.weight", c.n_positions, d)
     for i in range(c.n_layers):
         to = f"layers.{i}."
@@ -43,5 +41,4 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
         t.put_output(to + "o", *t.linear(at + "attn.attention.out_proj", d, d), c.n_heads)
         t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", d, c.d_mlp)))
         t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj", c.d_mlp, d))
-    head = t.get("lm_head.weight", c.vocab_out, d) if raw.get("tie_word_embeddings") is False else embedding
-    return t.finish("ln_f", head)
+    return t.finish("ln_f", tied=raw.get("tie_word_embeddings") is not False)

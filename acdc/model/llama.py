@@ -23,14 +23,12 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     n_heads = sizes["n_heads"]
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
-    d_head = raw.get("head_dim") or sizes["d_model"] // n_heads
     return ModelConfig(
         **sizes,
-        d_head=d_head,
         norm="rms",
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         activation=raw.get("hidden_act", "silu"),
-        rotary=d_head,
+        rotary=sizes["d_head"],
         gated=True,
         head_norm=raw.get("model_type") == "qwen3",
         windows=_windows(raw, sizes["n_layers"]),
@@ -56,8 +54,7 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
     d = c.d_model
     n_shared = raw.get("num_key_value_heads") or c.n_heads
     scale = c.d_head**-0.5
-    embedding = t.get("embed_tokens.weight", c.vocab_size, d)
-    t.out["token.weight"] = embedding
+    t.out["token.weight"] = t.get("embed_tokens.weight", c.vocab_size, d)
     t.out["rotary.frequencies"] = frequencies(raw, c.rotary, where)
     for i in range(c.n_layers):
         at = f"layers.{i}."
@@ -74,5 +71,4 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
             w, b = t.linear(f"{at}mlp.{name}", d, c.d_mlp)
             t.put(at + x, *t.fold(at + "post_attention_layernorm", w, b))
         t.put(at + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
-    head = embedding if raw.get("tie_word_embeddings") else t.get("lm_head.weight", c.vocab_out, d)
-    return t.finish("norm", head)
+    return t.finish("norm", tied=bool(raw.get("tie_word_embeddings")))
