@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -100,6 +102,16 @@ class Checkpoint:
                 "model would be computed"
             )
         return self.out
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the files' content, its first 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

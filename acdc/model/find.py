@@ -6,11 +6,9 @@ Face layout, or a Hugging Face id.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +141,3 @@ def read_json(path: Path) -> dict[str, Any]:
         return files.read_json(path, MAX_JSON_BYTES)
     except FileError as error:
         raise ModelError(str(error)) from None
-
-
-def hash_files(paths: Iterable[Path]) -> str:
-    """The SHA-256 of the files' content, its first 16 hex digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]

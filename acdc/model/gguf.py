@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.checkpoint import frequencies
-from acdc.model.find import hash_files
+from acdc.model.checkpoint import frequencies, hash_files
 from acdc.model.gguf_file import GgufFile, broken, open_gguf
 
 _LLAMA3_SPLIT = (

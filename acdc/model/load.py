@@ -13,9 +13,9 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
-from acdc.model.checkpoint import IGNORED, config_errors, take
+from acdc.model.checkpoint import IGNORED, config_errors, hash_files, take
 from acdc.model.config import ModelConfig
-from acdc.model.find import find_model, hash_files, read_json
+from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.transformer import Transformer
 from acdc.task.tokenize import Split
