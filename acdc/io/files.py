@@ -88,14 +88,14 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
         raise FileError(f"{path}: is not a text file in UTF-8") from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
+def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the object in a JSON file of at most `limit` bytes.
 
     Raises:
         FileError: as for `read_text`; or the file is not JSON (the message names the line), or not a JSON object.
     """
     try:
-        raw = json.loads(read_text(path))
+        raw = json.loads(read_text(path, limit))
     except json.JSONDecodeError as error:
         raise FileError(f"{path}, line {error.lineno}: is not JSON ({error.msg})") from None
     except (RecursionError, ValueError):  # nested too deeply; a number of thousands of digits

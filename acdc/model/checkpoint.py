@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,16 +18,22 @@ from acdc.model.config import MAX_NODES
 
 IGNORED = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|^(lm_head|embed_out)\.weight$")
 """Tensors that change nothing: masks and frequencies of old checkpoints, and the copy of a tied head."""
+SIZES = {
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "d_model": "hidden_size",
+    "n_positions": "max_position_embeddings",
+    "vocab_size": "vocab_size",
+}
+"""The key of config.json for each size of a `ModelConfig`, in most families."""
 
 
 class Checkpoint:
-    """The tensors of one checkpoint.
+    """Reads the tensors of one checkpoint, each with its shape, into the weights of a transformer, `out`."""
 
-    `get` raises ModelError for a tensor that is missing or has another shape, `finish` for tensors never read.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], where: str) -> None:
-        self._tensors = tensors
+    def __init__(self, tensors: dict[str, Tensor], prefix: str, where: str) -> None:
+        self.out: dict[str, Tensor] = {}
+        self._tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         self._where = where
         self._used: set[str] = set()
 
@@ -34,7 +42,7 @@ class Checkpoint:
         return name in self._tensors
 
     def get(self, name: str, *shape: int) -> Tensor:
-        """The tensor of this name and shape."""
+        """Return the tensor of this name; raise ModelError if it is missing or has another shape."""
         if name not in self._tensors:
             raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
         tensor = self._tensors[name]
@@ -42,16 +50,6 @@ class Checkpoint:
             raise ModelError(f"{self._where}: tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}")
         self._used.add(name)
         return tensor
-
-    def finish(self) -> None:
-        """Raise ModelError if a tensor was never read: then the checkpoint's model computes something else (quantized
-        weights with scales, norms with a fixed deviation, adapters)."""
-        if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
-            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            raise ModelError(
-                f"{self._where}: tensor {left[0]!r}{more} has no place in a model of this family; without it another "
-                "model would be computed"
-            )
 
     def linear(self, name: str, n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
         """Weight Float[in out] and bias Float[out] of an nn.Linear; a missing bias is 0."""
@@ -66,17 +64,54 @@ class Checkpoint:
             bias = bias + self.get(f"{norm}.bias", d) @ weight
         return self.get(f"{norm}.weight", d)[:, None] * weight, bias
 
+    def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """Set a weight and a bias of the transformer."""
+        self.out[f"{name}.weight"] = weight
+        self.out[f"{name}.bias"] = bias
 
-def heads(weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> tuple[Tensor, Tensor]:
-    """Split weight Float[d_model head·d_head] and bias Float[head·d_head] by head.
+    def put_heads(self, name: str, weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> None:
+        """Set queries, keys or values from Float[d_model head·d_head] and Float[head·d_head].
 
-    Args:
-        repeat: query heads that share one key or value head (grouped-query attention): each gets a copy
-    Returns:
-        Float[head d_model d_head] and Float[head d_head]
-    """
-    w = weight.view(len(weight), n_heads, -1).transpose(0, 1)
-    return w.repeat_interleave(repeat, 0).contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0)
+        Args:
+            repeat: query heads that share one key or value head (grouped-query attention): each gets a copy
+        """
+        w = weight.view(len(weight), n_heads, -1).transpose(0, 1).repeat_interleave(repeat, 0)
+        self.put(name, w.contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0))
+
+    def put_output(self, name: str, weight: Tensor, bias: Tensor, n_heads: int) -> None:
+        """Set the output projection of a layer's heads from Float[head·d_head d_model] and Float[d_model]."""
+        self.put(name, weight.reshape(n_heads, -1, weight.shape[1]), bias)
+
+    def scale(self, name: str, factor: float) -> None:
+        """Multiply a weight and its bias."""
+        self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
+
+    def finish(self, norm: str, tied: bool, head: str = "lm_head") -> dict[str, Tensor]:
+        """Set the unembedding, from `head` or tied to the embedding, with its norm folded in; return all weights.
+
+        Raises ModelError for a tensor that was never read: then the checkpoint's model computes something else
+        (quantized weights with scales, norms with a fixed deviation, adapters).
+        """
+        token = self.out["token.weight"]
+        weight = token if tied else self.get(f"{head}.weight", *token.shape)
+        self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
+        if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            raise ModelError(
+                f"{self._where}: tensor {left[0]!r}{more} has no place in a model of this family; without it another "
+                "model would be computed"
+            )
+        return self.out
+
+
+def hash_files(paths: Iterable[Path]) -> str:
+    """The SHA-256 of the files' content, its first 16 hex digits."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()[:16]
 
 
 @contextmanager
@@ -88,30 +123,33 @@ def config_errors(where: str) -> Iterator[None]:
         raise ModelError(f"{where}: a value has a wrong type or is out of range ({error})") from None
 
 
-def head_size(width: int, n_heads: int, where: str) -> int:
-    """Return the size of a head, width / n_heads."""
-    if width % n_heads:
-        raise ModelError(f"{where}: the width {width} is not a multiple of the number of heads {n_heads}")
-    return width // n_heads
+def take(raw: dict[str, Any], where: str, name: str) -> Any:
+    """Return a value of config.json; raise ModelError for a missing key."""
+    if raw.get(name) is None:
+        raise ModelError(f"{where}: key {name!r} is missing")
+    return raw[name]
 
 
-def take(raw: dict[str, Any], where: str, *names: str) -> list[Any]:
-    """Return values of config.json; raise ModelError for a missing key."""
-    for name in names:
-        if raw.get(name) is None:
-            raise ModelError(f"{where}: key {name!r} is missing")
-    return [raw[name] for name in names]
+def read_sizes(raw: dict[str, Any], where: str, **names: str) -> dict[str, Any]:
+    """Return the sizes of a `ModelConfig` that config.json gives; raise ModelError if they can't be those of a model.
 
-
-def sizes(raw: dict[str, Any], where: str, *names: str) -> list[int]:
-    """Return values of config.json that must be whole numbers above 0, and layers at most `MAX_NODES`."""
-    found = take(raw, where, *names)
-    for name, value in zip(names, found, strict=True):
+    Args:
+        names: keys of config.json, where they are not those of `SIZES`
+    """
+    out = {}
+    for size, name in (SIZES | names).items():
+        value = take(raw, where, name)
         if type(value) is not int or value < 1:
             raise ModelError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
-        if "layer" in name and value > MAX_NODES:
-            raise ModelError(f"{where}: {name} is {value}; no model has so many")
-    return found
+        out[size] = value
+    if out["n_layers"] > MAX_NODES:
+        raise ModelError(f"{where}: {out['n_layers']} layers; no model has so many")
+    d_head, rest = divmod(out["d_model"], out["n_heads"])
+    if rest and not raw.get("head_dim"):
+        raise ModelError(
+            f"{where}: the width {out['d_model']} is not a multiple of the number of heads {out['n_heads']}"
+        )
+    return out | {"vocab_out": out["vocab_size"], "d_head": raw.get("head_dim") or d_head}
 
 
 def refuse(raw: dict[str, Any], where: str, **supported: Any) -> None:
@@ -142,10 +180,9 @@ def frequencies(raw: dict[str, Any], size: int, where: str) -> Tensor:
         if kind == "default":
             return f
         if kind == "linear":
-            return f / take(settings, where, "factor")[0]
-        factor, low, high, context = take(
-            settings, where, "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
-        )
+            return f / take(settings, where, "factor")
+        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+        factor, low, high, context = (take(settings, where, key) for key in keys)
         turns = context * f / (2 * math.pi)  # over the original context
         smooth = ((turns - low) / (high - low)).clamp(0, 1)
         return (1 - smooth) * f / factor + smooth * f

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 
 import torch.nn.functional as F
@@ -50,22 +50,16 @@ class ModelConfig:
     windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
 
     def __post_init__(self) -> None:
-        for name in ("n_layers", "n_heads", "d_model", "d_head", "n_positions", "vocab_size", "vocab_out"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number above 0")
-        for name in ("d_mlp", "rotary"):
-            value = getattr(self, name)
-            if type(value) is not int or value < 0:
-                raise ModelError(f"model config: {name} is {value!r}; it must be a whole number from 0 up")
-        for name in ("causal", "split_position", "parallel", "gated", "head_norm"):
-            if not isinstance(value := getattr(self, name), bool):
-                raise ModelError(f"model config: {name} is {value!r}; it must be true or false")
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("d_mlp", "rotary") else 1
+            if field.type == "int" and (type(value) is not int or value < least):
+                raise ModelError(f"model config: {field.name} is {value!r}; it must be a whole number from {least} up")
+            if field.type == "bool" and not isinstance(value, bool):
+                raise ModelError(f"model config: {field.name} is {value!r}; it must be true or false")
         if self.n_layers * (self.n_heads + 1) > MAX_NODES:
-            raise ModelError(
-                f"model config: {self.n_layers} layers of {self.n_heads} heads are a graph of more than {MAX_NODES:,} "
-                "nodes, which can't be held"
-            )
+            size = f"{self.n_layers} layers of {self.n_heads} heads"
+            raise ModelError(f"model config: {size} are a graph of more than {MAX_NODES:,} nodes, which can't be held")
         if self.rotary > self.d_head or self.d_head > MAX_HEAD:
             raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
         if self.activation not in ACTIVATIONS:
@@ -96,21 +90,20 @@ class ModelConfig:
             out["rotary.frequencies"] = (c.rotary // 2,)
         else:
             out["position.weight"] = (c.n_positions, c.d_model)
+        layer: dict[str, tuple[int, ...]] = {}
+        if c.head_norm:
+            layer = {"q.norm": (c.d_head,), "k.norm": (c.d_head,)}
+        for x in "qkv":
+            layer[f"{x}.weight"] = (c.n_heads, c.d_model, c.d_head)
+            layer[f"{x}.bias"] = (c.n_heads, c.d_head)
+        layer["o.weight"] = (c.n_heads, c.d_head, c.d_model)
+        layer["o.bias"] = (c.d_model,)
+        if c.d_mlp:
+            for x in ("mlp_in", "mlp_gate") if c.gated else ("mlp_in",):
+                layer[f"{x}.weight"] = (c.d_model, c.d_mlp)
+                layer[f"{x}.bias"] = (c.d_mlp,)
+            layer["mlp_out.weight"] = (c.d_mlp, c.d_model)
+            layer["mlp_out.bias"] = (c.d_model,)
         for i in range(c.n_layers):
-            at = f"layers.{i}."
-            if c.head_norm:
-                out[at + "q.norm"] = out[at + "k.norm"] = (c.d_head,)
-            for x in "qkv":
-                out[at + x + ".weight"] = (c.n_heads, c.d_model, c.d_head)
-                out[at + x + ".bias"] = (c.n_heads, c.d_head)
-            out[at + "o.weight"] = (c.n_heads, c.d_head, c.d_model)
-            out[at + "o.bias"] = (c.d_model,)
-            if c.d_mlp:
-                out[at + "mlp_in.weight"] = (c.d_model, c.d_mlp)
-                out[at + "mlp_in.bias"] = (c.d_mlp,)
-                if c.gated:
-                    out[at + "mlp_gate.weight"] = (c.d_model, c.d_mlp)
-                    out[at + "mlp_gate.bias"] = (c.d_mlp,)
-                out[at + "mlp_out.weight"] = (c.d_mlp, c.d_model)
-                out[at + "mlp_out.bias"] = (c.d_model,)
+            out |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
         return out

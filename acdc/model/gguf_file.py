@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,25 +66,16 @@ class GgufFile:
         """The value of general.architecture."""
         return str(self.get("general.architecture"))
 
-    def family(self, supported: Collection[str]) -> str:
-        """The family of the model, one of `supported`; ModelError for a file that can't be represented."""
-        known = [a for a in SUPPORTED if a in supported]
-        if self.architecture not in known:
-            raise self.refuse(
-                f"architecture {self.architecture!r} is not supported as a GGUF; supported: {', '.join(known)}"
-            )
+    def check(self) -> None:
+        """Raise ModelError for an architecture or a setting that can't be represented."""
+        if self.architecture not in SUPPORTED:
+            supported = ", ".join(SUPPORTED)
+            raise self.refuse(f"architecture {self.architecture!r} is not supported as a GGUF; supported: {supported}")
         if int(self.get("split.count", 1)) > 1:
             raise self.refuse("one part of a split model; merge the parts into one file first")
         for key in _REFUSED:
             if self.get(f"{self.architecture}.{key}"):
                 raise self.refuse(f"{self.architecture}.{key} is set, which is not supported")
-        return self.architecture
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor, the fastest-varying axis first; ModelError if it is missing."""
-        if name not in self.tensors:
-            raise self.refuse(f"tensor {name!r} is missing")
-        return tuple(int(n) for n in self.tensors[name].shape)
 
     def refuse(self, why: str) -> ModelError:
         """The error of this file."""
@@ -96,9 +87,8 @@ def open_gguf(path: Path) -> GgufFile:
     try:
         from gguf import GGUFReader
     except ImportError as error:
-        raise ModelError(
-            f"{path}: reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
-        ) from None
+        needed = f"reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
+        raise ModelError(f"{path}: {needed}") from None
 
     class Reader(GGUFReader):
         """A reader that notices truncated files; the library itself would read on."""

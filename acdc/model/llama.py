@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.checkpoint import Checkpoint, frequencies, heads, refuse, rope, sizes
+from acdc.model.checkpoint import Checkpoint, frequencies, read_sizes, refuse, rope
 from acdc.model.config import ModelConfig
 
 
@@ -19,35 +19,19 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
-    n_layers, n_heads, width, hidden, n_positions, vocab = sizes(
-        raw,
-        where,
-        "num_hidden_layers",
-        "num_attention_heads",
-        "hidden_size",
-        "intermediate_size",
-        "max_position_embeddings",
-        "vocab_size",
-    )
+    sizes = read_sizes(raw, where, d_mlp="intermediate_size")
+    n_heads = sizes["n_heads"]
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
-    d_head = raw.get("head_dim") or width // n_heads
     return ModelConfig(
-        n_layers=n_layers,
-        n_heads=n_heads,
-        d_model=width,
-        d_head=d_head,
-        d_mlp=hidden,
-        n_positions=n_positions,
-        vocab_size=vocab,
-        vocab_out=vocab,
+        **sizes,
         norm="rms",
         norm_eps=raw.get("rms_norm_eps", 1e-6),
         activation=raw.get("hidden_act", "silu"),
-        rotary=d_head,
+        rotary=sizes["d_head"],
         gated=True,
         head_norm=raw.get("model_type") == "qwen3",
-        windows=_windows(raw, n_layers),
+        windows=_windows(raw, sizes["n_layers"]),
     )
 
 
@@ -66,34 +50,25 @@ def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int, ...]:
 
 def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
     """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
-    t = Checkpoint({name.removeprefix("model."): x for name, x in tensors.items()}, where)
+    t = Checkpoint(tensors, "model.", where)
     d = c.d_model
-    hidden = c.d_mlp
-    wide = c.n_heads * c.d_head
     n_shared = raw.get("num_key_value_heads") or c.n_heads
     scale = c.d_head**-0.5
-    embedding = t.get("embed_tokens.weight", c.vocab_size, d)
-    out = {"token.weight": embedding, "rotary.frequencies": frequencies(raw, c.rotary, where)}
+    t.out["token.weight"] = t.get("embed_tokens.weight", c.vocab_size, d)
+    t.out["rotary.frequencies"] = frequencies(raw, c.rotary, where)
     for i in range(c.n_layers):
-        to = f"layers.{i}."
         at = f"layers.{i}."
         for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
             w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
-            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = heads(w, b, n, c.n_heads // n)
+            t.put_heads(at + x, w, b, n, c.n_heads // n)
         if c.head_norm:  # it would undo a scale before it
-            out[to + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
-            out[to + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
+            t.out[at + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
+            t.out[at + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
         else:
-            out[to + "q.weight"] = out[to + "q.weight"] * scale
-            out[to + "q.bias"] = out[to + "q.bias"] * scale
-        w, out[to + "o.bias"] = t.linear(at + "self_attn.o_proj", wide, d)
-        out[to + "o.weight"] = w.reshape(c.n_heads, c.d_head, d)
+            t.scale(at + "q", scale)
+        t.put_output(at + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d), c.n_heads)
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            out[f"{to}{x}.weight"], out[f"{to}{x}.bias"] = t.fold(
-                at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, hidden)
-            )
-        out[to + "mlp_out.weight"], out[to + "mlp_out.bias"] = t.linear(f"{at}mlp.down_proj", hidden, d)
-    head = embedding if raw.get("tie_word_embeddings") else t.get("lm_head.weight", c.vocab_out, d)
-    out["unembed.weight"], out["unembed.bias"] = t.fold("norm", head.T, head.new_zeros(c.vocab_out))
-    t.finish()
-    return out
+            w, b = t.linear(f"{at}mlp.{name}", d, c.d_mlp)
+            t.put(at + x, *t.fold(at + "post_attention_layernorm", w, b))
+        t.put(at + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
+    return t.finish("norm", tied=bool(raw.get("tie_word_embeddings")))

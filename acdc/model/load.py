@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model import gpt2, gpt_neo, gpt_neox, llama, native
-from acdc.model.checkpoint import IGNORED, config_errors, take
+from acdc.model.checkpoint import IGNORED, config_errors, hash_files, take
 from acdc.model.config import ModelConfig
 from acdc.model.find import find_model, read_json
 from acdc.model.tokenizer import Tokenizer
@@ -32,14 +31,14 @@ FAMILIES: dict[str, ModuleType] = {
     "qwen3": llama,
 }
 POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
-"""Families that normalise the outputs of attention and MLPs before adding them to the stream. The heads of a layer go
-through that norm together, so that no head has its own output that an edge could carry."""
-REFUSED = {
+POST_NORM_REASON = (
+    ": it normalises the sum of a layer's heads before adding it to the stream, so no head has an output of its own"
+)
+REFUSED = {  # keys that change the computation and that no supported family implies
     "attn_logit_softcapping": "attention scores with a soft cap are",
     "final_logit_softcapping": "logits with a soft cap are",
     "quantization_config": "quantized weights are",
 }
-"""Keys that change the computation and that no supported family implies."""
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -60,14 +59,12 @@ class Model:
             n = split.clean.shape[1]
             if n > c.n_positions:
                 raise ModelError(f"--model {self.name}: has {c.n_positions} positions, but the prompts have {n} tokens")
-            for ids, size, verb in (
-                (split.clean, c.vocab_size, "embeds"),
-                (split.corrupted, c.vocab_size, "embeds"),
-                (split.correct, c.vocab_out, "predicts"),
-                (split.wrong, c.vocab_out, "predicts"),
+            for both, size, verb in (
+                ((split.clean, split.corrupted), c.vocab_size, "embeds"),
+                ((split.correct, split.wrong), c.vocab_out, "predicts"),
             ):
-                if ids.size and ids.max() >= size:
-                    token = int(ids.max())
+                token = max(int(ids.max(initial=0)) for ids in both)
+                if token >= size:
                     piece = self.tokenizer.pieces([token])[0]
                     raise ModelError(
                         f"--model {self.name}: the prompts have token id {token} ({piece!r}), "
@@ -87,7 +84,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     files = _weight_files(directory)
     tensors = _read_tensors(files, DTYPES[dtype])
     with ThreadPoolExecutor(1) as beside:  # hashing and torch both release the GIL
-        digest = beside.submit(_hash, files)
+        digest = beside.submit(hash_files, files)
         weights = kind.weights(raw, tensors, config, str(directory))
         transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
         return Model(name, family, digest.result(), transformer, tokenizer)
@@ -100,30 +97,19 @@ def load_tokenizer(name: str) -> tuple[ModelConfig, Tokenizer]:
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], str, ModelConfig]:
-    """Read config.json: its content, the family and the sizes."""
-    raw = read_json(directory / "config.json")
+    """Read config.json: its content, the family and the sizes. Raises ModelError for a model that isn't supported."""
     where = str(directory / "config.json")
-    family = _family(raw, where)
-    with config_errors(where):
-        return raw, family, FAMILIES[family].config(raw, where)
-
-
-def _family(raw: dict[str, Any], where: str) -> str:
-    """The family that a config.json names. Raises ModelError for one that isn't supported, with the reason."""
-    family = str(take(raw, where, "model_type")[0])
-    why = "is not supported"
-    if family in POST_NORM:
-        why += (
-            ": it normalises the sum of a layer's heads before adding it to the stream, so that no head has a write of "
-            "its own and the graph no edge from it"
-        )
+    raw = read_json(directory / "config.json")
+    family = str(take(raw, where, "model_type"))
     if family not in FAMILIES:
+        why = POST_NORM_REASON if family in POST_NORM else ""
         supported = ", ".join(f for f in FAMILIES if f != "acdc")
-        raise ModelError(f"{where}: architecture {family!r} {why}; supported: {supported}")
+        raise ModelError(f"{where}: architecture {family!r} is not supported{why}; supported: {supported}")
     for key, what in REFUSED.items():
         if raw.get(key) is not None:
             raise ModelError(f"{where}: {key} is set, but {what} not supported; only checkpoints without are")
-    return family
+    with config_errors(where):
+        return raw, family, FAMILIES[family].config(raw, where)
 
 
 def pick_device(device: str) -> torch.device:
@@ -140,21 +126,19 @@ def _weight_files(directory: Path) -> list[Path]:
     index = directory / "model.safetensors.index.json"
     if index.is_file():
         with config_errors(str(index)):
-            names = sorted(set(take(read_json(index), str(index), "weight_map")[0].values()))
+            names = sorted(set(take(read_json(index), str(index), "weight_map").values()))
             files = [directory / Path(n).name for n in names]
-            missing = [str(f) for f in files if not f.is_file()]
-        if missing:
-            raise ModelError(f"{index}: names {missing[0]}, which doesn't exist")
+            for file in files:
+                if not file.is_file():
+                    raise ModelError(f"{index}: names {file}, which doesn't exist")
     else:
         whole = directory / "model.safetensors"
         files = [whole] if whole.is_file() else sorted(f for f in directory.glob("*.safetensors") if f.is_file())
     if files:
         return files
     if list(directory.glob("*.bin")):
-        raise ModelError(
-            f"{directory}: only pickled weights (*.bin), which can run code. Convert them: load the model with "
-            "transformers, and save_pretrained(...) writes safetensors"
-        )
+        how = "load the model with transformers, and save_pretrained(...) writes safetensors"
+        raise ModelError(f"{directory}: only pickled weights (*.bin), which can run code. Convert them: {how}")
     raise ModelError(f"{directory}: no weights; expected model.safetensors")
 
 
@@ -176,12 +160,3 @@ def _read_tensors(files: list[Path], dtype: torch.dtype) -> dict[str, Tensor]:
                 raise ModelError(f"{file}: tensor {name!r} holds {kind}; weights should be floating-point numbers")
             tensors[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
     return tensors
-
-
-def _hash(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as f:
-            while chunk := f.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]

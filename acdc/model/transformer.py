@@ -25,22 +25,13 @@ from acdc.model.config import ACTIVATIONS, ModelConfig
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
 
 
-Edit = Callable[[str, int, Tensor], Tensor]
-
-
 @dataclass(frozen=True)
 class Activations:
-    """The outputs of all senders. Heads are stored as z (before the output projection), which is smaller.
+    """The outputs of all senders. Heads are stored as z (before the output projection), which is smaller."""
 
-    Args:
-        inputs: Float[input batch pos d_model]
-        z: Float[layer batch head pos d_head]
-        mlp: Float[layer batch pos d_model], no layers for an attention-only model
-    """
-
-    inputs: Tensor
-    z: Tensor
-    mlp: Tensor
+    inputs: Tensor  # Float[input batch pos d_model]
+    z: Tensor  # Float[layer batch head pos d_head]
+    mlp: Tensor  # Float[layer batch pos d_model], no layers for an attention-only model
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
         """Apply a function to each tensor."""
@@ -51,7 +42,7 @@ class Activations:
 
     def examples(self, chunk: slice) -> Activations:
         """The outputs on some of the prompts."""
-        return Activations(self.inputs[:, chunk], self.z[:, chunk], self.mlp[:, chunk])
+        return self.map(lambda x: x[:, chunk])
 
 
 def positions_of(pad: Tensor, n_pos: int) -> Tensor:
@@ -100,14 +91,8 @@ class Transformer:
     # --- pieces ---------------------------------------------------------------------------------------------------
 
     def embed(self, tokens: Tensor, pad: Tensor) -> Tensor:
-        """What the inputs write.
-
-        Args:
-            tokens: Int[batch pos]
-            pad: Int[batch], positions of left padding; the first token after it has position 0
-        Returns:
-            Float[input batch pos d_model]
-        """
+        """What the inputs write, Float[input batch pos d_model], for tokens Int[batch pos] and the positions of left
+        padding Int[batch]."""
         token = self.weights["token.weight"][tokens]
         if self.config.rotary:
             return token[None]
@@ -116,8 +101,7 @@ class Transformer:
 
     def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
         """Which keys each query may attend to, without windows: Bool[batch query key]. A padding position attends to
-        itself, so that no row is empty.
-        """
+        itself, so that no row is empty."""
         at = torch.arange(n_pos, device=pad.device)
         real = at >= pad[:, None]
         mask = real[:, None, :] | torch.eye(n_pos, dtype=torch.bool, device=pad.device)
@@ -141,14 +125,8 @@ class Transformer:
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
     def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
-        """Query, key or value (`kind` q, k, v) of one head.
-
-        Args:
-            x: Float[... batch pos d_model]
-            positions: Int[batch pos] of x; see `positions_of`
-        Returns:
-            Float[... batch pos d_head]
-        """
+        """Query, key or value (`kind` q, k, v) of one head: Float[... batch pos d_model] at positions Int[batch pos] to
+        Float[... batch pos d_head]."""
         w = self.weights
         at = f"layers.{layer}.{kind}."
         y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
@@ -201,16 +179,6 @@ class Transformer:
             hidden = activation(hidden)
         return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
 
-    def bias(self, layer: int, before_mlp: bool = False) -> Tensor:
-        """The sum of the attention output biases below a layer, with its own if `before_mlp`: Float[d_model].
-
-        They belong to no edge and always stay.
-        """
-        out = torch.zeros_like(self.unembed_mean)
-        for i in range(layer + int(before_mlp and not self.config.parallel)):
-            out = out + self.weights[f"layers.{i}.o.bias"]
-        return out
-
     # --- output layer, on normalised final rows `h = normalise(x)` ------------------------------------------------
 
     def logits(self, h: Tensor) -> Tensor:
@@ -258,18 +226,16 @@ class Transformer:
     # --- the whole model -------------------------------------------------------------------------------------------
 
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
-        """A plain forward pass.
+        """A plain forward pass of tokens Int[batch pos] with left padding Int[batch].
 
-        Args:
-            tokens: Int[batch pos]
-            pad: Int[batch]
-        Returns:
-            the outputs of all senders, and the residual stream before each layer and after the last one (before the
-            final norm), Float[layer+1 batch pos d_model]
+        Returns the outputs of all senders, and the residual stream before each layer and after the last one (before the
+        final norm), Float[layer+1 batch pos d_model].
         """
         return self.run_inputs(self.embed(tokens, pad), pad)
 
-    def run_inputs(self, inputs: Tensor, pad: Tensor, edit: Edit | None = None) -> tuple[Activations, Tensor]:
+    def run_inputs(
+        self, inputs: Tensor, pad: Tensor, edit: Callable[[str, int, Tensor], Tensor] | None = None
+    ) -> tuple[Activations, Tensor]:
         """A forward pass from the outputs of the inputs, Float[input batch pos d_model]; see `run`.
 
         Args:

@@ -220,7 +220,8 @@ def test_the_full_graph_is_the_model_and_the_empty_one_the_ablated_run(ablation)
     full = patched_rows(model, graph, runs, circuit_edges(Circuit.full(graph), model))
     assert torch.allclose(full, runs.targets.clean, atol=1e-12)
     empty = patched_rows(model, graph, runs, circuit_edges(Circuit.empty(graph), model))
-    written = sum(model.written(runs.ablated, s) for s in graph.senders) + model.bias(graph.n_layers)
+    written = sum(model.written(runs.ablated, s) for s in graph.senders)
+    written = written + sum(model.weights[f"layers.{i}.o.bias"] for i in range(graph.n_layers))
     assert torch.allclose(empty, runs.scored(model, written), atol=1e-12)
 
 

@@ -50,7 +50,7 @@ def test_direct_effects_and_biases_add_up_to_the_logit_difference(norm, wrong):
         scale = (
             (final - final.mean(-1, keepdim=True) * (norm == "layer")).square().mean(-1, keepdim=True) + 1e-5
         ).sqrt()
-    bias = model.bias(model.config.n_layers) / scale
+    bias = sum(model.weights[f"layers.{i}.o.bias"] for i in range(model.config.n_layers)) / scale
     if norm == "layer":
         bias = bias - bias.mean(-1, keepdim=True)
     logits, added = model.logits(model.normalise(final)), 0.0

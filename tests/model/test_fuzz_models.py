@@ -274,7 +274,7 @@ def test_a_tokenizer_that_the_library_panics_at_is_refused(tmp_path: Path) -> No
 def test_config_that_is_nested_without_end(tmp_path: Path) -> None:
     folder = directory(tmp_path / "or-gate", "or-gate")
     (folder / "config.json").write_text("[" * 100_000)
-    with pytest.raises(UserError, match="not readable as JSON"):
+    with pytest.raises(UserError, match="is not JSON that acdc can read"):
         load_model(str(folder))
 
 

@@ -158,7 +158,7 @@ def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, cache: Path, mon
     path.write_bytes(b"GGUF and more")
     for raised, wanted in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), ModelError)):
 
-        def fail(_: Path, to: Path, __: Any, raised: BaseException = raised) -> None:
+        def fail(_: Path, to: Path, raised: BaseException = raised) -> None:
             (to / "config.json").write_text("{}")
             raise raised
 
@@ -283,8 +283,6 @@ def test_unknown_families_and_tokenizers(tmp_path: Path, cache: Path) -> None:
     writer.close()
     with pytest.raises(ModelError, match="'gemma2' is not supported as a GGUF; supported: " + ", ".join(SUPPORTED)):
         converted(tmp_path / "g.gguf")
-    with pytest.raises(ModelError, match=r"'llama' is not supported as a GGUF; supported: gpt2$"):
-        converted(write_llama(tmp_path), supported=["gpt2", "gpt_neo"])
     with pytest.raises(ModelError, match="pre-tokenizer 'viking' is not supported"):
         converted(write_llama(tmp_path, pre="viking"))
     assert left(cache) == []

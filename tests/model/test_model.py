@@ -67,7 +67,8 @@ def test_the_pieces_add_up_to_the_stream(norm, split):
     model = random_model(3, norm=norm, split_position=split, n_layers=3)
     tokens, pad = torch.randint(0, 11, (2, 6)), torch.tensor([0, 1])
     activations, stream = model.run(tokens, pad)
-    total = sum(model.written(activations, s) for s in model.config.graph().senders) + model.bias(3)
+    total = sum(model.written(activations, s) for s in model.config.graph().senders)
+    total = total + sum(model.weights[f"layers.{i}.o.bias"] for i in range(3))
     assert torch.allclose(total, stream[-1], atol=1e-12)
 
 
@@ -91,8 +92,8 @@ def truncate(path):
 # A change of the folder, of config.json or of the tensors, and what is said.
 BAD_FILES = {
     "no config": (lambda f: (f / "config.json").unlink(), "config.json: not found"),
-    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json: not readable as JSON"),
-    "config is no object": (lambda f: (f / "config.json").write_text("[]"), "config.json: must be a JSON object"),
+    "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "config.json, line 1: is not JSON"),
+    "config is no object": (lambda f: (f / "config.json").write_text("[]"), "config.json: should be a JSON object"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "no weights; expected model.safetensors"),
     "pickled weights only": (lambda f: (f / "model.safetensors").rename(f / "model.bin"), "pickled weights"),
     "truncated weights": (lambda f: truncate(f / "model.safetensors"), "not a readable safetensors file"),
