@@ -34,6 +34,9 @@ class Decision:
     kept: bool  # whether the edge stays
 
 
+_decision = TypeAdapter(Decision)
+
+
 class Journal:
     """The decisions of a discovery, kept in `log.jsonl`; without a path in memory only."""
 
@@ -69,14 +72,13 @@ class Journal:
 def read_log(path: Path) -> list[Decision]:
     """Read the decisions of a log, without a last line that was cut off. Raises FileError if another line is not a
     decision, or the file can't be read."""
-    parse = TypeAdapter(Decision).validate_json
     lines = read_bytes(path).split(b"\n")
     out = []
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            out.append(parse(line))
+            out.append(_decision.validate_json(line))
         except ValueError:
             if number == len(lines):  # cut off in the middle of a line
                 break
