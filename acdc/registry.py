@@ -9,22 +9,14 @@ from acdc.errors import UserError, unknown
 
 
 class Metric(NamedTuple):
-    """Facts about a metric; `acdc.patching.metrics` computes it.
+    """Facts about a metric; `acdc.patching.metrics` computes it."""
 
-    Args:
-        unit: the unit of its values
-        output: what it needs of the output layer: the logits of the answers, the log-sum-exp over the vocabulary, or
-            all logits
-        needs_correct: whether it needs correct answers
-        needs_wrong: whether it needs wrong answers
-        flat: whether it compares with the full model, so that its gradient there is zero
-    """
-
-    unit: str
+    unit: str  # of its values
+    # What it needs of the output layer: the logits of the answers, the log-sum-exp over the vocabulary, or all logits.
     output: Literal["answers", "logsumexp", "logits"]
-    needs_correct: bool = False
-    needs_wrong: bool = False
-    flat: bool = False
+    needs_correct: bool = False  # answers
+    needs_wrong: bool = False  # answers
+    flat: bool = False  # whether it compares with the full model, so that its gradient there is zero
 
 
 METRICS = {
@@ -36,32 +28,24 @@ METRICS = {
 }
 
 
+SELECT = ("threshold", "edges", "greedy", "abs", "direct")  # options of every method that scores edges
+
+
 class Method(NamedTuple):
-    """Facts about a method; `acdc.methods.discover` runs it.
+    """Facts about a method; `acdc.methods.discover` runs it."""
 
-    Args:
-        what: one line for the list of methods
-        options: its options beside those of every run
-        kind: how it works: ACDC's search, gradients, exact patching of one edge or node at a time, training of gates,
-            or a random draw
-        passes: forward passes per step (eap-ig), per step and layer (eap-ig-activations), per update (training), else
-            in all; a backward pass counts as two
-        repeats: the default number of steps or updates
-        threshold: the default: a number, "task" (scores are in the metric's units), or None (the user has to choose)
-        slope: whether it needs the metric's gradient at the full model, which is zero for a flat metric
-        paired: whether it needs corrupted prompts
-        nodes: whether it scores nodes rather than edges
-    """
-
-    what: str
-    options: tuple[str, ...]
+    what: str  # one line for the list of methods
+    # ACDC's search, gradients, exact patching of one edge or node at a time, training of gates, or a random draw.
     kind: Literal["search", "gradient", "exact", "training", "random"]
+    options: tuple[str, ...] = SELECT  # beside those of every run
+    # Forward passes per step (eap-ig), per step and layer (eap-ig-activations), per update (training), else in all; a
+    # backward pass counts as two.
     passes: int = 0
-    repeats: int = 1
-    threshold: float | Literal["task"] | None = "task"
-    slope: bool = False
-    paired: bool = False
-    nodes: bool = False
+    repeats: int = 1  # the default number of steps or updates
+    threshold: float | Literal["task"] | None = "task"  # the default; "task": in the metric's units; None: no default
+    slope: bool = False  # whether it needs the metric's gradient at the full model, which is zero for a flat metric
+    paired: bool = False  # whether it needs corrupted prompts
+    nodes: bool = False  # whether it scores nodes rather than edges
 
     @property
     def bound(self) -> str:
@@ -73,59 +57,47 @@ class Method(NamedTuple):
         return f"{self.threshold}, of 0 to 1"
 
 
-SELECT = ("threshold", "edges", "greedy", "abs", "direct")
 METHODS = {
     "acdc": Method(
         "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
-        ("threshold", "abs", "direct", "order", "batch", "prefilter"),
         "search",
+        ("threshold", "abs", "direct", "order", "batch", "prefilter"),
     ),
     "eap": Method(
-        "gradient × difference at the clean run, for every edge (Syed et al. 2023)",
-        SELECT,
-        "gradient",
-        passes=4,
-        slope=True,
+        "gradient × difference at the clean run, for every edge (Syed et al. 2023)", "gradient", passes=4, slope=True
     ),
     "eap-ig": Method(
         "the same, with the gradient's mean over inputs from corrupted to clean (Hanna et al. 2024)",
-        (*SELECT, "steps"),
         "gradient",
+        (*SELECT, "steps"),
         passes=3,
-        repeats=5,
+        repeats=5,  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
         paired=True,
     ),
     "eap-ig-activations": Method(
         "the same, with each layer's output in turn going from ablated to clean (Hanna et al. 2024)",
-        (*SELECT, "steps"),
         "gradient",
+        (*SELECT, "steps"),
         passes=3,
         repeats=5,
     ),
     "eap-ig-clean-corrupted": Method(
-        "the same, with the clean and the corrupted run (Hanna et al. 2024)",
-        SELECT,
-        "gradient",
-        passes=6,
-        paired=True,
+        "the same, with the clean and the corrupted run (Hanna et al. 2024)", "gradient", passes=6, paired=True
     ),
-    "edge-patching": Method("the exact effect of removing each edge alone from the full model", SELECT, "exact"),
+    "edge-patching": Method("the exact effect of removing each edge alone from the full model", "exact"),
     "hisp": Method(
         "gradient × difference of every head and MLP, per layer (Michel et al. 2019)",
-        SELECT,
         "gradient",
         passes=4,
         threshold=None,
         slope=True,
         nodes=True,
     ),
-    "causal-mediation": Method(
-        "the exact effect of each head and MLP alone (Vig et al. 2020)", SELECT, "exact", nodes=True
-    ),
+    "causal-mediation": Method("the exact effect of each head and MLP alone (Vig et al. 2020)", "exact", nodes=True),
     "subnetwork-probing": Method(
         "a trained gate for every head and MLP, as few open as can be (Cao et al. 2021)",
-        (*SELECT, "updates", "penalty"),
         "training",
+        (*SELECT, "updates", "penalty"),
         passes=3,
         repeats=300,
         threshold=0.5,
@@ -133,22 +105,22 @@ METHODS = {
     ),
     "edge-pruning": Method(
         "a trained gate for every edge, a given share of them closed (Bhaskar et al. 2024)",
-        (*SELECT, "updates", "sparsity"),
         "training",
+        (*SELECT, "updates", "sparsity"),
         passes=3,
         repeats=400,
         threshold=0.5,
     ),
     "diffmask": Method(
         "the fewest heads and MLPs whose corrupted outputs give the corrupted prediction (Chintam et al. 2023)",
-        (*SELECT, "updates"),
         "training",
+        (*SELECT, "updates"),
         passes=3,
         repeats=400,
         threshold=0.5,
         nodes=True,
     ),
-    "random": Method("a random number for every edge: the baseline", SELECT, "random", threshold=None),
+    "random": Method("a random number for every edge: the baseline", "random", threshold=None),
 }
 METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {
@@ -184,11 +156,7 @@ def refusal(key: str, value: str) -> str:
 
 
 def parse_filter(text: str) -> tuple[str, float]:
-    """Return method and share of `--prefilter METHOD:SHARE`.
-
-    Raises:
-        ValueError: the text has another form, or names no method with scores.
-    """
+    """Return method and share of `--prefilter METHOD:SHARE`; raise ValueError for another form or unknown method."""
     name, _, share = text.partition(":")
     if name not in METHODS or name == "acdc":
         raise ValueError("is " + repr(text) + "; " + unknown("method", name, set(METHODS) - {"acdc"}))

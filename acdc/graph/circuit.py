@@ -16,20 +16,15 @@ from acdc.graph.graph import QKV, Array, Graph
 class Circuit:
     """Some of the edges of a graph, with their scores.
 
-    Args:
-        graph: the graph
-        kept: Bool[sender receiver], the residual edges in the circuit
-        direct: Bool[receiver], the direct edges in the circuit; None if direct edges don't count
-        scores: Float[sender receiver], NaN for an edge without one; larger is more important. ACDC's are the rise of
-            the metric when the edge was tested
-        direct_scores: Float[receiver], likewise
+    The larger a score, the more important is the edge. ACDC's scores are the rise of the metric when the edge was
+    tested.
     """
 
     graph: Graph
-    kept: Array
-    direct: Array | None = None
-    scores: Array | None = None
-    direct_scores: Array | None = None
+    kept: Array  # Bool[sender receiver], the residual edges in the circuit
+    direct: Array | None = None  # Bool[receiver], the direct edges in the circuit; None if direct edges don't count
+    scores: Array | None = None  # Float[sender receiver], NaN for an edge without one
+    direct_scores: Array | None = None  # Float[receiver], likewise
 
     _repr_html_: ClassVar[Callable[[Circuit], str]]  # a picture for notebooks, set in acdc.library
 
@@ -74,8 +69,7 @@ class Circuit:
         used[g.receiver_index["logits"]] = True
         for s in reversed(order):
             used[list(g.own_receivers[s])] = bool((kept[s] & used).any())
-        live: Array = kept & fed[:, None] & used[None, :]
-        return live
+        return kept & fed[:, None] & used[None, :]
 
     def pruned(self) -> Circuit:
         """The circuit without dead edges, which are on no path from an input to the logits."""

@@ -42,20 +42,13 @@ class Receiver(NamedTuple):
 
 @dataclass(frozen=True)
 class Graph:
-    """All edges of one transformer.
-
-    Args:
-        n_layers, n_heads: sizes; the heads are query heads.
-        mlp: whether the layers have MLPs.
-        inputs: names of the input senders; ("tok", "pos") when the position embedding is a sender of its own.
-        parallel: MLP l does not read the heads of layer l (GPT-NeoX style blocks).
-    """
+    """All edges of one transformer."""
 
     n_layers: int
-    n_heads: int
-    mlp: bool = True
-    inputs: tuple[str, ...] = ("input",)
-    parallel: bool = False
+    n_heads: int  # query heads
+    mlp: bool = True  # whether the layers have MLPs
+    inputs: tuple[str, ...] = ("input",)  # senders; ("tok", "pos") if the position embedding is a sender of its own
+    parallel: bool = False  # MLP l does not read the heads of layer l (GPT-NeoX style blocks)
 
     @cached_property
     def senders(self) -> tuple[Sender, ...]:
@@ -89,14 +82,9 @@ class Graph:
         """Name → index in `receivers`."""
         return {r.name: i for i, r in enumerate(self.receivers)}
 
-    @cached_property
-    def per_layer(self) -> int:
-        """Senders per layer."""
-        return self.n_heads + int(self.mlp)
-
     def n_parents(self, receiver: Receiver) -> int:
         """The number of senders that the receiver reads; they are always the first ones."""
-        n = len(self.inputs) + receiver.layer * self.per_layer
+        n = len(self.inputs) + receiver.layer * (self.n_heads + int(self.mlp))
         return n + self.n_heads if receiver.kind == "mlp" and not self.parallel else n
 
     @cached_property

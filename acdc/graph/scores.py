@@ -25,22 +25,22 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scores:
-    """A method's scores of all edges.
-
-    Args:
-        edges: Float[sender receiver], NaN where the graph has no edge; larger is more important
-        nodes: Float[sender], NaN for inputs; None for a method that scores edges
-    """
+    """A method's scores of all edges."""
 
     graph: Graph
-    edges: Array
-    nodes: Array | None = None
+    edges: Array  # Float[sender receiver], NaN where the graph has no edge; larger is more important
+    nodes: Array | None = None  # Float[sender], NaN for inputs; None for a method that scores edges
 
     @classmethod
     def of_nodes(cls, graph: Graph, nodes: Array) -> Scores:
         """Scores of edges from scores of nodes, Float[sender]; those of inputs don't count."""
         nodes = np.where([s.kind == "input" for s in graph.senders], np.nan, nodes)
         return cls(graph, _weaker_end(graph, nodes), nodes)
+
+    @classmethod
+    def random(cls, graph: Graph, seed: int) -> Scores:
+        """The baseline: a number between 0 and 1 for every edge; the same seed gives the same."""
+        return cls(graph, np.where(graph.edges, np.random.default_rng(seed).random(graph.edges.shape), np.nan))
 
     def non_finite(self) -> str | None:
         """Name of the first node or edge whose score is not finite, or None."""
@@ -61,16 +61,11 @@ class Scores:
 
     def above(self, threshold: float, magnitude: bool = False) -> Array:
         """The edges whose score is `threshold` or more, Bool[sender receiver]."""
-        kept: Array = self.importance(magnitude) >= threshold
-        return kept
+        return self.importance(magnitude) >= threshold
 
     def top(self, n: int, magnitude: bool = False) -> Array:
         """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in (sender, receiver)
-        order.
-
-        Raises:
-            UserError: the graph has fewer edges.
-        """
+        order. Raises UserError if the graph has fewer."""
         self._check(n)
         flat = self.importance(magnitude).ravel()
         kept = np.zeros(flat.size, dtype=bool)
@@ -83,11 +78,8 @@ class Scores:
 
     def greedy(self, n: int, magnitude: bool = False) -> Array:
         """n edges grown from the logits, Bool[sender receiver]: each step adds the edge with the largest score among
-        those into a node that is reached already (Hanna et al. 2024, section 3).
-
-        Raises:
-            UserError: the graph has fewer edges.
-        """
+        those into a node that is reached already (Hanna et al. 2024, section 3). Raises UserError if the graph has
+        fewer."""
         self._check(n)
         g = self.graph
         ranked = self.importance(magnitude)
@@ -131,35 +123,25 @@ def _weaker_end(graph: Graph, nodes: Array) -> Array:
 
 
 def write_scores(path: Path, scores: Scores) -> None:
-    """Write tensors `edges` Float[sender receiver] and, for a method that scores nodes, `nodes` Float[sender].
-
-    Raises:
-        FileError: the file can't be written.
-    """
-    tensors = {"edges": scores.edges} | ({} if scores.nodes is None else {"nodes": scores.nodes})
+    """Write tensors `edges` Float[sender receiver] and, for a method that scores nodes, `nodes` Float[sender]."""
+    tensors = {"edges": scores.edges}
+    if scores.nodes is not None:
+        tensors["nodes"] = scores.nodes
     write_atomic(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
 
 
 def read_scores(path: Path, graph: Graph) -> Scores:
-    """Read scores of a graph.
-
-    Raises:
-        FileError: the file can't be read, or belongs to another graph.
-    """
+    """Read scores of a graph. Raises FileError if the file can't be read, or belongs to another graph."""
     try:
         tensors = load(read_bytes(path))
     except (SafetensorError, LookupError, TypeError, ValueError) as error:  # ValueError: a type that NumPy lacks
         raise FileError(f"{path}: not a file of scores ({error}); remove it") from None
     edges = tensors.get("edges")
     nodes = tensors.get("nodes")
-    if (
-        edges is None
-        or edges.shape != graph.edges.shape
-        or edges.dtype.kind != "f"
-        or (nodes is not None and nodes.shape != edges.shape[:1])
-    ):
+    fits = edges is not None and edges.shape == graph.edges.shape and edges.dtype.kind == "f"
+    if not fits or (nodes is not None and nodes.shape != graph.edges.shape[:1]):
         raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
-    scores = Scores(graph, edges, nodes)
+    scores = Scores(graph, tensors["edges"], nodes)
     if wrong := scores.non_finite():
         raise FileError(f"{path}: the score of {wrong} is not finite; remove the file")
     return scores

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from acdc.errors import FileError, UserError
@@ -30,29 +31,19 @@ from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
 
-MAX_BATCH = 64
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
 
 
 @dataclass(frozen=True)
 class Options:
-    """Options of the method.
+    """Options of the method."""
 
-    Args:
-        threshold: τ, in the metric's units
-        magnitude: compare |change| with τ instead of the signed change
-        order: one of `acdc.registry.ORDERS`
-        direct: test the direct edges too
-        seed: of the random order
-        batch: largest number of candidates evaluated at once
-    """
-
-    threshold: float
-    magnitude: bool = False
-    order: str = "paper"
-    direct: bool = True
-    seed: int = 0
-    batch: int = MAX_BATCH
+    threshold: float  # τ, in the metric's units
+    magnitude: bool = False  # compare |change| with τ instead of the signed change
+    order: str = "paper"  # one of `acdc.registry.ORDERS`
+    direct: bool = True  # test the direct edges too
+    seed: int = 0  # of the random order
+    batch: int = 64  # largest number of candidates evaluated at once
 
 
 def discover(
@@ -73,11 +64,13 @@ def discover(
         UserError: the metric is not finite.
         FileError: the journal holds other decisions, or can't be written.
     """
-    journal = journal or Journal()
-    search = _Search(engine, options, journal, progress, allowed)
+    search = _Search(engine, options, journal or Journal(), progress, allowed)
     for stage in stages(engine.graph, options):
         search.decide(stage)
-    return search.circuit()
+    kept = engine.kept.copy()
+    if not options.direct:
+        return Circuit(engine.graph, kept, scores=search.scores)
+    return Circuit(engine.graph, kept, search.direct, search.scores, search.direct_scores)
 
 
 def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
@@ -88,19 +81,14 @@ def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
     for layer in reversed(range(graph.n_layers)):
         if graph.mlp and not graph.parallel:
             yield [index[f"m{layer}"]]
-        heads = _heads(graph, layer, options)
+        heads = list(reversed(range(graph.n_heads)))
+        if options.order == "heads-ascending":
+            heads.reverse()
+        elif options.order == "random":
+            random.Random(f"heads {layer} {options.seed}").shuffle(heads)
         yield [index[f"a{layer}.h{h}<{c}>"] for c in "vkq" for h in heads]
         if graph.mlp and graph.parallel:
             yield [index[f"m{layer}"]]
-
-
-def _heads(graph: Graph, layer: int, options: Options) -> list[int]:
-    heads = list(reversed(range(graph.n_heads)))
-    if options.order == "heads-ascending":
-        heads.reverse()
-    elif options.order == "random":
-        random.Random(f"heads {layer} {options.seed}").shuffle(heads)
-    return heads
 
 
 def _parents(graph: Graph, receiver: int, options: Options) -> list[int]:
@@ -119,45 +107,39 @@ def _parents(graph: Graph, receiver: int, options: Options) -> list[int]:
     return parents
 
 
+@dataclass
 class _Search:
     """One discovery: the engine holds the circuit, this class the scores and the direct edges."""
 
-    def __init__(
-        self,
-        engine: Engine | PartedEngine,
-        options: Options,
-        journal: Journal,
-        progress: Show,
-        allowed: np.ndarray | None,
-    ) -> None:
-        self.engine = engine
-        self.graph = engine.graph
-        self.options = options
-        self.journal = journal
-        self.recorded = iter(journal.batches())
-        self.progress = progress
-        self.allowed = allowed
+    engine: Engine | PartedEngine
+    options: Options
+    journal: Journal
+    progress: Show
+    allowed: np.ndarray | None
+
+    def __post_init__(self) -> None:
+        self.graph = self.engine.graph
+        self.recorded = iter(self.journal.batches())  # of an earlier run; repeated without evaluating them
         self.scores = np.full(self.graph.edges.shape, np.nan)
         self.direct_scores = np.full(len(self.graph.receivers), np.nan)
         self.direct = self.graph.direct.copy()
-        self.total = self.graph.n_edges_direct if options.direct else self.graph.n_edges
-        self.n_kept = 0
-        self.n_removed = 0
-        self.batch = 0
-        self.capacity = 1
-        self.streak = Streak()
-        rows = engine.rows([])
-        (self.metric,) = engine.metric(rows)
+        self.total = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
+        self.n_kept = 0  # edges that were tested and stay
+        self.batch = 0  # number of the current batch
+        # The typical number of removals in a row, which sets the batch size: it depends on the decisions alone, so that
+        # a replay makes the same batches.
+        self.streak = 8.0
+        rows = self.engine.rows([])
+        (self.metric,) = self.engine.metric(rows)
         if not math.isfinite(self.metric):
             raise self._non_finite(self.metric, rows, "with all edges")
-
-    # --- the algorithm ----------------------------------------------------------------------------------------------
 
     def decide(self, receivers: list[int]) -> None:
         """Decide all edges into the receivers of one stage."""
         alive = [r for r in receivers if self.engine.alive(r)]
-        for receiver in set(receivers) - set(alive):
-            self._drop(receiver)
+        for receiver in set(receivers) - set(alive):  # nothing reads its node
+            self.engine.drop(receiver)
+            self.direct[receiver] = False
         if not alive:
             return
         self.engine.open(alive)
@@ -165,34 +147,38 @@ class _Search:
             alive = self._filter(alive, self.allowed)
             if not alive:
                 return
-        self.capacity = self.engine.capacity(alive)
+        most = min(self.options.batch, self.engine.capacity(alive))
         if self.options.direct and self.graph.direct[alive[0]]:
-            self._test([Removal(r, None) for r in alive])
+            self._test([Removal(r, None) for r in alive], most)
             alive = [r for r in alive if self.direct[r]]
         kept = self.engine.kept
-        self._test([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]])
+        self._test([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]], most)
 
-    def circuit(self) -> Circuit:
-        """The circuit that is left."""
-        kept = self.engine.kept.copy()
-        if not self.options.direct:
-            return Circuit(self.graph, kept, None, self.scores, None)
-        return Circuit(self.graph, kept, self.direct, self.scores, self.direct_scores)
-
-    def _test(self, queue: list[Removal]) -> None:
-        """Decide some edges, batch by batch."""
+    def _test(self, queue: list[Removal], most: int) -> None:
+        """Decide some edges, in batches of at most so many."""
         while queue:
             self.batch += 1
-            decisions = self._replay(queue)
+            decisions = next(self.recorded, None)
             if decisions is None:
-                decisions = self._evaluate(queue)
+                decisions = self._evaluate(queue, most)
                 self.journal.write(decisions)
+            elif [d.edge for d in decisions] != [self._name(r) for r in queue[: len(decisions)]]:
+                where = f"{self.journal.path}: batch {self.batch}"
+                raise FileError(f"{where} tests other edges than this run; use --force")
             self._apply(queue[: len(decisions)], decisions)
             queue = queue[len(decisions) :]
 
-    def _evaluate(self, queue: list[Removal]) -> list[Decision]:
+    def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""
-        candidates, active = self._candidates(queue)
+        size = max(1, min(most, round(2.5 * self.streak**0.5)))
+        candidates: list[Removal] = []
+        active: list[Removal] = []  # those whose removal changes anything
+        for removal in queue:
+            if not self.engine.inert(removal):
+                if len(active) == size:
+                    break
+                active.append(removal)
+            candidates.append(removal)
         values = self._values(active)
         active_set = set(active)
         metric = self.metric
@@ -207,19 +193,6 @@ class _Search:
             if kept:
                 break
         return decisions
-
-    def _candidates(self, queue: list[Removal]) -> tuple[list[Removal], list[Removal]]:
-        """The candidates of the next batch, and those of them whose removal changes anything."""
-        size = max(1, min(self.options.batch, self.capacity, self.streak.batch_size()))
-        candidates: list[Removal] = []
-        active: list[Removal] = []
-        for removal in queue:
-            if not self.engine.inert(removal):
-                if len(active) == size:
-                    break
-                active.append(removal)
-            candidates.append(removal)
-        return candidates, active
 
     def _values(self, removals: list[Removal]) -> Iterator[float]:
         """Yield the metric after each of some cumulative removals.
@@ -245,94 +218,49 @@ class _Search:
         """Store the decisions of a batch, and commit its removals."""
         gone = []
         for removal, decision in zip(removals, decisions, strict=True):
-            if removal.sender is None:
-                self.direct_scores[removal.receiver] = decision.change
+            receiver, sender = removal
+            if sender is None:
+                self.direct_scores[receiver] = decision.change
+                self.direct[receiver] = decision.kept
             else:
-                self.scores[removal.sender, removal.receiver] = decision.change
+                self.scores[sender, receiver] = decision.change
             if decision.kept:
                 self.n_kept += 1
-                continue
-            gone.append(removal)
-            self.n_removed += 1
-            if removal.sender is None:  # its receiver's other edges go with it
-                self.direct[removal.receiver] = False
-                self.n_removed += int(self.engine.kept[:, removal.receiver].sum())
+            else:
+                gone.append(removal)
         if gone:
             self.engine.commit(gone)
         self.metric = decisions[-1].metric
-        self.streak.update(len(gone), decisions[-1].kept)
-        self._report(removals[-1].receiver)
-
-    # --- edges removed without a test -------------------------------------------------------------------------------
-
-    def _drop(self, receiver: int) -> None:
-        """Remove the edges into a receiver whose node nothing reads."""
-        self.n_removed += self.engine.drop(receiver)
-        self._remove_direct(receiver)
+        if decisions[-1].kept:
+            self.streak = 0.6 * self.streak + 0.4 * (len(gone) + 1)
+        else:
+            self.streak += len(gone)
+        left = int(self.engine.kept.sum()) - self.n_kept
+        if self.options.direct:
+            left += int(self.direct.sum())
+        done = self.total - left
+        node = self.graph.receivers[removals[-1].receiver].name
+        note = f"removed {done - self.n_kept}, kept {self.n_kept}, left {left}, {node}, metric {self.metric:.4f}"
+        self.progress(Progress(done, self.total, "edges", note))
 
     def _filter(self, receivers: list[int], allowed: np.ndarray) -> list[int]:
         """Remove the edges that may not be kept; returns the receivers that still have edges."""
         kept = self.engine.kept
         gone = [Removal(r, s) for r in receivers for s in np.flatnonzero(kept[:, r] & ~allowed[:, r]).tolist()]
         self.engine.commit(gone)
-        self.n_removed += len(gone)
         (self.metric,) = self.engine.metric(self.engine.rows([]))
-        left = [r for r in receivers if self.engine.kept[:, r].any()]
+        left = [r for r in receivers if kept[:, r].any()]
         for receiver in set(receivers) - set(left):
-            self._remove_direct(receiver)
-        return left
-
-    def _remove_direct(self, receiver: int) -> None:
-        if self.options.direct and self.direct[receiver]:
             self.direct[receiver] = False
-            self.n_removed += 1
-
-    # --- the log, progress and messages -----------------------------------------------------------------------------
-
-    def _replay(self, queue: list[Removal]) -> list[Decision] | None:
-        """The next batch that an earlier run logged, None if there is none.
-
-        Raises:
-            FileError: it decides other edges.
-        """
-        decisions = next(self.recorded, None)
-        if decisions is None:
-            return None
-        if [d.edge for d in decisions] != [self._name(r) for r in queue[: len(decisions)]]:
-            raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
-        return decisions
-
-    def _report(self, receiver: int) -> None:
-        done = self.n_removed + self.n_kept
-        node = self.graph.receivers[receiver].name
-        note = f"removed {self.n_removed}, kept {self.n_kept}, left {self.total - done}, {node}"
-        self.progress(Progress(done, self.total, "edges", f"{note}, metric {self.metric:.4f}"))
+        return left
 
     def _non_finite(self, metric: float, rows: Tensor, where: str) -> UserError:
         """The error for a metric that is not finite at some rows, Float[1 row d_model]."""
-        prompt = f"prompt {self.engine.first_non_finite(rows) + 1} of the discovery half"
+        first = int((~torch.isfinite(self.engine.metric_of(rows))).any(0).nonzero()[0])
+        prompt = f"prompt {first + 1} of the discovery half"
         return UserError(f"{where} the metric is {metric}, first on {prompt}; {non_finite_advice(self.engine.model)}")
 
     def _name(self, removal: Removal) -> str:
         if removal.sender is None:
             return self.graph.direct_name(removal.receiver)
         return self.graph.edge_name(removal.sender, removal.receiver)
-
-
-class Streak:
-    """The typical number of removals in a row, which sets the batch size: a function of the decisions alone, so that a
-    replay makes the same batches."""
-
-    def __init__(self) -> None:
-        self.length = 8.0
-
-    def batch_size(self) -> int:
-        """The number of candidates worth evaluating at once."""
-        return round(2.5 * self.length**0.5)
-
-    def update(self, removed: int, ended: bool) -> None:
-        """Count the removals of a batch; `ended` if an edge stayed behind them."""
-        if ended:
-            self.length = 0.6 * self.length + 0.4 * (removed + 1)
-        else:
-            self.length += removed

@@ -12,7 +12,7 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.patching.patch import rows_without_node
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 
 
@@ -26,11 +26,12 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     for cache in problem.chunks(problem.max_batch(4 * graph.n_heads)):
         metric = cache.metric(problem.metric, model)
         full = metric(cache.targets.clean)
+        patched = PatchedModel(model, cache)
         for first, written in model.written_by(cache.difference, len(graph.senders)):
             sender = graph.senders[first]
             if sender.kind == "input":
                 continue
-            rows = rows_without_node(model, cache, sender.layer, written, sender.kind == "head")
+            rows = patched.without_node(sender.layer, written, sender.kind == "head")
             total[first : first + len(written)] += (metric(rows) - full).double().sum(1).cpu().numpy()
             done += len(written) * len(cache.pad)
             progress(Progress(done // problem.n_prompts, len(graph.senders) - len(graph.inputs), "nodes", sender.name))

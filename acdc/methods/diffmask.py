@@ -27,30 +27,23 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, train
 from acdc.methods.subnetwork_probing import of_gates
 from acdc.patching.metrics import Metric, make_metric
-from acdc.patching.patch import node_rows
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 from acdc.registry import METHODS
 
-UPDATES = METHODS["diffmask"].repeats
 MARGIN = 0.1  # of the KL without any intervention
 ASCENT = 0.1  # step of the multiplier per unit of the constraint
 
 
 def score(
     problem: Problem,
-    updates: int = UPDATES,
+    updates: int = METHODS["diffmask"].repeats,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Show = silent,
 ) -> Scores:
-    """Scores of all nodes, and of all edges by them.
-
-    Args:
-        checkpoint: see `acdc.methods.masks.train`
-    Raises:
-        UserError: clean and ablated run predict the same; or see `acdc.methods.masks.train`.
-        FileError: see `acdc.methods.masks.train`.
-    """
+    """Scores of all nodes, and of all edges by them; `checkpoint` and errors as in `acdc.methods.masks.train`. Raises
+    UserError if clean and ablated run predict the same."""
     model = problem.model
     batches = Batches(problem)
     n_inputs = len(problem.graph.inputs)
@@ -58,7 +51,7 @@ def score(
 
     def objective(u: Update) -> Tensor:
         nodes = torch.cat([u.gates.new_ones(n_inputs), 1 - u.gates])
-        left = metrics[u.batch](node_rows(model, u.cache, nodes)).mean() / untouched
+        left = metrics[u.batch](PatchedModel(model, u.cache).with_nodes(nodes)).mean() / untouched
         return p_open(u.alpha).mean() + u.multipliers[0] * (left - MARGIN)
 
     n = len(problem.graph.senders) - n_inputs
@@ -70,11 +63,13 @@ def score(
 def _targets(problem: Problem, batches: Batches) -> tuple[list[Metric], float]:
     """The KL from the ablated run's prediction, for each batch; and its mean over all prompts for the clean run."""
     model = problem.model
-    metrics = list[Metric]()
+    metrics: list[Metric] = []
     total = 0.0
     for cache in batches:
         none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
-        metrics.append(make_metric("kl", model, replace(cache.targets, clean=node_rows(model, cache, none))))
+        metrics.append(
+            make_metric("kl", model, replace(cache.targets, clean=PatchedModel(model, cache).with_nodes(none)))
+        )
         total += float(metrics[-1](cache.targets.clean).sum())
     if not total > 0:
         raise UserError("--method diffmask: clean and ablated run predict the same, so there is nothing to find")

@@ -22,7 +22,6 @@ from acdc.methods import (
     edge_patching,
     edge_pruning,
     hisp,
-    random_scores,
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
@@ -31,7 +30,7 @@ from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
 from acdc.patching.offload import PartedEngine
-from acdc.registry import parse_filter
+from acdc.registry import METHODS, parse_filter
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs
 
@@ -42,17 +41,11 @@ LOG = "log.jsonl"
 
 @dataclass(frozen=True)
 class Discovery:
-    """The result of a method.
+    """The result of a method."""
 
-    Args:
-        circuit: the circuit with its scores, dead edges included
-        decisions: the logged decisions of ACDC
-        evaluations: how often ACDC evaluated the metric
-    """
-
-    circuit: Circuit
-    decisions: tuple[Decision, ...] = ()
-    evaluations: int = 0
+    circuit: Circuit  # with its scores, dead edges included
+    decisions: tuple[Decision, ...] = ()  # of ACDC, logged
+    evaluations: int = 0  # how often ACDC evaluated the metric
 
 
 def find(inputs: Inputs, out: Path, progress: Show) -> Discovery:
@@ -60,7 +53,11 @@ def find(inputs: Inputs, out: Path, progress: Show) -> Discovery:
     config = inputs.config
     if config.method != "acdc":
         scores = scored(inputs, config.method, out, progress)
-        return Discovery(scores.circuit(select(config, scores), config.direct))
+        if config.edges is None:
+            kept = scores.above(config.threshold or 0.0, config.abs)
+        else:
+            kept = (scores.greedy if config.greedy else scores.top)(config.edges, config.abs)
+        return Discovery(scores.circuit(kept, config.direct))
     allowed = None
     if config.prefilter is not None:
         method, share = parse_filter(config.prefilter)
@@ -77,10 +74,21 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
         UserError: the threshold is below the rounding of the metric, or the metric is not finite.
     """
     _check_threshold(inputs)
+    c = inputs.config
+    model = inputs.model.transformer
+    parts = inputs.parts("discovery")
+    graph = model.config.graph()
     with torch.inference_mode():
-        engine = make_engine(inputs)
+        metric = parts.metric(c.metric)
+        guess = parts.guess(c.metric)
+        engine: Engine | PartedEngine
+        if len(parts) == 1:
+            engine = Engine(model, graph, parts[0], metric, guess)
+        else:
+            engine = PartedEngine(model, graph, parts, metric, guess)
         journal = Journal(out / LOG)
-        circuit = discover(engine, options(inputs.config), journal, progress, allowed)
+        options = Options(c.threshold or 0.0, c.abs, c.order, c.direct, c.seed, c.batch)
+        circuit = discover(engine, options, journal, progress, allowed)
     return Discovery(circuit, tuple(journal.decisions), engine.evaluations)
 
 
@@ -101,23 +109,28 @@ def _check_threshold(inputs: Inputs) -> None:
 def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
     """A method's scores of all edges, read from their file if it exists; otherwise computed and written there."""
     path = out / SCORES
-    known = inputs.scores
-    what = _what(inputs.config, method)
     if path.exists():
-        known[what] = read_scores(path, inputs.problem("discovery").graph)
+        scores = read_scores(path, inputs.problem("discovery").graph)
+        inputs.scores[_what(inputs.config, method)] = scores
     else:
-        write_scores(path, computed(inputs, method, out / CHECKPOINT, progress))
+        scores = computed(inputs, method, out / CHECKPOINT, progress)
+        write_scores(path, scores)
     (out / CHECKPOINT).unlink(missing_ok=True)
-    return known[what]
+    return scores
 
 
 def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
-    """A method's scores of all edges, computed once for these inputs."""
-    known = inputs.scores
+    """A method's scores of all edges, computed once for these inputs.
+
+    Args:
+        checkpoint: where a training method keeps its state
+    Raises:
+        UserError: a score is not finite, or the method can't work with these inputs.
+    """
     what = _what(inputs.config, method)
-    if what not in known:
-        known[what] = score(inputs, method, checkpoint, progress)
-    return known[what]
+    if what not in inputs.scores:
+        inputs.scores[what] = _score(inputs, method, checkpoint, progress)
+    return inputs.scores[what]
 
 
 def _what(c: Config, method: str) -> tuple[object, ...]:
@@ -125,63 +138,32 @@ def _what(c: Config, method: str) -> tuple[object, ...]:
     return method, c.metric, c.steps, c.updates, c.penalty, c.sparsity
 
 
-def score(inputs: Inputs, method: str, checkpoint: Path | None, progress: Show) -> Scores:
-    """Run a method that scores all edges.
-
-    Args:
-        checkpoint: where a training method keeps its state
-    Raises:
-        UserError: a score is not finite, or the method can't work with these inputs.
-    """
+def _score(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
     c = inputs.config
     problem = inputs.problem("discovery")
-    steps = c.steps or eap_ig.STEPS
+
+    def integrated() -> Scores:
+        return eap_ig.score(problem, method, c.steps or METHODS[method].repeats, progress)
 
     def trained(module: ModuleType, **own: float | None) -> Scores:
-        stated = {k: v for k, v in own.items() if v is not None} | ({"updates": c.updates} if c.updates else {})
-        scores: Scores = module.score(problem, **stated, seed=c.seed, checkpoint=checkpoint, progress=progress)
-        return scores
+        stated = {key: value for key, value in {**own, "updates": c.updates}.items() if value is not None}
+        return module.score(problem, **stated, seed=c.seed, checkpoint=checkpoint, progress=progress)
 
     run: dict[str, Callable[[], Scores]] = {
         "eap": lambda: eap.score(problem, progress),
-        "eap-ig": lambda: eap_ig.score(problem, "inputs", steps, progress),
-        "eap-ig-activations": lambda: eap_ig.score(problem, "activations", steps, progress),
-        "eap-ig-clean-corrupted": lambda: eap_ig.score(problem, "clean-corrupted", 2, progress),
+        "eap-ig": integrated,
+        "eap-ig-activations": integrated,
+        "eap-ig-clean-corrupted": integrated,
         "edge-patching": lambda: edge_patching.score(problem, progress),
         "hisp": lambda: hisp.score(problem, progress),
         "causal-mediation": lambda: causal_mediation.score(problem, progress),
         "subnetwork-probing": lambda: trained(subnetwork_probing, penalty=c.penalty),
         "edge-pruning": lambda: trained(edge_pruning, sparsity=c.sparsity),
         "diffmask": lambda: trained(diffmask),
-        "random": lambda: random_scores.score(problem.graph, c.seed),
+        "random": lambda: Scores.random(problem.graph, c.seed),
     }
     with torch.no_grad():
         scores = run[method]()
     if wrong := scores.non_finite():
         raise UserError(f"--method {method}: the score of {wrong} is not finite; {non_finite_advice(problem.model)}")
     return scores
-
-
-def select(config: Config, scores: Scores) -> np.ndarray:
-    """Bool[sender receiver]: the edges that a config keeps."""
-    if config.edges is None:
-        return scores.above(config.threshold or 0.0, config.abs)
-    return (scores.greedy if config.greedy else scores.top)(config.edges, config.abs)
-
-
-def make_engine(inputs: Inputs) -> Engine | PartedEngine:
-    """The engine for a config's metric on the discovery prompts."""
-    model = inputs.model.transformer
-    name = inputs.config.metric
-    parts = inputs.parts("discovery")
-    graph = model.config.graph()
-    metric = parts.metric(name)
-    guess = parts.guess(name)
-    if len(parts) == 1:
-        return Engine(model, graph, parts[0], metric, guess)
-    return PartedEngine(model, graph, parts, metric, guess)
-
-
-def options(config: Config) -> Options:
-    """A config's options of ACDC."""
-    return Options(config.threshold or 0.0, config.abs, config.order, config.direct, config.seed, config.batch)

@@ -25,11 +25,7 @@ from acdc.registry import check_method
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:
-    """Scores of all edges.
-
-    Raises:
-        UserError: the metric compares with the full model, so that its gradient there is zero.
-    """
+    """Scores of all edges. Raises UserError for a metric whose gradient at the full model is zero."""
     check_method("eap", problem.metric, problem.parts.ablation)
     total = Attribution(problem)
     for cache in total.chunks(progress):
@@ -39,24 +35,24 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
 
 
 class Attribution:
-    """Sums of differences times gradients, over positions and prompts."""
+    """Sums of differences times gradients, over positions, prompts and runs."""
 
-    def __init__(self, problem: Problem, points: int = 1) -> None:
-        """`points`: the number of runs per prompt at which gradients are taken."""
+    def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._points = points
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
-        self._seen = 0
+        self._runs = 0  # of one prompt each
 
     def chunks(self, progress: Show) -> Iterator[ActivationCache]:
         """Yield the activations of the prompts, some at a time."""
+        seen = 0
         for cache in self._problem.chunks(CHUNK):
             yield cache
-            self._seen += len(cache.pad)
-            progress(Progress(self._seen, self._problem.n_prompts, "prompts", ""))
+            seen += len(cache.pad)
+            progress(Progress(seen, self._problem.n_prompts, "prompts", ""))
 
     def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
         """Add the contribution of one run's gradients."""
+        self._runs += len(cache.pad)
         model = self._problem.model
         graph = self._problem.graph
         difference = cache.difference
@@ -75,8 +71,8 @@ class Attribution:
         self._flush(difference, pending)
 
     def scores(self) -> Scores:
-        """The scores: the mean over prompts and points of what was added."""
-        mean = (self._total / (self._problem.n_prompts * self._points)).numpy()
+        """The scores: the mean over prompts and runs."""
+        mean = (self._total / self._runs).numpy()
         return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
 
     def _flush(self, difference: Activations, gradients: list[Gradient]) -> None:

@@ -2,10 +2,10 @@
 
 The score is that of `acdc.methods.eap`, with the gradient averaged over several runs between corrupted and clean:
 
-inputs           k = 0 … steps − 1: the inputs write corrupted + k/steps (clean − corrupted)
-activations      for the inputs, for the heads of each layer and for each MLP, k = 1 … steps: they write
-                 ablated + k/steps (clean − ablated) in an otherwise clean run; gradients at all receivers count
-clean-corrupted  the clean run and the corrupted run
+eap-ig                  k = 0 … steps − 1: the inputs write corrupted + k/steps (clean − corrupted)
+eap-ig-activations      for the inputs, for the heads of each layer and for each MLP, k = 1 … steps: they write
+                        ablated + k/steps (clean − ablated) in an otherwise clean run; gradients at all receivers count
+eap-ig-clean-corrupted  the clean run and the corrupted run
 
 as EAP-IG (github.com/hannamw/EAP-IG) computes them. With more steps, the scores of the first form, summed over the
 edges from the inputs, approach metric(corrupted) − metric(clean).
@@ -27,30 +27,20 @@ from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import METHODS, check_method
 
-STEPS = METHODS["eap-ig"].repeats  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
-
 Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, its residual stream, the block set by hand
 
 
 def score(
-    problem: Problem,
-    form: str = "inputs",
-    steps: int = STEPS,
-    progress: Show = silent,
+    problem: Problem, method: str = "eap-ig", steps: int = METHODS["eap-ig"].repeats, progress: Show = silent
 ) -> Scores:
-    """Scores of all edges.
+    """Scores of all edges; eap-ig-clean-corrupted ignores the steps.
 
-    Args:
-        form: inputs, activations or clean-corrupted
-        steps: points on each path; clean-corrupted always has 2
     Raises:
-        UserError: the form needs corrupted prompts, which the ablation lacks.
+        UserError: the method needs corrupted prompts, which the ablation lacks.
     """
-    names = {"inputs": "eap-ig", "activations": "eap-ig-activations", "clean-corrupted": "eap-ig-clean-corrupted"}
-    check_method(names[form], problem.metric, problem.parts.ablation)
-    points = {"inputs": _inputs, "activations": _activations, "clean-corrupted": _ends}[form]
-    n_blocks = 1 + problem.model.config.n_layers * (1 + int(problem.graph.mlp))
-    total = Attribution(problem, {"inputs": steps, "activations": steps * n_blocks, "clean-corrupted": 2}[form])
+    check_method(method, problem.metric, problem.parts.ablation)
+    points = {"eap-ig": _inputs, "eap-ig-activations": _activations, "eap-ig-clean-corrupted": _ends}[method]
+    total = Attribution(problem)
     for cache in total.chunks(progress):
         metric = cache.metric(problem.metric, problem.model)
         for at, residual, cut in points(problem, cache, steps):

@@ -11,7 +11,7 @@ import torch
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.patching.patch import rows_without_edges
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 
 VERSIONS = 16  # edges of one receiver evaluated at once
@@ -27,12 +27,13 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     for cache in problem.chunks(problem.max_batch(len(graph.senders))):
         metric = cache.metric(problem.metric, model)
         full = metric(cache.targets.clean)
+        patched = PatchedModel(model, cache)
         written = torch.cat([x for _, x in model.written_by(cache.difference, len(graph.senders))])
         for receiver, r in enumerate(graph.receivers):
             n = graph.n_parents(r)
             for first in range(0, n, VERSIONS):
                 last = min(n, first + VERSIONS)
-                rows = rows_without_edges(model, graph, cache, receiver, written[first:last])
+                rows = patched.without_edge(r, written[first:last])
                 total[first:last, receiver] += (metric(rows) - full).double().sum(1).cpu().numpy()
             done += n * len(cache.pad)
             progress(Progress(done // problem.n_prompts, graph.n_edges, "edges", r.node))

@@ -35,8 +35,7 @@ from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
 from acdc.registry import METHODS
 
-UPDATES = METHODS["edge-pruning"].repeats
-SPARSITY = 0.9
+SPARSITY = 0.9  # share of the residual edges that is removed, below 1
 WARM_UP = 0.4  # share of the training in which the target rises
 MULTIPLIERS = (0.0, 0.75)  # initial values; λ2 is above 0 from the start, or s would swing around t
 ASCENT = 0.025  # step per unit of the gradient
@@ -44,20 +43,13 @@ ASCENT = 0.025  # step per unit of the gradient
 
 def score(
     problem: Problem,
-    updates: int = UPDATES,
+    updates: int = METHODS["edge-pruning"].repeats,
     sparsity: float = SPARSITY,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Show = silent,
 ) -> Scores:
-    """Scores of all edges.
-
-    Args:
-        sparsity: share of the residual edges that is removed, below 1
-        checkpoint: see `acdc.methods.masks.train`
-    Raises:
-        UserError, FileError: see `acdc.methods.masks.train`.
-    """
+    """Scores of all edges; `checkpoint` and errors as in `acdc.methods.masks.train`."""
     model = problem.model
     graph = problem.graph
     batches = Batches(problem)

@@ -19,17 +19,13 @@ from acdc.registry import check_method
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:
-    """Scores of all nodes, and of all edges by them.
-
-    Raises:
-        UserError: the metric compares with the full model, so that its gradient there is zero.
-    """
+    """Scores of all nodes, and of all edges by them. Raises UserError for a metric whose gradient
+    at the full model is zero."""
     check_method("hisp", problem.metric, problem.parts.ablation)
     graph = problem.graph
     model = problem.model
     total = torch.zeros(len(graph.senders), dtype=torch.float64)
     done = 0
-    index = graph.sender_index
     for cache in problem.chunks(CHUNK):
         metric = cache.metric(problem.metric, model)
         difference = cache.difference
@@ -39,22 +35,17 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
                 continue
             if r.kind == "mlp":
                 effect = (difference.mlp[r.layer] * gradient.written).sum((1, 2))[:, None]
-                first = index[r.node]
+                first = graph.sender_index[r.node]
             else:
                 w = model.weights[f"layers.{r.layer}.o.weight"]
                 flow = torch.einsum("btd,hed->bhte", gradient.written, w)
                 effect = (difference.z[r.layer] * flow).sum((2, 3))
-                first = index[f"a{r.layer}.h0"]
+                first = graph.sender_index[f"a{r.layer}.h0"]
             total[first : first + effect.shape[1]] += effect.abs().double().sum(0).cpu()
         done += len(cache.pad)
         progress(Progress(done, problem.n_prompts, "prompts", ""))
-    return Scores.of_nodes(graph, _per_layer(problem, (total / problem.n_prompts).numpy()))
-
-
-def _per_layer(problem: Problem, nodes: np.ndarray) -> np.ndarray:
-    out = nodes.copy()
-    layers = np.array([s.layer for s in problem.graph.senders])
-    for layer in range(problem.graph.n_layers):
-        norm = np.linalg.norm(nodes[layers == layer])
-        out[layers == layer] /= norm or 1.0
-    return out
+    nodes = (total / problem.n_prompts).numpy()
+    layers = np.array([s.layer for s in graph.senders])
+    for layer in range(graph.n_layers):
+        nodes[layers == layer] /= np.linalg.norm(nodes[layers == layer]) or 1.0
+    return Scores.of_nodes(graph, nodes)

@@ -28,7 +28,7 @@ from acdc.errors import FileError, UserError
 from acdc.io.files import write_atomic
 from acdc.io.progress import Progress, Show
 from acdc.patching.activations import BATCH, ActivationCache
-from acdc.patching.patch import node_rows
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 
 LOW = -0.1  # these three as in Louizos et al.
@@ -58,48 +58,29 @@ def p_open(alpha: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Update:
-    """What the objective of one update depends on.
+    """What the objective of one update depends on."""
 
-    Args:
-        cache: activations of the prompts of the update
-        batch: the index of their batch
-        alpha: Float[gate]
-        gates: Float[gate], sampled
-        multipliers: Float[multiplier]
-        share: share of the training that is done, from 0 to 1
-    """
-
-    cache: ActivationCache
-    batch: int
-    alpha: Tensor
-    gates: Tensor
-    multipliers: Tensor
-    share: float
+    cache: ActivationCache  # of the prompts of the update
+    batch: int  # the index of their batch
+    alpha: Tensor  # Float[gate]
+    gates: Tensor  # Float[gate], sampled
+    multipliers: Tensor  # Float[multiplier]
+    share: float  # of the training that is done, from 0 to 1
 
 
 @dataclass(frozen=True)
 class Training:
-    """A training: gates follow the gradient of an objective downwards by Adam, Lagrange multipliers follow it upwards.
+    """A training: Adam moves gates down the gradient of an objective, Lagrange multipliers go up it."""
 
-    Args:
-        method: name of the method, for messages
-        settings: settings of the method by name, which distinguish trainings
-        gates: number of gates
-        objective: minimised in the gates, maximised in the multipliers
-        multipliers: initial value of each
-        ascent: step of each multiplier per unit of its gradient
-        least: lower bound on the multipliers
-    """
-
-    method: str
-    settings: dict[str, float]
+    method: str  # name of the method, for messages
+    settings: dict[str, float]  # of the method by name, which distinguish trainings
     updates: int
     seed: int
-    gates: int
-    objective: Callable[[Update], Tensor]
-    multipliers: tuple[float, ...] = ()
-    ascent: tuple[float, ...] = ()
-    least: float = -math.inf
+    gates: int  # number of gates
+    objective: Callable[[Update], Tensor]  # minimised in the gates, maximised in the multipliers
+    multipliers: tuple[float, ...] = ()  # initial values
+    ascent: tuple[float, ...] = ()  # step of each multiplier per unit of its gradient
+    least: float = -math.inf  # lower bound on the multipliers
 
 
 class Batches:
@@ -107,7 +88,7 @@ class Batches:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        self._where = list[tuple[int, slice]]()
+        self._where: list[tuple[int, slice]] = []
         for index, cache in enumerate(problem.parts):
             n = len(cache.pad)
             bounds = np.linspace(0, n, -(-n // BATCH) + 1).round().astype(int).tolist()
@@ -135,23 +116,15 @@ def span(problem: Problem, batches: Batches) -> float:
     none = torch.zeros(len(problem.graph.senders), dtype=model.dtype, device=model.device)
     for cache in batches:
         metric = cache.metric(problem.metric, model)
-        total += float((metric(node_rows(model, cache, none)) - metric(cache.targets.clean)).sum())
+        total += float((metric(PatchedModel(model, cache).with_nodes(none)) - metric(cache.targets.clean)).sum())
     return abs(total) / problem.n_prompts or 1.0
 
 
-def train(
-    training: Training,
-    problem: Problem,
-    batches: Batches,
-    checkpoint: Path | None,
-    progress: Show,
-) -> Tensor:
-    """Train all gates.
+def train(training: Training, problem: Problem, batches: Batches, checkpoint: Path | None, progress: Show) -> Tensor:
+    """Train all gates; returns the α of each, Float[gate].
 
     Args:
         checkpoint: file of the state, written regularly and at the end; an existing one is resumed
-    Returns:
-        α of every gate, Float[gate]
     Raises:
         UserError: a loss is not finite.
         FileError: the file is not a checkpoint or from another training, or can't be written.
@@ -176,10 +149,8 @@ def train(
             loss = training.objective(update)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise UserError(
-                f"--method {training.method}: the loss is {value} at update {done + 1}; choose another --metric, or "
-                "--dtype float64"
-            )
+            where = f"--method {training.method}: the loss is {value} at update {done + 1}"
+            raise UserError(f"{where}; choose another --metric, or --dtype float64")
         down, up = torch.autograd.grad(loss, (alpha, multipliers), allow_unused=True, materialize_grads=True)
         with torch.no_grad():
             state["mean"] = MEAN_DECAY * state["mean"] + (1 - MEAN_DECAY) * down
@@ -190,15 +161,15 @@ def train(
             state["multipliers"] = (multipliers + ascent * up).clamp(min=training.least)
             kept = float((p_open(state["alpha"]) >= 0.5).double().mean())
         if checkpoint is not None and ((done + 1) % SAVED_EVERY == 0 or done + 1 == training.updates):
-            _write(checkpoint, mark, state, done + 1)
+            tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
+            write_atomic(checkpoint, save(tensors, {"training": mark, "updates": str(done + 1)}))
         progress(Progress(done + 1, training.updates, "updates", f"loss {value:.4g}, kept {kept:.1%}"))
     return state["alpha"]
 
 
 def _noise(seed: int, update: int, n: int) -> np.ndarray:
     """Uniform noise inside (0, 1), even after rounding to float32: Float[gate]."""
-    noise: np.ndarray = np.random.default_rng([seed, update]).uniform(1e-6, 1 - 1e-6, n)
-    return noise
+    return np.random.default_rng([seed, update]).uniform(1e-6, 1 - 1e-6, n)
 
 
 def _fingerprint(training: Training, problem: Problem) -> str:
@@ -208,11 +179,6 @@ def _fingerprint(training: Training, problem: Problem) -> str:
     of = [training.method, training.settings, training.updates, training.seed, training.gates, problem.metric]
     of += [str(problem.model.config), str(problem.model.dtype), ids]
     return hashlib.sha256(json.dumps(of).encode()).hexdigest()
-
-
-def _write(path: Path, mark: str, state: dict[str, Tensor], done: int) -> None:
-    tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
-    write_atomic(path, save(tensors, {"training": mark, "updates": str(done)}))
 
 
 def _read(path: Path, mark: str, like: dict[str, Tensor]) -> tuple[int, dict[str, Tensor]]:

@@ -20,30 +20,23 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
-from acdc.patching.patch import node_rows
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 from acdc.registry import METHODS
 
-UPDATES = METHODS["subnetwork-probing"].repeats
 PENALTY = 0.3  # what all nodes together cost, in shares of the span
 
 
 def score(
     problem: Problem,
-    updates: int = UPDATES,
+    updates: int = METHODS["subnetwork-probing"].repeats,
     penalty: float = PENALTY,
     seed: int = 0,
     checkpoint: Path | None = None,
     progress: Show = silent,
 ) -> Scores:
-    """Scores of all nodes, and of all edges by them.
-
-    Args:
-        penalty: price of all nodes together, in shares of the span; the larger, the fewer nodes
-        checkpoint: see `acdc.methods.masks.train`
-    Raises:
-        UserError, FileError: see `acdc.methods.masks.train`.
-    """
+    """Scores of all nodes, and of all edges by them; `checkpoint` and errors as in `acdc.methods.masks.train`. The
+    larger the penalty, the fewer nodes."""
     model = problem.model
     batches = Batches(problem)
     n_inputs = len(problem.graph.inputs)
@@ -52,7 +45,7 @@ def score(
 
     def objective(u: Update) -> Tensor:
         nodes = torch.cat([u.gates.new_ones(n_inputs), u.gates])
-        return metrics[u.batch](node_rows(model, u.cache, nodes)).mean() + price * p_open(u.alpha).mean()
+        return metrics[u.batch](PatchedModel(model, u.cache).with_nodes(nodes)).mean() + price * p_open(u.alpha).mean()
 
     n = len(problem.graph.senders) - n_inputs
     training = Training("subnetwork-probing", {"penalty": penalty}, updates, seed, n, objective)

@@ -7,7 +7,7 @@ prompts, position by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acdc.errors import UserError
 from acdc.model.transformer import Activations, Transformer
-from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
+from acdc.patching.metrics import Metric, Targets, make_metric
 from acdc.task.tokenize import Split
 
 CHUNK = 32  # prompts per forward or backward pass
@@ -25,35 +25,20 @@ TABLE_BYTES = 256 << 20  # bound on a table of what all senders write
 
 @dataclass(frozen=True)
 class ActivationCache:
-    """Activations of a set of prompts, with what is needed to score them.
+    """Activations of a set of prompts, with what is needed to score them."""
 
-    Args:
-        pad: Int[batch], positions of left padding
-        mask: Bool[batch query key]
-        rows: Int[row 2], scored (example, position) pairs
-        targets: answers and clean stream of the scored rows
-        clean: what every sender writes on the clean prompts
-        ablated: what a sender's removed edges carry
-        residual: Float[layer+1 batch pos d_model], the clean stream before each layer, and the final one
-        start: first position at which clean and ablated can differ
-    """
-
-    pad: Tensor
-    mask: Tensor
-    rows: Tensor
-    targets: Targets
-    clean: Activations
-    ablated: Activations
-    residual: Tensor
-    start: int
+    pad: Tensor  # Int[batch], positions of left padding
+    mask: Tensor  # Bool[batch query key]
+    rows: Tensor  # Int[row 2], scored (example, position) pairs
+    targets: Targets  # answers and clean stream of the scored rows
+    clean: Activations  # what every sender writes on the clean prompts
+    ablated: Activations  # what a sender's removed edges carry
+    residual: Tensor  # Float[layer+1 batch pos d_model], the clean stream before each layer, and the final one
+    start: int  # first position at which clean and ablated can differ
 
     def metric(self, name: str, model: Transformer) -> Metric:
         """The metric of this name, on these prompts."""
         return make_metric(name, model, self.targets)
-
-    def guess(self, name: str, model: Transformer) -> Metric | None:
-        """A cheap guess at the metric, or None if there is none."""
-        return make_guess(name, model, self.targets, model.config.vocab_out)
 
     @property
     def first(self) -> int:
@@ -63,12 +48,10 @@ class ActivationCache:
     @property
     def difference(self) -> Activations:
         """Ablated − clean output of every sender, from `first` on."""
-        ablated = self.ablated.map(self._live)
-        clean = self.clean.map(self._live)
+        first = self.first
+        ablated = self.ablated.map(lambda x: x[..., first:, :])
+        clean = self.clean.map(lambda x: x[..., first:, :])
         return Activations(ablated.inputs - clean.inputs, ablated.z - clean.z, ablated.mlp - clean.mlp)
-
-    def _live(self, x: Tensor) -> Tensor:
-        return x[..., self.first :, :]
 
     def at_once(self, model: Transformer, versions: int) -> int:
         """How many prompts fit into `TABLE_BYTES` with so many stream vectors at every live position."""
@@ -81,7 +64,7 @@ class ActivationCache:
         inside = (self.rows[:, 0] >= begin) & (self.rows[:, 0] < end)
         t = self.targets
         rows = self.rows[inside]
-        targets = Targets(t.example[inside] - begin, end - begin, t.correct[inside], t.wrong[inside], t.clean[inside])
+        targets = Targets(t.example[inside] - begin, t.correct[inside], t.wrong[inside], t.clean[inside])
         return ActivationCache(
             self.pad[chunk],
             self.mask[chunk],
@@ -92,10 +75,6 @@ class ActivationCache:
             self.residual[:, chunk],
             self.start,
         )
-
-    def scored(self, model: Transformer, x: Tensor) -> Tensor:
-        """Normalised rows of the final stream: Float[batch pos d_model] to Float[row d_model]."""
-        return model.normalise(x[self.rows[:, 0], self.rows[:, 1]])
 
 
 Named = Callable[[int, str], str]  # names a prompt in messages, from its index and "clean" or "corrupted"
@@ -140,13 +119,8 @@ def prepare(
     else:
         ablated = unpaired(ablation, means(model, prompts) if mean is None else mean, len(tokens))
     final = residual[-1][rows[:, 0], rows[:, 1]]
-    targets = Targets(
-        rows[:, 0],
-        len(tokens),
-        torch.as_tensor(prompts.correct).to(to),
-        torch.as_tensor(prompts.wrong).to(to),
-        model.normalise(final),
-    )
+    correct, wrong = (torch.as_tensor(a).to(to) for a in (prompts.correct, prompts.wrong))
+    targets = Targets(rows[:, 0], correct, wrong, model.normalise(final))
     mask = model.attention_mask(pad, tokens.shape[1])
     return ActivationCache(pad, mask, rows, targets, clean, ablated, residual, start)
 
@@ -184,34 +158,28 @@ def non_finite_advice(model: Transformer) -> str:
 
 def _check(model: Transformer, run: Activations, residual: Tensor, which: str, named: Named) -> None:
     """Raise UserError with the first node and prompt of a run whose values are not finite or too large."""
-    # This norm is finite only if every value and its square are; the model's norms take squares.
+    # This norm is finite only if every value and its square are.
     if torch.isfinite(torch.linalg.vector_norm(residual)):
         return
-    graph = model.config.graph()
     dtype = str(model.dtype).removeprefix("torch.")
-    for first, written in model.written_by(run, len(graph.senders)):
-        wrong = torch.nonzero(~_finite(model, written).all(-1))
-        if len(wrong):
-            sender, prompt = wrong[0].tolist()
-            value = float(written[sender, prompt].abs().max())
-            name = graph.senders[first + sender].name
+    for name, x in _blocks(model, run, residual):
+        # The norms take squares.
+        finite = torch.isfinite(x if model.config.norm == "none" else x.square().sum(-1, keepdim=True)).all(-1)
+        if not finite.all():
+            prompt = int(torch.nonzero(~finite)[0, 0])
             raise UserError(
-                f"{name} writes {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: "
+                f"{name} {float(x[prompt].abs().max()):.3g} on {named(prompt, which)}, which {dtype} can't go on with: "
                 f"{non_finite_advice(model)}"
             )
-    wrong = torch.nonzero(~_finite(model, residual).all(-1))  # every node is finite, their sum is not
-    if len(wrong):
-        layer, prompt = wrong[0].tolist()
-        name = "the logits read" if layer == graph.n_layers else f"layer {layer} reads"
-        value = float(residual[layer, prompt].abs().max())
-        raise UserError(
-            f"{name} {value:.3g} on {named(prompt, which)}, which {dtype} can't go on with: {non_finite_advice(model)}"
-        )
 
 
-def _finite(model: Transformer, x: Tensor) -> Tensor:
-    """Whether rows Float[... d_model] are finite, and their squares too if the model has norms: Bool[...]."""
-    return torch.isfinite(x if model.config.norm == "none" else x.square().sum(-1, keepdim=True)).all(-1)
+def _blocks(model: Transformer, run: Activations, residual: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield, in words and as Float[batch pos d_model], what each sender writes, then what each layer reads."""
+    for sender in model.config.graph().senders:
+        yield f"{sender.name} writes", model.written(run, sender)
+    for layer, x in enumerate(residual[:-1]):
+        yield f"layer {layer} reads", x
+    yield "the logits read", residual[-1]
 
 
 def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph.graph import QKV, Graph
+from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 from acdc.patching.live import LiveActivations
 from acdc.patching.metrics import Metric
-from acdc.patching.state import Head, State
+from acdc.patching.state import State
 
 BATCH_BYTES = 256 << 20  # rough bound on one batch of candidates
 
@@ -40,17 +40,11 @@ class Removal(NamedTuple):
 
 
 class Change(NamedTuple):
-    """How a sender's output differs from its current one, over a batch of candidates.
+    """How a sender's output differs from its current one, over a batch of candidates."""
 
-    Args:
-        versions: Float[version batch pos d_model]; version 0 is no change
-        sees: Int[candidate], the version each candidate sees
-        scored: whether pos are the scored positions only, rather than all live ones
-    """
-
-    versions: Tensor
-    sees: Tensor
-    scored: bool
+    versions: Tensor  # Float[version batch pos d_model]; version 0 is no change
+    sees: Tensor  # Int[candidate], the version each candidate sees
+    scored: bool  # whether pos are the scored positions only, rather than all live ones
 
 
 class Engine:
@@ -86,11 +80,9 @@ class Engine:
         """Whether a kept edge leaves the receiver's node."""
         return receiver == self.logits or bool(self.kept[self.node_of[receiver]].any())
 
-    def drop(self, receiver: int) -> int:
-        """Remove all edges into a receiver whose node nothing reads; returns their number."""
-        count = int(self.kept[:, receiver].sum())
+    def drop(self, receiver: int) -> None:
+        """Remove all edges into a receiver whose node nothing reads."""
         self.kept[:, receiver] = False
-        return count
 
     def open(self, receivers: Sequence[int]) -> None:
         """Begin a stage: the inputs of the heads of one layer, one MLP, or the logits."""
@@ -112,18 +104,14 @@ class Engine:
 
     def inert(self, removal: Removal) -> bool:
         """Whether a removal changes nothing at all: clean and ablated output are equal where the receiver reads."""
-        senders = [removal.sender]
-        if removal.sender is None:
-            senders = np.flatnonzero(self.kept[:, removal.receiver]).tolist()
         scored = self._reads_scored(removal.receiver)
-        return not any(self.live.differs(s, scored) for s in senders if s is not None)
+        if removal.sender is not None:
+            return not self.live.differs(removal.sender, scored)
+        return not any(self.live.differs(s, scored) for s in np.flatnonzero(self.kept[:, removal.receiver]).tolist())
 
     def rows(self, removals: Sequence[Removal]) -> Tensor:
-        """Normalised final rows after removing none, the first, the first two, … all of some candidates.
-
-        Returns:
-            Float[1+candidate row d_model]
-        """
+        """Normalised final rows after removing none, the first, … all of some candidates: Float[1+candidate row
+        d_model]."""
         now = self.state.input[self.logits][None]
         final = None
         if removals and removals[0].receiver == self.logits:
@@ -138,47 +126,32 @@ class Engine:
     def metric(self, rows: Tensor) -> list[float]:
         """The metric, mean over the prompts, of candidates' rows: Float[candidate row d_model]."""
         self.evaluations += len(rows)
-        values: list[float] = self.metric_of(rows).double().mean(1).tolist()
-        return values
-
-    def first_non_finite(self, rows: Tensor) -> int:
-        """The first prompt on which the metric of some rows, Float[candidate row d_model], is not finite."""
-        return int((~torch.isfinite(self.metric_of(rows))).any(0).nonzero()[0])
+        return self.metric_of(rows).double().mean(1).tolist()
 
     def guess(self, rows: Tensor) -> list[float] | None:
         """A cheap guess at `metric`, or None where there is none."""
-        if self.guess_of is None:
-            return None
-        values: list[float] = self.guess_of(rows).double().mean(1).tolist()
-        return values
+        return None if self.guess_of is None else self.guess_of(rows).double().mean(1).tolist()
 
     def commit(self, removals: Iterable[Removal]) -> None:
         """Remove some candidates from the circuit."""
         touched = set()
+        base = self.state.base
         for removal in removals:
             receiver, sender = removal
+            scored = self._reads_scored(receiver)
             if not self.inert(removal):
-                scored = self._reads_scored(receiver)
-                if sender is None:
-                    self.state.base[receiver] = self.live.ablated_input(receiver, scored)
-                else:
-                    self.state.base[receiver] = self.state.base[receiver] + self.live.difference(sender, scored)
                 touched.add(receiver)
-            if sender is None:
-                self.kept[:, receiver] = False
-            else:
-                self.kept[sender, receiver] = False
+                if sender is None:
+                    base[receiver] = self.live.ablated_input(receiver, scored)
+                else:
+                    base[receiver] = base[receiver] + self.live.difference(sender, scored)
+            self.kept[slice(None) if sender is None else sender, receiver] = False
         self._settle(touched)
 
     def offload(self) -> None:
-        """Free large tensors; call `load` before the engine is used again."""
+        """Free large tensors; set `live.cache` and `state` before the engine is used again."""
         self.live.offload()
         self.state = State()
-
-    def load(self, cache: ActivationCache, state: State) -> None:
-        """Set what `offload` freed."""
-        self.live.cache = cache
-        self.state = state
 
     # --- one stage -------------------------------------------------------------------------------------------------
 
@@ -205,7 +178,7 @@ class Engine:
         k = self.model.project("k", r.layer, r.head, x, self.positions)
         v = self.model.project("v", r.layer, r.head, x, self.positions)
         q = self._project("q", sender, self.state.input[own[0]])
-        self.state.heads[sender] = Head(q, k, v, self.live.clean(sender, self.scored_at[sender]))
+        self.state.heads[sender] = {"q": q, "k": k, "v": v, "z": self.live.clean(sender, self.scored_at[sender])}
 
     def _set_clean_input(self, receiver: int) -> None:
         x = self.live.clean_input(receiver, self._reads_scored(receiver))
@@ -254,18 +227,20 @@ class Engine:
     def _for_each(self, kind: str, sender: int, x: Tensor, own: list[int], candidates: list[int]) -> Tensor:
         """q, k or v of a head for each of some candidates, of which only its `own` change it: x Float[own batch pos
         d_model] to Float[candidate batch pos d_head]."""
-        current = getattr(self.state.heads[sender], kind)
+        current = self.state.heads[sender][kind]
         values = torch.cat([current[None], self._vector(kind, sender, x)])
         index = torch.bucketize(torch.tensor(candidates), torch.tensor(own), right=True)
         return values[index.to(values.device)]
 
     def _vector(self, kind: str, sender: int, x: Tensor) -> Tensor:
         """q, k or v of a head from its inputs Float[candidate batch pos d_model]; k and v with those before the live
-        positions."""
+        positions. The inputs of an MLP stay as they are."""
+        if kind == "mlp":
+            return x
         y = self._project(kind, sender, x)
         if kind == "q" or not self.live.start:
             return y
-        fixed = getattr(self.state.heads[sender], kind)[:, : self.live.start]
+        fixed = self.state.heads[sender][kind][:, : self.live.start]
         return torch.cat([fixed.expand(len(y), *fixed.shape), y], 2)
 
     def _project(self, kind: str, sender: int, x: Tensor) -> Tensor:
@@ -276,23 +251,19 @@ class Engine:
         return self.model.project(kind, s.layer, s.head, x, positions)
 
     def _versions(self, sender: int, new: dict[str, Tensor]) -> Tensor:
-        """Change of a node's output, 0 first, for new values: the inputs of an MLP, or q, k or v of a head.
-
-        Returns:
-            Float[version batch pos d_model]
-        """
+        """Change of a node's output, 0 first, for new values (the inputs of an MLP, or q, k or v of a head):
+        Float[version batch pos d_model]."""
         s = self.graph.senders[sender]
         if s.kind == "mlp":
             delta = self.model.mlp(s.layer, new["mlp"]) - self.state.mlps[sender]
         else:
             head = self.state.heads[sender]
-            q, k, v = (new.get(c, getattr(head, c)) for c in QKV)
-            delta = self.model.write(s.layer, s.head, self._attend(sender, q, k, v) - head.z)
+            delta = self.model.write(s.layer, s.head, self._attend(sender, head | new) - head["z"])
         return torch.cat([torch.zeros_like(delta[:1]), delta])
 
-    def _attend(self, sender: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def _attend(self, sender: int, head: dict[str, Tensor]) -> Tensor:
         mask = self.live.mask(self.graph.senders[sender].layer, self.scored_at[sender])
-        return self.model.attend(q, k, v, mask)
+        return self.model.attend(head["q"], head["k"], head["v"], mask)
 
     def _propagate(self, changes: dict[int, Change], n: int) -> Tensor | None:
         """Final residual stream at the scored positions for each candidate, Float[candidate batch pos d_model]; None if
@@ -307,7 +278,7 @@ class Engine:
                 x = self._received(receiver, changes, n)
                 if x is not None:
                     kind = self.graph.receivers[receiver].kind
-                    new[kind] = x if kind == "mlp" else self._vector(kind, sender, x)
+                    new[kind] = self._vector(kind, sender, x)
             if new:
                 changes[sender] = Change(self._versions(sender, new), sees, self.scored_at[sender])
                 final = self._received(self.logits, {sender: changes[sender]}, n, final)
@@ -321,11 +292,8 @@ class Engine:
     def _received(
         self, receiver: int, changes: dict[int, Change], n: int, before: Tensor | None = None
     ) -> Tensor | None:
-        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it.
-
-        Args:
-            before: inputs after earlier changes; these are added to it in place
-        """
+        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it. The
+        changes are added in place to inputs `before` them, if given."""
         feeding = [c for s, c in changes.items() if self.kept[s, receiver]]
         if not feeding:
             return before
@@ -366,9 +334,9 @@ class Engine:
         head = self.state.heads[sender]
         for receiver in receivers:
             kind = self.graph.receivers[receiver].kind
-            setattr(head, kind, self._vector(kind, sender, self.state.input[receiver][None])[0])
-        head.z = self._attend(sender, head.q, head.k, head.v)
-        self.state.deviation[sender] = self.model.write(s.layer, s.head, head.z - clean)
+            head[kind] = self._vector(kind, sender, self.state.input[receiver][None])[0]
+        head["z"] = self._attend(sender, head)
+        self.state.deviation[sender] = self.model.write(s.layer, s.head, head["z"] - clean)
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""

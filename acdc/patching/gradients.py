@@ -19,17 +19,11 @@ from acdc.patching.metrics import Metric
 
 
 class Gradient(NamedTuple):
-    """The gradient of the metric, summed over the prompts, at receivers that read the same stream.
+    """The gradient of the metric, summed over the prompts, at receivers that read the same stream."""
 
-    Args:
-        receivers: a slice of receiver indices
-        inputs: Float[receiver batch live d_model], gradient at each receiver's input, before its norm
-        written: Float[batch live d_model], gradient at the output of their nodes; for the logits, at the final stream
-    """
-
-    receivers: slice
-    inputs: Tensor
-    written: Tensor
+    receivers: slice  # of receiver indices
+    inputs: Tensor  # Float[receiver batch live d_model], at each receiver's input, before its norm
+    written: Tensor  # Float[batch live d_model], at the output of their nodes; for the logits, at the final stream
 
 
 def receiver_gradients(
@@ -65,7 +59,11 @@ def receiver_gradients(
         n = 3 * graph.n_heads
         written = flow
         if graph.mlp:
-            x = residual[layer] if graph.parallel else _after_attention(model, layer, at, residual)
+            x = residual[layer]
+            if not graph.parallel:
+                w = model.weights
+                x = x + torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
+                x = x + w[f"layers.{layer}.o.bias"]
             inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
             yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
             flow = flow + inputs
@@ -76,12 +74,6 @@ def receiver_gradients(
         heads = _heads(model, layer, cache, residual[layer], written)
         yield Gradient(slice(first, first + n), heads, written)
         flow = flow + heads.sum(0)
-
-
-def _after_attention(model: Transformer, layer: int, at: Activations, residual: Tensor) -> Tensor:
-    w = model.weights
-    written = torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
-    return residual[layer] + written + w[f"layers.{layer}.o.bias"]
 
 
 def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
@@ -98,15 +90,13 @@ def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, wr
     h = model.normalise(x)
     positions = positions_of(cache.pad, x.shape[1])[:, None]
     mask = model.window(layer, cache.mask[:, start:], start)[:, None]
-    own = [model.project_heads(c, layer, h[:, start:] if c == "q" else h) for c in QKV]
-    live = [(y if c == "q" else y[:, :, start:]).detach().requires_grad_() for c, y in zip(QKV, own, strict=True)]
+    q, k, v = (model.project_heads(c, layer, h[:, start:] if c == "q" else h) for c in QKV)
+    live = [y.detach().requires_grad_() for y in (q, k[:, :, start:], v[:, :, start:])]
     with torch.enable_grad():
-        q, k, v = (
-            y if c == "q" else torch.cat([o[:, :, :start], y], 2) for c, o, y in zip(QKV, own, live, strict=True)
-        )
-        z = model.attend(
-            model.place("q", layer, q, positions[..., start:]), model.place("k", layer, k, positions), v, mask
-        )
+        q = model.place("q", layer, live[0], positions[..., start:])
+        k = model.place("k", layer, torch.cat([k[:, :, :start], live[1]], 2), positions)
+        v = torch.cat([v[:, :, :start], live[2]], 2)
+        z = model.attend(q, k, v, mask)
     to_z = torch.einsum("btd,hed->bhte", written, w[f"layers.{layer}.o.weight"])
     gradients = torch.autograd.grad(z, live, to_z)
     out = x.new_empty(3, model.config.n_heads, len(x), x.shape[1] - start, x.shape[2])

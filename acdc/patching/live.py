@@ -18,25 +18,15 @@ CACHE_BYTES = 256 << 20  # bound on the differences kept for the receivers to co
 
 
 class LiveActivations:
-    """The activations of some prompts at live or scored positions, and the differences between ablated and clean ones.
-
-    Args:
-        cache: the activations; None while they are offloaded
-        start: first live position
-        n_live: number of live positions
-        columns: Int[scored], the scored positions, counted from the first live one
-        all_scored: whether every live position is scored
-    """
-
-    cache: ActivationCache
+    """The activations of some prompts at live or scored positions, and how ablated and clean ones differ."""
 
     def __init__(self, model: Transformer, graph: Graph, cache: ActivationCache) -> None:
         self.model = model
         self.graph = graph
-        self.cache = cache
-        self.start = cache.first
+        self.cache = cache  # deleted while the activations are offloaded
+        self.start = cache.first  # the first live position
         self.n_live = cache.mask.shape[1] - self.start
-        self.columns = torch.unique(cache.rows[:, 1]) - self.start
+        self.columns = torch.unique(cache.rows[:, 1]) - self.start  # Int[scored], counted from the first live position
         self.all_scored = len(self.columns) == self.n_live
         self._differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output
         self._ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input without any edge

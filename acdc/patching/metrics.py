@@ -2,7 +2,7 @@
 
 Every metric maps the normalised final residual stream at the scored rows, h Float[... row d_model], to one value per
 prompt, Float[... batch]; lower is better. A prompt with several scored positions gets their mean. Metrics use only the
-part of the output layer (`Output`) that they need: selected logits, a log-sum-exp, or all logits.
+part of the output layer that they need: selected logits, a log-sum-exp, or all logits.
 
 kl          KL(P ‖ Q) in nats; P the full model on the clean prompt, Q the patched model
 logit-diff  −(mean logit of the correct answers − largest logit of the wrong ones)
@@ -16,161 +16,132 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from acdc.model.transformer import Transformer
 from acdc.registry import METRICS
 
-SAMPLE_NUMBERS = 20_000_000  # bound on the table of `Sampled`: 80 MB in float32
+Metric = Callable[[Tensor], Tensor]
+LogSumExp = Callable[[Tensor], Tensor]  # of the centred logits: Float[... row d_model] to Float[... row]
+
+SAMPLE_NUMBERS = 20_000_000  # bound on the table of `sampled_logsumexp`: 80 MB in float32
 SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is as cheap as a guess
-
-
-class Output(Protocol):
-    """The output layer, on normalised rows: see `acdc.model.transformer.Transformer`."""
-
-    def logits(self, h: Tensor) -> Tensor:
-        """Float[... d_model] to Float[... vocab]."""
-
-    def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor:
-        """Of some tokens, less the mean over the vocabulary: ids Int[row k], to Float[... row k]."""
-
-    def logsumexp(self, h: Tensor) -> Tensor:
-        """Of the centred logits: Float[... d_model] to Float[...]."""
-
-    def expected_unembedding(self, h: Tensor) -> Tensor:
-        """The mean of W_U over the prediction at each row: Float[row d_model] to the same."""
-
-    def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
-        """W_U of n tokens drawn from it: Float[row d_model] to Float[row n d_model]."""
-
-
-class Sampled:
-    """An output layer that estimates the log-sum-exp from a few tokens, drawn from the full model's prediction.
-
-    Σ_v exp(h·W_v) / Σ_v exp(c·W_v) is the mean of exp((h − c)·W_v) over tokens v drawn from the prediction at c. It
-    costs a hundredth of the exact value and tells which candidates to evaluate; no decision depends on it.
-    """
-
-    def __init__(self, output: Output, clean: Tensor) -> None:
-        self._clean = clean
-        self._at_clean = output.logsumexp(clean)
-        n = SAMPLE_NUMBERS // clean.numel()
-        self._tokens = output.sampled_unembedding(clean, max(16, min(256, n)))
-        self.centred_logits = output.centred_logits
-        self.expected_unembedding = output.expected_unembedding
-        self.sampled_unembedding = output.sampled_unembedding
-        self.logits = output.logits
-
-    def logsumexp(self, h: Tensor) -> Tensor:
-        """A guess at the log-sum-exp of the centred logits: Float[... row d_model] to Float[... row]."""
-        moved = torch.einsum("...rd,rnd->...rn", h - self._clean, self._tokens)
-        return self._at_clean + moved.logsumexp(-1) - math.log(moved.shape[-1])
 
 
 @dataclass(frozen=True)
 class Targets:
-    """The answers and the clean stream of the scored rows.
+    """The answers and the clean stream of the scored rows."""
 
-    Args:
-        example: Int[row], the prompt that a row belongs to
-        n_examples: number of prompts
-        correct, wrong: Int[row k], token ids, −1 where a row has fewer
-        clean: Float[row d_model], the full model's normalised final residual stream
-    """
+    example: Tensor  # Int[row], the prompt that a row belongs to; each prompt has a row
+    correct: Tensor  # Int[row k], token ids, −1 where a row has fewer
+    wrong: Tensor  # Int[row k], likewise
+    clean: Tensor  # Float[row d_model], the full model's normalised final residual stream
 
-    example: Tensor
-    n_examples: int
-    correct: Tensor
-    wrong: Tensor
-    clean: Tensor
+    @property
+    def n_examples(self) -> int:
+        """The number of prompts."""
+        return int(self.example.max()) + 1
 
 
-Metric = Callable[[Tensor], Tensor]
-
-
-def make_metric(name: str, output: Output, targets: Targets) -> Metric:
-    """The metric `name` as a function Float[... row d_model] → Float[... batch]."""
-    per_row = {"kl": _kl, "logit-diff": _logit_diff, "prob-diff": _prob_diff, "nll": _nll, "l2": _l2}[name](
-        output, targets
-    )
-    counts = torch.bincount(targets.example, minlength=targets.n_examples)
+def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogSumExp | None = None) -> Metric:
+    """The metric `name`, Float[... row d_model] → Float[... batch], by default with the exact log-sum-exp."""
+    make = {"kl": _kl, "logit-diff": _logit_diff, "prob-diff": _prob_diff, "nll": _nll, "l2": _l2}[name]
+    per_row = make(model, targets, logsumexp or model.logsumexp)
+    counts = torch.bincount(targets.example)
 
     def metric(h: Tensor) -> Tensor:
         rows = per_row(h)
-        sums = rows.new_zeros(*rows.shape[:-1], targets.n_examples).index_add_(-1, targets.example, rows)
+        sums = rows.new_zeros(*rows.shape[:-1], len(counts)).index_add_(-1, targets.example, rows)
         return sums / counts
 
     return metric
 
 
-def make_guess(name: str, output: Output, targets: Targets, vocabulary: int) -> Metric | None:
+def make_guess(name: str, model: Transformer, targets: Targets) -> Metric | None:
     """A cheap guess at the metric, Float[candidate row d_model] → Float[candidate batch].
 
     None if the metric itself is cheap (few output columns, or only those of the answers) or has no guess (l2).
     """
-    if vocabulary < SAMPLE_VOCABULARY or METRICS[name].output != "logsumexp":
+    if model.config.vocab_out < SAMPLE_VOCABULARY or METRICS[name].output != "logsumexp":
         return None
-    return make_metric(name, Sampled(output, targets.clean), targets)
+    return make_metric(name, model, targets, sampled_logsumexp(model, targets.clean))
 
 
-def resolution(output: Output, targets: Targets) -> float:
+def sampled_logsumexp(model: Transformer, clean: Tensor) -> LogSumExp:
+    """An estimate of the log-sum-exp from a few tokens, drawn from the prediction at `clean`, Float[row d_model].
+
+    Σ_v exp(h·W_v) / Σ_v exp(c·W_v) is the mean of exp((h − c)·W_v) over tokens v drawn from the prediction at c. It
+    costs a hundredth of the exact value and tells which candidates to evaluate; no decision depends on it.
+    """
+    at_clean = model.logsumexp(clean)
+    n = max(16, min(256, SAMPLE_NUMBERS // clean.numel()))
+    tokens = model.sampled_unembedding(clean, n)
+
+    def logsumexp(h: Tensor) -> Tensor:
+        moved = torch.einsum("...rd,rnd->...rn", h - clean, tokens)
+        return at_clean + moved.logsumexp(-1) - math.log(n)
+
+    return logsumexp
+
+
+def resolution(model: Transformer, targets: Targets) -> float:
     """The smallest difference of a metric that is more than rounding, roughly: the dtype's precision times the largest
     log-sum-exp of the full model, which has the size of the logits whose differences metrics take.
     """
-    largest = float(output.logsumexp(targets.clean).abs().max())
+    largest = float(model.logsumexp(targets.clean).abs().max())
     return torch.finfo(targets.clean.dtype).eps * max(1.0, largest)
 
 
-def accuracy(output: Output, targets: Targets, h: Tensor) -> Tensor:
+def accuracy(model: Transformer, targets: Targets, h: Tensor) -> Tensor:
     """Whether the best correct answer has a higher logit than every wrong one, or than every other token if there are
     no wrong ones: h Float[row d_model] to Bool[row]."""
-    right = _masked(output, targets.correct, h, -torch.inf).amax(-1)
+    right = _masked(model, targets.correct, h, -torch.inf).amax(-1)
     if targets.wrong.shape[1]:
-        return right > _masked(output, targets.wrong, h, -torch.inf).amax(-1)
-    best = output.logits(h).argmax(-1, keepdim=True)
+        return right > _masked(model, targets.wrong, h, -torch.inf).amax(-1)
+    best = model.logits(h).argmax(-1, keepdim=True)
     return (best == targets.correct).any(-1)
 
 
-def _masked(output: Output, ids: Tensor, h: Tensor, fill: float) -> Tensor:
-    return output.centred_logits(h, ids.clamp(min=0)).masked_fill(ids < 0, fill)
+def _masked(model: Transformer, ids: Tensor, h: Tensor, fill: float) -> Tensor:
+    return model.centred_logits(h, ids.clamp(min=0)).masked_fill(ids < 0, fill)
 
 
-def _kl(output: Output, t: Targets) -> Metric:
+def _kl(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
     # KL(P‖Q) = Σ p (log p − log q) = logsumexp(q's logits) − logsumexp(p's) − (h − clean) · Σ p W: one product with the
     # vocabulary, and as a difference exactly 0 for the clean run.
-    vector = output.expected_unembedding(t.clean)
-    clean = output.logsumexp(t.clean)
-    return lambda h: output.logsumexp(h) - clean - ((h - t.clean) * vector).sum(-1)
+    vector = model.expected_unembedding(t.clean)
+    clean = logsumexp(t.clean)
+    return lambda h: logsumexp(h) - clean - ((h - t.clean) * vector).sum(-1)
 
 
-def _logit_diff(output: Output, t: Targets) -> Metric:
+def _logit_diff(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
     n = (t.correct >= 0).sum(-1)
 
     def metric(h: Tensor) -> Tensor:
-        right = _masked(output, t.correct, h, 0.0).sum(-1) / n
-        return _masked(output, t.wrong, h, -torch.inf).amax(-1) - right
+        right = _masked(model, t.correct, h, 0.0).sum(-1) / n
+        return _masked(model, t.wrong, h, -torch.inf).amax(-1) - right
 
     return metric
 
 
-def _prob_diff(output: Output, t: Targets) -> Metric:
+def _prob_diff(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
     ids = torch.cat([t.correct, t.wrong], 1)
     sign = torch.cat([torch.ones_like(t.correct), -torch.ones_like(t.wrong)], 1)
     sign = sign.to(t.clean.dtype)
 
     def metric(h: Tensor) -> Tensor:
-        log_p = _masked(output, ids, h, -torch.inf) - output.logsumexp(h)[..., None]
+        log_p = _masked(model, ids, h, -torch.inf) - logsumexp(h)[..., None]
         return -(log_p.exp() * sign).sum(-1)
 
     return metric
 
 
-def _nll(output: Output, t: Targets) -> Metric:
-    return lambda h: output.logsumexp(h) - _masked(output, t.correct, h, -torch.inf).logsumexp(-1)
+def _nll(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
+    return lambda h: logsumexp(h) - _masked(model, t.correct, h, -torch.inf).logsumexp(-1)
 
 
-def _l2(output: Output, t: Targets) -> Metric:
-    clean = output.logits(t.clean)
-    return lambda h: (output.logits(h) - clean).square().mean(-1)
+def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
+    clean = model.logits(t.clean)
+    return lambda h: (model.logits(h) - clean).square().mean(-1)

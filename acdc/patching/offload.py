@@ -10,10 +10,8 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -34,12 +32,7 @@ class Parts:
     parts."""
 
     def __init__(
-        self,
-        model: Transformer,
-        prompts: Split,
-        ablation: str,
-        size: int | None = None,
-        named: Named = numbered,
+        self, model: Transformer, prompts: Split, ablation: str, size: int | None = None, named: Named = numbered
     ) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
@@ -50,18 +43,16 @@ class Parts:
         self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
+
+            def later(prompt: int, run: str, start: int = start) -> str:
+                return named(start + prompt, run)
+
             part = prompts.take(range(start, min(start + size, n)))
-            cache = prepare(model, part, ablation, self._mean, partial(_later, named, start))
+            cache = prepare(model, part, ablation, self._mean, later)
             targets.append(replace(cache.targets, example=cache.targets.example + start))
             self._parts.append(cache if self._folder is None else self._write(cache))
             del cache  # before the next part is made
-        self.targets = Targets(
-            torch.cat([t.example for t in targets]),
-            n,
-            torch.cat([t.correct for t in targets]),
-            torch.cat([t.wrong for t in targets]),
-            torch.cat([t.clean for t in targets]),
-        )
+        self.targets = Targets(*(torch.cat([getattr(t, f.name) for t in targets]) for f in fields(Targets)))
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -80,7 +71,7 @@ class Parts:
 
     def guess(self, name: str) -> Metric | None:
         """A cheap guess at the metric (`acdc.patching.metrics.make_guess`)."""
-        return make_guess(name, self._model, self.targets, self._model.config.vocab_out)
+        return make_guess(name, self._model, self.targets)
 
     def scratch(self, name: str) -> Path:
         """A path beside the files of the parts, deleted with them."""
@@ -90,7 +81,7 @@ class Parts:
     def _write(self, cache: ActivationCache) -> Path:
         folder = self.scratch(f"runs-{len(self._parts)}")
         tensors = {"pad": cache.pad, "rows": cache.rows, "residual": cache.residual, "start": torch.tensor(cache.start)}
-        tensors |= {f"targets {f}": getattr(cache.targets, f) for f in ("example", "correct", "wrong", "clean")}
+        tensors |= {f"targets {f.name}": getattr(cache.targets, f.name) for f in fields(Targets)}
         tensors |= {f"clean {f.name}": getattr(cache.clean, f.name) for f in fields(Activations)}
         if self._mean is None:
             tensors |= {f"ablated {f.name}": getattr(cache.ablated, f.name) for f in fields(Activations)}
@@ -107,7 +98,7 @@ class Parts:
             ablated = Activations(*(t[f"ablated {f.name}"] for f in fields(Activations)))
         else:
             ablated = unpaired(self.ablation, self._mean, len(pad))
-        targets = Targets(t["targets example"], len(pad), t["targets correct"], t["targets wrong"], t["targets clean"])
+        targets = Targets(*(t[f"targets {f.name}"] for f in fields(Targets)))
         mask = self._model.attention_mask(pad, t["residual"].shape[2])
         return ActivationCache(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))
 
@@ -123,41 +114,27 @@ class PartedEngine:
         for index, cache in enumerate(parts):
             self._engines.append(Engine(model, graph, cache, metric, guess))
             self._offload(index)
-
-    @property
-    def kept(self) -> np.ndarray:
-        """Bool[sender receiver]: the current circuit."""
-        return self._engines[0].kept
+        # These need no activations, and are the same for all parts.
+        first = self._engines[0]
+        self.kept = first.kept
+        self.alive = first.alive
+        self.metric = first.metric
+        self.metric_of = first.metric_of
+        self.guess = first.guess
 
     @property
     def evaluations(self) -> int:
         """Candidates evaluated, each over all parts."""
         return self._engines[0].evaluations
 
-    def alive(self, receiver: int) -> bool:
+    def drop(self, receiver: int) -> None:
         """See `Engine`."""
-        return self._engines[0].alive(receiver)
-
-    def drop(self, receiver: int) -> int:
-        """See `Engine`."""
-        (count,) = {engine.drop(receiver) for engine in self._engines}
-        return count
+        for engine in self._engines:
+            engine.drop(receiver)
 
     def inert(self, removal: Removal) -> bool:
         """See `Engine`."""
         return all(engine.inert(removal) for engine in self._engines)
-
-    def metric(self, rows: Tensor) -> list[float]:
-        """See `Engine`."""
-        return self._engines[0].metric(rows)
-
-    def first_non_finite(self, rows: Tensor) -> int:
-        """The first prompt on which the metric of some rows is not finite."""
-        return self._engines[0].first_non_finite(rows)
-
-    def guess(self, rows: Tensor) -> list[float] | None:
-        """See `Engine`."""
-        return self._engines[0].guess(rows)
 
     def open(self, receivers: Sequence[int]) -> None:
         """See `Engine`."""
@@ -179,10 +156,10 @@ class PartedEngine:
 
     def _each(self, changes: bool) -> Iterator[Engine]:
         """Yield each engine with its activations and state in memory; `changes` says whether its state changes."""
-        device = str(self._engines[0].model.device)
         for index, engine in enumerate(self._engines):
-            state = State.from_tensors(load_file(self._parts.scratch(f"state-{index}.safetensors"), device=device))
-            engine.load(self._parts[index], state)
+            path = self._parts.scratch(f"state-{index}.safetensors")
+            engine.state = State.from_tensors(load_file(path, device=str(self.model.device)))
+            engine.live.cache = self._parts[index]
             yield engine
             self._offload(index, changes)
 
@@ -191,11 +168,6 @@ class PartedEngine:
         if changes:
             _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
         engine.offload()
-
-
-def _later(named: Named, start: int, prompt: int, run: str) -> str:
-    """The name of a prompt in a part that begins at `start`."""
-    return named(start + prompt, run)
 
 
 def _save(path: Path, tensors: dict[str, Tensor]) -> None:

@@ -29,49 +29,20 @@ def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
 
 
 def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges: Tensor) -> Tensor:
-    """The normalised final residual stream at the scored rows when some edges are removed.
+    """The normalised final residual stream at the scored rows, Float[row d_model], when some edges are removed.
 
-    Args:
-        edges: Float[sender receiver], 1 for a kept edge, 0 for a removed or missing one; values between mix the two
-    Returns:
-        Float[row d_model], the input of a metric of `cache`
+    `edges` is Float[sender receiver], 1 for a kept edge, 0 for a removed or missing one; values between mix the two.
     """
     size = cache.at_once(model, len(graph.senders))
     chunks = (cache.examples(slice(start, start + size)) for start in range(0, len(cache.pad), size))
-    return torch.cat([_Live(model, chunk).edges(graph, edges) for chunk in chunks])
+    return torch.cat([PatchedModel(model, chunk).with_edges(graph, edges) for chunk in chunks])
 
 
-def node_rows(model: Transformer, cache: ActivationCache, nodes: Tensor) -> Tensor:
-    """The same when nodes are removed, for all their readers: nodes Float[sender], 1 for kept and 0 for removed."""
-    return _Live(model, cache).nodes(nodes)
+class PatchedModel:
+    """The model on the live positions of some prompts, with some of its edges or nodes removed.
 
-
-def rows_without_edges(
-    model: Transformer, graph: Graph, cache: ActivationCache, receiver: int, written: Tensor
-) -> Tensor:
-    """The normalised final rows of the full model without one edge, for each of some edges into a receiver.
-
-    Args:
-        written: Float[edge batch live d_model], ablated − clean output of the edges' senders at the live positions
-    Returns:
-        Float[edge row d_model]
+    All methods return the normalised final residual stream at the scored rows, the input of a metric of `cache`.
     """
-    return _Live(model, cache).without_edges(graph.receivers[receiver], written)
-
-
-def rows_without_node(model: Transformer, cache: ActivationCache, layer: int, written: Tensor, head: bool) -> Tensor:
-    """The normalised final rows of the full model without one node, for each of some heads of a layer or for its MLP.
-
-    Args:
-        written: Float[node batch live d_model], ablated − clean output of the nodes at the live positions
-    Returns:
-        Float[node row d_model]
-    """
-    return _Live(model, cache).changed(layer, written, head)
-
-
-class _Live:
-    """The model on the live positions of some prompts."""
 
     def __init__(self, model: Transformer, cache: ActivationCache) -> None:
         self.model = model
@@ -79,8 +50,8 @@ class _Live:
         self.start = cache.first
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
 
-    def edges(self, graph: Graph, edges: Tensor) -> Tensor:
-        """Rows for some kept edges; nodes that nothing reads are skipped."""
+    def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
+        """Rows for kept edges, Float[sender receiver] as in `patched_rows`; nodes that nothing reads are skipped."""
         model = self.model
         cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
@@ -100,13 +71,14 @@ class _Live:
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
             which = self._index(heads) if len(heads) < graph.n_heads else ALL
             z = cache.ablated.z[layer][:, :, self.start :]
+            w_o = model.weights[f"layers.{layer}.o.weight"]
             before = x
-            x = x + self._write(layer, z).sum(0) + model.weights[f"layers.{layer}.o.bias"]
+            x = x + torch.einsum("bhte,hed->hbtd", z, w_o).sum(0) + model.weights[f"layers.{layer}.o.bias"]
             if heads:
                 new = receive([receivers[f"a{layer}.h{h}<{c}>"] for c in QKV for h in heads], before)
                 own = [self._project(c, layer, y, which) for c, y in zip(QKV, new.chunk(3), strict=True)]
                 delta = self._attend(layer, own, which) - z[:, which].transpose(0, 1)
-                current.append(delta @ model.weights[f"layers.{layer}.o.weight"][which][:, None])
+                current.append(delta @ w_o[which][:, None])
                 senders += [index[f"a{layer}.h{h}"] for h in heads]
             if graph.mlp:
                 removed = cache.ablated.mlp[layer][:, self.start :]
@@ -117,10 +89,10 @@ class _Live:
                 x = x + removed
         return self._rows(receive([receivers["logits"]], x)[0])
 
-    def nodes(self, nodes: Tensor) -> Tensor:
-        """Rows for some kept nodes."""
+    def with_nodes(self, nodes: Tensor) -> Tensor:
+        """Rows for kept nodes, Float[sender]: 1 for a kept one, 0 for one removed for all its readers."""
         model = self.model
-        graph = self.model.config.graph()
+        graph = model.config.graph()
         clean = self.cache.clean
         ablated = self.cache.ablated
         index = graph.sender_index
@@ -144,8 +116,9 @@ class _Live:
                 x = x + mixed(written, ablated.mlp[layer][:, self.start :], nodes[index[f"m{layer}"]])
         return self._rows(x)
 
-    def without_edges(self, r: Receiver, written: Tensor) -> Tensor:
-        """Rows of the full model without each of some edges into a receiver."""
+    def without_edge(self, r: Receiver, written: Tensor) -> Tensor:
+        """Rows of the full model without one edge, for each of some edges into a receiver: Float[edge row d_model].
+        `written` is the ablated − clean output of their senders, Float[edge batch live d_model]."""
         model = self.model
         cache = self.cache
         layer = r.layer
@@ -155,19 +128,21 @@ class _Live:
         if r.kind == "mlp":
             clean = cache.clean.mlp[layer][:, self.start :]
             x = x if model.config.parallel else cache.residual[layer + 1][:, self.start :] - clean
-            return self.changed(layer, model.mlp(layer, x + written) - clean, False)
-        own = [
-            self._project(c, layer, (x + written if c == r.kind else x)[None], slice(r.head, r.head + 1)) for c in QKV
-        ]
-        own = [
-            y if c == r.kind else y[:, None].expand(-1, len(written), *y.shape[1:])
-            for c, y in zip(QKV, own, strict=True)
-        ]
-        z = self._attend(layer, own, slice(r.head, r.head + 1))[0] - cache.clean.z[layer][:, r.head, self.start :]
-        return self.changed(layer, model.write(layer, r.head, z), True)
+            return self.without_node(layer, model.mlp(layer, x + written) - clean, False)
+        head = slice(r.head, r.head + 1)
+        own = []
+        for c in QKV:
+            if c == r.kind:
+                own.append(self._project(c, layer, (x + written)[None], head))
+            else:
+                y = self._project(c, layer, x[None], head)
+                own.append(y[:, None].expand(-1, len(written), *y.shape[1:]))
+        z = self._attend(layer, own, head)[0] - cache.clean.z[layer][:, r.head, self.start :]
+        return self.without_node(layer, model.write(layer, r.head, z), True)
 
-    def changed(self, layer: int, written: Tensor, head: bool) -> Tensor:
-        """Rows of the full model when `written` is added to the output of a head or the MLP of a layer."""
+    def without_node(self, layer: int, written: Tensor, head: bool) -> Tensor:
+        """Rows of the full model without one node, for each of some heads of a layer or for its MLP: Float[node row
+        d_model]. `written` is the ablated − clean output of the nodes, Float[node batch live d_model]."""
         model = self.model
         x = self.cache.residual[layer + 1][:, self.start :] + written
         if head and model.config.d_mlp and not model.config.parallel:
@@ -217,7 +192,3 @@ class _Live:
         q = model.place("q", layer, q, self.positions[:, start:])
         k = model.place("k", layer, k, self.positions)
         return model.attend(q, k, v, model.window(layer, self.cache.mask[:, start:], start))
-
-    def _write(self, layer: int, z: Tensor) -> Tensor:
-        """Outputs of the heads of a layer: Float[batch head pos d_head] to Float[head batch pos d_model]."""
-        return torch.einsum("bhte,hed->hbtd", z, self.model.weights[f"layers.{layer}.o.weight"])

@@ -12,32 +12,16 @@ from acdc.graph.graph import Graph
 
 
 @dataclass
-class Head:
-    """Current q Float[batch pos d_head], k and v Float[batch key d_head], and z."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    z: Tensor
-
-
-@dataclass
 class State:
-    """The current values of the nodes that are decided or being decided, as long as they can change.
+    """The current values of the nodes that are decided or being decided, as long as they can change."""
 
-    Args:
-        base: receiver → clean input + differences of the edges removed from it, Float[batch pos d_model]
-        input: receiver → current input
-        heads: sender → current values
-        mlps: sender → current output
-        deviation: sender → current − clean output; absent where there is none
-    """
-
+    # Receiver → clean input + differences of the edges removed from it, Float[batch pos d_model].
     base: dict[int, Tensor] = field(default_factory=dict)
-    input: dict[int, Tensor] = field(default_factory=dict)
-    heads: dict[int, Head] = field(default_factory=dict)
-    mlps: dict[int, Tensor] = field(default_factory=dict)
-    deviation: dict[int, Tensor] = field(default_factory=dict)
+    input: dict[int, Tensor] = field(default_factory=dict)  # receiver → current input
+    # Sender → current "q" Float[batch pos d_head], "k" and "v" Float[batch key d_head], and "z".
+    heads: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    mlps: dict[int, Tensor] = field(default_factory=dict)  # sender → current output
+    deviation: dict[int, Tensor] = field(default_factory=dict)  # sender → current − clean output, if it has changed
 
     def senders(self) -> list[int]:
         """The nodes with current values, in forward order."""
@@ -79,19 +63,17 @@ class State:
         for name in ("base", "input", "mlps", "deviation"):
             out |= {f"{name} {key}": x for key, x in getattr(self, name).items()}
         for key, head in self.heads.items():
-            out |= {f"heads {key} {c}": getattr(head, c) for c in "qkvz"}
+            out |= {f"heads {key} {which}": x for which, x in head.items()}
         return out
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> State:
         """The state with these tensors."""
         state = cls()
-        heads: dict[int, dict[str, Tensor]] = {}
         for name, x in tensors.items():
             kind, key, *which = name.split()
             if which:
-                heads.setdefault(int(key), {})[which[0]] = x
+                state.heads.setdefault(int(key), {})[which[0]] = x
             else:
                 getattr(state, kind)[int(key)] = x
-        state.heads = {key: Head(**parts) for key, parts in sorted(heads.items())}
         return state

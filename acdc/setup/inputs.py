@@ -19,17 +19,13 @@ from acdc.task.tokenize import Data, make_data
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a config names. Scores and activations are computed once and shared by all that `under` and `at` return.
-
-    Args:
-        scores: those of methods that have been run already
-    """
+    """What a config names. Scores and activations are computed once and shared by all that `under` and `at` return."""
 
     config: Config
     task: Task
     model: Model
     data: Data
-    scores: dict[tuple[object, ...], Scores] = field(default_factory=dict)
+    scores: dict[tuple[object, ...], Scores] = field(default_factory=dict)  # of methods that have been run already
     _parts: dict[str, Parts] = field(default_factory=dict)
 
     def at(self, threshold: float) -> Inputs:
@@ -91,25 +87,22 @@ def load(config: Config, task: Task, memory: float | None = None, model: Model |
         model = load_model(config.model, config.device, config.dtype)
     data = make_data(task, model.tokenizer, config.examples, config.seed)
     model.check_fits(data.discovery, data.held_out)
-    data_hash = data.hash[:16]
-    _check_hash("model", config.model_hash, model.hash)
-    _check_hash("data", config.data_hash, data_hash)
-    transformer = model.transformer
-    n_edges = transformer.config.graph().n_edges
+    resolved = {"model_hash": model.hash, "data_hash": data.hash[:16]}
+    for key, found in resolved.items():
+        stated = getattr(config, key)
+        if stated not in (None, found):
+            what = key.removesuffix("_hash")
+            raise FileError(f"config: {key} is {stated}, but it is {found} now; the {what} has changed")
+    device = model.transformer.device
+    sizes = model.transformer.config
+    n_edges = sizes.graph().n_edges
     if config.edges is not None and config.edges > n_edges:
         raise FileError(f"--edges: {config.edges} of {n_edges} residual edges; ask for fewer")
     part = config.part
     if part is None:
-        bound = memory or default_memory(transformer.device)
-        device = transformer.device.type
-        part = prompts_at_once(config, transformer.config, data.discovery, bound, _halves(data), device)
-    resolved = {"model_hash": model.hash, "data_hash": data_hash, "part": part}
-    return Inputs(config.model_copy(update=resolved), task, model, data)
-
-
-def _check_hash(what: str, stated: str | None, found: str) -> None:
-    if stated not in (None, found):
-        raise FileError(f"config: {what}_hash is {stated}, but it is {found} now; the {what} has changed")
+        bound = memory or default_memory(device)
+        part = prompts_at_once(config, sizes, data.discovery, bound, _halves(data), device.type)
+    return Inputs(config.model_copy(update={**resolved, "part": part}), task, model, data)
 
 
 def _halves(data: Data) -> int:

@@ -30,25 +30,15 @@ SPARE = 0.8  # share of the bound that is planned with
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the memory of a run depends on; all methods return bytes.
-
-    Args:
-        model: sizes of the model
-        itemsize: bytes of a number
-        prompts: number of prompts in one half
-        positions: of each prompt
-        live: positions at which clean and ablated run can differ
-        rows: scored positions of all prompts
-        paired: whether removed edges carry activations of corrupted prompts
-    """
+    """What the memory of a run depends on; all methods return bytes."""
 
     model: ModelConfig
-    itemsize: int
-    prompts: int
-    positions: int
-    live: int
-    rows: int
-    paired: bool
+    itemsize: int  # bytes of a number
+    prompts: int  # in one half
+    positions: int  # of each prompt
+    live: int  # positions at which clean and ablated run can differ
+    rows: int  # scored positions of all prompts
+    paired: bool  # whether removed edges carry activations of corrupted prompts
 
     @classmethod
     def of(cls, config: Config, model: ModelConfig, prompts: Split) -> Sizes:
@@ -84,8 +74,8 @@ class Sizes:
         return self.itemsize * n * self.live * self.model.d_model
 
     def output(self, metric: str) -> int:
-        """The output layer on all scored rows: `Sampled`, 256 rows of logits, and a batch of candidates in blocks of
-        the vocabulary; for l2 a batch with all logits."""
+        """The output layer on all scored rows: `sampled_logsumexp`, 256 rows of logits, and a batch of candidates in
+        blocks of the vocabulary; for l2 a batch with all logits."""
         m = self.model
         logits = self.itemsize * m.vocab_out
         if METRICS[metric].output == "logits":
@@ -132,9 +122,7 @@ def live_positions(config: Config, model: ModelConfig, prompts: Split) -> int:
 def expected(config: Config, model: ModelConfig, prompts: Split, halves: int = 2, device: str = "cpu") -> int:
     """About how many bytes a run takes at most: the whole process on a CPU, the device's memory elsewhere.
 
-    Args:
-        prompts: the prompts of one half
-        halves: 2, or 1 if the same prompts serve for discovery and evaluation
+    `prompts` are those of one half; `halves` is 1 if the same prompts serve for discovery and evaluation.
     """
     sizes = Sizes.of(config, model, prompts)
     n = min(config.part or sizes.prompts, sizes.prompts)

@@ -25,6 +25,7 @@ from acdc.graph.circuit import Circuit
 from acdc.methods.acdc import Options, discover
 from acdc.model.transformer import VOCAB_BLOCK, Transformer
 from acdc.patching.activations import ActivationCache, prepare
+from acdc.patching.metrics import make_guess
 from acdc.patching.patch import patched_rows
 from tests.benchmarks.hf import forward, to_hugging_face
 from tests.benchmarks.models import FULL, LARGER, QUICK, Setting, Split, make
@@ -61,7 +62,7 @@ def reset_peak() -> None:
 def ours(model: Transformer, batch: Split, options: Options, watch: Watch) -> tuple[Circuit, ActivationCache]:
     """One whole discovery, the clean and the corrupted run included; its engine is the watch's."""
     runs = prepare(model, batch, "corrupted")
-    metrics = runs.metric("kl", model), runs.guess("kl", model)
+    metrics = runs.metric("kl", model), make_guess("kl", model, runs.targets)
     watch.engine = WatchedEngine(model, model.config.graph(), runs, *metrics)
     return discover(watch.engine, options, watch).pruned(), runs
 

@@ -146,5 +146,5 @@ class Logits:
 )
 def test_accuracy(logits, correct, wrong, right):
     h, example = torch.tensor([logits], dtype=torch.float64), torch.tensor([0])
-    targets = Targets(example, 1, torch.tensor([correct]), torch.tensor([wrong], dtype=torch.long), h)
+    targets = Targets(example, torch.tensor([correct]), torch.tensor([wrong], dtype=torch.long), h)
     assert accuracy(Logits(), targets, h).tolist() == [right]

@@ -33,7 +33,7 @@ FAMILIES = {
     "head norm": {"norm": "rms", "rotary": 4},
     "windows": {"windows": (0, 2, 3), "n_layers": 3},
 }
-FORMS = ("inputs", "activations", "clean-corrupted")
+FORMS = ("eap-ig", "eap-ig-activations", "eap-ig-clean-corrupted")
 STEPS = 3
 
 
@@ -99,8 +99,8 @@ def test_eap_is_the_gradient_in_the_edges(family, ablation, metric, scored):
 @pytest.mark.parametrize("metric", ["logit-diff", "kl", "l2"])
 def test_eap_ig_is_the_mean_gradient_in_the_edges(family, metric):
     problem = make_problem(family, metric=metric, pad=True, scored="two")
-    found = {form: eap_ig.score(problem, form, STEPS).edges for form in ("inputs", "clean-corrupted")}
-    shares = {"inputs": [k / STEPS for k in range(STEPS)], "clean-corrupted": [0, 1]}
+    found = {form: eap_ig.score(problem, form, STEPS).edges for form in ("eap-ig", "eap-ig-clean-corrupted")}
+    shares = {"eap-ig": [k / STEPS for k in range(STEPS)], "eap-ig-clean-corrupted": [0, 1]}
     for form, edges in found.items():
         expected = np.mean([edge_gradients(problem, share) for share in shares[form]], axis=0)
         agree(edges, expected, problem.graph, 1e-9)
@@ -244,8 +244,8 @@ def hooked_scores(model, kind, clean, corrupted, correct, wrong, form: str) -> d
         return Hooked(model, kind, (a + share * (b - a)).requires_grad_(), correct, wrong, replaced)
 
     ends = run(0), run(1)
-    shares = {"eap": [1.0], "inputs": [k / STEPS for k in range(STEPS)], "clean-corrupted": [0.0, 1.0]}
-    if form == "activations":
+    shares = {"eap": [1.0], "eap-ig": [k / STEPS for k in range(STEPS)], "eap-ig-clean-corrupted": [0.0, 1.0]}
+    if form == "eap-ig-activations":
         steps = [k / STEPS for k in range(1, STEPS + 1)]
         runs = [run(share) for share in steps]
         for name in [("z", 0), ("mlp", 0), ("z", 1), ("mlp", 1)]:
@@ -324,7 +324,7 @@ def test_eap_ig_tends_to_the_path_integral(family, metric):
     problem = make_problem(family, metric=metric, pad=True, scored="two", smooth=True)
     points, weights = np.polynomial.legendre.leggauss(10)
     exact = sum(w / 2 * edge_gradients(problem, (1 + x) / 2) for x, w in zip(points, weights, strict=True))
-    few, many = (eap_ig.score(problem, "inputs", steps).edges for steps in (6, 12))
+    few, many = (eap_ig.score(problem, "eap-ig", steps).edges for steps in (6, 12))
     first = (edge_gradients(problem, 0.0) - edge_gradients(problem)) / 2
     exists = problem.graph.edges
     errors = [np.abs(found - exact)[exists].max() for found in (few, many)]
@@ -340,8 +340,10 @@ def test_scores_of_the_inputs_edges_add_up_to_the_whole_effect(family, metric):
     (runs,), n_inputs = problem.parts, len(problem.graph.inputs)
     metric = runs.metric(metric, problem.model)
     _, corrupted = problem.model.run_inputs(runs.ablated.inputs, runs.pad)
-    effect = float((metric(runs.scored(problem.model, corrupted[-1])) - metric(runs.targets.clean)).mean())
-    totals = [np.nansum(eap_ig.score(problem, "inputs", n).edges[:n_inputs]) for n in (6, 12)]
+    effect = float(
+        (metric(problem.model.normalise(corrupted[-1][tuple(runs.rows.T)])) - metric(runs.targets.clean)).mean()
+    )
+    totals = [np.nansum(eap_ig.score(problem, "eap-ig", n).edges[:n_inputs]) for n in (6, 12)]
     errors = [abs(total - effect) for total in totals]
     assert errors[1] < 0.6 * errors[0]
     assert abs(2 * totals[1] - totals[0] - effect) < 0.05 * errors[1] + 3e-3 * abs(effect)
@@ -353,7 +355,7 @@ def test_scores_of_the_logits_edges_add_up_to_the_change_of_the_final_stream(fam
     problem = make_problem(family, metric=metric, pad=True, scored="two")
     (runs,), model = problem.parts, problem.model
     final = runs.residual[-1].clone().requires_grad_()
-    runs.metric(metric, model)(runs.scored(model, final)).mean().backward()
+    runs.metric(metric, model)(model.normalise(final[tuple(runs.rows.T)])).mean().backward()
     _, corrupted = model.run_inputs(runs.ablated.inputs, runs.pad)
     expected = float((final.grad * (corrupted[-1] - runs.residual[-1])).sum())
     assert np.nansum(eap.score(problem).edges[:, -1]) == pytest.approx(expected, abs=1e-10)
@@ -375,7 +377,7 @@ def test_a_metric_that_is_flat_at_the_clean_run_is_refused(metric):
 @pytest.mark.parametrize("form", FORMS)
 def test_forms_that_need_corrupted_prompts_say_so(ablation, form):
     problem = make_problem("layer norm", ablation)
-    if form == "activations":
+    if form == "eap-ig-activations":
         assert np.nanmax(np.abs(eap_ig.score(problem, form, STEPS).edges)) > 0
         return
     with pytest.raises(UserError, match="needs corrupted prompts") as error:

@@ -33,7 +33,6 @@ from acdc.methods import (
     edge_patching,
     edge_pruning,
     hisp,
-    random_scores,
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
@@ -80,22 +79,22 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    "random": Row(lambda p: random_scores.score(p.graph, 0), least=(0.4, 0.2, 0.4, 0.3)),
+    "random": Row(lambda p: Scores.random(p.graph, 0), least=(0.4, 0.2, 0.4, 0.3)),
     "hisp": Row(hisp.score, least=(0.7, 0.5, 0.6, 0.4)),
     "causal-mediation": Row(causal_mediation.score, least=(0.7, 0.5, 0.6, 0.4)),
     "causal-mediation, KL": Row(causal_mediation.score, linear=False, least=(0.7, 0.5, 0.6, 0.4)),
     "eap": Row(eap.score),
-    "eap-ig": Row(partial(eap_ig.score, form="inputs"), paired=True, least=(1.0, 1.0, 0.85, 1.0)),
-    "eap-ig, KL": Row(partial(eap_ig.score, form="inputs"), linear=False, paired=True, least=(1.0, 1.0, 0.85, 1.0)),
+    "eap-ig": Row(partial(eap_ig.score, method="eap-ig"), paired=True, least=(1.0, 1.0, 0.85, 1.0)),
+    "eap-ig, KL": Row(partial(eap_ig.score, method="eap-ig"), linear=False, paired=True, least=(1.0, 1.0, 0.85, 1.0)),
     "eap-ig-activations": Row(
-        partial(eap_ig.score, form="activations", steps=2), seeds=FEW, least=(1.0, 1.0, 0.85, 0.85)
+        partial(eap_ig.score, method="eap-ig-activations", steps=2), seeds=FEW, least=(1.0, 1.0, 0.85, 0.85)
     ),
-    "eap-ig-clean-corrupted": Row(partial(eap_ig.score, form="clean-corrupted"), paired=True),
+    "eap-ig-clean-corrupted": Row(partial(eap_ig.score, method="eap-ig-clean-corrupted"), paired=True),
     "edge-patching": Row(edge_patching.score),
     "edge-patching, KL": Row(edge_patching.score, linear=False),
 }
 LONG = {
-    "eap-ig-activations, KL": Row(partial(eap_ig.score, form="activations"), linear=False),
+    "eap-ig-activations, KL": Row(partial(eap_ig.score, method="eap-ig-activations"), linear=False),
     "acdc": Row(acdc_score, least=(0.8, 0.55, 0.75, 0.75)),
     "acdc, KL": Row(acdc_score, linear=False, least=(0.95, 0.85, 0.85, 0.75)),
     "subnetwork-probing, KL": Row(
@@ -280,7 +279,7 @@ def test_patching_single_edges_misses_both_inputs_of_an_or_gate(metric):
 def test_attribution_misses_a_saturated_or_gate_and_a_path_from_elsewhere_does_not():
     found = {
         name: {edge for edge, size in scored("or-gate", score, "corrupted", "logit-diff").items() if size > ZERO}
-        for name, score in (("eap", eap.score), ("eap-ig", partial(eap_ig.score, form="inputs")))
+        for name, score in (("eap", eap.score), ("eap-ig", partial(eap_ig.score, method="eap-ig")))
     }
     assert found == {"eap": {"m0->logits"}, "eap-ig": HALVES[0] | HALVES[1] | {"m0->logits"}}
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from acdc.errors import FileError, UserError
 from acdc.methods import diffmask, edge_pruning, masks, subnetwork_probing
 from acdc.patching.offload import Parts
-from acdc.patching.patch import node_rows, patched_rows
+from acdc.patching.patch import PatchedModel, patched_rows
 from acdc.patching.problem import Problem
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
@@ -75,7 +75,10 @@ def kl_left(problem, names):
     metrics, untouched = diffmask._targets(problem, batches)
     kept = [0.0 if s.name in names else 1.0 for s in problem.graph.senders]
     nodes = torch.tensor(kept, dtype=problem.model.dtype)
-    total = sum(float(m(node_rows(problem.model, runs, nodes)).sum()) for m, runs in zip(metrics, batches, strict=True))
+    total = sum(
+        float(m(PatchedModel(problem.model, runs).with_nodes(nodes)).sum())
+        for m, runs in zip(metrics, batches, strict=True)
+    )
     return total / problem.n_prompts / untouched
 
 

@@ -9,12 +9,12 @@ import torch
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores
-from acdc.methods import causal_mediation, edge_patching, hisp, random_scores
+from acdc.methods import causal_mediation, edge_patching, hisp
 from acdc.methods.acdc import Options, discover
 from acdc.methods.log import Journal
 from acdc.patching.engine import Engine
 from acdc.patching.offload import Parts
-from acdc.patching.patch import node_rows
+from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 from tests.support.oracle import Naive, naive_acdc
 from tests.support.random_models import random_model, random_prompts
@@ -81,7 +81,7 @@ def test_hisp_equals_autograd_through_the_masked_nodes(family):
     metric, effects = runs.metric("logit-diff", model), []
     for b in range(5):
         nodes = torch.ones(len(g.senders), dtype=torch.float64, requires_grad=True)
-        (gradient,) = torch.autograd.grad(metric(node_rows(model, runs, nodes))[b], nodes)
+        (gradient,) = torch.autograd.grad(metric(PatchedModel(model, runs).with_nodes(nodes))[b], nodes)
         effects.append(gradient.abs().numpy())
     expected = np.mean(effects, axis=0)
     for layer in range(g.n_layers):
@@ -98,7 +98,7 @@ def test_metrics_that_are_flat_at_the_full_model_are_refused():
 
 def test_random_scores_are_seeded():
     g = Graph(3, 2)
-    a, b, c = (random_scores.score(g, seed).edges for seed in (0, 0, 1))
+    a, b, c = (Scores.random(g, seed).edges for seed in (0, 0, 1))
     assert np.array_equal(a, b, equal_nan=True) and not np.array_equal(a, c, equal_nan=True)
     assert np.isnan(a[~g.edges]).all() and (a[g.edges] >= 0).all()
 

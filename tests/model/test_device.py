@@ -108,7 +108,7 @@ def found(model, prompts, metric, ablation):
     graph, journal = model.config.graph(), Journal()
     with torch.no_grad():
         runs = prepare(model, prompts, ablation)
-        engine = Engine(model, graph, runs, runs.metric(metric, model), runs.guess(metric, model))
+        engine = Engine(model, graph, runs, runs.metric(metric, model), metrics.make_guess(metric, model, runs.targets))
         circuit = discover(engine, Options(0.01), journal)
         rows = patched_rows(model, graph, runs, circuit_edges(circuit, model))
         patched = float(runs.metric(metric, model)(rows).mean())

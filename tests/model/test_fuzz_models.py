@@ -19,12 +19,11 @@ from safetensors.torch import save, save_file
 
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
-from acdc.graph.scores import read_scores, write_scores
+from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.io.progress import silent
 from acdc.methods import masks
 from acdc.methods.discover import find
 from acdc.methods.log import read_log
-from acdc.methods.random_scores import score
 from acdc.model.find import BUNDLED
 from acdc.model.gguf import converted
 from acdc.model.load import load_model, load_tokenizer
@@ -391,7 +390,7 @@ def broken(raw: bytes, path: Path) -> Callable[[random.Random], Path]:
 
 def test_broken_scores_are_refused_or_finite(tmp_path: Path) -> None:
     graph, path = Graph(2, 2), tmp_path / "scores.safetensors"
-    write_scores(path, score(graph, 0))
+    write_scores(path, Scores.random(graph, 0))
     raw = path.read_bytes()
 
     def read(path: Path) -> None:
