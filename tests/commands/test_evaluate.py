@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acdc.commands.evaluate import evaluate, evaluate_file
+from acdc.commands.evaluate import evaluate
 from acdc.evaluation.bootstrap import estimate, share
 from acdc.evaluation.faithfulness import (
     circuit_rows,
@@ -319,7 +319,7 @@ def test_prompts_are_held_in_parts_as_in_the_run_unless_memory_is_given(good, mo
     found_with, *_ = resolve({"task": "greater-than", "model": "tiny", "part": 4}, None, None)
     monkeypatch.setattr("acdc.commands.evaluate.load", load)
     with pytest.raises(Asked) as asked:
-        evaluate_file(read_circuit(good), "c.json", GIVEN, memory, 0, lambda _: None, found_with)
+        evaluate(read_circuit(good), GIVEN, memory, 0, lambda _: None, found_with)
     assert asked.value.args == (part,)
 
 
