@@ -18,7 +18,7 @@ from acdc.commands.compare_plan import ComparePlan, has_threshold, ranked_by
 from acdc.errors import FileError, UserError
 from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
-from acdc.evaluation.faithfulness import Judge, circuit_rows, prompt_values
+from acdc.evaluation.faithfulness import Judge
 from acdc.files.circuit import read_circuit
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
 from acdc.graph.circuit import Circuit
@@ -143,18 +143,11 @@ def _on_task(
 
 
 def _thresholds(inputs: Inputs) -> list[float]:
-    """Return ACDC's thresholds, rising, in the metric's units.
-
-    Raises:
-        UserError: ablating everything costs nothing.
-    """
+    """Return ACDC's thresholds, rising, in the metric's units."""
     config = inputs.config
-    none = Circuit.empty(inputs.model.transformer.config.graph())
-    means = []
-    for circuit in (None, none):
-        rows = circuit_rows(inputs, "discovery", circuit)
-        means.append(prompt_values(inputs, "discovery", rows, config.metric).mean())
-    full, ablated = means
+    judge = Judge(inputs, "discovery")
+    full = judge.full.mean()
+    ablated = judge.ablated.mean()
     if not ablated > full:
         raise UserError(
             f"--tasks: {config.model_name} does {config.task_name} as well with everything ablated "

@@ -260,14 +260,13 @@ def _random(inputs: Inputs, circuit: Circuit, values: dict[str, Array], progress
     """Measure random circuits of as many edges; None for a circuit without edges."""
     n_edges = circuit.pruned().n_edges
     config = inputs.config
-    half = inputs.evaluation_split
     if not n_edges:
         return None
     draw = np.random.default_rng(config.seed)
     drawn = []
     for i in range(DRAWS):
-        rows = circuit_rows(inputs, half, random_circuit(circuit.graph, n_edges, draw))
-        drawn.append(prompt_values(inputs, half, rows, config.metric))
+        other = random_circuit(circuit.graph, n_edges, draw)
+        drawn.append(prompt_values(inputs, inputs.evaluation_split, other, config.metric))
         progress(Progress(i + 1, DRAWS, "random circuits", ""))
     own = values["circuit"]
     means = np.mean(drawn, 1)  # over prompts

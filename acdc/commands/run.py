@@ -144,6 +144,9 @@ def describe(
     task = inputs.task
     model = inputs.model
     graph = circuit.graph
+    edges = edges_of(circuit)
+    if config.method == "acdc":  # its scores are the changes of the metric
+        edges = [edge.model_copy(update={"change": edge.score}) for edge in edges]
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(
@@ -175,7 +178,7 @@ def describe(
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
-        edges=tuple(edges_of(circuit, _changes(config, circuit))),
+        edges=tuple(edges),
         environment=environment(),
         command=command_line(config),
         notes=notes,
@@ -185,19 +188,6 @@ def describe(
 def environment() -> dict[str, str]:
     """Versions of the software that computes."""
     return {"acdc": version("acdc-circuits"), "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _changes(config: Config, circuit: Circuit) -> dict[str, float]:
-    """Edge name → change of the metric when ACDC tested it; empty for other methods."""
-    graph = circuit.graph
-    scores = circuit.scores
-    direct = circuit.direct_scores
-    changes: dict[str, float] = {}
-    if config.method == "acdc" and scores is not None:
-        changes = {graph.edge_name(s, r): float(scores[s, r]) for s, r in np.argwhere(np.isfinite(scores))}
-    if direct is not None:
-        changes |= {graph.direct_name(int(r)): float(direct[r]) for r in np.flatnonzero(np.isfinite(direct))}
-    return changes
 
 
 def _write(

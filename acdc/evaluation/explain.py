@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.bootstrap import Estimate, estimate
-from acdc.evaluation.faithfulness import Rows, circuit_rows, faithfulness, prompt_values
+from acdc.evaluation.faithfulness import Rows, faithfulness, prompt_values
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -190,7 +190,6 @@ def _curve(inputs: Inputs, circuit: Circuit, values: dict[str, np.ndarray]) -> t
     if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
     config = inputs.config
-    half = inputs.evaluation_split
     sizes = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
     ranked = np.sort(sizes[circuit.kept])[::-1]
 
@@ -206,7 +205,7 @@ def _curve(inputs: Inputs, circuit: Circuit, values: dict[str, np.ndarray]) -> t
             continue
         own = values["circuit"]
         if some.n_edges < circuit.n_edges:
-            own = prompt_values(inputs, half, circuit_rows(inputs, half, some), config.metric)
+            own = prompt_values(inputs, inputs.evaluation_split, some, config.metric)
         points[some.n_edges] = CurvePoint(
             score=float(ranked[n - 1]),
             edges=some.n_edges,

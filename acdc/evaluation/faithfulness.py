@@ -81,9 +81,10 @@ def mean_accuracy(table: Table, what: str) -> float:
 
 
 @torch.inference_mode()
-def prompt_values(inputs: Inputs, half: str, rows: Tensor, metric: str) -> Array:
-    """One metric of one run (`circuit_rows`) on every prompt of a half, Float[prompt]; lower is better. Raises
+def prompt_values(inputs: Inputs, half: str, circuit: Circuit | None, metric: str) -> Array:
+    """One metric of a circuit (None: the full model) on every prompt of a half, Float[prompt]; lower is better. Raises
     UserError if a value is not finite."""
+    rows = circuit_rows(inputs, half, circuit)
     return _finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
 
 
@@ -118,12 +119,17 @@ def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
 
 
 class Judge:
-    """Measures circuits on the evaluation split, between the full model and everything ablated. `full` and `ablated`
-    are the run's metric on every prompt, Float[prompt]."""
+    """Measures circuits on one half of the prompts, between the full model and everything ablated.
 
-    def __init__(self, inputs: Inputs) -> None:
+    Args:
+        half: `held_out` or `discovery`; by default the evaluation split
+        full, ablated: the run's metric on every prompt, Float[prompt]
+        full_accuracy, ablated_accuracy: see `mean_accuracy`
+    """
+
+    def __init__(self, inputs: Inputs, half: str | None = None) -> None:
         self.inputs = inputs
-        self.half = inputs.evaluation_split
+        self.half = half or inputs.evaluation_split
         self.full, self.full_accuracy = self._measured(None)
         self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 

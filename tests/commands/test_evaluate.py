@@ -13,7 +13,6 @@ import pytest
 from acdc.commands.evaluate import evaluate
 from acdc.evaluation.bootstrap import estimate, share
 from acdc.evaluation.faithfulness import (
-    circuit_rows,
     complement,
     faithfulness,
     prompt_faithfulness,
@@ -71,7 +70,7 @@ def test_faithfulness_completeness_and_minimality_are_those_of_whole_patched_pas
     assert kept < every
 
     def values(which):
-        return prompt_values(inputs, "held_out", circuit_rows(inputs, "held_out", which), metric)
+        return prompt_values(inputs, "held_out", which, metric)
 
     full, own, ablated, rest = map(values, (None, circuit, Circuit.empty(graph), complement(circuit)))
     truth = {name: naive.metric(edges) for name, edges in
@@ -210,7 +209,7 @@ def test_a_damaged_circuit_is_told_from_the_good_one():
     inputs, good = load(config, task), read_circuit(LIST.parent / "golden" / "ioi.json").circuit()
 
     def values(which):
-        return prompt_values(inputs, "held_out", circuit_rows(inputs, "held_out", which), "kl")
+        return prompt_values(inputs, "held_out", which, "kl")
 
     full, own, ablated = map(values, (None, good, Circuit.empty(good.graph)))
     best, draw = faithfulness(own, full, ablated), np.random.default_rng(0)
