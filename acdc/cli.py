@@ -6,9 +6,9 @@ Exit codes: 0 done, 1 a check or a run failed, 2 an error that the user can mend
 from __future__ import annotations
 
 import errno
+import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,7 @@ import typer
 from acdc.commands import catalog, options
 from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model, numbers
 from acdc.errors import UserError, unknown
-from acdc.io.progress import Show, show_on
+from acdc.io.progress import progress_bar
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
 # folder for temporary files.
@@ -67,21 +67,6 @@ def _fail(message: str) -> int:
     return 2
 
 
-@contextmanager
-def _bar() -> Iterator[Show]:
-    """A progress bar on stderr, if that is a terminal."""
-    from tqdm import tqdm
-
-    with tqdm(disable=None, file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
-        yield show_on(bar)
-
-
-def _json(value: object) -> str:
-    import json
-
-    return json.dumps(value, indent=1)
-
-
 @app.command()
 @options.add(given=options.RUN)
 def run(
@@ -116,7 +101,7 @@ def run(
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
         folder = out / f"threshold-{value:g}" if out and len(thresholds) > 1 else out
-        with _bar() as progress:
+        with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
@@ -149,7 +134,7 @@ def evaluate(
     from acdc.io.files import write_atomic
     from acdc.report.evaluation import to_text
 
-    with _bar() as progress:
+    with progress_bar() as progress:
         result = execute(circuit, given, memory, minimality, progress)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
     for note in result.notes:
@@ -177,27 +162,23 @@ def check(
 
     Example: acdc check runs/…/circuit.json --against golden.json
     """
-    a_list = target.suffix != ".json" and not target.is_dir()
-    if a_list:
-        from acdc.task.load import find_config
-
-        target = find_config(target)
-    given = [f"--{name}" for name, value in {"against": against, **bounds}.items() if value is not None]
-    if a_list and given:
-        raise UserError(f"{given[0]}: {target} is a list, which states this for each of its checks")
-    if not a_list and against is None:
-        raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
-
     from acdc.commands.check import check_circuit, check_list, make_bounds
     from acdc.commands.check import junit as to_junit
     from acdc.io.files import write_atomic
+    from acdc.task.load import find_config
 
-    if a_list:
-        with _bar() as progress:
-            outcomes = check_list(target, typer.echo, progress)
-    else:
-        outcomes = [check_circuit(target, str(against), make_bounds(bounds))]
+    if target.suffix == ".json" or target.is_dir():
+        if against is None:
+            raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
+        outcomes = [check_circuit(target, against, make_bounds(bounds))]
         typer.echo(outcomes[0].text())
+    else:
+        target = find_config(target)
+        for name, value in {"against": against, **bounds}.items():
+            if value is not None:
+                raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
+        with progress_bar() as progress:
+            outcomes = check_list(target, typer.echo, progress)
     if junit:
         write_atomic(junit, to_junit(outcomes))
     failed = sum(not outcome.passed for outcome in outcomes)
@@ -231,10 +212,10 @@ def export(
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     data = convert(read_circuit(circuit), to, make_look(to, picture), circuit.parent)
-    if str(out) == "-":
+    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
+    if str(target) == "-":
         typer.echo(data, nl=False)
         return
-    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
     write_atomic(target, data)
     typer.echo(str(target))
 
@@ -250,15 +231,13 @@ def diff(
 
     Example: acdc diff a/circuit.json b/circuit.json
     """
-    from dataclasses import asdict
-
     from acdc.files.circuit import read_circuit
     from acdc.files.diff import diff as compare
     from acdc.report.text import diff_text
 
     result = compare(read_circuit(a), read_circuit(b), tolerance)
     if json_:
-        typer.echo(_json(asdict(result)))
+        typer.echo(json.dumps(asdict(result), indent=1))
         return
     say(*(f"note: {note}" for note in result.notes))
     typer.echo(diff_text(result))
@@ -291,7 +270,7 @@ def compare(
 
     plan, notes = make_plan(given, **wanted, default_model=default_model)
     say(*notes)
-    with _bar() as progress:
+    with progress_bar() as progress:
         result = execute(plan, memory, plots, progress, say)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
@@ -321,7 +300,7 @@ def stability(
 
     plan, notes = make_plan(given, config, reruns, core, out, default_model)
     say(*notes)
-    with _bar() as progress:
+    with progress_bar() as progress:
         result, folder = execute(plan, memory, progress, say)
     typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {folder}/")
 
@@ -358,9 +337,9 @@ def sweep(
     if dry_run:
         typer.echo(overview(plan))
         return
-    with _bar() as progress:
+    with progress_bar() as progress:
         rows = execute(plan, progress, say)
-    typer.echo(_json(rows) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
+    typer.echo(json.dumps(rows, indent=1) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
     if any(row["state"] != "done" for row in rows):
         say("acdc: " + "; ".join(f"{r['run']} failed: {r['message']}" for r in rows if r["state"] == "failed"))
         raise typer.Exit(1)
@@ -391,7 +370,7 @@ def results(
     rows = chosen(rows, where or [], sort)
     names = known if columns == "all" else columns.split(",") if columns else None
     if json_:
-        typer.echo(_json([{k: row.get(k) for k in names or known} for row in rows]))
+        typer.echo(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
     else:
         typer.echo(to_csv(rows, names or known) if csv else to_text(rows, names), nl=not csv)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from html import escape
 from pathlib import Path
@@ -13,13 +11,13 @@ from typing import Any
 
 from pydantic import PrivateAttr
 
-from acdc.commands.evaluate import config_beside, evaluate_file
+from acdc.commands.evaluate import evaluate as evaluate_circuit
 from acdc.commands.run import run
 from acdc.errors import UserError, unknown
-from acdc.files.circuit import CircuitFile, read_circuit, write_circuit
+from acdc.files.circuit import CircuitFile, write_circuit
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
-from acdc.io.progress import Show, show_on, silent
+from acdc.io.progress import progress_bar
 from acdc.io.sizes import memory_bound
 from acdc.model import load
 from acdc.model.load import Model
@@ -46,23 +44,21 @@ class LoadedTask(Task):
 class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts
     """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), shown as a table or picture.
 
-    It keeps the model and the task for `evaluate`. Circuits are equal if their files are.
+    Circuits are equal if their files are.
     """
 
-    _inputs: Inputs = PrivateAttr()
-    _text: str = PrivateAttr()
+    _inputs: Inputs = PrivateAttr()  # model and task for `evaluate`
+    _text: str = PrivateAttr()  # the table that `acdc run` prints
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CircuitFile) and self.model_dump() == other.model_dump()
 
     def __repr__(self) -> str:
-        """The table that `acdc run` prints."""
         return self._text
 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        """The picture, and below it the table."""
         picture = _picture(self.circuit(), f"{self.task.name} in {self.model.name}")
         return f"{picture}\n<pre>{escape(self._text)}</pre>"
 
@@ -99,11 +95,8 @@ def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -
 
 
 def load_task(name: str | Path) -> Task:
-    """Load a shipped task (`acdc tasks`) or a .yaml file of your own, and check all that needs no model.
-
-    Raises:
-        UserError: the task isn't found or is wrong, with a line for each problem.
-    """
+    """Load a shipped task (`acdc tasks`) or a .yaml file of your own, and check all that needs no model. Raises
+    UserError if it isn't found or is wrong, with a line for each problem."""
     task = LoadedTask.model_construct(**dict(taskfile.load_task(str(name))))
     task._name = str(name)
     return task
@@ -141,8 +134,8 @@ def discover(
             raise UserError(f"--{key}: the model has one already; give it to load_model")
         if key not in OPTIONS:
             raise UserError(unknown("option", key, OPTIONS))
-    model = _model(model)
-    task = _task(task)
+    model = model if isinstance(model, Model) else load_model(model)
+    task = task if isinstance(task, Task) else load_task(task)
     given = {**options, "task": _name(task), **_stated(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
     loaded = inputs.load(config, task, memory_bound(memory), model)
@@ -150,7 +143,7 @@ def discover(
     def say(doubt: str) -> None:
         warnings.warn(doubt.removeprefix("warning: "), stacklevel=7)  # at the line that calls discover
 
-    with tempfile.TemporaryDirectory() as temporary, _bar(progress) as show:
+    with tempfile.TemporaryDirectory() as temporary, progress_bar(progress) as show:
         folder = Path(out) if out else Path(temporary) / "run"
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
@@ -171,61 +164,41 @@ def evaluate(
     memory: str | None = None,
     progress: bool = False,
 ) -> Evaluation:
-    """Measure how good a circuit is on held-out prompts, as `acdc evaluate` does.
-
-    That is faithfulness (1 is the full model, 0 everything ablated), completeness, minimality and more, with 95 %
-    intervals. The result prints as a table.
+    """Measure how good a circuit is on held-out prompts, as `acdc evaluate` does: faithfulness (1 is the full model, 0
+    everything ablated), completeness, minimality and more, with 95 % intervals. The result prints as a table.
 
     Args:
         circuit: from `discover`, or the path of a circuit.json
         model, task: the circuit's, if they can't be found by their names in the file; or another task
         examples, seed: for prompts other than those held out when the circuit was found
         minimality: remove at most this many edges one by one, those with the smallest scores; 0: none
-        memory: stay below this, as "4GB"; by default half of the machine's
-        progress: show a progress bar
+        memory, progress: as of `discover`
     Raises:
         UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
     """
     if minimality < 0:
         raise UserError(f"--minimality: is {minimality}; it must be 0 or more")
     given = {"task": _name(task), "examples": examples, "seed": seed, **_stated(model)}
-    where = "circuit"
     config = None
     if isinstance(circuit, FoundCircuit):
-        found = circuit._inputs
-        config = found.config
-        model = model or found.model
-        task = task or found.task
+        config = circuit._inputs.config
+        model = model or circuit._inputs.model
+        task = task or circuit._inputs.task
     elif not isinstance(circuit, CircuitFile):
-        where = str(circuit)
-        path = Path(circuit)
-        config = config_beside(path)
-        circuit = read_circuit(path)
+        circuit = Path(circuit)
+    loaded = model if isinstance(model, Model) else None
 
     def read_task(name: str) -> Task:
         return task if isinstance(task, Task) else taskfile.load_task(name)
 
-    with _bar(progress) as show:
-        loaded = model if isinstance(model, Model) else None
-        result = evaluate_file(circuit, where, given, memory_bound(memory), minimality, show, config, read_task, loaded)
+    with progress_bar(progress) as show:
+        result = evaluate_circuit(circuit, given, memory_bound(memory), minimality, show, config, read_task, loaded)
     return ShownEvaluation(**vars(result))
 
 
 def save(circuit: CircuitFile, path: str | Path) -> None:
-    """Write a circuit as circuit.json, with the same bytes as `acdc run`.
-
-    Raises:
-        UserError: the file can't be written.
-    """
+    """Write a circuit as circuit.json, with the same bytes as `acdc run`. Raises UserError if it can't be written."""
     write_circuit(Path(path), circuit)
-
-
-def _model(model: Model | str) -> Model:
-    return model if isinstance(model, Model) else load_model(model)
-
-
-def _task(task: Task | str) -> Task:
-    return task if isinstance(task, Task) else load_task(task)
 
 
 def _name(task: Task | str | None) -> str | None:
@@ -246,15 +219,3 @@ def _noted(text: str, notes: tuple[str, ...]) -> str:
     """A table, and notes below it."""
     lines = [note if note.startswith(("warning", "note")) else f"note: {note}" for note in notes]
     return text + "\n\n" + "\n".join(lines) if lines else text
-
-
-@contextmanager
-def _bar(shown: bool) -> Iterator[Show]:
-    """A progress bar that disappears at the end; in a notebook, a widget."""
-    if not shown:
-        yield silent
-        return
-    from tqdm.auto import tqdm
-
-    with tqdm(leave=False) as bar:
-        yield show_on(bar)

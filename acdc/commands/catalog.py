@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from acdc.commands.options import default_model
 from acdc.errors import UserError, unknown
 from acdc.registry import ABLATIONS, METHODS, ORDERS
 
@@ -43,22 +42,16 @@ def tasks(
     if d.models:
         details["per model"] = "; ".join(f"{m}: {o.model_dump(exclude_none=True)}" for m, o in d.models.items())
     _details(details)
-    if model is not None:
-        typer.echo("\n" + _competence(name, model))
-
-
-def _competence(task: str, model: str) -> str:
-    """How well a model does a task, as a short table."""
-    from acdc.setup.config import resolve
-
-    config, checked, _ = resolve({"task": task, "model": model}, None, default_model)
-
-    from acdc.evaluation.competence import competence  # imports torch: only now, when the names are known to be right
+    if model is None:
+        return
+    from acdc.evaluation.competence import competence  # imports torch
     from acdc.report.competence import to_text
+    from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 
+    config, checked, _ = resolve({"task": name, "model": model}, None, None)
     inputs = load(config, checked)
-    return to_text(inputs, competence(inputs))
+    typer.echo("\n" + to_text(inputs, competence(inputs)))
 
 
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:

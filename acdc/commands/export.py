@@ -29,27 +29,20 @@ FORMATS = {  # name → ending of the file
     "html": ".html",
     "eap-ig": ".eap-ig.json",
 }
-DRAWN: dict[str, Callable[[Circuit, str, PictureStyle], bytes | str]] = {
-    "dot": to_dot,
-    "svg": to_svg,
-    "png": to_png,
-    "pdf": to_pdf,
-}
+Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
+DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
 PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
 WIDEST = 40  # inches
 
 
 def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
-    """The style of a picture from the options of `acdc export`; an option that was not given is None.
-
-    Raises:
-        UserError: an option doesn't apply to format `to`, or its value is wrong.
-    """
-    for name, value in given.items():
-        if value is not None and to not in PICTURES:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
-    width, direction = given["width"], given["direction"] or PLAIN.direction
+    """The style of a picture from the options of `acdc export`, None if not given. Raises UserError if an option
+    doesn't apply to format `to`, or its value is wrong."""
+    flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
+    if flags and to not in PICTURES:
+        raise UserError(f"{flags[0]}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
+    width = given["width"]
+    direction = given["direction"] or PLAIN.direction
     if width is not None and not 0 < width <= WIDEST:
         raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST} inches")
     if direction not in DIRECTIONS:
@@ -68,7 +61,7 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     """
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: this circuit has no edge scores")
-    circuit, title = file.circuit(), f"{file.task.name} in {file.model.name}"
+    circuit = file.circuit()
     if to == "graphml":
         return to_graphml(circuit)
     if to == "node-link":
@@ -79,12 +72,13 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     if to == "html":
         metrics, log = _of_run(file, folder) if folder else (None, [])
         return render_report(file, log, metrics, published=published)
-    return DRAWN[to](circuit, title, replace(look, published=published))
+    return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
 
 
 def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
     """Return metrics.json and the decisions in a folder, if they belong to this circuit."""
-    path, log = folder / "metrics.json", folder / "log.jsonl"
+    path = folder / "metrics.json"
+    log = folder / "log.jsonl"
     if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
         return None, []
     return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []

@@ -10,37 +10,23 @@ import math
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
 
 from acdc.errors import ModelError, UserError
+from acdc.io.sizes import memory_bound
 
 REQUIRED = inspect.Parameter.empty
 Given = dict[str, Any]  # name → value of an option, None if not given
-
-
-class Option(NamedTuple):
-    """An option: the annotation and the default of a parameter of a command."""
-
-    annotation: Any
-    default: Any
+Option = tuple[Any, Any]  # annotation and default of a parameter of a command
+SIZE: dict[str, Any] = {"parser": memory_bound, "metavar": "<size>"}
 
 
 def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
-    """Declare an option of a table.
-
-    Args:
-        default: None if the option may be left out; REQUIRED if it may not
-    """
+    """Declare an option of a table; `default` is REQUIRED if it may not be left out."""
     annotated: Any = Annotated
-    return Option(annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default)
-
-
-def _bytes(text: str) -> float | None:
-    from acdc.io.sizes import memory_bound
-
-    return memory_bound(text)
+    return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
 
 RUN = {
@@ -127,19 +113,11 @@ WORKERS = {
     "executor": option(str, "local or slurm. [default: the file's, or local]"),
     "workers": option(int, "Processes. [default: one per core, or GPU]", min=1),
     "threads": option(int, "Threads of each process. [default: cores / workers]", min=1),
-    "memory": option(
-        float,
-        "Each process stays below this, as 4GB. [default: half of the machine's, shared]",
-        parser=_bytes,
-        metavar="<size>",
-    ),
+    "memory": option(float, "Each process stays below this, as 4GB. [default: half of the machine's, shared]", **SIZE),
     "retry": option(bool, "Make failed runs again.", "--retry-failed"),
 }
 
-Memory = Annotated[
-    float | None,
-    typer.Option(parser=_bytes, metavar="<size>", help="Stay below this, as 4GB. [default: half of the machine's]"),
-]
+Memory = Annotated[float | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]", **SIZE)]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with options of `acdc run`, or the name of a shipped one.")
 ]
@@ -147,11 +125,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command: the options of a table take the place of a parameter, which gets their values.
-
-    Args:
-        tables: parameter of the command → table
-    """
+    """Decorate a command: the options of each table take the place of the parameter of that name, which gets their
+    values."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = []
@@ -176,11 +151,7 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
 
 
 def numbers(flag: str, text: str) -> list[float]:
-    """Parse the value of an option: numbers with commas between them, each once.
-
-    Raises:
-        UserError: one is no number, is negative or not finite, or is there twice.
-    """
+    """Parse numbers with commas between them; raise UserError if one is negative, not finite or there twice."""
     try:
         values = [float(part) for part in text.split(",")]
     except ValueError:

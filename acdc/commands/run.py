@@ -63,7 +63,6 @@ def run(
     Args:
         notes: added to those of the circuit's file
         say: called at once with a warning for the user
-
     Raises:
         UserError: the directory belongs to another run, is in use or can't be written.
     """
@@ -73,13 +72,8 @@ def run(
 
 
 def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
-    """Read the circuit of a finished run, or make it. `circuit.json` is written last: it says that the run is finished.
-
-    Args:
-        make: does the run, in `folder`
-    Raises:
-        UserError: the circuit can't be read or written, or `make` raises it.
-    """
+    """Read the circuit of a finished run, or `make` it. `circuit.json` is written last: it says that the run is
+    finished. Raises UserError if the circuit can't be read or written."""
     path = folder / "circuit.json"
     if path.exists():
         return read_circuit(path)
@@ -106,7 +100,13 @@ def _discover(
         explanation = explain(inputs, circuit, rows[half], tables[half][inputs.config.metric])
         _, peak = memory()
     file = describe(inputs, circuit, found.circuit, means(tables), notes)
-    cost = _cost(inputs, found, time.monotonic() - started, peak)
+    cost = CostPart(
+        seconds=time.monotonic() - started,
+        peak_memory_mb=peak / 1e6,
+        expected_memory_mb=inputs.expected_memory / 1e6,
+        evaluations=found.evaluations,
+        threads=torch.get_num_threads(),
+    )
     metrics = MetricsFile(metrics=file.metrics, **intervals(inputs, tables), cost=cost)
     _write(folder, circuit, found, file, metrics, explanation)
     return file
@@ -139,16 +139,14 @@ def _interval(x: Estimate) -> Interval:
 def describe(
     inputs: Inputs, circuit: Circuit, found: Circuit, measures: dict[str, float], notes: tuple[str, ...]
 ) -> CircuitFile:
-    """Return the content of circuit.json.
-
-    Args:
-        circuit: without dead edges
-        found: the same with dead edges, which are counted
-    """
+    """Return the content of circuit.json: `circuit` without dead edges, `found` with them, to count them."""
     config = inputs.config
     task = inputs.task
     model = inputs.model
     graph = circuit.graph
+    edges = edges_of(circuit)
+    if config.method == "acdc":  # its scores are the changes of the metric
+        edges = [edge.model_copy(update={"change": edge.score}) for edge in edges]
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(
@@ -180,7 +178,7 @@ def describe(
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
-        edges=tuple(edges_of(circuit, _changes(config, circuit))),
+        edges=tuple(edges),
         environment=environment(),
         command=command_line(config),
         notes=notes,
@@ -190,33 +188,6 @@ def describe(
 def environment() -> dict[str, str]:
     """Versions of the software that computes."""
     return {"acdc": version("acdc-circuits"), "python": platform.python_version(), "torch": torch.__version__}
-
-
-def _changes(config: Config, circuit: Circuit) -> dict[str, float]:
-    """Edge name → change of the metric when ACDC tested it; empty for other methods."""
-    graph = circuit.graph
-    changes: dict[str, float] = {}
-    if config.method == "acdc":
-        changes = {graph.edge_name(s, r): float(x) for (s, r), x in _scored(circuit.scores)}
-    if circuit.direct_scores is not None:
-        changes |= {graph.direct_name(r): float(x) for (r,), x in _scored(circuit.direct_scores)}
-    return changes
-
-
-def _scored(scores: object) -> Iterator[tuple[tuple[int, ...], float]]:
-    """Index and value of each finite score."""
-    array = np.asarray(scores)
-    return ((tuple(int(i) for i in at), array[tuple(at)]) for at in np.argwhere(np.isfinite(array)))
-
-
-def _cost(inputs: Inputs, found: Discovery, seconds: float, peak: int) -> CostPart:
-    return CostPart(
-        seconds=seconds,
-        peak_memory_mb=peak / 1e6,
-        expected_memory_mb=inputs.expected_memory / 1e6,
-        evaluations=found.evaluations,
-        threads=torch.get_num_threads(),
-    )
 
 
 def _write(
@@ -234,18 +205,17 @@ def _write(
 @contextmanager
 def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
     """Lock the run's directory against other processes, and check that it holds no other config's run."""
-    created = not out.exists()
     with locked(out, "this run"):
         stated = out / "config.yaml"
-        if stated.exists() and not force and read_text(stated) != config.to_yaml():
-            raise FileError(f"{out}: holds a run with another config; choose another --out, or replace it with --force")
-        if not stated.exists() and not created and not force and any((out / f).exists() for f in FILES):
-            raise FileError(
-                f"{out}: holds files of a run but no config.yaml; choose another --out, or replace them with --force"
-            )
+        instead = "choose another --out, or replace it with --force"
         if force:
             for name in reversed(FILES):
                 (out / name).unlink(missing_ok=True)
+        elif stated.exists():
+            if read_text(stated) != config.to_yaml():
+                raise FileError(f"{out}: holds a run with another config; {instead}")
+        elif any((out / name).exists() for name in FILES):
+            raise FileError(f"{out}: holds files of a run but no config.yaml; {instead}")
         if not stated.exists():
             write_atomic(stated, config.to_yaml())
         yield

@@ -17,22 +17,19 @@ from acdc.setup.inputs import Inputs
 
 @dataclass(frozen=True)
 class Competence:
-    """How the full model does on the discovery half.
+    """How the full model does on the discovery half, with the answers of the clean prompts throughout.
 
     Args:
-        rows: number of scored positions
-        accuracy: share of them at which the best correct answer has a higher logit than every wrong one (than every
-            other token where the task has no wrong ones), on the clean prompts
-        accuracy_corrupted: the same on the corrupted prompts, with the answers of the clean ones
-        chance: accuracy of answers drawn at random from the correct and wrong ones
-        metrics: name → mean (lower is better; logits, probabilities or nats) on clean and corrupted prompts, with the
-            answers of the clean ones; without kl and l2, which compare with the clean run
+        accuracy: share of scored positions at which the best correct answer has a higher logit than every wrong one
+            (than every other token where the task has no wrong ones)
+        metrics: name → mean (lower is better; logits, probabilities or nats) on clean and corrupted prompts; without kl
+            and l2, which compare with the clean run
     """
 
-    rows: int
+    rows: int  # number of scored positions
     accuracy: float
-    accuracy_corrupted: float
-    chance: float
+    accuracy_corrupted: float  # on the corrupted prompts
+    chance: float  # accuracy of answers drawn at random from the correct and wrong ones
     metrics: dict[str, tuple[float, float]]
 
     @property
@@ -54,10 +51,7 @@ def competence(inputs: Inputs) -> Competence | None:
     if not prompts.correct.shape[1]:
         return None
     with torch.inference_mode():
-        rows = {
-            "clean": inputs.parts("discovery").targets.clean,
-            "corrupted": _final_rows(inputs, prompts.corrupted),
-        }
+        rows = {"clean": inputs.parts("discovery").targets.clean, "corrupted": _corrupted_rows(inputs)}
         names = [name for name in inputs.task.metrics if not METRICS[name].flat]
         table = measure_rows(inputs, "discovery", rows, names)
     n_correct = (prompts.correct >= 0).sum(1)
@@ -85,15 +79,11 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     )
 
 
-def _final_rows(inputs: Inputs, tokens: np.ndarray) -> Tensor:
-    """The full model's normalised final residual stream at the scored positions, Float[row d_model].
-
-    Args:
-        tokens: Int[batch pos], clean or corrupted
-    """
+def _corrupted_rows(inputs: Inputs) -> Tensor:
+    """The normalised final residual stream at the scored positions of the corrupted prompts, Float[row d_model]."""
     model = inputs.model.transformer
     prompts = inputs.data.discovery
-    ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (tokens, prompts.pad, prompts.rows))
+    ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (prompts.corrupted, prompts.pad, prompts.rows))
     # A view of the last layer would keep the residual streams of all layers in memory: clone it.
     parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
     return model.normalise(torch.cat(parts)[rows[:, 0], rows[:, 1]])

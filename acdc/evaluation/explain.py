@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.bootstrap import Estimate, estimate
-from acdc.evaluation.faithfulness import Rows, circuit_rows, faithfulness, prompt_values
+from acdc.evaluation.faithfulness import Rows, faithfulness, prompt_values
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -26,35 +26,22 @@ PATTERN_NUMBERS = 600_000  # bounds the attention patterns, over all heads and p
 
 @dataclass(frozen=True)
 class ShownPrompt:
-    """A prompt of the evaluation split.
+    """A prompt of the evaluation split."""
 
-    Args:
-        clean, corrupted: tokens as texts, without padding
-        scored: the last scored position in `clean`, whose next token is predicted
-        correct, wrong: the first few answers there
-        predictions: the likeliest next tokens with their probabilities, by `model`, `circuit` and `ablated`
-    """
-
-    clean: tuple[str, ...]
+    clean: tuple[str, ...]  # tokens as texts, without padding
     corrupted: tuple[str, ...]
-    scored: int
-    correct: tuple[str, ...]
+    scored: int  # the last scored position in `clean`, whose next token is predicted
+    correct: tuple[str, ...]  # the first few answers there
     wrong: tuple[str, ...]
-    predictions: dict[str, tuple[tuple[str, float], ...]]
+    predictions: dict[str, tuple[tuple[str, float], ...]]  # by what was run: likeliest next tokens, their probabilities
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """The circuit of the strongest edges alone.
+    """The circuit of the strongest edges alone."""
 
-    Args:
-        score: the smallest magnitude of their scores
-        edges: number of residual edges, without dead ones
-        metric, faithfulness: see `acdc.evaluation.faithfulness`
-    """
-
-    score: float
-    edges: int
+    score: float  # the smallest magnitude of their scores
+    edges: int  # number of residual edges, without dead ones
     metric: Estimate
     faithfulness: Estimate
 
@@ -64,45 +51,37 @@ class Explanation:
     """What helps to understand a circuit.
 
     Args:
-        half: the evaluation split, `held_out` or `discovery`
-        examples: some of its prompts
         attention: head of the circuit → its pattern for each example, Float[query key], on the clean prompt in the full
             model; no patterns for prompts that are too long to show
         direct: sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in
             logits; positive favours the correct answer; empty for a task without answers
-        curve: the circuit's strongest edges, from few to all
     """
 
-    half: str
+    half: str  # the evaluation split, `held_out` or `discovery`
     examples: tuple[ShownPrompt, ...]
     attention: dict[str, tuple[np.ndarray, ...]]
     direct: dict[str, float]
-    curve: tuple[CurvePoint, ...]
+    curve: tuple[CurvePoint, ...]  # the circuit's strongest edges, from few to all
 
 
 @torch.inference_mode()
 def explain(inputs: Inputs, circuit: Circuit, rows: Rows, values: dict[str, np.ndarray]) -> Explanation:
-    """Explain a circuit on the evaluation split.
-
-    Args:
-        circuit: without dead edges
-        rows: final rows of that half, by `model`, `circuit` and `ablated`
-        values: the run's metric of these rows, Float[prompt] each
-    """
+    """Explain a circuit without dead edges on the evaluation split, from its final rows by `model`, `circuit` and
+    `ablated`, and their values of the run's metric, Float[prompt] each."""
     half = inputs.evaluation_split
     model = inputs.model.transformer
     parts = inputs.parts(half)
     return Explanation(
         half=half,
-        examples=_examples(inputs, half, rows),
+        examples=_examples(inputs, rows),
         attention=attention(model, circuit, parts[0]),
         direct=direct_effects(model, parts, circuit.nodes()),
-        curve=_curve(inputs, half, circuit, values),
+        curve=_curve(inputs, circuit, values),
     )
 
 
-def _examples(inputs: Inputs, half: str, rows: Rows) -> tuple[ShownPrompt, ...]:
-    split = getattr(inputs.data, half)
+def _examples(inputs: Inputs, rows: Rows) -> tuple[ShownPrompt, ...]:
+    split = getattr(inputs.data, inputs.evaluation_split)
     tokenizer = inputs.model.tokenizer
     model = inputs.model.transformer
 
@@ -206,15 +185,13 @@ def _norm_scale(model: Transformer, x: Tensor) -> Tensor:
     return (centred.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
 
 
-def _curve(inputs: Inputs, half: str, circuit: Circuit, values: dict[str, np.ndarray]) -> tuple[CurvePoint, ...]:
+def _curve(inputs: Inputs, circuit: Circuit, values: dict[str, np.ndarray]) -> tuple[CurvePoint, ...]:
     """Measure the strongest edges of the circuit, from few to all; nothing if an edge has no score."""
-    if circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
+    if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
     config = inputs.config
     sizes = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
     ranked = np.sort(sizes[circuit.kept])[::-1]
-    if not len(ranked):
-        return ()
 
     def strongest(n: int) -> Circuit:
         return Circuit(circuit.graph, sizes >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
@@ -228,7 +205,7 @@ def _curve(inputs: Inputs, half: str, circuit: Circuit, values: dict[str, np.nda
             continue
         own = values["circuit"]
         if some.n_edges < circuit.n_edges:
-            own = prompt_values(inputs, half, circuit_rows(inputs, half, some), config.metric)
+            own = prompt_values(inputs, inputs.evaluation_split, some, config.metric)
         points[some.n_edges] = CurvePoint(
             score=float(ranked[n - 1]),
             edges=some.n_edges,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -29,11 +28,8 @@ MISSES = 100  # after so many paths in a row that are too long, a random circuit
 
 @torch.inference_mode()
 def circuit_rows(inputs: Inputs, half: str, circuit: Circuit | None) -> Tensor:
-    """Run a circuit as a whole by plain patching, not by the engine that found it; None is the full model.
-
-    Returns the normalised final residual stream at the scored rows of one half (`discovery` or `held_out`), Float[row
-    d_model].
-    """
+    """Run a circuit (None: the full model) on one half, by plain patching, not by the engine that found it. Return the
+    normalised final residual stream at the scored rows, Float[row d_model]."""
     parts = inputs.parts(half)
     model = inputs.model.transformer
     if circuit is None:
@@ -51,16 +47,13 @@ def final_rows(inputs: Inputs, circuit: Circuit) -> dict[str, Rows]:
 
 @torch.inference_mode()
 def measure_rows(inputs: Inputs, half: str, rows: Rows, metrics: Iterable[str]) -> Table:
-    """Take metrics of some runs on one half; lower is better. `accuracy` is left out for a task without answers.
-
-    Raises:
-        UserError: a value is not finite.
-    """
+    """Take metrics of some runs on one half; lower is better. `accuracy` is left out for a task without answers. Raises
+    UserError if a value is not finite."""
     parts = inputs.parts(half)
     table = Table()
     for name in metrics:
         metric = parts.metric(name)
-        table[name] = {what: finite(inputs, half, name, metric(h)) for what, h in rows.items()}
+        table[name] = {what: _finite(inputs, half, name, metric(h)) for what, h in rows.items()}
     if parts.targets.correct.shape[1]:
         right = {what: accuracy(inputs.model.transformer, parts.targets, h) for what, h in rows.items()}
         table["accuracy"] = {what: of_row.double().cpu().numpy() for what, of_row in right.items()}
@@ -88,23 +81,15 @@ def mean_accuracy(table: Table, what: str) -> float:
 
 
 @torch.inference_mode()
-def prompt_values(inputs: Inputs, half: str, rows: Tensor, metric: str) -> Array:
-    """One metric of one run (`circuit_rows`) on every prompt of a half, Float[prompt]; lower is better.
-
-    Raises:
-        UserError: a value is not finite.
-    """
-    return finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
+def prompt_values(inputs: Inputs, half: str, circuit: Circuit | None, metric: str) -> Array:
+    """One metric of a circuit (None: the full model) on every prompt of a half, Float[prompt]; lower is better. Raises
+    UserError if a value is not finite."""
+    rows = circuit_rows(inputs, half, circuit)
+    return _finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
 
 
-def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
-    """Return the values of every prompt as Float[prompt], in float64.
-
-    Args:
-        what: their name in messages
-    Raises:
-        UserError: a value is not finite.
-    """
+def _finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
+    """Return the values of every prompt, Float[prompt], in float64; raise UserError if one is not finite."""
     found: Array = values.double().cpu().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(found))):
         prompt = inputs.prompt(half, int(wrong[0]))
@@ -115,8 +100,7 @@ def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
 def faithfulness(circuit: Array, full: Array, ablated: Array, seed: int = 0) -> Estimate:
     """How much of the gap between the full and the fully ablated model a circuit recovers, from a metric's values per
     prompt, Float[prompt] each: (mean ablated − mean circuit) / (mean ablated − mean full). 1 is the full model, 0 is
-    everything ablated; NaN where the two don't differ. As in Hanna et al. 2024 (section 3) and MIB (Mueller et al.
-    2025).
+    everything ablated; NaN where the two don't differ. See Hanna et al. 2024 (section 3), MIB (Mueller et al. 2025).
 
     Of a circuit's complement it is the completeness of Wang et al. (2022), with the whole circuit knocked out: what the
     rest of the model does without it; lower is better.
@@ -134,14 +118,6 @@ def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
     return np.where(some, (ablated - circuit) / np.where(some, span, 1), np.nan)
 
 
-class Judgement(NamedTuple):
-    """A circuit's mean metric (the run's), faithfulness, and accuracy (NaN for a task without answers)."""
-
-    metric: float
-    faithfulness: Estimate
-    accuracy: float
-
-
 class Judge:
     """Measures circuits on one half of the prompts, between the full model and everything ablated.
 
@@ -157,11 +133,12 @@ class Judge:
         self.full, self.full_accuracy = self._measured(None)
         self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 
-    def judged(self, circuit: Circuit) -> Judgement:
-        """Measure a circuit."""
+    def judged(self, circuit: Circuit) -> tuple[float, Estimate, float]:
+        """The mean of the run's metric of a circuit, its faithfulness, and its accuracy (NaN for a task without
+        answers)."""
         values, right = self._measured(circuit)
         found = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
-        return Judgement(float(values.mean()), found, right)
+        return float(values.mean()), found, right
 
     def _measured(self, circuit: Circuit | None) -> tuple[Array, float]:
         """The run's metric, Float[prompt], and the accuracy, of a circuit or (None) the full model."""
@@ -179,52 +156,40 @@ def complement(circuit: Circuit) -> Circuit:
 
 @torch.inference_mode()
 def values_without(
-    inputs: Inputs,
-    half: str,
-    circuit: Circuit,
-    edges: Sequence[tuple[int, int]],
-    metric: str,
-    progress: Show = silent,
+    inputs: Inputs, half: str, circuit: Circuit, edges: Sequence[tuple[int, int]], metric: str, progress: Show = silent
 ) -> Array:
-    """Remove each of some edges alone from a circuit, by an exact patched pass each, and take the metric on every
-    prompt: Float[edge prompt].
+    """Remove each of some edges (sender, receiver) alone from a circuit, by an exact patched pass each, and take the
+    metric on every prompt: Float[edge prompt].
 
     The rise over the circuit itself is the edge's minimality: the criterion of Wang et al. (2022) that every part of a
-    circuit matters, with the rest of the circuit as the set beside which the edge must matter.
-
-    Args:
-        edges: (sender, receiver) of each
-    Raises:
-        UserError: a value is not finite.
+    circuit matters, with the rest of the circuit as the set beside which the edge must matter. Raises UserError if a
+    value is not finite.
     """
     parts = inputs.parts(half)
     model = inputs.model.transformer
     kept = circuit_edges(circuit, model)
+    names = [circuit.graph.edge_name(*edge) for edge in edges]
     values = []
     for i, runs in enumerate(parts):  # the outer loop: reading a part from its file is slow
         measure = runs.metric(metric, model)
         of_part = []
-        for edge in edges:
+        for edge, name in zip(edges, names, strict=True):
             fewer = kept.clone()
             fewer[edge] = 0
             of_part.append(measure(patched_rows(model, circuit.graph, runs, fewer)))
-            done = i * len(edges) + len(of_part)
-            progress(Progress(done, len(parts) * len(edges), "edges", circuit.graph.edge_name(*edge)))
+            progress(Progress(i * len(edges) + len(of_part), len(parts) * len(edges), "edges", name))
         values.append(torch.stack(of_part))
-    names = [f"{metric} without {circuit.graph.edge_name(*edge)}" for edge in edges]
     each = zip(names, torch.cat(values, 1), strict=True)
-    return np.stack([finite(inputs, half, name, of_edge) for name, of_edge in each])
+    return np.stack([_finite(inputs, half, f"{metric} without {name}", of_edge) for name, of_edge in each])
 
 
 def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:
-    """Draw a circuit of n residual edges, all of them on a path from an input to the logits.
+    """Draw a circuit of n residual edges, all of them on a path from an input to the logits; some circuit of the graph
+    must have n edges and none of them dead.
 
     It grows by random paths. A path starts with an edge into a reached node (at first the logits) and goes back from
     sender to sender, through a random receiver of each, until a sender is reached already or is an input. A path with
     more new edges than are still needed is drawn again.
-
-    Args:
-        n: the number of edges of some circuit of this graph without dead edges
     """
     while True:
         kept = np.zeros_like(graph.edges)

@@ -12,13 +12,9 @@ Array = np.ndarray
 
 
 def roc(scores: Array, true: Array) -> Array:
-    """ROC curve: (false positive rate, true positive rate) of all thresholds on the scores, from (0, 0) to (1, 1), as
-    Float[point 2]. Equal scores make one point.
-
-    Args:
-        scores: Float[edge], larger is more important
-        true: Bool[edge], with at least one true and one false edge
-    """
+    """ROC curve of scores, Float[edge], larger is more important, against the truth, Bool[edge], not all true or false:
+    (false positive rate, true positive rate) of all thresholds, from (0, 0) to (1, 1), as Float[point 2]. Equal scores
+    make one point."""
     order = np.argsort(-scores, kind="stable")
     ranked = scores[order]
     last = np.append(ranked[1:] != ranked[:-1], True)  # the last edge of each score
@@ -75,8 +71,7 @@ def node_scores(graph: Graph, importance: Array) -> Array:
             circuit's `kept`, for the nodes in it
     """
     nodes = [(s, list(own)) for s, own in enumerate(graph.own_receivers) if own]
-    scores: Array = np.array([max(importance[s].max(), importance[:, own].max()) for s, own in nodes])
-    return scores
+    return np.array([max(importance[s].max(), importance[:, own].max()) for s, own in nodes])
 
 
 class Areas(NamedTuple):
@@ -88,11 +83,7 @@ class Areas(NamedTuple):
 
 
 def faithfulness_areas(points: Array) -> Areas:
-    """CPR and CMD by the trapezoid rule.
-
-    Args:
-        points: (share of edges, faithfulness) by rising share, Float[point 2]; MIB's shares are 0.001, 0.002, 0.005, …,
-            0.5, 1
-    """
+    """CPR and CMD by the trapezoid rule. `points` are (share of edges, faithfulness) by rising share, Float[point 2];
+    MIB's shares are 0.001, 0.002, 0.005, …, 0.5, 1."""
     share, value = points.T
     return Areas(auc(points), auc(np.stack([share, np.abs(1 - value)], 1)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 
 class Progress(NamedTuple):
@@ -22,17 +23,21 @@ def silent(_: Progress) -> None:
     """Show nothing."""
 
 
-def show_on(bar: Any) -> Show:
-    """Show progress on a bar of tqdm."""
+@contextmanager
+def progress_bar(shown: bool | None = None) -> Iterator[Show]:
+    """A bar on stderr that disappears at the end; in a notebook, a widget. By default only a terminal shows it."""
+    from tqdm.auto import tqdm
 
-    def show(p: Progress) -> None:
-        if bar.disable:
-            return
-        if p.unit != bar.desc:  # another stage
-            bar.set_description_str(p.unit, refresh=False)
-            bar.reset(p.total)
-        bar.total = p.total
-        bar.set_postfix_str(p.note, refresh=False)
-        bar.update(p.done - bar.n)
+    with tqdm(disable=None if shown is None else not shown, dynamic_ncols=True, leave=False) as bar:
 
-    return show
+        def show(p: Progress) -> None:
+            if bar.disable:
+                return
+            if p.unit != bar.desc:  # another stage
+                bar.set_description_str(p.unit, refresh=False)
+                bar.reset(p.total)
+            bar.total = p.total
+            bar.set_postfix_str(p.note, refresh=False)
+            bar.update(p.done - bar.n)
+
+        yield show

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from acdc.commands.evaluate import evaluate, evaluate_file
+from acdc.commands.evaluate import evaluate
 from acdc.evaluation.bootstrap import estimate, share
 from acdc.evaluation.faithfulness import (
-    circuit_rows,
     complement,
     faithfulness,
     prompt_faithfulness,
@@ -71,7 +70,7 @@ def test_faithfulness_completeness_and_minimality_are_those_of_whole_patched_pas
     assert kept < every
 
     def values(which):
-        return prompt_values(inputs, "held_out", circuit_rows(inputs, "held_out", which), metric)
+        return prompt_values(inputs, "held_out", which, metric)
 
     full, own, ablated, rest = map(values, (None, circuit, Circuit.empty(graph), complement(circuit)))
     truth = {name: naive.metric(edges) for name, edges in
@@ -210,7 +209,7 @@ def test_a_damaged_circuit_is_told_from_the_good_one():
     inputs, good = load(config, task), read_circuit(LIST.parent / "golden" / "ioi.json").circuit()
 
     def values(which):
-        return prompt_values(inputs, "held_out", circuit_rows(inputs, "held_out", which), "kl")
+        return prompt_values(inputs, "held_out", which, "kl")
 
     full, own, ablated = map(values, (None, good, Circuit.empty(good.graph)))
     best, draw = faithfulness(own, full, ablated), np.random.default_rng(0)
@@ -319,7 +318,7 @@ def test_prompts_are_held_in_parts_as_in_the_run_unless_memory_is_given(good, mo
     found_with, *_ = resolve({"task": "greater-than", "model": "tiny", "part": 4}, None, None)
     monkeypatch.setattr("acdc.commands.evaluate.load", load)
     with pytest.raises(Asked) as asked:
-        evaluate_file(read_circuit(good), "c.json", GIVEN, memory, 0, lambda _: None, found_with)
+        evaluate(read_circuit(good), GIVEN, memory, 0, lambda _: None, found_with)
     assert asked.value.args == (part,)
 
 

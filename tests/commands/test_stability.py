@@ -13,7 +13,7 @@ import pytest
 
 from acdc import cli
 from acdc.commands import stability
-from acdc.evaluation.faithfulness import circuit_rows, prompt_values
+from acdc.evaluation.faithfulness import prompt_values
 from acdc.files.circuit import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
@@ -132,7 +132,7 @@ def test_a_resample_has_prompts_as_often_as_they_were_drawn():
     data = replace(inputs.data, discovery=inputs.data.discovery.take(drawn))
     again = replace(inputs, data=data, _parts={})
     empty = Circuit.empty(inputs.model.transformer.config.graph())
-    first, second = (prompt_values(x, "discovery", circuit_rows(x, "discovery", empty), "kl") for x in (inputs, again))
+    first, second = (prompt_values(x, "discovery", empty, "kl") for x in (inputs, again))
     np.testing.assert_allclose(second, first[drawn], rtol=1e-4)
     assert data.discovery.texts == tuple(inputs.data.discovery.texts[i] for i in drawn)
     one, two = (stability.resampled(inputs, number).data for number in (1, 2))

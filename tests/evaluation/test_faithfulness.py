@@ -111,7 +111,7 @@ def test_values_are_those_that_a_run_measures():
         for name, which in (("model", None), ("circuit", circuit), ("ablated", Circuit.empty(graph))):
             rows = circuit_rows(inputs, half, which)
             for metric in task.metrics:
-                values = prompt_values(inputs, half, rows, metric)
+                values = prompt_values(inputs, half, which, metric)
                 assert values.shape == (6,)
                 assert values.mean() == measured[f"{half}.{name}.{metric}"]
             table = measure_rows(inputs, half, {name: rows}, ())

@@ -15,7 +15,7 @@ import acdc as package
 from acdc.commands import evaluate as evaluation
 from acdc.commands import run as runner
 from acdc.errors import FileError, UserError
-from acdc.evaluation.faithfulness import measure_rows, values_without
+from acdc.evaluation.faithfulness import values_without
 from acdc.files.circuit import GraphPart, write_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
@@ -275,8 +275,7 @@ def made(loaded, tmp_path_factory):
     """The circuit.json of a run, and its metrics on the held-out prompts."""
     out = tmp_path_factory.mktemp("made") / "run"
     file, _ = runner.run(loaded.at(0.1), out)
-    rows = evaluation._rows(loaded, "held_out", file.circuit())
-    return out / "circuit.json", file, measure_rows(loaded, "held_out", rows, loaded.task.metrics)
+    return out / "circuit.json", file, evaluation._table(loaded, file.circuit(), loaded.task.metrics)
 
 
 @pytest.mark.parametrize("key", ["held_out.circuit.kl", "held_out.model.nll", "held_out.ablated.prob-diff"])
@@ -288,12 +287,12 @@ def test_a_metric_that_does_not_come_out_again_is_reported_with_both_numbers(loa
         metrics = {**file.metrics, key: known + change}
         method = file.method.model_copy(update={"dtype": dtype})
         other = file.model_copy(update={"metrics": metrics, "method": method})
-        found = evaluation._differences("c.json", other, loaded, "held_out", table)
+        found = evaluation._differences("c.json", other, loaded, table)
         assert bool(found) == (change > rounding)
     said = f"{key} is {known + change:.6g} in the file, {known:.6g} now; versions and device are the same"
     assert found == [f"warning: c.json was changed, or computes differently here: {said}"]
     others = other.model_copy(update={"task": file.task.model_copy(update={"data_hash": "0"})})
-    assert evaluation._differences("c.json", others, loaded, "held_out", table) == []  # other prompts, other metrics
+    assert evaluation._differences("c.json", others, loaded, table) == []  # other prompts, other metrics
 
 
 def test_edges_that_were_changed_and_other_versions_are_reported(acdc, made, tmp_path):
