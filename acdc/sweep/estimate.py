@@ -22,13 +22,7 @@ PER_RECEIVER = 3  # evaluations of ACDC
 
 
 def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
-    """Return the estimated duration in seconds.
-
-    Args:
-        prompts: of one half
-        device: cpu, cuda or mps
-        threads: of the CPU
-    """
+    """Return the estimated duration in seconds. The prompts are those of one half; the threads are of the CPU."""
     n, n_pos = prompts.clean.shape
     live = live_positions(config, sizes, prompts)
     attention = 4 * sizes.d_model * sizes.d_head * sizes.n_heads

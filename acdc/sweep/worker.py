@@ -66,16 +66,11 @@ def make_unit(path: Path, start: int = 0, tell: Tell = lambda _: None) -> None:
 
 @dataclass
 class Worker:
-    """Makes runs.
+    """Makes runs."""
 
-    Args:
-        share: of the default memory, since other workers use the rest
-        memory: bytes to stay below; None for the share of the default
-    """
-
-    share: float = 1.0
-    memory: float | None = None
-    _last: Inputs | None = field(default=None, init=False)
+    share: float = 1.0  # of the default memory, since other workers use the rest
+    memory: float | None = None  # bytes to stay below; None for the share of the default
+    _last: Inputs | None = field(default=None, init=False)  # of the last run
 
     def attempt(self, folder: Path, config: Config, tell: Tell) -> None:
         """Make a run or continue it; record a failure in its folder.
@@ -91,14 +86,11 @@ class Worker:
             try:
                 self._make(folder, config, tell)
                 return
-            except InUse as error:
-                if time.monotonic() > until:
+            except UserError as error:
+                if not isinstance(error, InUse) or time.monotonic() > until:
                     record_failure(folder, str(error))
                     return
                 time.sleep(0.1)
-            except UserError as error:
-                record_failure(folder, str(error))
-                return
             except Exception as error:  # a bug, or too little memory: the other runs are still made
                 record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
                 return
@@ -119,12 +111,12 @@ class Worker:
         last = self._last
         if last is not None and last.config.needs == config.needs and config.part in (None, last.config.part):
             self._last = last.under(config)
-        else:
-            model = last.model if last is not None and last.config.needs_model == config.needs_model else None
-            self._last = None
-            last = None  # free the last inputs before the next are loaded
-            bound = self.memory or default_memory(pick_device(config.device)) * self.share
-            self._last = load(config, load_task(config.task), bound, model)
+            return self._last
+        model = last.model if last is not None and last.config.needs_model == config.needs_model else None
+        self._last = None
+        last = None  # free the last inputs before the next are loaded
+        bound = self.memory or default_memory(pick_device(config.device)) * self.share
+        self._last = load(config, load_task(config.task), bound, model)
         return self._last
 
 
@@ -135,10 +127,6 @@ def _as_begun(folder: Path, config: Config) -> Config:
         return config.model_copy(update={"part": read_yaml(folder / "config.yaml", Config.model_fields).get("part")})
     except FileError:
         return config
-
-
-def _print(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def _end_with_parent() -> None:
@@ -152,7 +140,7 @@ def main() -> None:
     """Entry point of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        make_unit(Path(sys.argv[1]), int(sys.argv[2]), _print)
+        make_unit(Path(sys.argv[1]), int(sys.argv[2]), lambda event: print(json.dumps(event), flush=True))
     except UserError as error:
         sys.exit(str(error))
 
