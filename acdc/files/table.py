@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 
 from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.metrics import read_metrics
+from acdc.files.metrics import CostPart, read_metrics
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import validated
@@ -37,7 +37,7 @@ COUNTS = ("kept", "total", "kept_with_direct", "total_with_direct", "nodes", "de
 VALUES = ("judged_on", "value", "value_low", "value_high", "full", "ablated", "accuracy")
 FAITHFUL = ("faithfulness", "faithfulness_low", "faithfulness_high")
 AGAINST = ("true_positives", "false_positives", "true_positive_rate", "false_positive_rate")
-COST = ("seconds", "peak_memory_mb", "expected_memory_mb", "evaluations", "threads")
+COST = tuple(CostPart.model_fields)
 HASHES = ("model_hash", "data_hash")
 COLUMNS = ("run", "state", *OPTIONS, *COUNTS, *VALUES, *FAITHFUL, *AGAINST, *COST, *HASHES, "message", "folder")
 
@@ -71,11 +71,7 @@ def state(folder: Path) -> State:
 
 
 def record_failure(folder: Path, message: str, trace: str | None = None) -> None:
-    """Write why a run failed, for `state` and `row_of`.
-
-    Raises:
-        FileError: the file can't be written.
-    """
+    """Write why a run failed, for `state` and `row_of`; raise FileError if the file can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,19 +79,19 @@ def record_failure(folder: Path, message: str, trace: str | None = None) -> None
     write_atomic(folder / FAILURE, json.dumps({"message": message, "traceback": trace}, indent=1) + "\n")
 
 
-def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: Circuit | None = None) -> Row:
-    """Return the row of a run.
+def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circuit | None = None) -> Row:
+    """Return the row of the run in a folder of a directory.
 
     Args:
         options: of its config
-        where: its folder, as shown in the table
         truth: a circuit of the same graph that is taken as the truth
     Raises:
         FileError: one of its files can't be read, or the truth has another graph.
     """
     now = state(folder)
+    where = folder.relative_to(directory)
     row: Row = dict.fromkeys(COLUMNS) | {k: v for k, v in options.items() if k in OPTIONS}
-    row |= {"run": name, "state": now, "folder": where}
+    row |= {"run": where.name, "state": now, "folder": str(where)}
     if now == "failed":
         row["message"] = str(read_json(folder / FAILURE).get("message"))
     if now == "done":
@@ -155,8 +151,7 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
 def found_rows(directory: Path) -> list[Row]:
     """Return the rows of all runs in a directory, of a sweep or of `acdc run`, up to three folders deep.
 
-    Raises:
-        FileError: there are no runs, or one can't be read.
+    Raises FileError if there are none, or one can't be read.
     """
     if not directory.is_dir():
         raise FileError(f"{directory}: no such directory; give a sweep's directory, or one that contains runs")
@@ -165,8 +160,7 @@ def found_rows(directory: Path) -> list[Row]:
         options = read_yaml(path, Config.model_fields)
         if {"task", "model", "metric", "seed"} <= options.keys():
             validated(Config, options, str(path))
-            where = path.parent.relative_to(directory)
-            rows.append(row_of(where.name, path.parent, options, str(where)))
+            rows.append(row_of(path.parent, directory, options))
     if not rows:
         raise FileError(f"{directory}: has no runs; give a sweep's directory, or one that contains runs")
     return rows

@@ -37,11 +37,7 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
         facts = METHODS[method]
         if facts.kind == "exact":
             return (len(graph.senders) if facts.nodes else graph.n_edges) * evaluation
-        times = facts.repeats
-        if "steps" in facts.options:
-            times = config.steps or times
-        if "updates" in facts.options:
-            times = config.updates or times
+        times = config.steps or config.updates or facts.repeats
         if method == "eap-ig-activations":
             times *= sizes.n_layers
         return facts.passes * times * whole

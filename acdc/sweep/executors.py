@@ -16,11 +16,10 @@ import time
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from acdc.errors import FileError, UserError
 from acdc.files.table import ENDED, record_failure, state
@@ -29,7 +28,6 @@ from acdc.sweep.grid import Run
 
 COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
-GRACE = 10.0  # seconds for a worker to end
 
 Say = Callable[[str], None]
 
@@ -46,7 +44,14 @@ class Executor(ABC):
     """Makes runs in units."""
 
     out: Path  # the sweep's directory
-    pause = 0.1  # seconds between two looks at the units
+    place: ClassVar[str]  # its folder for unit files and logs
+    pause: ClassVar[float]  # seconds between two looks at the units
+    advice: ClassVar[str]  # what to do about a worker that dies, for the failures of its runs
+
+    @property
+    def folder(self) -> Path:
+        """The folder for unit files and logs."""
+        return self.out / self.place
 
     @abstractmethod
     def _start(self, runs: Sequence[Run]) -> None:
@@ -57,21 +62,17 @@ class Executor(ABC):
         """Return all units; a unit that has ended is returned once more, with how it ended."""
 
     @abstractmethod
-    def _doing(self) -> dict[str, str]:
+    def _doing(self) -> str:
         """Return what is being made, with its progress."""
-
-    @abstractmethod
-    def _advice(self) -> str:
-        """Return what to do about a worker that dies, for the failures of its runs."""
 
     @abstractmethod
     def _stop(self, finished: bool, say: Say) -> None:
         """Clean up; `finished` says whether all runs have ended."""
 
-    def make(self, runs: Sequence[Run], say: Say) -> Generator[tuple[list[Run], dict[str, str]], None, None]:
+    def make(self, runs: Sequence[Run], say: Say) -> Generator[tuple[list[Run], str], None, None]:
         """Make the runs. The runs that a dead worker leaves are made again, up to `ATTEMPTS` times.
 
-        Yields the runs that have ended since the last time, and what is being made, with its progress.
+        Yields the runs that have ended since the last time, and what is being made.
 
         Raises:
             UserError: a failure can't be recorded, or Slurm refuses; finished runs are safe.
@@ -88,9 +89,9 @@ class Executor(ABC):
                 yield [left.pop(name) for name in begun if state(left[name].folder(self.out)) in ENDED], self._doing()
                 for unit in units:
                     lost = [name for name in unit.runs if name in left]
-                    if unit.end is None:
+                    end = unit.end or end
+                    if unit.end is None or not lost:
                         continue
-                    end = unit.end
                     attempts.update(lost)
                     failed = [left.pop(name) for name in lost if attempts[name] >= ATTEMPTS]
                     for run in failed:
@@ -100,7 +101,7 @@ class Executor(ABC):
                     if again:
                         which = again[0].name if len(again) == 1 else f"{len(again)} runs"
                         say(f"{which}: {end}; trying again")
-                    if lost and left:
+                    if left:
                         self._start(again)
         finally:
             self._stop(not left, say)
@@ -108,7 +109,7 @@ class Executor(ABC):
     def _fail(self, run: Run, end: str) -> None:
         """Record that a run has used up its attempts."""
         try:
-            record_failure(run.folder(self.out), f"{end}, {ATTEMPTS} times; {self._advice()}")
+            record_failure(run.folder(self.out), f"{end}, {ATTEMPTS} times; {self.advice}{self.folder} has the logs")
         except FileError as error:
             raise UserError(f"{error}; the sweep is stopped, and the same command continues it") from None
 
@@ -125,12 +126,7 @@ def by_inputs(runs: Sequence[Run]) -> list[list[Run]]:
 def write_unit(folder: Path, runs: Sequence[Run], out: Path, share: float = 1.0, memory: float | None = None) -> Path:
     """Write a unit file, with the memory for its worker (see `Worker`), and return its path."""
     entries = [
-        {
-            "name": run.name,
-            "folder": str(run.folder(out).absolute()),
-            "config": run.config.model_dump(exclude_none=True),
-        }
-        for run in runs
+        {"folder": str(run.folder(out).absolute()), "config": run.config.model_dump(exclude_none=True)} for run in runs
     ]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"unit-{time.time_ns()}.json"
@@ -145,22 +141,20 @@ class Local(Executor):
     workers: int  # number of processes
     threads: int  # of each process
     memory: float | None  # bytes that each stays below; None for its share of the default
-    devices: tuple[str, ...]  # CUDA devices, dealt out among the workers; empty for the CPU
+    devices: list[str]  # CUDA devices, dealt out among the workers; empty for the CPU
+    place = "logs"
+    pause = 0.1
+    advice = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
     _unit: Path | None = field(default=None, init=False)
     _starts: list[int] = field(default_factory=list, init=False)  # index of each worker's first run in the unit file
     _team: dict[int, _Process] = field(default_factory=dict, init=False)
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the unit file and of what the workers write to stderr."""
-        return self.out / "logs"
 
     def _start(self, runs: Sequence[Run]) -> None:
         """Start as many processes as there are runs, up to `workers`; on the first call, write the unit file."""
         if self._unit is None:
             groups = by_inputs(runs)
             together = [run for group in groups for run in group]
-            self._unit = write_unit(self.logs, together, self.out, 1 / self.workers, self.memory)
+            self._unit = write_unit(self.folder, together, self.out, 1 / self.workers, self.memory)
             first_groups = [number * len(groups) // self.workers for number in range(self.workers)]
             self._starts = [sum(map(len, groups[:first])) for first in first_groups]
         free = [number for number in range(self.workers) if number not in self._team]
@@ -169,7 +163,7 @@ class Local(Executor):
             env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
             if self.devices:
                 env["CUDA_VISIBLE_DEVICES"] = self.devices[number % len(self.devices)]
-            self._team[number] = _Process(command, env, self.logs / f"worker-{number}.log")
+            self._team[number] = _Process(command, env, self.folder / f"worker-{number}.log")
 
     def _look(self, say: Say) -> list[Unit]:
         units = {number: process.look(say) for number, process in self._team.items()}
@@ -178,21 +172,15 @@ class Local(Executor):
                 del self._team[number]
         return list(units.values())
 
-    def _doing(self) -> dict[str, str]:
-        return {process.begun[-1]: process.at for process in self._team.values() if process.begun}
-
-    def _advice(self) -> str:
-        return (
-            "if it needs more memory than there is, use fewer --workers or a lower --memory "
-            f"({self.logs} has the workers' messages)"
-        )
+    def _doing(self) -> str:
+        return ", ".join(f"{worker.begun[-1]} {worker.at}".strip() for worker in self._team.values() if worker.begun)
 
     def _stop(self, finished: bool, say: Say) -> None:
-        for process in self._team.values():
-            process.tell_to_end()
-        for process in self._team.values():
-            process.end()
-            process.look(say)  # notes that it has left
+        for worker in self._team.values():
+            worker.process.kill()  # a run that is cut off continues from its log
+        for worker in self._team.values():
+            worker.process.wait()
+            worker.look(say)  # notes that it has left
         if self._unit is not None:
             self._unit.unlink(missing_ok=True)
             shutil.rmtree(self._unit.with_suffix(".locks"), ignore_errors=True)
@@ -206,7 +194,7 @@ class _Process:
         self.at = ""  # progress of the last one
         self._notes: list[str] = []
         with log.open("ab") as stderr:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -219,7 +207,7 @@ class _Process:
         self._listener.start()
 
     def _listen(self) -> None:
-        for line in self._process.stdout or ():
+        for line in self.process.stdout or ():
             try:
                 event: Any = json.loads(line)
             except ValueError:  # cut off, or printed by a library
@@ -236,7 +224,7 @@ class _Process:
 
     def look(self, say: Say) -> Unit:
         """Pass on notes, and return the runs that have been begun and how the process ended, if it has."""
-        code = self._process.poll()
+        code = self.process.poll()
         if code is not None:
             self._listener.join()
         while self._notes:
@@ -245,17 +233,3 @@ class _Process:
             return Unit(self.begun, None)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         return Unit(self.begun, f"the worker process {how}")
-
-    def tell_to_end(self) -> None:
-        """Close its stdin."""
-        if self._process.stdin is not None:
-            with suppress(OSError):  # it has ended
-                self._process.stdin.close()
-
-    def end(self) -> None:
-        """Wait until it has ended; kill it if that takes too long."""
-        try:
-            self._process.wait(GRACE)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()

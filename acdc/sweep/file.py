@@ -177,11 +177,8 @@ class SweepFile:
 
 
 def read_sweep(path: Path) -> SweepFile:
-    """Read and check a sweep file and the files that it includes; the options of its runs are not resolved yet.
-
-    Raises:
-        FileError: one line that says what is wrong and where.
-    """
+    """Read and check a sweep file and those that it includes, but not yet the options of its runs; raise FileError with
+    one line that says what is wrong and where."""
     content, files = _read_included(path, ())
     try:
         sweep = Sweep.model_validate(content)

@@ -32,10 +32,8 @@ class Run:
 
 
 def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[Run], list[str]]:
-    """Return all runs in the order of the grid, and notes for the user.
+    """Return all runs in the order of the grid, and notes for the user; `default_model` is for runs that name no model.
 
-    Args:
-        default_model: gives the model of runs that name none
     Raises:
         UserError: a run is impossible; the message has the line of the option at fault.
     """

@@ -10,6 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from acdc.errors import FileError, TaskError, UserError
 from acdc.files.circuit import read_circuit
 from acdc.files.metrics import read_metrics
@@ -54,11 +56,8 @@ class SweepPlan:
 
     def row(self, run: Run) -> Row:
         """Return a run's row of the table."""
-        options = run.config.model_dump(exclude_none=True)
-        options |= {"task": run.task.name, "model": run.config.model_name}
-        folder = run.folder(self.out)
-        where = str(folder.relative_to(self.out))
-        return row_of(run.name, folder, options, where, self.references.get(run.config.task))
+        options = run.config.model_dump() | {"task": run.task.name, "model": run.config.model_name}
+        return row_of(run.folder(self.out), self.out, options, self.references.get(run.config.task))
 
 
 def make_plan(
@@ -122,10 +121,8 @@ def _check_begun(run: Run, folder: Path) -> None:
     now = run.config.model_dump(exclude_none=True)
     keys = sorted(key for key in now.keys() | found.keys() if key not in FOUND and now.get(key) != found.get(key))
     if keys:
-        raise FileError(
-            f"{folder}: has a run with another {', '.join(keys)}; choose another --out, or a run_name that tells them "
-            "apart"
-        )
+        how = "choose another --out, or a run_name that tells them apart"
+        raise FileError(f"{folder}: has a run with another {', '.join(keys)}; {how}")
 
 
 def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dict[str, float]:
@@ -193,17 +190,11 @@ def _executor(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run]
     if name != "local":
         raise UserError(f"--executor: unknown executor {name!r}. Known: local, slurm")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    cuda = any(pick_device(name).type == "cuda" for name in {run.config.device for run in runs})
-    gpus = _gpus() if cuda else ()
+    gpus: list[str] = []
+    if any(pick_device(name).type == "cuda" for name in {run.config.device for run in runs}):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     workers = min(given["workers"] or sweep.workers or len(gpus) or cores, len(runs))
     threads = given["threads"] or sweep.threads or max(1, cores // workers)
     memory = given["memory"] or (parse_bytes(sweep.memory) if sweep.memory else None)
     return Local(out, workers, threads, memory, gpus)
-
-
-def _gpus() -> tuple[str, ...]:
-    """Return the GPUs of this machine, named as in CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(visible.split(",")) if visible else tuple(map(str, range(torch.cuda.device_count())))

@@ -9,7 +9,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, UserError
@@ -32,28 +31,19 @@ class Cluster(Executor):
     """
 
     options: Slurm
+    place = "slurm"
     pause = 2.0
+    advice = ""
     _submitted: dict[str, list[str]] = field(default_factory=dict, init=False)  # names of runs by job
     _missing: Counter[str] = field(default_factory=Counter, init=False)
     _held: set[str] = field(default_factory=set, init=False)
 
-    @property
-    def folder(self) -> Path:
-        """Folder of unit files, logs and jobs.json."""
-        return self.out / "slurm"
-
     def check(self) -> None:
-        """Check that there is a cluster, and that submitit is installed.
-
-        Raises:
-            UserError: something is missing, or Slurm doesn't answer.
-        """
+        """Raise UserError if there is no cluster, Slurm doesn't answer, or submitit is not installed."""
         for program in ("sbatch", "squeue", "srun"):
             if shutil.which(program) is None:
-                raise UserError(
-                    f"--executor slurm: {program} is not on PATH; run it on a login node of a cluster, or use "
-                    "--executor local"
-                )
+                where = "run it on a login node of a cluster, or use --executor local"
+                raise UserError(f"--executor slurm: {program} is not on PATH; {where}")
         try:
             import submitit  # noqa: F401
         except ImportError:
@@ -62,9 +52,13 @@ class Cluster(Executor):
 
     def _start(self, runs: Sequence[Run]) -> None:
         """Submit the runs that no job in the queue has: an array with a job per group of runs that share inputs."""
-        if not self._submitted:  # jobs of an earlier call
+        path = self.folder / "jobs.json"
+        if not self._submitted and path.exists():  # jobs of an earlier call
+            known = read_json(path).get("jobs")
+            if not isinstance(known, dict):
+                raise FileError(f"{path}: should have the key jobs; remove the file to submit unfinished runs again")
             queued = _queued()
-            self._submitted = {job_id: names for job_id, names in self._known().items() if job_id in queued}
+            self._submitted = {job_id: names for job_id, names in known.items() if job_id in queued}
         waiting = {name for names in self._submitted.values() for name in names}
         units = []
         for group in by_inputs([run for run in runs if run.name not in waiting]):
@@ -76,18 +70,18 @@ class Cluster(Executor):
 
         from acdc.sweep.worker import make_unit
 
-        paths = [write_unit(self.folder, unit, self.out) for unit in units]
+        unit_files = [write_unit(self.folder, unit, self.out) for unit in units]
         executor = submitit.SlurmExecutor(folder=self.folder)
         executor.update_parameters(**self._parameters())
         try:
             with executor.batch():
-                handles = [executor.submit(make_unit, path) for path in paths]
+                handles = [executor.submit(make_unit, unit_file) for unit_file in unit_files]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--executor slurm: sbatch refuses: {reason[-300:]}") from None
         for handle, unit in zip(handles, units, strict=True):
             self._submitted[handle.job_id] = [run.name for run in unit]
-        write_atomic(self.folder / "jobs.json", json.dumps({"jobs": self._submitted}, indent=1) + "\n")
+        write_atomic(path, json.dumps({"jobs": self._submitted}, indent=1) + "\n")
 
     def _parameters(self) -> dict[str, Any]:
         o = self.options
@@ -105,16 +99,6 @@ class Cluster(Executor):
         }
         return {key: value for key, value in given.items() if value is not None}
 
-    def _known(self) -> dict[str, list[str]]:
-        """Read jobs.json."""
-        path = self.folder / "jobs.json"
-        if not path.exists():
-            return {}
-        jobs = read_json(path).get("jobs")
-        if not isinstance(jobs, dict):
-            raise FileError(f"{path}: should have the key jobs; remove the file to submit unfinished runs again")
-        return jobs
-
     def _look(self, say: Say) -> list[Unit]:
         queued = _queued()
         units = []
@@ -130,11 +114,8 @@ class Cluster(Executor):
             units.append(Unit(names, "the Slurm job ended too early" if gone else None))
         return units
 
-    def _doing(self) -> dict[str, str]:
-        return {f"{len(self._submitted)} jobs": ""}
-
-    def _advice(self) -> str:
-        return f"{self.folder} has the logs"
+    def _doing(self) -> str:
+        return f"{len(self._submitted)} jobs"
 
     def _stop(self, finished: bool, say: Say) -> None:
         """Leave unfinished jobs in the queue."""
@@ -146,11 +127,7 @@ class Cluster(Executor):
 
 
 def _queued() -> dict[str, str]:
-    """Return the jobs in the queue, by id, with the reason why they wait, if they do.
-
-    Raises:
-        UserError: Slurm doesn't answer.
-    """
+    """Return the jobs in the queue, by id, with the reason why they wait, if they do."""
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r"]
     for wait in (1.0, 5.0, 20.0, None):  # a controller may be busy for a while
         done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -39,9 +39,8 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
     Raises:
         UserError: the directory is in use or can't be written, or Slurm refuses.
     """
-    sweep = plan.file.sweep
     title = plan.file.path.stem
-    tracking = Tracking(sweep.track, title, plan.out, say)
+    tracking = Tracking(plan.file.sweep.track, title, plan.out, say)
     with locked(plan.out, "this sweep"):
         left = plan.left()
         for run in left:  # a failed run that is made again counts as not done
@@ -52,9 +51,8 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
             say(note)
         _write_table(plan.out, rows, say)
         panels = of_rows(rows)
-        write_atomic(
-            plan.out / "report.html", render_many(title, sweep.description, summary(rows), *_table(rows), panels)
-        )
+        page = render_many(title, plan.file.sweep.description, summary(rows), *_table(rows), panels)
+        write_atomic(plan.out / "report.html", page)
         if plan.plots:
             for name, data in curves.draw(panels).items():
                 write_atomic(plan.out / name, data)
@@ -77,10 +75,7 @@ def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, 
                     say(f"{run.name} failed: {row['message']}")
                 tracking.log(row)
             done += len(ended)
-            note = ", ".join(f"{name} {at}".strip() for name, at in doing.items())
-            if failed:
-                note = f"{failed} failed; {note}"
-            progress(Progress(done, len(plan.runs), "runs", note))
+            progress(Progress(done, len(plan.runs), "runs", f"{failed} failed; {doing}" if failed else doing))
 
 
 def _write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:

@@ -19,16 +19,13 @@ from acdc.files.table import HASHES, OPTIONS, Row
 class Tracking:
     """Logs runs with `wandb` or `trackio`; without a tracker, or after one has failed, it does nothing.
 
-    Args:
-        folder: for wandb's files
-    Raises:
-        UserError: the tracker is not installed.
+    Raises UserError if the tracker is not installed.
     """
 
     def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
         self.options = {"project": re.sub(r"[^A-Za-z0-9_.-]+", "-", project)}
         if tracker == "wandb":
-            self.options["dir"] = str(folder)
+            self.options["dir"] = str(folder)  # for its files
         self.say = say
         self.module: Any = None
         if tracker is None:
