@@ -88,9 +88,9 @@ class Executor(ABC):
                 begun = dict.fromkeys(name for unit in units for name in unit.runs if name in left)
                 yield [left.pop(name) for name in begun if state(left[name].folder(self.out)) in ENDED], self._doing()
                 for unit in units:
-                    lost = [name for name in unit.runs if name in left]
                     end = unit.end or end
-                    if unit.end is None or not lost:
+                    lost = [name for name in unit.runs if unit.end and name in left]
+                    if not lost:
                         continue
                     attempts.update(lost)
                     failed = [left.pop(name) for name in lost if attempts[name] >= ATTEMPTS]
