@@ -15,14 +15,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from pydantic import ValidationError
-
 from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.metrics import read_metrics
+from acdc.files.metrics import CostPart, read_metrics
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_json, write_atomic
-from acdc.io.schema import mistakes
+from acdc.io.schema import validated
 from acdc.io.yaml_file import read_yaml
 from acdc.setup.config import Config
 
@@ -39,7 +37,7 @@ COUNTS = ("kept", "total", "kept_with_direct", "total_with_direct", "nodes", "de
 VALUES = ("judged_on", "value", "value_low", "value_high", "full", "ablated", "accuracy")
 FAITHFUL = ("faithfulness", "faithfulness_low", "faithfulness_high")
 AGAINST = ("true_positives", "false_positives", "true_positive_rate", "false_positive_rate")
-COST = ("seconds", "peak_memory_mb", "expected_memory_mb", "evaluations", "threads")
+COST = tuple(CostPart.model_fields)
 HASHES = ("model_hash", "data_hash")
 COLUMNS = ("run", "state", *OPTIONS, *COUNTS, *VALUES, *FAITHFUL, *AGAINST, *COST, *HASHES, "message", "folder")
 
@@ -64,8 +62,7 @@ COMPARED: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def state(folder: Path) -> State:
-    """Return the state of the run in a folder. circuit.json is written last; a run that has lost its metrics.json isn't
-    done, and is finished from its log."""
+    """Return the state of the run in a folder; one that has lost its metrics.json isn't done."""
     if (folder / "circuit.json").exists() and (folder / "metrics.json").exists():
         return "done"
     if (folder / FAILURE).exists():
@@ -74,11 +71,7 @@ def state(folder: Path) -> State:
 
 
 def record_failure(folder: Path, message: str, trace: str | None = None) -> None:
-    """Write why a run failed, for `state` and `row_of`.
-
-    Raises:
-        FileError: the file can't be written.
-    """
+    """Write why a run failed, for `state` and `row_of`; raise FileError if the file can't be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,19 +79,19 @@ def record_failure(folder: Path, message: str, trace: str | None = None) -> None
     write_atomic(folder / FAILURE, json.dumps({"message": message, "traceback": trace}, indent=1) + "\n")
 
 
-def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: Circuit | None = None) -> Row:
-    """Return the row of a run.
+def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circuit | None = None) -> Row:
+    """Return the row of the run in a folder of a directory.
 
     Args:
         options: of its config
-        where: its folder, as shown in the table
         truth: a circuit of the same graph that is taken as the truth
     Raises:
         FileError: one of its files can't be read, or the truth has another graph.
     """
     now = state(folder)
+    where = folder.relative_to(directory)
     row: Row = dict.fromkeys(COLUMNS) | {k: v for k, v in options.items() if k in OPTIONS}
-    row |= {"run": name, "state": now, "folder": where}
+    row |= {"run": where.name, "state": now, "folder": str(where)}
     if now == "failed":
         row["message"] = str(read_json(folder / FAILURE).get("message"))
     if now == "done":
@@ -109,15 +102,14 @@ def row_of(name: str, folder: Path, options: dict[str, Any], where: str, truth: 
 
 
 def _of_circuit(file: CircuitFile) -> Row:
-    residual = file.graph.edges
-    both = file.graph.edges_with_direct
+    with_direct = file.graph.edges_with_direct
     return {
         "task": file.task.name,
         "model": file.model.name,
-        "kept": residual.kept,
-        "total": residual.total,
-        "kept_with_direct": both.kept if both else None,
-        "total_with_direct": both.total if both else None,
+        "kept": file.graph.edges.kept,
+        "total": file.graph.edges.total,
+        "kept_with_direct": with_direct.kept if with_direct else None,
+        "total_with_direct": with_direct.total if with_direct else None,
         "nodes": file.graph.nodes,
         "dead": file.graph.dead,
         "model_hash": file.model.hash,
@@ -129,14 +121,13 @@ def _of_circuit(file: CircuitFile) -> Row:
 def _of_measures(path: Path, metric: str) -> Row:
     """Return the columns from metrics.json: the run's metric on the evaluation split, with intervals, and the cost."""
     file = read_metrics(path)
-    measures = file.metrics
     half = file.half
     return {
         "judged_on": half,
         **dict(zip(VALUES[1:4], file.metric[half], strict=True)),
-        "full": measures.get(f"{half}.model.{metric}"),
-        "ablated": measures.get(f"{half}.ablated.{metric}"),
-        "accuracy": measures.get(f"{half}.circuit.accuracy"),
+        "full": file.metrics.get(f"{half}.model.{metric}"),
+        "ablated": file.metrics.get(f"{half}.ablated.{metric}"),
+        "accuracy": file.metrics.get(f"{half}.circuit.accuracy"),
         **dict(zip(FAITHFUL, file.faithfulness[half], strict=True)),
         **file.cost.model_dump(),
     }
@@ -148,31 +139,28 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
         raise FileError("references: the reference of a task has another graph than its circuits")
     true_positives = int((circuit.kept & truth.kept).sum())
     false_positives = int((circuit.kept & ~truth.kept).sum())
-    positives = int(truth.kept.sum())
     negatives = int((circuit.graph.edges & ~truth.kept).sum())
-    rates = (true_positives / max(1, positives), false_positives / max(1, negatives))
-    return dict(zip(AGAINST, (true_positives, false_positives, *rates), strict=True))
+    return {
+        "true_positives": true_positives,
+        "false_positives": false_positives,
+        "true_positive_rate": true_positives / max(1, int(truth.kept.sum())),
+        "false_positive_rate": false_positives / max(1, negatives),
+    }
 
 
 def found_rows(directory: Path) -> list[Row]:
     """Return the rows of all runs in a directory, of a sweep or of `acdc run`, up to three folders deep.
 
-    Raises:
-        FileError: there are no runs, or one can't be read.
+    Raises FileError if there are none, or one can't be read.
     """
     if not directory.is_dir():
         raise FileError(f"{directory}: no such directory; give a sweep's directory, or one that contains runs")
-    stated = sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml"))
     rows = []
-    for path in stated:
+    for path in sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml")):
         options = read_yaml(path, Config.model_fields)
         if {"task", "model", "metric", "seed"} <= options.keys():
-            try:
-                Config.model_validate(options)
-            except ValidationError as error:
-                raise FileError(mistakes(str(path), error)) from None
-            where = path.parent.relative_to(directory)
-            rows.append(row_of(where.name, path.parent, options, str(where)))
+            validated(Config, options, str(path))
+            rows.append(row_of(path.parent, directory, options))
     if not rows:
         raise FileError(f"{directory}: has no runs; give a sweep's directory, or one that contains runs")
     return rows
@@ -248,11 +236,7 @@ def to_parquet(rows: list[Row]) -> bytes | None:
     except ImportError:
         return None
     names = every_column(rows)
-    kinds = {
-        **dict.fromkeys(WHOLE, pa.int64()),
-        **dict.fromkeys(FLAGS, pa.bool_()),
-        **dict.fromkeys(TEXTS, pa.string()),
-    }
+    kinds = dict.fromkeys(WHOLE, pa.int64()) | dict.fromkeys(FLAGS, pa.bool_()) | dict.fromkeys(TEXTS, pa.string())
     schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
     table = pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema)
     sink = io.BytesIO()

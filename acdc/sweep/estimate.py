@@ -22,13 +22,7 @@ PER_RECEIVER = 3  # evaluations of ACDC
 
 
 def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
-    """Return the estimated duration in seconds.
-
-    Args:
-        prompts: of one half
-        device: cpu, cuda or mps
-        threads: of the CPU
-    """
+    """Return the estimated duration in seconds. The prompts are those of one half; the threads are of the CPU."""
     n, n_pos = prompts.clean.shape
     live = live_positions(config, sizes, prompts)
     attention = 4 * sizes.d_model * sizes.d_head * sizes.n_heads
@@ -43,11 +37,7 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
         facts = METHODS[method]
         if facts.kind == "exact":
             return (len(graph.senders) if facts.nodes else graph.n_edges) * evaluation
-        times = facts.repeats
-        if "steps" in facts.options:
-            times = config.steps or times
-        if "updates" in facts.options:
-            times = config.updates or times
+        times = config.steps or config.updates or facts.repeats
         if method == "eap-ig-activations":
             times *= sizes.n_layers
         return facts.passes * times * whole

@@ -1,4 +1,4 @@
-"""Sweep files: read and checked, with the line of every key. `grid.py` makes runs of them.
+"""Sweep files: their keys, read and checked, with the line of every key. `grid.py` makes runs of them.
 
 base: {model: tiny, examples: 50}                  # options of `acdc run`, the same for all
 grid:                                              # every combination; or a list of such grids
@@ -13,78 +13,187 @@ run_name: "{task}-{ablation}-{threshold}"          # of the runs' folders; defau
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+import numpy as np
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.errors import FileError, unknown
-from acdc.io.schema import UnknownKey, mistakes
+from acdc.io.schema import Flag, Number, Strict, Text, UnknownKey, Whole, mistakes
+from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
 from acdc.setup.config import Config
-from acdc.sweep.schema import AxisRange, Option, Sweep
 
 OPTIONS = tuple(key for key in Config.model_fields if key not in ("part", "model_hash", "data_hash"))
 WHOLE = ("edges", "examples", "seed", "batch", "steps", "updates")  # options whose ranges have whole numbers
 MAX_RUNS = 1_000_000
 MAX_FILES = 100  # included in a sweep file
 
+Option = str | int | float | bool | None
+Keys = tuple[str | int, ...]  # the keys that lead to a place in a file
+
+
+class AxisRange(Strict):
+    """`count` values from first to last, spaced by equal ratios (`log`) or equal steps (`linear`). Give one of the two.
+
+    Args:
+        log: the first and the last value, both above 0
+        linear: the first and the last value
+        count: number of values, both ends included
+    """
+
+    log: tuple[Number, Number] | None = None
+    linear: tuple[Number, Number] | None = None
+    count: Annotated[Whole, Field(ge=2, le=10_000)]
+
+    @model_validator(mode="after")
+    def _one(self) -> AxisRange:
+        if (self.log is None) == (self.linear is None):
+            raise ValueError("a range is {log: [first, last], count: n} or {linear: [first, last], count: n}")
+        if self.log is not None and min(self.log) <= 0:
+            raise ValueError(f"log: is {list(self.log)}; both ends should be above 0")
+        return self
+
+    def values(self, whole: bool) -> list[Option]:
+        """Return the values: distinct whole numbers, or numbers with three digits or as many as tell them apart."""
+        ends = self.log or self.linear or (0.0, 0.0)
+        spaced = np.geomspace(*ends, self.count) if self.log else np.linspace(*ends, self.count)
+        if whole:
+            return list(dict.fromkeys(round(float(x)) for x in spaced))
+        for digits in range(3, 17):
+            values: list[Option] = [float(f"{x:.{digits}g}") for x in spaced]
+            if len(set(values)) == self.count:
+                break
+        return values
+
+
+# A line break would start a new line in the job's script.
+Line = Annotated[Text, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+class Slurm(Strict):
+    """What each Slurm job requests.
+
+    Args:
+        partition, account: names on the cluster
+        time: limit in minutes
+        cpus: number of cores, and threads of the run
+        gpus: number of GPUs
+        memory: such as `8GB` or `500MB`
+        parallel: maximum number of jobs at a time
+        runs_per_job: maximum number of runs in a job; by default all that share a model and prompts
+        extra: other options of sbatch, by their long names
+    """
+
+    partition: Line | None = None
+    account: Line | None = None
+    time: Annotated[Whole, Field(ge=1)] = 60
+    cpus: Annotated[Whole, Field(ge=1)] = 1
+    gpus: Annotated[Whole, Field(ge=0)] = 0
+    memory: Annotated[Text, Field(pattern=r"^\d+(MB|GB)$")] | None = None
+    parallel: Annotated[Whole, Field(ge=1)] = 100
+    runs_per_job: Annotated[Whole, Field(ge=1)] | None = None
+    extra: dict[Text, Line | Whole | Flag] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _names(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        for name in extra:
+            if not re.fullmatch("[a-z][a-z0-9_-]*", name):
+                raise ValueError(f"{name!r} is not an option of sbatch; give its long name without the dashes")
+        return extra
+
+
+class Sweep(Strict):
+    """The content of a sweep file.
+
+    Args:
+        include: other sweep files, relative to this one; this file wins
+        description: for readers; also shown in the report
+        base: options of `acdc run` that are the same for all runs
+        grid: options with a value, a list of values, or a range; every combination is a run. Or a list of such grids
+        exclude: named sets of options; a run that has all options of a set is left out
+        run_name: name of a run's folder, with options as in `{task}-{threshold}`; by default the options that differ
+        references: circuits taken as the truth for ROC curves, by task: a circuit.json (relative to the file) or the
+            name of a published circuit
+        executor: where the runs are made: on this machine, or on a Slurm cluster
+        workers: number of processes on this machine; by default one per core, or per GPU
+        threads: threads of each process; by default cores / workers
+        memory: each process stays below it, as `4GB`; by default the processes share half the machine's memory
+        slurm: what each Slurm job requests
+        track: a service that every run is also logged to
+    """
+
+    include: Text | tuple[Text, ...] = ()
+    description: Text = ""
+    base: dict[Text, Any] = Field(default_factory=dict)
+    grid: dict[Text, Any] | tuple[dict[Text, Any], ...]
+    exclude: dict[Text, dict[Text, Any]] = Field(default_factory=dict)
+    run_name: Text | None = None
+    references: dict[Text, Text] = Field(default_factory=dict)
+    executor: Literal["local", "slurm"] = "local"
+    workers: Annotated[Whole, Field(ge=1)] | None = None
+    threads: Annotated[Whole, Field(ge=1)] | None = None
+    memory: Text | None = None
+    slurm: Slurm = Slurm()
+    track: Literal["wandb", "trackio"] | None = None
+
+    @field_validator("memory")
+    @classmethod
+    def _size(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_bytes(value)
+        return value
+
+    @property
+    def grids(self) -> dict[Keys, dict[str, Any]]:
+        """All grids, by the keys that lead to them."""
+        if isinstance(self.grid, dict):
+            return {("grid",): self.grid}
+        return {("grid", i): grid for i, grid in enumerate(self.grid)}
+
 
 @dataclass(frozen=True)
 class SweepFile:
-    """A sweep file, read and checked, with the files that it includes.
-
-    Args:
-        path: of the file
-        files: all files that were read, nearest first
-    """
+    """A sweep file, read and checked."""
 
     path: Path
     sweep: Sweep
-    files: tuple[Lines, ...]
-
-    def at(self, *keys: str | int) -> str:
-        """Return file and line of a key."""
-        return place(self.files, keys)
-
-    def grid_at(self, index: int) -> tuple[str | int, ...]:
-        """Return the keys that lead to a grid."""
-        return ("grid",) if isinstance(self.sweep.grid, dict) else ("grid", index)
+    files: tuple[Lines, ...]  # the file and those that it includes, nearest first
+    axes: dict[Keys, dict[str, list[Option]]]  # the values of every option of a grid, by the keys that lead to the grid
 
     @property
     def size(self) -> int:
         """Number of runs before exclusions."""
-        return sum(math.prod(map(len, self.axes(i).values())) for i in range(len(self.sweep.grids)))
+        return sum(math.prod(map(len, axes.values())) for axes in self.axes.values())
 
-    def axes(self, index: int) -> dict[str, list[Option]]:
-        """Return the values of every option of one grid.
-
-        Raises:
-            FileError: an option has no values, or wrong ones.
-        """
-        where = self.grid_at(index)
-        return {key: self._values(key, given, (*where, key)) for key, given in self.sweep.grids[index].items()}
-
-    def _values(self, key: str, given: Any, where: tuple[str | int, ...]) -> list[Option]:
-        prefix = f"{self.at(*where)}: {'.'.join(map(str, where))}"
-        if isinstance(given, dict):
-            try:
-                return AxisRange.model_validate(given).values(key in WHOLE)
-            except ValidationError as error:
-                raise FileError(mistakes(prefix, error)) from None
-        values = given if isinstance(given, list) else [given]
-        if not values:
-            raise FileError(f"{prefix}: is an empty list; give at least one value")
-        if not all(isinstance(value, str | int | float | bool) for value in values):
-            raise FileError(f"{prefix}: should be a value, a list of values or a range")
-        if len({repr(value) for value in values}) < len(values):
-            raise FileError(f"{prefix}: has a value twice")
-        return values
+    def at(self, *keys: str | int) -> str:
+        """Return file and line of a key."""
+        return _at(self.files, keys)
 
 
-def place(files: Sequence[Lines], keys: Sequence[str | int]) -> str:
+def read_sweep(path: Path) -> SweepFile:
+    """Read and check a sweep file and those that it includes, but not yet the options of its runs; raise FileError with
+    one line that says what is wrong and where."""
+    content, files = _read_included(path, ())
+    try:
+        sweep = Sweep.model_validate(content)
+    except ValidationError as error:
+        raise FileError(mistakes(_at(files, _keys(files, error)), error)) from None
+    mappings: dict[Keys, dict[str, Any]] = {("base",): sweep.base, **sweep.grids}
+    mappings |= {("exclude", name): rule for name, rule in sweep.exclude.items()}
+    for where, options in mappings.items():
+        for key in options:
+            if key not in OPTIONS:
+                raise FileError(f"{_at(files, (*where, key))}: {_dotted(where)}: {unknown('option', key, OPTIONS)}")
+    return SweepFile(path, sweep, files, _axes(sweep, files))
+
+
+def _at(files: Sequence[Lines], keys: Sequence[str | int]) -> str:
     """Return file and line of a key, in the first file that has it; without a line if none has it."""
     for lines in files:
         if line := lines.of(keys):
@@ -92,24 +201,8 @@ def place(files: Sequence[Lines], keys: Sequence[str | int]) -> str:
     return str(files[0].path)
 
 
-def read_sweep(path: Path) -> SweepFile:
-    """Read and check a sweep file and the files that it includes; the options of its runs are not resolved yet.
-
-    Raises:
-        FileError: one line that says what is wrong and where.
-    """
-    content, files = _read_included(path, ())
-    try:
-        file = SweepFile(path, Sweep.model_validate(content), files)
-    except ValidationError as error:
-        raise FileError(mistakes(place(files, _keys(files, error)), error)) from None
-    for where, options in _mappings(file):
-        for key in options:
-            if key not in OPTIONS:
-                prefix = f"{file.at(*where, key)}: {'.'.join(map(str, where))}"
-                raise FileError(f"{prefix}: {unknown('option', key, OPTIONS)}")
-    _check_size(file)
-    return file
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
 
 
 def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
@@ -127,26 +220,39 @@ def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
     return keys
 
 
-def _mappings(file: SweepFile) -> Iterator[tuple[tuple[str | int, ...], dict[str, Any]]]:
-    """Yield every mapping of options, with the keys that lead to it."""
-    yield ("base",), file.sweep.base
-    for i, grid in enumerate(file.sweep.grids):
-        yield file.grid_at(i), grid
-    for name, rule in file.sweep.exclude.items():
-        yield ("exclude", name), rule
-
-
-def _check_size(file: SweepFile) -> None:
-    """Raise FileError if a grid is empty, or if there are too many runs."""
-    if not file.sweep.grids:
-        raise FileError(f"{file.at('grid')}: grid: is empty; give options with their values")
+def _axes(sweep: Sweep, files: Sequence[Lines]) -> dict[Keys, dict[str, list[Option]]]:
+    """Return the values of all options, by grid; raise FileError if some are wrong or there are too many runs."""
+    empty = "grid: is empty; give options with their values"
+    if not sweep.grids:
+        raise FileError(f"{_at(files, ('grid',))}: {empty}")
+    axes: dict[Keys, dict[str, list[Option]]] = {}
     runs = 0
-    for i, grid in enumerate(file.sweep.grids):
+    for where, grid in sweep.grids.items():
         if not grid:
-            raise FileError(f"{file.at(*file.grid_at(i))}: grid: is empty; give options with their values")
-        runs += math.prod(map(len, file.axes(i).values()))
+            raise FileError(f"{_at(files, where)}: {empty}")
+        axes[where] = {key: _values(files, (*where, key), given) for key, given in grid.items()}
+        runs += math.prod(map(len, axes[where].values()))
         if runs > MAX_RUNS:
-            raise FileError(f"{file.at('grid')}: grid: has more than {MAX_RUNS:,} runs")
+            raise FileError(f"{_at(files, ('grid',))}: grid: has more than {MAX_RUNS:,} runs")
+    return axes
+
+
+def _values(files: Sequence[Lines], where: Keys, given: Any) -> list[Option]:
+    """Return the values of an option, given as one value, a list or a range."""
+    prefix = f"{_at(files, where)}: {_dotted(where)}"
+    if isinstance(given, dict):
+        try:
+            return AxisRange.model_validate(given).values(where[-1] in WHOLE)
+        except ValidationError as error:
+            raise FileError(mistakes(prefix, error)) from None
+    values = given if isinstance(given, list) else [given]
+    if not values:
+        raise FileError(f"{prefix}: is an empty list; give at least one value")
+    if not all(isinstance(value, str | int | float | bool) for value in values):
+        raise FileError(f"{prefix}: should be a value, a list of values or a range")
+    if len({repr(value) for value in values}) < len(values):
+        raise FileError(f"{prefix}: has a value twice")
+    return values
 
 
 def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Lines, ...]]:
@@ -164,7 +270,5 @@ def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any],
         merged = merge(merged, included)
         files += more
         if len(files) > MAX_FILES:
-            raise FileError(
-                f"{path}: includes more than {MAX_FILES} files, some of them several times; include each once"
-            )
+            raise FileError(f"{path}: includes more than {MAX_FILES} files; include each once")
     return merge(merged, content), tuple(files)

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, UserError, unknown
 from acdc.setup.config import Config, DefaultModel, resolve
-from acdc.sweep.file import OPTIONS, SweepFile
-from acdc.sweep.schema import Option
+from acdc.sweep.file import OPTIONS, Option, SweepFile
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.template import render
@@ -20,18 +20,20 @@ from acdc.task.template import render
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep; `name` is its folder's name."""
+    """One run of a sweep."""
 
     name: str
     config: Config
     task: Task
 
+    def folder(self, out: Path) -> Path:
+        """Return the run's directory in that of the sweep."""
+        return out / "runs" / self.name
+
 
 def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[Run], list[str]]:
-    """Return all runs in the order of the grid, and notes for the user.
+    """Return all runs in the order of the grid, and notes for the user; `default_model` is for runs that name no model.
 
-    Args:
-        default_model: gives the model of runs that name none
     Raises:
         UserError: a run is impossible; the message has the line of the option at fault.
     """
@@ -40,14 +42,15 @@ def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[R
     tasks: list[Task] = []
     notes: list[str] = []
     used: set[str] = set()
-    for index in range(len(file.sweep.grids)):
-        for point in _points(file, index, used):
+    for where, axes in file.axes.items():
+        for point in _points(file, axes, used):
             try:
                 config, task, found = resolve({**file.sweep.base, **point}, None, default_model, load)
             except UserError as error:
+                key = error.key or "task"
+                place = file.at(*where, key) if key in axes else file.at("base", key)
                 options = ", ".join(f"{key} {value}" for key, value in point.items())
-                where = _where(file, index, error.key or "task")
-                raise FileError(f"{where}: {options}: {error}") from None
+                raise FileError(f"{place}: {options}: {error}") from None
             configs.append(config)
             tasks.append(task)
             notes += [note for note in found if note not in notes]
@@ -56,13 +59,11 @@ def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[R
             raise FileError(f"{file.at('exclude', name)}: exclude: {name}: excludes nothing; no run has these options")
     if not configs:
         raise FileError(f"{file.path}: exclude: every run is left out")
-    names = _names(file, configs)
-    return [Run(*parts) for parts in zip(names, configs, tasks, strict=True)], notes
+    return [Run(*parts) for parts in zip(_names(file, configs), configs, tasks, strict=True)], notes
 
 
-def _points(file: SweepFile, index: int, used: set[str]) -> Iterator[dict[str, Option]]:
+def _points(file: SweepFile, axes: dict[str, list[Option]], used: set[str]) -> Iterator[dict[str, Option]]:
     """Yield the combinations of one grid that are not excluded; add the names of exclusions that apply to `used`."""
-    axes = file.axes(index)
     for combination in product(*axes.values()):
         point = dict(zip(axes, combination, strict=True))
         given = {**file.sweep.base, **point}
@@ -76,21 +77,11 @@ def _matches(given: dict[str, Option], rule: dict[str, Any]) -> bool:
     return all(given.get(key) in (value if isinstance(value, list) else [value]) for key, value in rule.items())
 
 
-def _where(file: SweepFile, index: int, key: str) -> str:
-    """Return file and line of an option of a run: in its grid, or in `base`."""
-    if key in file.sweep.grids[index]:
-        return file.at(*file.grid_at(index), key)
-    return file.at("base", key)
-
-
 def _names(file: SweepFile, configs: list[Config]) -> list[str]:
-    """Return a folder name for every run, from `run_name` or of the options that differ.
-
-    Raises:
-        FileError: a name can't be a folder's, or two are the same.
-    """
+    """Return a folder name for every run, from `run_name` or the options that differ; raise FileError if a name can't
+    be a folder's, or if two are the same."""
     dumped = [config.model_dump() for config in configs]
-    in_order = dict.fromkeys([*(key for grid in file.sweep.grids for key in grid), *OPTIONS])
+    in_order = dict.fromkeys([*(key for axes in file.axes.values() for key in axes), *OPTIONS])
     differ = [key for key in in_order if len({repr(values[key]) for values in dumped}) > 1]
     names = [_name(file, config, differ) for config in configs]
     first: dict[str, int] = {}
@@ -122,15 +113,13 @@ def _name(file: SweepFile, config: Config, differ: list[str]) -> str:
 
 def _word(config: Config, key: str) -> str:
     """Return an option's value as part of a name."""
+    if key in ("task", "model"):
+        return _plain(config.task_name if key == "task" else config.model_name)
     value = getattr(config, key)
     if value is None or value is False:
         return ""
     if value is True:
         return key
-    if key == "task":
-        return _plain(config.task_name)
-    if key == "model":
-        return _plain(config.model_name)
     return _plain(f"{value:g}" if isinstance(value, float) else str(value))
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from acdc.errors import FileError, TaskError, UserError
 from acdc.files.circuit import read_circuit
+from acdc.files.metrics import read_metrics
 from acdc.files.published import load_published
 from acdc.files.table import ENDED, OPTIONS, Row, row_of, state
 from acdc.graph.circuit import Circuit
@@ -26,7 +30,7 @@ from acdc.sweep.file import SweepFile, read_sweep
 from acdc.sweep.grid import Run, runs_of
 from acdc.sweep.slurm import Cluster
 from acdc.task.load import find_config
-from acdc.task.tokenize import make_data
+from acdc.task.tokenize import Split, make_data
 
 MANY = 1000  # runs; for more, the user is asked
 FOUND = ("model_hash", "data_hash", "part")  # keys of a run's config.yaml that the run finds out; not options
@@ -34,42 +38,26 @@ FOUND = ("model_hash", "data_hash", "part")  # keys of a run's config.yaml that 
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """A checked sweep.
-
-    Args:
-        out: the sweep's directory
-        executor: where the runs are made
-        seconds: estimated duration of each run, by its name
-        references: circuits taken as the truth, by task
-        retry: make failed runs again
-        plots: draw plots if matplotlib is installed
-    """
+    """A checked sweep."""
 
     file: SweepFile
-    runs: tuple[Run, ...]
-    out: Path
-    executor: Executor
-    seconds: dict[str, float]
-    references: dict[str, Circuit]
-    retry: bool
-    plots: bool
-
-    def folder(self, run: Run) -> Path:
-        """Return a run's directory."""
-        return self.out / "runs" / run.name
+    runs: list[Run]
+    out: Path  # the sweep's directory
+    executor: Executor  # where the runs are made
+    seconds: dict[str, float]  # estimated duration of each run, by its name
+    references: dict[str, Circuit]  # taken as the truth, by task
+    retry: bool  # make failed runs again
+    plots: bool  # draw plots
 
     def left(self) -> list[Run]:
         """Return the runs that are not done; failed ones only if they are to be made again."""
         skipped = ("done",) if self.retry else ENDED
-        return [run for run in self.runs if state(self.folder(run)) not in skipped]
+        return [run for run in self.runs if state(run.folder(self.out)) not in skipped]
 
     def row(self, run: Run) -> Row:
         """Return a run's row of the table."""
-        folder = self.folder(run)
-        options = {key: value for key, value in run.config.model_dump().items() if value is not None}
-        options |= {"task": run.task.name, "model": run.config.model_name}
-        where = str(folder.relative_to(self.out))
-        return row_of(run.name, folder, options, where, self.references.get(run.config.task))
+        options = run.config.model_dump() | {"task": run.task.name, "model": run.config.model_name}
+        return row_of(run.folder(self.out), self.out, options, self.references.get(run.config.task))
 
 
 def make_plan(
@@ -89,18 +77,13 @@ def make_plan(
         raise UserError(f"{path}: {file.size:,} runs; say --yes if you mean it")
     runs, notes = runs_of(file, default_model)
     out = out or Path("sweeps") / path.stem
-    _check_begun(runs, out)
-    kinds = _check_prompts(file, runs)
-    devices = {name: pick_device(name).type for name in {run.config.device for run in runs}}
-    executor = _executor(file, out, given, len(runs), "cuda" in devices.values())
-    threads = executor.threads if isinstance(executor, Local) else file.sweep.slurm.cpus
-    seconds = {}
     for run in runs:
-        sizes, prompts = kinds[_kind(run.config)]
-        seconds[run.name] = estimate.seconds(run.config, sizes, prompts, devices[run.config.device], threads)
+        _check_begun(run, run.folder(out))
+    executor = _executor(file, out, given, runs)
+    threads = executor.threads if isinstance(executor, Local) else file.sweep.slurm.cpus
+    seconds = _estimates(file, runs, out, threads)
     references = _references(file, runs)
-    plan = SweepPlan(file, tuple(runs), out, executor, seconds, references, bool(given["retry"]), given["plots"])
-    return replace(plan, seconds=_corrected(plan)), notes
+    return SweepPlan(file, runs, out, executor, seconds, references, bool(given["retry"]), given["plots"]), notes
 
 
 def overview(plan: SweepPlan) -> str:
@@ -126,56 +109,50 @@ def overview(plan: SweepPlan) -> str:
     return f"{table}\n\n{summary(rows)}; {len(left):,} to make, {total_time}\nfiles     {plan.out}/"
 
 
-# ---------------------------------------------------------------- checks
-
-
-def _check_begun(runs: list[Run], out: Path) -> None:
+def _check_begun(run: Run, folder: Path) -> None:
     """Raise FileError if a run's directory has a run with another config."""
-    for run in runs:
-        stated = out / "runs" / run.name / "config.yaml"
-        if not stated.exists():
-            continue
-        try:
-            found = read_yaml(stated, Config.model_fields)
-        except FileError:
-            raise FileError(f"{stated}: is not the config of a run; remove {stated.parent} to make the run") from None
-        now = {k: v for k, v in run.config.model_dump(exclude_none=True).items() if k not in FOUND}
-        then = {k: v for k, v in found.items() if k not in FOUND}
-        if now != then:
-            keys = sorted(k for k in now.keys() | then.keys() if now.get(k) != then.get(k))
-            raise FileError(
-                f"{stated.parent}: has a run with another {', '.join(keys)}; choose another --out, or a run_name "
-                "in the sweep file that tells them apart"
-            )
+    stated = folder / "config.yaml"
+    if not stated.exists():
+        return
+    try:
+        found = read_yaml(stated, Config.model_fields)
+    except FileError:
+        raise FileError(f"{stated}: is not the config of a run; remove {folder} to make the run") from None
+    now = run.config.model_dump(exclude_none=True)
+    keys = sorted(key for key in now.keys() | found.keys() if key not in FOUND and now.get(key) != found.get(key))
+    if keys:
+        how = "choose another --out, or a run_name that tells them apart"
+        raise FileError(f"{folder}: has a run with another {', '.join(keys)}; {how}")
 
 
-def _kind(config: Config) -> tuple[object, ...]:
-    return config.task, config.model, config.examples
-
-
-def _check_prompts(file: SweepFile, runs: list[Run]) -> dict[tuple[object, ...], tuple[Any, Any]]:
-    """Return model sizes and prompts of every kind of run.
-
-    Raises:
-        UserError: a model can't be found, or its tokenizer doesn't fit a task.
-    """
-    kinds: dict[tuple[object, ...], tuple[Any, Any]] = {}
-    models: dict[str, tuple[Any, Any]] = {}
+def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dict[str, float]:
+    """Return the estimated duration of every run, corrected by finished runs of the same model and method; raise
+    UserError if a model can't be found, or its tokenizer doesn't fit a task."""
+    find_model = lru_cache(maxsize=None)(load_tokenizer)
+    prompts: dict[tuple[object, ...], Split] = {}
+    guesses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    taken: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
         c = run.config
-        kind = _kind(c)
+        kind = (c.task, c.model, c.examples)
         try:
-            if c.model not in models:
-                models[c.model] = load_tokenizer(c.model)
-            sizes, tokenizer = models[c.model]
-            if kind not in kinds:
-                kinds[kind] = sizes, make_data(run.task, tokenizer, c.examples, c.seed).discovery
+            sizes, tokenizer = find_model(c.model)
+            if kind not in prompts:
+                prompts[kind] = make_data(run.task, tokenizer, c.examples, c.seed).discovery
             n_edges = sizes.graph().n_edges
             if c.edges is not None and c.edges > n_edges:
                 raise UserError(f"--edges: {c.edges} of {n_edges:,} residual edges; ask for fewer")
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
-    return kinds
+        guess = estimate.seconds(c, sizes, prompts[kind], pick_device(c.device).type, threads)
+        guesses[c.model, c.method][run.name] = guess
+        folder = run.folder(out)
+        if state(folder) == "done":
+            taken[c.model, c.method].append((guess, read_metrics(folder / "metrics.json").cost.seconds))
+    seconds: dict[str, float] = {}
+    for same, found in guesses.items():
+        seconds |= dict(zip(found, estimate.corrected(list(found.values()), taken[same]), strict=True))
+    return seconds
 
 
 def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
@@ -188,19 +165,18 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
             raise FileError(f"{where}: no run is of this task")
         try:
             if source.endswith(".json"):
-                circuit = read_circuit(file.path.parent / source).circuit()
+                circuit: Circuit | None = read_circuit(file.path.parent / source).circuit()
             else:
-                published = load_published(str(file.path.parent / source) if "/" in source else source).circuit
-                if published is None:
-                    raise FileError(f"{source}: only the nodes of this circuit were published; a ROC curve needs edges")
-                circuit = published
+                circuit = load_published(str(file.path.parent / source) if "/" in source else source).circuit
         except (FileError, TaskError) as error:
             raise FileError(f"{where}: {error}") from None
+        if circuit is None:
+            raise FileError(f"{where}: {source}: only nodes of this circuit were published; a ROC curve needs edges")
         found |= dict.fromkeys(tasks, circuit)
     return found
 
 
-def _executor(file: SweepFile, out: Path, given: dict[str, Any], n_runs: int, cuda: bool) -> Executor:
+def _executor(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run]) -> Executor:
     """Return where the runs are made, by command line and file."""
     sweep = file.sweep
     name = given["executor"] or sweep.executor
@@ -208,40 +184,17 @@ def _executor(file: SweepFile, out: Path, given: dict[str, Any], n_runs: int, cu
         for flag in ("workers", "threads", "memory"):
             if given[flag] is not None:
                 raise UserError(f"--{flag}: is for --executor local; for slurm, give cpus and memory in the sweep file")
-        cluster = Cluster(sweep.slurm, out / "slurm")
+        cluster = Cluster(out, sweep.slurm)
         cluster.check()
         return cluster
     if name != "local":
         raise UserError(f"--executor: unknown executor {name!r}. Known: local, slurm")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus = _gpus() if cuda else ()
-    workers = given["workers"] or sweep.workers or len(gpus) or cores
-    workers = min(workers, n_runs)
+    gpus: list[str] = []
+    if any(pick_device(name).type == "cuda" for name in {run.config.device for run in runs}):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    workers = min(given["workers"] or sweep.workers or len(gpus) or cores, len(runs))
     threads = given["threads"] or sweep.threads or max(1, cores // workers)
     memory = given["memory"] or (parse_bytes(sweep.memory) if sweep.memory else None)
-    return Local(workers, threads, memory, gpus, out / "logs")
-
-
-def _gpus() -> tuple[str, ...]:
-    """Return the GPUs of this machine, named as in CUDA_VISIBLE_DEVICES."""
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return tuple(visible.split(",")) if visible else tuple(map(str, range(torch.cuda.device_count())))
-
-
-def _corrected(plan: SweepPlan) -> dict[str, float]:
-    """Return the estimates, corrected by the finished runs of the same model and method."""
-    taken = defaultdict(list)
-    names = defaultdict(list)
-    for run in plan.runs:
-        kind = (run.config.model, run.config.method)
-        names[kind].append(run.name)
-        if state(plan.folder(run)) == "done":
-            seconds = plan.row(run)["seconds"]
-            taken[kind].append((plan.seconds[run.name], seconds))
-    corrected: dict[str, float] = {}
-    for kind, members in names.items():
-        guesses = [plan.seconds[name] for name in members]
-        corrected |= dict(zip(members, estimate.corrected(guesses, taken[kind]), strict=True))
-    return corrected
+    return Local(out, workers, threads, memory, gpus)

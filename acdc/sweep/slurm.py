@@ -7,15 +7,15 @@ import shutil
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
-from acdc.sweep.executors import Executor, Job, Unit, by_inputs, write_unit
-from acdc.sweep.schema import Slurm
+from acdc.sweep.executors import Executor, Say, Unit, by_inputs, write_unit
+from acdc.sweep.file import Slurm
+from acdc.sweep.grid import Run
 
 GONE = 3  # looks without a job in the queue before it counts as ended: file systems of clusters lag behind
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -28,75 +28,60 @@ class Cluster(Executor):
     Their states come from `squeue`: without an accounting database Slurm forgets a job that was killed, and submitit
     would wait for it forever. `jobs.json` lists the submitted jobs, so that a sweep that is called again waits for
     those that are still in the queue.
-
-    Args:
-        options: of the jobs
-        folder: for unit files, logs and jobs.json
     """
 
     options: Slurm
-    folder: Path
+    place = "slurm"
     pause = 2.0
+    advice = ""
     _submitted: dict[str, list[str]] = field(default_factory=dict, init=False)  # names of runs by job
     _missing: Counter[str] = field(default_factory=Counter, init=False)
     _held: set[str] = field(default_factory=set, init=False)
 
-    @property
-    def advice(self) -> str:
-        """Where the logs are."""
-        return f"{self.folder} has the logs"
-
     def check(self) -> None:
-        """Check that there is a cluster, and that submitit is installed.
-
-        Raises:
-            UserError: something is missing, or Slurm doesn't answer.
-        """
+        """Raise UserError if there is no cluster, Slurm doesn't answer, or submitit is not installed."""
         for program in ("sbatch", "squeue", "srun"):
             if shutil.which(program) is None:
-                raise UserError(
-                    f"--executor slurm: {program} is not on PATH; run it on a login node of a cluster, or use "
-                    "--executor local"
-                )
+                where = "run it on a login node of a cluster, or use --executor local"
+                raise UserError(f"--executor slurm: {program} is not on PATH; {where}")
         try:
             import submitit  # noqa: F401
         except ImportError:
             raise UserError("--executor slurm: needs submitit; pip install 'acdc-circuits[sweeps]'") from None
         _queued()
 
-    def start(self, jobs: Sequence[Job]) -> None:
-        """Submit the runs that no job in the queue has: an array with a job for each group of runs that share inputs.
-
-        Raises:
-            UserError: Slurm refuses.
-        """
-        if not self._submitted:  # jobs of an earlier call
+    def _start(self, runs: Sequence[Run]) -> None:
+        """Submit the runs that no job in the queue has: an array with a job per group of runs that share inputs."""
+        path = self.folder / "jobs.json"
+        if not self._submitted and path.exists():  # jobs of an earlier call
+            known = read_json(path).get("jobs")
+            if not isinstance(known, dict):
+                raise FileError(f"{path}: should have the key jobs; remove the file to submit unfinished runs again")
             queued = _queued()
-            self._submitted = {job_id: names for job_id, names in self._known().items() if job_id in queued}
+            self._submitted = {job_id: names for job_id, names in known.items() if job_id in queued}
         waiting = {name for names in self._submitted.values() for name in names}
-        jobs = [job for job in jobs if job.name not in waiting]
-        if not jobs:
+        units = []
+        for group in by_inputs([run for run in runs if run.name not in waiting]):
+            size = self.options.runs_per_job or len(group)
+            units += [group[i : i + size] for i in range(0, len(group), size)]
+        if not units:
             return
         import submitit
 
         from acdc.sweep.worker import make_unit
 
-        units = []
-        for group in by_inputs(jobs):
-            size = self.options.runs_per_job or len(group)
-            units += [group[i : i + size] for i in range(0, len(group), size)]
-        paths = [write_unit(self.folder, unit) for unit in units]
+        unit_files = [write_unit(self.folder, unit, self.out) for unit in units]
         executor = submitit.SlurmExecutor(folder=self.folder)
         executor.update_parameters(**self._parameters())
         try:
             with executor.batch():
-                handles = [executor.submit(make_unit, path) for path in paths]
+                handles = [executor.submit(make_unit, unit_file) for unit_file in unit_files]
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--executor slurm: sbatch refuses: {reason[-300:]}") from None
         for handle, unit in zip(handles, units, strict=True):
-            self._submitted[handle.job_id] = [job.name for job in unit]
-        write_atomic(self.folder / "jobs.json", json.dumps({"jobs": self._submitted}, indent=1) + "\n")
+            self._submitted[handle.job_id] = [run.name for run in unit]
+        write_atomic(path, json.dumps({"jobs": self._submitted}, indent=1) + "\n")
 
     def _parameters(self) -> dict[str, Any]:
         o = self.options
@@ -114,25 +99,11 @@ class Cluster(Executor):
         }
         return {key: value for key, value in given.items() if value is not None}
 
-    def _known(self) -> dict[str, list[str]]:
-        """Read jobs.json."""
-        path = self.folder / "jobs.json"
-        if not path.exists():
-            return {}
-        jobs = read_json(path).get("jobs")
-        if not isinstance(jobs, dict):
-            raise FileError(f"{path}: should have the key jobs; remove the file to submit unfinished runs again")
-        return jobs
-
-    def look(self, say: Callable[[str], None]) -> list[Unit]:
-        """Return a unit per job."""
+    def _look(self, say: Say) -> list[Unit]:
         queued = _queued()
         units = []
         for job_id, names in list(self._submitted.items()):
-            if job_id in queued:
-                self._missing[job_id] = 0
-            else:
-                self._missing[job_id] += 1
+            self._missing[job_id] = 0 if job_id in queued else self._missing[job_id] + 1
             reason = queued.get(job_id, "")
             if "held" in reason.lower() and job_id not in self._held:
                 self._held.add(job_id)
@@ -143,11 +114,10 @@ class Cluster(Executor):
             units.append(Unit(names, "the Slurm job ended too early" if gone else None))
         return units
 
-    def doing(self) -> dict[str, str]:
-        """Return the number of jobs."""
-        return {f"{len(self._submitted)} jobs": ""}
+    def _doing(self) -> str:
+        return f"{len(self._submitted)} jobs"
 
-    def stop(self, finished: bool, say: Callable[[str], None]) -> None:
+    def _stop(self, finished: bool, say: Say) -> None:
         """Leave unfinished jobs in the queue."""
         if finished:
             (self.folder / "jobs.json").unlink(missing_ok=True)
@@ -157,11 +127,7 @@ class Cluster(Executor):
 
 
 def _queued() -> dict[str, str]:
-    """Return the jobs in the queue, by id, with the reason why they wait, if they do.
-
-    Raises:
-        UserError: Slurm doesn't answer.
-    """
+    """Return the jobs in the queue, by id, with the reason why they wait, if they do."""
     command = ["squeue", "--noheader", "--array", "--me", "--format=%i|%T|%r"]
     for wait in (1.0, 5.0, 20.0, None):  # a controller may be busy for a while
         done = subprocess.run(command, check=False, capture_output=True, text=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ from acdc.report import curves
 from acdc.report.many import render_many
 from acdc.report.panels import of_rows
 from acdc.report.results import summary
-from acdc.sweep.executors import Callbacks, Job
+from acdc.sweep.grid import Run
 from acdc.sweep.plan import SweepPlan
 from acdc.sweep.tracking import Tracking
 
@@ -38,40 +39,19 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
     Raises:
         UserError: the directory is in use or can't be written, or Slurm refuses.
     """
-    tracking = Tracking(plan.file.sweep.track, plan.file.path.stem, plan.out, say)
+    title = plan.file.path.stem
+    tracking = Tracking(plan.file.sweep.track, title, plan.out, say)
     with locked(plan.out, "this sweep"):
-        jobs = [Job(run.name, plan.folder(run), run.config) for run in plan.left()]
-        runs = {run.name: run for run in plan.runs}
-        for job in jobs:  # a failed run that is made again counts as not done
-            (job.folder / FAILURE).unlink(missing_ok=True)
-        done = len(plan.runs) - len(jobs)
-        failed = 0
-
-        def show(now: dict[str, str]) -> None:
-            note = ", ".join(f"{name} {at}".strip() for name, at in now.items())
-            if failed:
-                note = f"{failed} failed; {note}"
-            progress(Progress(done, len(plan.runs), "runs", note))
-
-        def ended(name: str) -> None:
-            nonlocal done, failed
-            done += 1
-            row = plan.row(runs[name])
-            if row["state"] == "failed":
-                failed += 1
-                say(f"{name} failed: {row['message']}")
-            tracking.log(row)
-            show({})
-
-        show({})
-        if jobs:
-            plan.executor.make(jobs, Callbacks(ended, say, show))
+        left = plan.left()
+        for run in left:  # a failed run that is made again counts as not done
+            (run.folder(plan.out) / FAILURE).unlink(missing_ok=True)
+        _make(plan, left, tracking, progress, say)
         rows = [plan.row(run) for run in plan.runs]
         for note in _mixed(rows):
             say(note)
-        write_table(plan.out, rows, say)
+        _write_table(plan.out, rows, say)
         panels = of_rows(rows)
-        page = render_many(plan.file.path.stem, plan.file.sweep.description, summary(rows), *table(rows), panels)
+        page = render_many(title, plan.file.sweep.description, summary(rows), *_table(rows), panels)
         write_atomic(plan.out / "report.html", page)
         if plan.plots:
             for name, data in curves.draw(panels).items():
@@ -79,7 +59,26 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
     return rows
 
 
-def write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
+def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, say: Callable[[str], None]) -> None:
+    """Make these runs, and show and log each that ends."""
+    done = len(plan.runs) - len(left)
+    failed = 0
+    progress(Progress(done, len(plan.runs), "runs", ""))
+    if not left:
+        return
+    with closing(plan.executor.make(left, say)) as looks:  # if this is interrupted, the workers end
+        for ended, doing in looks:
+            for run in ended:
+                row = plan.row(run)
+                if row["state"] == "failed":
+                    failed += 1
+                    say(f"{run.name} failed: {row['message']}")
+                tracking.log(row)
+            done += len(ended)
+            progress(Progress(done, len(plan.runs), "runs", f"{failed} failed; {doing}" if failed else doing))
+
+
+def _write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
     """Write results.csv, and results.parquet if pyarrow is installed."""
     write_atomic(out / "results.csv", to_csv(rows))
     data = to_parquet(rows)
@@ -92,10 +91,9 @@ def write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
 def _mixed(rows: list[Row]) -> list[str]:
     """Return warnings about runs that should have the same weights or prompts, but don't."""
     notes = []
-    for what, column, keys in (
-        ("weights", "model_hash", ("model", "dtype")),
-        ("prompts", "data_hash", ("task", "model", "examples", "seed")),
-    ):
+    same_weights = ("weights", "model_hash", ("model", "dtype"))
+    same_prompts = ("prompts", "data_hash", ("task", "model", "examples", "seed"))
+    for what, column, keys in (same_weights, same_prompts):
         hashes = defaultdict(set)
         for row in rows:
             if row["state"] == "done":
@@ -107,7 +105,7 @@ def _mixed(rows: list[Row]) -> list[str]:
     return notes
 
 
-def table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | None]]:
+def _table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | None]]:
     """Return the columns of the sweep's page, their values, and the link to each run's page."""
     columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
     links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]

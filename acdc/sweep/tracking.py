@@ -15,24 +15,17 @@ from typing import Any
 from acdc.errors import UserError
 from acdc.files.table import HASHES, OPTIONS, Row
 
-PLAIN = re.compile(r"[^A-Za-z0-9_.-]+")
-
 
 class Tracking:
-    """Logs runs; without a tracker it does nothing.
+    """Logs runs with `wandb` or `trackio`; without a tracker, or after one has failed, it does nothing.
 
-    Args:
-        tracker: `wandb`, `trackio` or None
-        project: name of the tracker's project
-        folder: for wandb's files
-        say: called once if the tracker fails; no more runs are logged then
-    Raises:
-        UserError: the tracker is not installed.
+    Raises UserError if the tracker is not installed.
     """
 
     def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
-        self.project = PLAIN.sub("-", project)
-        self.folder = folder
+        self.options = {"project": re.sub(r"[^A-Za-z0-9_.-]+", "-", project)}
+        if tracker == "wandb":
+            self.options["dir"] = str(folder)  # for its files
         self.say = say
         self.module: Any = None
         if tracker is None:
@@ -48,10 +41,9 @@ class Tracking:
             return
         values = {key: value for key, value in row.items() if value is not None}
         config = {key: value for key, value in values.items() if key in (*OPTIONS, *HASHES)}
-        options = {"dir": str(self.folder)} if self.module.__name__ == "wandb" else {}
         numbers = {k: v for k, v in values.items() if k not in config and isinstance(v, int | float)}
         try:
-            self.module.init(project=self.project, name=str(row["run"]), config=config, **options)
+            self.module.init(name=str(row["run"]), config=config, **self.options)
             self.module.log({**numbers, "failed": int(row["state"] == "failed")})
             self.module.finish()
         except Exception as error:  # such as of network or login; the sweep goes on

@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from filelock import FileLock, Timeout
 
 from acdc.commands.run import run
 from acdc.errors import FileError, InUse, UserError
-from acdc.files.table import ENDED, FAILURE, record_failure, state
+from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import read_json
 from acdc.io.progress import Progress
 from acdc.io.yaml_file import read_yaml
@@ -52,53 +53,34 @@ def make_unit(path: Path, start: int = 0, tell: Tell = lambda _: None) -> None:
     locks = path.with_suffix(".locks")
     locks.mkdir(exist_ok=True)
     for entry in unit["runs"][start:] + unit["runs"][:start]:
-        lock = FileLock(locks / entry["name"], timeout=0)
-        try:
-            lock.acquire()
-        except Timeout:
-            continue
         folder = Path(entry["folder"])
-        if state(folder) not in ENDED:
-            tell({"run": entry["name"]})
-            worker.attempt(folder, Config(**entry["config"]), tell)
-        lock.release()
+        with suppress(Timeout), FileLock(locks / folder.name, timeout=0):  # else another worker makes it
+            if state(folder) not in ENDED:
+                tell({"run": folder.name})
+                worker.attempt(folder, Config(**entry["config"]), tell)
 
 
 @dataclass
 class Worker:
-    """Makes runs.
+    """Makes runs."""
 
-    Args:
-        share: of the default memory, since other workers use the rest
-        memory: bytes to stay below; None for the share of the default
-    """
-
-    share: float = 1.0
-    memory: float | None = None
-    _last: Inputs | None = field(default=None, init=False)
+    share: float = 1.0  # of the default memory, since other workers use the rest
+    memory: float | None = None  # bytes to stay below; None for the share of the default
+    _last: Inputs | None = field(default=None, init=False)  # of the last run
 
     def attempt(self, folder: Path, config: Config, tell: Tell) -> None:
-        """Make a run or continue it; record a failure in its folder.
-
-        Raises:
-            FileError: the failure can't be recorded.
-        """
-        (folder / FAILURE).unlink(missing_ok=True)
-        if state(folder) != "done":  # metrics.json may be lost: without circuit.json the run is measured again
-            (folder / "circuit.json").unlink(missing_ok=True)
+        """Make a run or continue it; record a failure in its folder, or raise FileError if it can't be recorded."""
+        (folder / "circuit.json").unlink(missing_ok=True)  # metrics.json may be lost: the run is measured again
         until = time.monotonic() + PATIENCE
         while True:
             try:
                 self._make(folder, config, tell)
                 return
-            except InUse as error:
-                if time.monotonic() > until:
+            except UserError as error:
+                if not isinstance(error, InUse) or time.monotonic() > until:
                     record_failure(folder, str(error))
                     return
                 time.sleep(0.1)
-            except UserError as error:
-                record_failure(folder, str(error))
-                return
             except Exception as error:  # a bug, or too little memory: the other runs are still made
                 record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
                 return
@@ -112,33 +94,23 @@ class Worker:
                 reported = time.monotonic()
                 tell({"at": f"{progress.done / max(1, progress.total):.0%}"})
 
-        run(self._inputs(_as_begun(folder, config)), folder, progress=show, say=lambda note: tell({"note": note}))
+        with suppress(FileError):  # keep the `part` of an earlier attempt, on which the run's files depend
+            begun = read_yaml(folder / "config.yaml", Config.model_fields)
+            config = config.model_copy(update={"part": begun.get("part")})
+        run(self._inputs(config), folder, progress=show, say=lambda note: tell({"note": note}))
 
     def _inputs(self, config: Config) -> Inputs:
         """Load what a config names, and reuse what it shares with the last run."""
         last = self._last
         if last is not None and last.config.needs == config.needs and config.part in (None, last.config.part):
             self._last = last.under(config)
-        else:
-            model = last.model if last is not None and last.config.needs_model == config.needs_model else None
-            self._last = None
-            last = None  # free the last inputs before the next are loaded
-            bound = self.memory or default_memory(pick_device(config.device)) * self.share
-            self._last = load(config, load_task(config.task), bound, model)
+            return self._last
+        model = last.model if last is not None and last.config.needs_model == config.needs_model else None
+        self._last = None
+        last = None  # free the last inputs before the next are loaded
+        bound = self.memory or default_memory(pick_device(config.device)) * self.share
+        self._last = load(config, load_task(config.task), bound, model)
         return self._last
-
-
-def _as_begun(folder: Path, config: Config) -> Config:
-    """The config with the `part` of an earlier attempt: the memory may have been another then, and the run's files
-    depend on it."""
-    try:
-        return config.model_copy(update={"part": read_yaml(folder / "config.yaml", Config.model_fields).get("part")})
-    except FileError:
-        return config
-
-
-def _print(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def _end_with_parent() -> None:
@@ -152,7 +124,7 @@ def main() -> None:
     """Entry point of a worker process."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        make_unit(Path(sys.argv[1]), int(sys.argv[2]), _print)
+        make_unit(Path(sys.argv[1]), int(sys.argv[2]), lambda event: print(json.dumps(event), flush=True))
     except UserError as error:
         sys.exit(str(error))
 

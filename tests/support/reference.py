@@ -20,7 +20,7 @@ from acdc.files.published import PublishedFile
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import Config
 from acdc.sweep.file import OPTIONS as SWEEP_OPTIONS
-from acdc.sweep.schema import AxisRange, Sweep
+from acdc.sweep.file import AxisRange, Sweep
 from acdc.task.schema import Task
 from tests.support import ROOT
 

@@ -25,9 +25,8 @@ from acdc.model.load import load_tokenizer
 from acdc.report.results import to_text
 from acdc.setup.config import Config, resolve
 from acdc.sweep import estimate, executors
-from acdc.sweep.file import read_sweep
+from acdc.sweep.file import AxisRange, read_sweep
 from acdc.sweep.grid import runs_of as all_runs_of
-from acdc.sweep.schema import AxisRange
 from acdc.sweep.tracking import Tracking
 from acdc.task.tokenize import make_data
 from tests.support import ROOT, slurm
