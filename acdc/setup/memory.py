@@ -152,9 +152,7 @@ def prompts_at_once(
 
 
 def default_memory(device: torch.device) -> float:
-    """The bytes that a run may take by default: half of the device's memory, or what is free if that is less."""
+    """Half of the device's memory, in bytes. What is free doesn't count: it would change a run's config and bytes."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        return min(total / 2, free + torch.cuda.memory_reserved(device))
-    memory = psutil.virtual_memory()
-    return min(memory.total / 2, memory.available + psutil.Process().memory_info().rss)
+        return torch.cuda.get_device_properties(device).total_memory / 2
+    return psutil.virtual_memory().total / 2

@@ -9,7 +9,6 @@ import sys
 from dataclasses import fields
 from types import SimpleNamespace
 
-import psutil
 import pytest
 import torch
 
@@ -101,11 +100,11 @@ def test_memory_decides_how_many_prompts_are_held():
         assert needed[0] <= 0.8 * gigabytes * 1e9 < needed[1]
 
 
-def test_by_default_half_of_the_memory_or_what_is_free(monkeypatch):
-    own = psutil.Process().memory_info().rss
-    for free, bound in ((9e12, 5e12), (1e12, pytest.approx(1e12 + own, rel=0.01))):
+def test_by_default_half_of_the_memory_whatever_is_free(monkeypatch):
+    """The config, and so the run's folder, must not depend on what other processes use."""
+    for free in (9e12, 1e9):
         monkeypatch.setattr("psutil.virtual_memory", lambda free=free: SimpleNamespace(total=10e12, available=free))
-        assert default_memory(torch.device("cpu")) == bound
+        assert default_memory(torch.device("cpu")) == 5e12
 
 
 def test_a_run_says_what_it_expects_and_what_it_took(call, tmp_path):
