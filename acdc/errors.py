@@ -1,10 +1,4 @@
-"""Errors that the user can fix.
-
-UserError            printed as one message without a traceback, exit code 2
-├── TaskError        a task file, its data, or its fit with a tokenizer
-├── ModelError       a model that can't be found, read or represented
-└── FileError        a circuit, log, config or output file
-    └── InUse        a directory that another process is writing
+"""Errors that the user can fix, printed as one message without a traceback, exit code 2.
 
 Any other exception is a bug in acdc and keeps its traceback.
 """

@@ -20,10 +20,10 @@ from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge, circuit_rows, prompt_values
 from acdc.files.circuit import read_circuit
-from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
+from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores
-from acdc.io.files import write_atomic
+from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Show
 from acdc.model.load import Model

@@ -23,9 +23,9 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
 from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
-from acdc.files.stability import KINDS, EdgeFrequency, Kind, MeanRange, Run, Stability, share_of, to_json
+from acdc.files.stability import KINDS, EdgeFrequency, Kind, MeanRange, Run, Stability, share_of
 from acdc.graph.circuit import Circuit
-from acdc.io.files import write_atomic
+from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
 from acdc.registry import METHODS

@@ -23,12 +23,9 @@ from acdc.io.files import read_json
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:
-    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`.
+    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`, which needs the width of the residual stream.
 
-    Args:
-        d_model: width of the residual stream, which the format needs
-    Raises:
-        FileError: the model has no MLPs, or several inputs
+    Raise FileError if the model has no MLPs, or several inputs.
     """
     g = circuit.graph
     if not g.mlp or g.inputs != ("input",):
@@ -45,12 +42,9 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
 
 
 def read_eap_ig(path: Path) -> Circuit:
-    """Read the circuit in an EAP-IG file: its edges, and the scores of all edges of the graph.
+    """Read the circuit in an EAP-IG file, and the scores of all edges of the graph; raise FileError if it is wrong.
 
     The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
-
-    Raises:
-        FileError: the file can't be read, or is not an EAP-IG circuit; one line
     """
     raw = read_json(path)
     cfg, nodes, edges = (_object(path, raw, key) for key in ("cfg", "nodes", "edges"))

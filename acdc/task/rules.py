@@ -8,7 +8,8 @@ from itertools import islice
 
 from acdc.errors import short, unknown
 from acdc.registry import METRICS
-from acdc.task.schema import Source, Task
+from acdc.task.draw import pools
+from acdc.task.schema import Task
 from acdc.task.template import fields
 from acdc.task.words import MAX_WORDS, NumberRange, Table, WordList
 
@@ -51,9 +52,9 @@ def check_generator(task: Task) -> Iterator[str]:
     if generator is None:
         return
     yield from repeated("data.generator: words", generator.words)
-    if len(generator.words) < 2 * generator.length:
-        need = f"length {generator.length} needs {2 * generator.length} words"
-        yield f"data.generator: {need}, words has {len(generator.words)}"
+    need = 2 * generator.length
+    if len(generator.words) < need:
+        yield f"data.generator: length {generator.length} needs {need} words, words has {len(generator.words)}"
     if data.slots or data.lists or data.pieces or data.different or task.corrupt:
         yield "data.generator: brings its own prompts; slots, lists, pieces, different and corrupt don't go with it"
 
@@ -107,7 +108,7 @@ def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> I
 
 def check_slots(task: Task) -> Iterator[str]:
     """Every slot and list is used, and every slot that is used exists."""
-    known = forms(task.data)
+    known = forms(task)
     used = set[str]()
     for key, template in task.templates():
         for field in fields(template):
@@ -127,7 +128,7 @@ def check_slots(task: Task) -> Iterator[str]:
 
 def check_different(task: Task) -> Iterator[str]:
     """Groups in `different` have slots that can differ."""
-    words = forms(task.data)
+    words = forms(task)
     for group in task.data.different:
         strange = [field for field in group if field not in words]
         if strange:
@@ -138,15 +139,14 @@ def check_different(task: Task) -> Iterator[str]:
             yield f"data.different: {list(group)} can't all be different: there are fewer words than slots"
 
 
-def forms(data: Source) -> dict[str, set[str]]:
-    """Return the words that may fill each field."""
-    found: dict[str, set[str]] = {}
-    for slot in data.slots:
-        words = data.words(slot)
-        if isinstance(words, Table):
-            found |= {f"{slot}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
-        else:
-            found[slot] = set(words.texts() if isinstance(words, NumberRange) else words)
+def forms(task: Task) -> dict[str, set[str]]:
+    """Return the words that may fill each field; a generator's slots are its own."""
+    if task.data.generator:
+        return {}
+    found = {}
+    for pool in pools(task).values():
+        for i, field in enumerate(pool.fields):
+            found[field] = {row[i] for row in pool.rows}
     return found
 
 
