@@ -152,10 +152,10 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
         raise UserError(f"{theirs}; this one is of a model of {circuit.graph.words}")
     nodes = _nodes(circuit)
     true = published.nodes()
-    classes = {
-        name: ClassMatch(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
-        for name, members in published.classes.items()
-    }
+    classes = {}
+    for name, members in published.classes.items():
+        missed = tuple(node for node in members if node not in nodes)
+        classes[name] = ClassMatch(tuple(node for node in members if node in nodes), missed)
     edges = both = None
     if published.circuit is not None:
         edges = _confusion(circuit.kept, published.circuit.kept)
@@ -215,7 +215,9 @@ def _published(file: PublishedFile, stem: str) -> Published:
     classes = {name: tuple(names[name]) for name in file.classes}
     circuit = None
     if file.edges is not None:
-        kept = np.any([_edges(rule, names, graph, f"edges.{i}") for i, rule in enumerate(file.edges)], axis=0)
+        kept = np.zeros_like(graph.edges)
+        for i, rule in enumerate(file.edges):
+            kept |= _edges(rule, names, graph, f"edges.{i}")
         circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
         _check_circuit(circuit, classes, file.counts)
     elif file.counts or file.groups:
@@ -234,12 +236,13 @@ def _names(file: PublishedFile, graph: Graph) -> dict[str, list[str]]:
                 raise FileError(f"{where}: should be an unused name without commas, ->, < and >")
             known = names if key == "groups" else {}  # groups may use names defined above
             nodes = [node for member in members for node in _resolve(member, known, graph, where)]
-            outside = [node for node in nodes if not NODE.fullmatch(node)]
-            if key == "classes" and outside:
-                raise FileError(f"{where}: {outside[0]!r} is not a head or an MLP")
-            twice = [node for node in nodes if nodes.count(node) > 1]
-            if twice or not nodes:
-                raise FileError(f"{where}: " + (f"{twice[0]} is there twice" if twice else "is empty"))
+            if not nodes:
+                raise FileError(f"{where}: is empty")
+            for node in nodes:
+                if key == "classes" and not NODE.fullmatch(node):
+                    raise FileError(f"{where}: {node!r} is not a head or an MLP")
+                if nodes.count(node) > 1:
+                    raise FileError(f"{where}: {node} is there twice")
             names[name] = nodes
     return names
 
@@ -285,9 +288,8 @@ def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> 
 def _check_circuit(circuit: Circuit, classes: dict[str, tuple[str, ...]], counts: Counts | None) -> None:
     touched = circuit.nodes()
     for name, nodes in classes.items():
-        for node in nodes:
-            if node not in touched:
-                raise FileError(f"classes.{name}: no edge touches {node}")
+        if missed := [node for node in nodes if node not in touched]:
+            raise FileError(f"classes.{name}: no edge touches {missed[0]}")
     dead = Circuit(circuit.graph, circuit.kept & ~circuit.live()).edge_names()
     if dead:
         raise FileError(f"edges: {dead[0]} is on no path from an input to the logits")

@@ -43,12 +43,11 @@ class Pool:
 
 def pools(task: Task) -> dict[str, Pool]:
     """Return the pool of every slot."""
-    found = {}
     if generator := task.data.generator:
         rows = [(word,) for word in generator.words]
         prompt = generator_prompt(generator)
-        slots = fields(prompt.clean) + fields(prompt.corrupted or "")
-        return {slot: Pool("words", (slot,), rows) for slot in dict.fromkeys(slots)}
+        return {slot: Pool("words", (slot,), rows) for slot in fields(prompt.clean + (prompt.corrupted or ""))}
+    found = {}
     for slot, source in task.data.slots.items():
         words = task.data.words(slot)
         name = f"list {source}" if isinstance(source, str) else f"slot {slot}"
@@ -67,10 +66,7 @@ def generator_prompt(generator: Generator) -> Prompt:
 
 
 def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> list[TextExample]:
-    """Draw distinct examples for all halves. The templates are used in turn, so that each is used equally often.
-
-    Raise TaskError if the task has too few prompts, or the tokenizer can't serve it.
-    """
+    """Draw distinct examples for all halves, from all templates equally often; raise TaskError if it can't."""
     if task.data.rows is not None:
         return draw_rows(task, task.data.rows, rng, examples, halves)
     generator = task.data.generator

@@ -1,7 +1,4 @@
-"""Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules.
-
-Every mistake is a `TaskError` with a line per problem: file, key, what is wrong, what would be right.
-"""
+"""Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules."""
 
 from __future__ import annotations
 
@@ -66,10 +63,7 @@ def task_names() -> list[str]:
 
 
 def find(name: str, kind: str = "task", shipped: str = "tasks", beside: Path = Path()) -> Path:
-    """Return a shipped file by its name, or the path itself, relative to `beside`, if it looks like one.
-
-    Raise FileError if `shipped`, the folder of the shipped files, has no such file.
-    """
+    """Return the file of a name in the folder `shipped`, or, for a path, the path itself relative to `beside`."""
     if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
         return beside / name
     return shipped_file(name, kind, shipped, "*.yaml")

@@ -5,7 +5,7 @@
 3. check     every rule about tokens; an error names the example, its tokens and the rule
 
 The same task, tokenizer, number of examples and seed give the same bytes. The discovery and the held-out half share
-no prompt, unless the task has `splits: same`. The schema of a task is in acdc/task/schema.py.
+no prompt, unless the task has `splits: same`.
 
 Axes: example, pos (position in the padded sequence), row (a scored place: one example at one position).
 """
