@@ -239,10 +239,7 @@ class CircuitFile(Strict):
 
 
 def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
-    """Return the kept edges in (sender, receiver) order, residual edges first, then direct ones.
-
-    `changes` has the rise of the metric when an edge was tested.
-    """
+    """Return the kept edges in (sender, receiver) order, direct ones last; `changes` are those of `Edge`, by name."""
     changes = changes or {}
     names = circuit.edge_names() + circuit.direct_names()
     scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)

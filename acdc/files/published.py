@@ -1,5 +1,4 @@
-"""Published circuits, and the known circuits of the compiled models, as data in `tasks/circuits/`; and how much of one
-another circuit recovers.
+"""Published circuits and the known circuits of compiled models (`tasks/circuits/`); how much of one a circuit recovers.
 
 `PublishedFile` explains the format. An edge's own name, `a0.h5->a1.h4<v>`, is also a rule. The circuit has the direct
 edges of every head input that a residual edge enters, as in all circuits with published direct edges.
@@ -136,8 +135,7 @@ class Recovery:
 
     @property
     def found_types(self) -> int:
-        """The component types found, which Conmy et al. 2023 report as "5/5": a class is found if at least one of its
-        nodes is in the circuit."""
+        """The classes with at least one node in the circuit, which Conmy et al. 2023 report as "5/5"."""
         return sum(bool(found) for found, _ in self.classes.values())
 
     def summary(self) -> str:
@@ -171,9 +169,6 @@ def _confusion(found: Array, true: Array) -> Confusion:
 
 def _nodes(circuit: Circuit) -> set[str]:
     return set(circuit.nodes()) - {"logits", *circuit.graph.inputs}
-
-
-# ---------------------------------------------------------------- files
 
 
 def published_names() -> list[str]:
