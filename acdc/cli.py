@@ -130,8 +130,7 @@ def evaluate(
     Example: acdc evaluate runs/…/circuit.json
     """
     from acdc.commands.evaluate import evaluate as execute
-    from acdc.files.evaluation import to_json
-    from acdc.io.files import write_atomic
+    from acdc.io.files import to_json, write_atomic
     from acdc.report.evaluation import to_text
 
     with progress_bar() as progress:
@@ -265,7 +264,7 @@ def compare(
     """
     from acdc.commands.compare import compare as execute
     from acdc.commands.compare_plan import make_plan
-    from acdc.files.comparison import to_json
+    from acdc.io.files import to_json
     from acdc.report.comparison import to_text
 
     plan, notes = make_plan(given, **wanted, default_model=default_model)
@@ -295,7 +294,7 @@ def stability(
     """
     from acdc.commands.stability import make_plan
     from acdc.commands.stability import stability as execute
-    from acdc.files.stability import to_json
+    from acdc.io.files import to_json
     from acdc.report.stability import to_text
 
     plan, notes = make_plan(given, config, reruns, core, out, default_model)

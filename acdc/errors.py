@@ -1,10 +1,4 @@
-"""Errors that the user can fix.
-
-UserError            printed as one message without a traceback, exit code 2
-├── TaskError        a task file, its data, or its fit with a tokenizer
-├── ModelError       a model that can't be found, read or represented
-└── FileError        a circuit, log, config or output file
-    └── InUse        a directory that another process is writing
+"""Errors that the user can fix, printed as one message without a traceback, exit code 2.
 
 Any other exception is a bug in acdc and keeps its traceback.
 """
@@ -20,16 +14,14 @@ MAX_NAMES = 200  # known names listed in a message
 
 
 class UserError(Exception):
-    """Says what is wrong, where (file, key, flag, example) and what would be right.
-
-    Long lines are cut: quoted names and texts can be arbitrarily long.
-    """
+    """Says what is wrong, where (file, key, flag, example) and what would be right."""
 
     def __init__(self, message: str, key: str | None = None) -> None:
         super().__init__(message)
         self.key = key  # the option that the message is about
 
     def __str__(self) -> str:
+        # Quoted names and texts can be arbitrarily long.
         lines = super().__str__().split("\n")
         return "\n".join(line if len(line) <= MAX_LINE else line[:MAX_LINE] + "…" for line in lines)
 

@@ -16,8 +16,8 @@ import acdc
 from acdc import cli, library
 from acdc.commands import evaluate as evaluation
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.evaluation import to_json
 from acdc.graph.circuit import Circuit
+from acdc.io.files import to_json
 from acdc.model.load import Model
 from acdc.task.schema import Task
 from tests.support import ROOT

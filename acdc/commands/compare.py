@@ -23,10 +23,10 @@ from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv, to_json
+from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, write_scores
-from acdc.io.files import write_atomic
+from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search

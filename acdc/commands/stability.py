@@ -23,9 +23,9 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
 from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
-from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of, to_json
+from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of
 from acdc.graph.circuit import Circuit
-from acdc.io.files import plain, write_atomic
+from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
 from acdc.methods.discover import find, scored

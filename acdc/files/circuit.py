@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -23,6 +23,8 @@ from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
 FORMAT_VERSION = 1
 
 V = TypeVar("V")
+
+_dump = partial(json.dumps, ensure_ascii=False, allow_nan=False)
 
 
 def _by_key(values: dict[str, V]) -> dict[str, V]:
@@ -117,6 +119,9 @@ class Kept(Strict):
     kept: Count
     total: Count
 
+    def __str__(self) -> str:
+        return f"{self.kept} of {self.total}"
+
 
 class GraphPart(Strict):
     """Counts, without and with direct edges.
@@ -208,7 +213,7 @@ class CircuitFile(Strict):
             stated = getattr(self.graph, name)
             found = getattr(counted, name)
             if stated != found:
-                raise ValueError(f"graph.{name}: says {_said(stated)}, but the edges make {_said(found)}")
+                raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")
         return self
 
     def circuit(self) -> Circuit:
@@ -234,11 +239,7 @@ class CircuitFile(Strict):
 
 
 def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
-    """Return the kept edges in (sender, receiver) order, residual edges first, then direct ones.
-
-    Args:
-        changes: edge name -> rise of the metric when the edge was tested
-    """
+    """Return the kept edges in (sender, receiver) order, direct ones last; `changes` are those of `Edge`, by name."""
     changes = changes or {}
     names = circuit.edge_names() + circuit.direct_names()
     scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)
@@ -254,11 +255,7 @@ def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | 
 
 
 def write_circuit(path: Path, file: CircuitFile) -> None:
-    """Write `circuit.json` atomically. The same values give the same bytes.
-
-    Raises:
-        FileError: it can't be written.
-    """
+    """Write `circuit.json` atomically; raise FileError if it can't be written."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
     write_atomic(path, "{\n" + ",\n".join(blocks) + "\n}\n")
 
@@ -272,23 +269,11 @@ def _block(value: Any) -> str:
     return _dump(value)
 
 
-def _dump(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
-
-
 def read_circuit(path: Path) -> CircuitFile:
-    """Read and check `circuit.json`.
-
-    Raises:
-        FileError: the file can't be read, is of a newer format, or is wrong; a line per problem.
-    """
+    """Read and check `circuit.json`; raise FileError with a line per problem."""
     raw = read_json(path)
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         newer = f"format {version}, this one reads up to {FORMAT_VERSION}"
         raise FileError(f"{path}: made by a newer acdc: {newer}; update acdc")
     return validated(CircuitFile, raw, str(path))
-
-
-def _said(value: Kept | int | None) -> str:
-    return f"{value.kept} of {value.total}" if isinstance(value, Kept) else str(value)

@@ -4,93 +4,58 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
-from acdc.io.files import plain, plain_json
+from acdc.io.files import plain
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A circuit without dead edges, measured on the prompts for evaluation.
+    """A circuit without dead edges, measured on the prompts for evaluation."""
 
-    Args:
-        size: number of edges asked for; None for ACDC, which has a threshold
-        threshold: τ, in the metric's units
-        edges: residual edges after dead ones are removed
-        components: heads and MLPs that these edges touch
-        metric: mean of the metric, lower is better
-        faithfulness: 1 is the full model, 0 everything ablated; `low` to `high` is its 95 % interval
-        accuracy: share of scored positions with the right answer
-        lost: edges that ACDC on the whole graph keeps but the prefilter dropped; None without a prefilter, or if ACDC
-            on the whole graph is not compared
-    """
-
-    size: int | None
-    threshold: float | None
-    edges: int
-    components: int
-    metric: float
-    faithfulness: float
-    low: float
+    size: int | None  # number of edges asked for; None for ACDC, which has a threshold
+    threshold: float | None  # τ, in the metric's units
+    edges: int  # residual edges
+    components: int  # heads and MLPs that these edges touch
+    metric: float  # mean over prompts, lower is better
+    faithfulness: float  # 1 is the full model, 0 everything ablated
+    low: float  # of the 95 % interval of the faithfulness
     high: float
-    accuracy: float
+    accuracy: float  # share of scored positions with the right answer
+    # Edges that ACDC on the whole graph keeps but the prefilter dropped; None if there is only one of the two.
     lost: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ComparedMethod:
-    """The results of a method on a task.
-
-    Args:
-        ranked_by: the metric that the scores are computed from
-        seconds, peak_memory_mb: see `acdc.commands.cost.Cost`
-        circuits: ordered from few to many edges asked for, or from low to high threshold
-        auc, pessimistic_auc: areas under `roc`; NaN if the reference comes from the same method
-        node_auc: as `auc`, for heads and MLPs, each scored by its largest edge
-        cpr, cmd: MIB's areas under faithfulness by share of edges, and between faithfulness and 1, over the circuits
-            and both ends, where faithfulness is 0 and 1
-        roc: points (false positive rate, true positive rate) of the scores against the reference
-    """
+    """The results of a method on a task."""
 
     name: str
-    ranked_by: str
-    seconds: float
+    ranked_by: str  # the metric that the scores are computed from
+    seconds: float  # see acdc.commands.cost.Cost
     peak_memory_mb: float
-    circuits: tuple[Judged, ...]
-    auc: float
+    circuits: tuple[Judged, ...]  # from few to many edges asked for, or from low to high threshold
+    auc: float  # area under `roc`; NaN if the reference comes from the same method
     pessimistic_auc: float
-    node_auc: float
-    cpr: float
-    cmd: float
-    roc: tuple[tuple[float, float], ...]
+    node_auc: float  # for heads and MLPs, each scored by its largest edge
+    cpr: float  # MIB's area under faithfulness by share of edges, over the circuits and both ends (0 and 1)
+    cmd: float  # MIB's area between faithfulness and 1
+    roc: tuple[tuple[float, float], ...]  # (false, true positive rate) of the scores against the reference
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """How similar the methods are: Float[method method] each, in the order of the methods.
+    """How similar the methods are: Float[method method] each, in the order of the methods."""
 
-    Args:
-        size: edges of the circuits that `edges` and `components` compare; with thresholds, of the nearest circuits
-        edges, components: Jaccard indices
-        scores: Spearman's ρ over all edges of the graph
-    """
-
-    size: int
-    edges: list[list[float]]
-    components: list[list[float]]
-    scores: list[list[float]]
+    size: int  # edges of the circuits that are compared; with thresholds, of the nearest circuits
+    edges: list[list[float]]  # Jaccard indices
+    components: list[list[float]]  # Jaccard indices
+    scores: list[list[float]]  # Spearman's ρ over all edges of the graph
 
 
 @dataclass(frozen=True)
 class ComparedTask:
-    """A task, and the results of the methods on it.
-
-    Args:
-        half: the prompts for evaluation: `held_out`, or `discovery` for a task without held-out prompts
-        full, ablated: mean metric of the full model and with everything ablated; `…_accuracy` likewise
-        reference: the circuit that scores are compared with
-        total: residual edges of the graph
-    """
+    """A task, and the results of the methods on it."""
 
     name: str
     model: str
@@ -100,14 +65,14 @@ class ComparedTask:
     ablation: str
     examples: int
     seed: int
-    half: str
-    full: float
-    ablated: float
+    half: str  # the prompts for evaluation: held_out, or discovery for a task without held-out prompts
+    full: float  # mean metric of the full model
+    ablated: float  # with everything ablated
     full_accuracy: float
     ablated_accuracy: float
-    reference: str
+    reference: str  # the circuit that scores are compared with
     reference_edges: int
-    total: int
+    total: int  # residual edges of the graph
     methods: tuple[ComparedMethod, ...]
     overlap: Similarity
     notes: tuple[str, ...]
@@ -121,11 +86,6 @@ class Comparison:
     greedy: bool
     abs: bool
     tasks: tuple[ComparedTask, ...]
-
-
-def to_json(comparison: Comparison) -> str:
-    """Return JSON text; the same values give the same text."""
-    return plain_json({"format_version": 1, **asdict(comparison)})
 
 
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:

@@ -11,30 +11,19 @@ from acdc.files.circuit import CircuitFile
 
 @dataclass(frozen=True)
 class Diff:
-    """How circuit b differs from circuit a.
+    """How circuit b differs from circuit a."""
 
-    Args:
-        added: names of the edges that only b has
-        removed: names of the edges that only a has
-        rescored: (name, score in a, score in b) of common edges whose scores differ
-        notes: other differences, such as task, model or method, that may explain these
-    """
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    rescored: tuple[tuple[str, float, float], ...]
-    notes: tuple[str, ...]
+    added: tuple[str, ...]  # names of the edges that only b has
+    removed: tuple[str, ...]  # names of the edges that only a has
+    rescored: tuple[tuple[str, float, float], ...]  # name, score in a, score in b of common edges
+    notes: tuple[str, ...]  # other differences, such as task, model or method, that may explain these
 
 
 def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
-    """Compare two circuits of one graph, edge by edge.
+    """Compare two circuits edge by edge; raise FileError if they are of different graphs.
 
-    If only one of them counts direct edges, only residual edges are compared, and a note says so.
-
-    Args:
-        tolerance: scores that differ by less, absolutely or relative to the larger one, count as equal
-    Raises:
-        FileError: the circuits are of different graphs
+    If only one of them counts direct edges, only residual edges are compared, and a note says so. Scores that differ
+    by less than `tolerance`, absolutely or relative to the larger one, count as equal.
     """
     if a.model.graph != b.model.graph:
         graphs = (f"{file.model.name} with {file.model.graph.words}" for file in (a, b))

@@ -1,10 +1,8 @@
 """EAP-IG's JSON, which the MIB benchmark uses too (`Graph.to_json` in github.com/hannamw/EAP-IG).
 
-Every edge of the graph is listed, with a score and whether it is in the circuit. Limits of the format:
-- It has no direct edges. Removing one is the same as removing all edges into its receiver, so those are written as
-  not in the graph: the circuit behaves the same.
-- Every edge needs a score; one without a score gets 0.0.
-- There is one input, and each layer has an MLP.
+Every edge of the graph is listed, with a score (0.0 if it has none) and whether it is in the circuit. The format has
+one input, an MLP in each layer, and no direct edges. Removing a direct edge is the same as removing all edges into its
+receiver, so those are written as not in the graph: the circuit behaves the same.
 """
 
 from __future__ import annotations
@@ -23,12 +21,9 @@ from acdc.io.files import read_json
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:
-    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`.
+    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`, which needs the width of the residual stream.
 
-    Args:
-        d_model: width of the residual stream, which the format needs
-    Raises:
-        FileError: the model has no MLPs, or several inputs
+    Raise FileError if the model has no MLPs, or several inputs.
     """
     g = circuit.graph
     if not g.mlp or g.inputs != ("input",):
@@ -45,20 +40,19 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
 
 
 def read_eap_ig(path: Path) -> Circuit:
-    """Read the circuit in an EAP-IG file: its edges, and the scores of all edges of the graph.
+    """Read the circuit in an EAP-IG file, and the scores of all edges of the graph; raise FileError if it is wrong.
 
     The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
-
-    Raises:
-        FileError: the file can't be read, or is not an EAP-IG circuit; one line
     """
     raw = read_json(path)
     cfg, nodes, edges = (_object(path, raw, key) for key in ("cfg", "nodes", "edges"))
     for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
         if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
             raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
-    if any(not all(_list(node.get("neurons"))) for node in nodes.values() if isinstance(node, dict)):
-        raise FileError(f"{path}: is a circuit of single neurons, not of edges")
+    for node in nodes.values():
+        neurons = node.get("neurons") if isinstance(node, dict) else None
+        if isinstance(neurons, list) and not all(neurons):
+            raise FileError(f"{path}: is a circuit of single neurons, not of edges")
     g = Graph(cfg["n_layers"], cfg["n_heads"], parallel=cfg["parallel_attn_mlp"])
     kept = np.zeros_like(g.edges)
     scores = np.full(g.edges.shape, np.nan)
@@ -96,7 +90,3 @@ def _object(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FileError(f"{path}: is not an EAP-IG circuit: {key} should be a JSON object")
     return value
-
-
-def _list(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

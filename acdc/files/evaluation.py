@@ -1,11 +1,10 @@
-"""The output of `acdc evaluate --json`: how good a circuit is."""
+"""The output of `acdc evaluate --json`: how good a circuit is. An estimate is [value, low, high], null for NaN."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
 from acdc.evaluation.bootstrap import Estimate
-from acdc.io.files import plain_json
 
 DRAWS = 20  # random circuits
 
@@ -29,22 +28,15 @@ LEGEND = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Means over prompts under one ablation; metrics are minimised.
-
-    Args:
-        full, circuit, ablated, rest: metric of the full model, of the circuit, with everything ablated, and of all
-            edges outside the circuit
-        accuracy: under the same names, the share of scored positions with the right answer; NaN without answers
-        faithfulness, completeness: see `acdc.evaluation.faithfulness.faithfulness`
-    """
+    """Means over prompts under one ablation; metrics are minimised."""
 
     ablation: str
-    full: Estimate
+    full: Estimate  # metric of the full model
     circuit: Estimate
-    ablated: Estimate
-    rest: Estimate
-    accuracy: dict[str, Estimate]
-    faithfulness: Estimate
+    ablated: Estimate  # everything ablated
+    rest: Estimate  # all edges outside the circuit
+    accuracy: dict[str, Estimate]  # by these names, share of scored positions that are right; NaN without answers
+    faithfulness: Estimate  # see acdc.evaluation.faithfulness
     completeness: Estimate
 
 
@@ -59,33 +51,21 @@ class RemovedEdge:
 
 @dataclass(frozen=True)
 class Minimality:
-    """The edges that were removed one by one, from the least to the most needed.
+    """The edges that were removed one by one, from the least to the most needed."""
 
-    Args:
-        kept: residual edges of the circuit; if only some were tested, it was those with the smallest scores
-    """
-
-    kept: int
+    kept: int  # residual edges of the circuit; if only some were tested, those with the smallest scores
     edges: tuple[RemovedEdge, ...]
 
 
 @dataclass(frozen=True)
 class Random:
-    """Random circuits of the same size.
+    """Random circuits of the same size."""
 
-    Args:
-        edges: of each; as many as the circuit has without dead ones
-        metric: mean metric of each draw, sorted
-        faithfulness: of the mean over draws, per prompt
-        advantage: how much lower the circuit's metric is than the mean over draws, per prompt
-        rank: rank of the circuit among the draws and itself; 1 is the lowest metric
-    """
-
-    edges: int
-    metric: tuple[float, ...]
-    faithfulness: Estimate
-    advantage: Estimate
-    rank: int
+    edges: int  # of each; as many as the circuit has without dead ones
+    metric: tuple[float, ...]  # mean metric of each draw, sorted
+    faithfulness: Estimate  # of the mean over draws, per prompt
+    advantage: Estimate  # how much lower the circuit's metric is than the mean over draws, per prompt
+    rank: int  # of the circuit among the draws and itself; 1 is the lowest metric
 
 
 @dataclass(frozen=True)
@@ -99,31 +79,17 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Spread:
-    """The circuit on each prompt alone.
+    """The circuit on each prompt alone."""
 
-    Args:
-        metric, faithfulness: minimum, quartiles, maximum
-        undefined: number of prompts without faithfulness: the full model is not better than everything ablated
-        worst: the prompts with the highest metric
-    """
-
-    metric: tuple[float, ...]
-    faithfulness: tuple[float, ...]
-    undefined: int
-    worst: tuple[Prompt, ...]
+    metric: tuple[float, ...]  # minimum, quartiles, maximum
+    faithfulness: tuple[float, ...]  # likewise
+    undefined: int  # prompts without faithfulness: the full model is not better than everything ablated
+    worst: tuple[Prompt, ...]  # those with the highest metric
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a circuit is.
-
-    Args:
-        edges, total: residual edges of the circuit and of the graph
-        half: the prompts: `held_out`, or `discovery` for a task without held-out prompts
-        measured: under the circuit's own ablation; `others` under the other ablations
-        minimality: None if not asked for
-        random: None for a circuit without edges
-    """
+    """How good a circuit is."""
 
     task: str
     model: str
@@ -134,17 +100,13 @@ class Evaluation:
     dtype: str
     examples: int
     seed: int
-    half: str
-    edges: int
-    total: int
-    measured: Measured
-    others: tuple[Measured, ...]
-    minimality: Minimality | None
-    random: Random | None
+    half: str  # the prompts: held_out, or discovery for a task without held-out prompts
+    edges: int  # residual edges of the circuit
+    total: int  # of the graph
+    measured: Measured  # under the circuit's own ablation
+    others: tuple[Measured, ...]  # under the other ablations
+    minimality: Minimality | None  # None if not asked for
+    random: Random | None  # None for a circuit without edges
     spread: Spread
     notes: tuple[str, ...]
-
-
-def to_json(evaluation: Evaluation) -> str:
-    """Return JSON text; the same values give the same text. An estimate is [value, low, high], null for NaN."""
-    return plain_json({"format_version": 1, **asdict(evaluation), "legend": LEGEND})
+    legend: dict[str, str] = field(default_factory=LEGEND.copy)

@@ -16,36 +16,21 @@ Interval = tuple[Number | None, Number | None, Number | None]  # value, low and 
 
 
 class CostPart(Strict):
-    """Time and memory of a run.
+    """Time and memory of a run."""
 
-    Args:
-        seconds: of the process that finished it
-        peak_memory_mb: peak memory of the process, or of the device on CUDA
-        expected_memory_mb: the estimate made before the run; null in files of older versions
-        evaluations: how often ACDC took the metric of the whole model
-        threads: of PyTorch
-    """
-
-    seconds: Number
-    peak_memory_mb: Number
-    expected_memory_mb: Number | None = None
-    evaluations: Whole
-    threads: Whole
+    seconds: Number  # of the process that finished it
+    peak_memory_mb: Number  # of the process, or of the device on CUDA
+    expected_memory_mb: Number | None = None  # the estimate made before the run; null in files of older versions
+    evaluations: Whole  # how often ACDC took the metric of the whole model
+    threads: Whole  # of PyTorch
 
 
 class MetricsFile(Strict):
-    """The content of `metrics.json`.
+    """The content of `metrics.json`."""
 
-    Args:
-        metrics: every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
-        faithfulness: faithfulness of the circuit by the run's metric, with its 95 % interval over prompts
-        metric: mean of the run's metric, with its 95 % interval
-        cost: time and memory
-    """
-
-    metrics: dict[Text, Number]
-    faithfulness: dict[Half, Interval]
-    metric: dict[Half, Interval]
+    metrics: dict[Text, Number]  # every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
+    faithfulness: dict[Half, Interval]  # of the circuit by the run's metric, with its 95 % interval over prompts
+    metric: dict[Half, Interval]  # mean of the run's metric, with its 95 % interval
     cost: CostPart
 
     @model_validator(mode="after")
@@ -61,18 +46,10 @@ class MetricsFile(Strict):
 
 
 def write_metrics(path: Path, file: MetricsFile) -> None:
-    """Write `metrics.json` atomically.
-
-    Raises:
-        FileError: it can't be written.
-    """
+    """Write `metrics.json` atomically; raise FileError if it can't be written."""
     write_atomic(path, json.dumps(file.model_dump(), indent=1, sort_keys=True) + "\n")
 
 
 def read_metrics(path: Path) -> MetricsFile:
-    """Read and check `metrics.json`.
-
-    Raises:
-        FileError: the file can't be read or does not fit the schema; a line per problem.
-    """
+    """Read and check `metrics.json`; raise FileError with a line per problem."""
     return validated(MetricsFile, read_json(path), str(path))

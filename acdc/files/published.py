@@ -1,11 +1,7 @@
-"""Published circuits, and the known circuits of the compiled models, as data in `tasks/circuits/`; and how much of one
-another circuit recovers.
+"""Published circuits and the known circuits of compiled models (`tasks/circuits/`); how much of one a circuit recovers.
 
-A file lists component classes (name → nodes) and edges as rules, `senders -> receivers <inputs>`. Both sides are
-comma-separated lists of classes, groups (names for nodes, for use in rules only), nodes, and ranges of MLPs (`m0-m3`).
-A rule stands for all residual edges of the graph from any of the senders to any of the receivers; `<kv>` takes only
-the k and v inputs of heads. An edge's own name, `a0.h5->a1.h4<v>`, is also a rule. The circuit has the direct edges of
-every head input that a residual edge enters, as in all circuits with published direct edges.
+`PublishedFile` explains the format. An edge's own name, `a0.h5->a1.h4<v>`, is also a rule. The circuit has the direct
+edges of every head input that a residual edge enters, as in all circuits with published direct edges.
 """
 
 from __future__ import annotations
@@ -13,7 +9,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -24,10 +19,11 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
 from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
-from acdc.task.load import task_dir, task_names
+from acdc.task.load import find, shipped_dir, task_names
 
 Array = np.ndarray
 
+FOLDER = "tasks/circuits"
 RULE = re.compile(r"(?P<senders>[^<>]+?)\s*->\s*(?P<receivers>[^<>]+?)\s*(<(?P<inputs>[qkv]+)>)?")
 NAME = re.compile(r"[^,<>\s]([^,<>]*[^,<>\s])?")
 NODE = re.compile(r"(a\d+\.h|m)\d+")
@@ -96,22 +92,15 @@ class PublishedFile(Strict):
 
 @dataclass(frozen=True)
 class Published:
-    """A published circuit.
-
-    Args:
-        name, task, model, source: from the file; the model is a name for readers, only the graph is compared
-        graph: the graph of the model
-        classes: the nodes of each component class
-        circuit: its edges, including direct ones; None if only nodes are known
-    """
+    """A published circuit."""
 
     name: str
     task: str
-    model: str
+    model: str  # a name for readers; only the graph is compared
     source: str
     graph: Graph
-    classes: dict[str, tuple[str, ...]]
-    circuit: Circuit | None
+    classes: dict[str, tuple[str, ...]]  # the nodes of each component class
+    circuit: Circuit | None  # including direct edges; None if only nodes are known
 
     def nodes(self) -> set[str]:
         """Return the heads and MLPs that an edge touches; without edges, those of the classes."""
@@ -137,25 +126,16 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True)
 class Recovery:
-    """How much of a published circuit another circuit has.
-
-    Args:
-        classes: for each component class, the nodes that are in the circuit and those that are not
-        nodes: heads and MLPs; a node is in a circuit if an edge of the circuit touches it. Inputs and logits don't
-            count
-        edges: residual edges; None if no published edges are known
-        edges_with_direct: residual and direct edges; also None if the circuit has no direct edges
-    """
+    """How much of a published circuit another circuit has."""
 
     classes: dict[str, ClassMatch]
-    nodes: Confusion
-    edges: Confusion | None
-    edges_with_direct: Confusion | None
+    nodes: Confusion  # heads and MLPs that an edge touches
+    edges: Confusion | None  # residual edges; None if no published edges are known
+    edges_with_direct: Confusion | None  # also None if the circuit has no direct edges
 
     @property
     def found_types(self) -> int:
-        """The component types found, which Conmy et al. 2023 report as "5/5": a class is found if at least one of its
-        nodes is in the circuit."""
+        """The classes with at least one node in the circuit, which Conmy et al. 2023 report as "5/5"."""
         return sum(bool(found) for found, _ in self.classes.values())
 
     def summary(self) -> str:
@@ -164,22 +144,16 @@ class Recovery:
 
 
 def recovery(published: Published, circuit: Circuit) -> Recovery:
-    """Compare a circuit with a published one.
-
-    Raises:
-        UserError: they are of different graphs
-    """
+    """Compare a circuit with a published one; raise UserError if they are of different graphs."""
     if circuit.graph != published.graph:
-        raise UserError(
-            f"the published circuit {published.name!r} is of {published.model}, {published.graph.words}; "
-            f"this one is of a model of {circuit.graph.words}"
-        )
+        theirs = f"the published circuit {published.name!r} is of {published.model}, {published.graph.words}"
+        raise UserError(f"{theirs}; this one is of a model of {circuit.graph.words}")
     nodes = _nodes(circuit)
     true = published.nodes()
-    classes = {
-        name: ClassMatch(tuple(n for n in members if n in nodes), tuple(n for n in members if n not in nodes))
-        for name, members in published.classes.items()
-    }
+    classes = {}
+    for name, members in published.classes.items():
+        missed = tuple(node for node in members if node not in nodes)
+        classes[name] = ClassMatch(tuple(node for node in members if node in nodes), missed)
     edges = both = None
     if published.circuit is not None:
         edges = _confusion(circuit.kept, published.circuit.kept)
@@ -197,12 +171,9 @@ def _nodes(circuit: Circuit) -> set[str]:
     return set(circuit.nodes()) - {"logits", *circuit.graph.inputs}
 
 
-# ---------------------------------------------------------------- files
-
-
 def published_names() -> list[str]:
     """Return the names of the shipped circuits."""
-    return sorted(path.stem for path in (task_dir() / "circuits").glob("*.yaml"))
+    return sorted(path.stem for path in shipped_dir(FOLDER).glob("*.yaml"))
 
 
 @lru_cache(maxsize=1)
@@ -213,25 +184,12 @@ def _shipped() -> tuple[Published, ...]:
 
 def published_for(task: str, graph: Graph) -> Published | None:
     """Return the shipped circuit of a task in a model with this graph, or None."""
-    for published in _shipped():
-        if (published.task, published.graph) == (task, graph):
-            return published
-    return None
+    return next((p for p in _shipped() if p.task == task and p.graph == graph), None)
 
 
 def load_published(name_or_path: str) -> Published:
-    """Read and check a published circuit: the name of a shipped one, or the path of a .yaml file.
-
-    Raises:
-        FileError: there is no such circuit, or the file is wrong; a line per problem
-    """
-    if name_or_path.endswith((".yaml", ".yml")) or "/" in name_or_path or "\\" in name_or_path:
-        path = Path(name_or_path)
-    elif name_or_path in published_names():
-        path = task_dir() / "circuits" / f"{name_or_path}.yaml"
-    else:
-        message = unknown("published circuit", name_or_path, published_names())
-        raise FileError(f"{message}; for a file of your own, give its path ending in .yaml")
+    """Read and check a shipped circuit, or a .yaml file; raise FileError with a line per problem."""
+    path = find(name_or_path, "published circuit", FOLDER)
     file = validated(PublishedFile, read_yaml(path, PublishedFile.model_fields), str(path))
     try:
         return _published(file, path.stem)
@@ -251,12 +209,14 @@ def _published(file: PublishedFile, stem: str) -> Published:
     names = _names(file, graph)
     classes = {name: tuple(names[name]) for name in file.classes}
     circuit = None
-    if file.edges is None:
-        if file.counts or file.groups:
-            raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
-    else:
-        circuit = _circuit(file.edges, names, graph)
+    if file.edges is not None:
+        kept = np.zeros_like(graph.edges)
+        for i, rule in enumerate(file.edges):
+            kept |= _edges(rule, names, graph, f"edges.{i}")
+        circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
         _check_circuit(circuit, classes, file.counts)
+    elif file.counts or file.groups:
+        raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
     return Published(file.name, file.task, file.model, file.source, graph, classes, circuit)
 
 
@@ -271,12 +231,13 @@ def _names(file: PublishedFile, graph: Graph) -> dict[str, list[str]]:
                 raise FileError(f"{where}: should be an unused name without commas, ->, < and >")
             known = names if key == "groups" else {}  # groups may use names defined above
             nodes = [node for member in members for node in _resolve(member, known, graph, where)]
-            outside = [node for node in nodes if not NODE.fullmatch(node)]
-            if key == "classes" and outside:
-                raise FileError(f"{where}: {outside[0]!r} is not a head or an MLP")
-            twice = [node for node in nodes if nodes.count(node) > 1]
-            if twice or not nodes:
-                raise FileError(f"{where}: " + (f"{twice[0]} is there twice" if twice else "is empty"))
+            if not nodes:
+                raise FileError(f"{where}: is empty")
+            for node in nodes:
+                if key == "classes" and not NODE.fullmatch(node):
+                    raise FileError(f"{where}: {node!r} is not a head or an MLP")
+                if nodes.count(node) > 1:
+                    raise FileError(f"{where}: {node} is there twice")
             names[name] = nodes
     return names
 
@@ -295,13 +256,6 @@ def _resolve(name: str, names: dict[str, list[str]], graph: Graph, where: str) -
         raise FileError(f"{where}: the graph of {graph.words} has no {name!r}")
     known = [*names, *graph.inputs, "logits"]
     raise FileError(f"{where}: {unknown('node or class', name, known)}, and heads and MLPs such as a0.h0, m0, m0-m1")
-
-
-def _circuit(rules: tuple[str, ...], names: dict[str, list[str]], graph: Graph) -> Circuit:
-    kept = np.zeros_like(graph.edges)
-    for i, rule in enumerate(rules):
-        kept |= _edges(rule, names, graph, f"edges.{i}")
-    return Circuit(graph, kept, graph.direct & kept.any(axis=0))
 
 
 def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> Array:
@@ -329,15 +283,14 @@ def _edges(rule: str, names: dict[str, list[str]], graph: Graph, where: str) -> 
 def _check_circuit(circuit: Circuit, classes: dict[str, tuple[str, ...]], counts: Counts | None) -> None:
     touched = circuit.nodes()
     for name, nodes in classes.items():
-        for node in nodes:
-            if node not in touched:
-                raise FileError(f"classes.{name}: no edge touches {node}")
+        if missed := [node for node in nodes if node not in touched]:
+            raise FileError(f"classes.{name}: no edge touches {missed[0]}")
     dead = Circuit(circuit.graph, circuit.kept & ~circuit.live()).edge_names()
     if dead:
         raise FileError(f"edges: {dead[0]} is on no path from an input to the logits")
     made = {"edges": circuit.n_edges, "with_direct": circuit.n_edges + circuit.n_direct}
     if counts is None:
         raise FileError(f"counts: is missing; the edges make {made}")
-    for key, n in made.items():
-        if getattr(counts, key) != n:
-            raise FileError(f"counts.{key}: says {getattr(counts, key)}, but the edges make {n}")
+    for key, said in counts:
+        if said != made[key]:
+            raise FileError(f"counts.{key}: says {said}, but the edges make {made[key]}")

@@ -1,13 +1,11 @@
-"""`stability.json`: how often the edges of a circuit are found again."""
+"""`stability.json`: how often the edges of a circuit are found again. NaN and infinity become null."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from acdc.io.files import plain_json
 
 KINDS = {
     "seeds": "prompts of other seeds",
@@ -18,24 +16,15 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Run:
-    """A circuit without dead edges, measured on the prompts that all circuits here are judged on.
-
-    Args:
-        kind: a key of `KINDS`, or "base" or "core"
-        edges: residual edges
-        metric: mean of the metric, lower is better
-        faithfulness: 1 is the full model, 0 everything ablated, with its 95 % interval; None if undefined
-        accuracy: share of scored positions with the right answer; None for a task without answers
-        like_base: Jaccard index of its edges and those of the base run
-    """
+    """A circuit without dead edges, measured on the prompts that all circuits here are judged on."""
 
     name: str
-    kind: str
-    edges: int
-    metric: float
-    faithfulness: tuple[float | None, ...]
-    accuracy: float | None
-    like_base: float
+    kind: str  # a key of KINDS, or "base" or "core"
+    edges: int  # residual edges
+    metric: float  # mean over prompts, lower is better
+    faithfulness: tuple[float | None, ...]  # 1 is the full model, 0 everything ablated; with 95 % interval
+    accuracy: float | None  # share of scored positions with the right answer; None for a task without answers
+    like_base: float  # Jaccard index of its edges and those of the base run
 
 
 class MeanRange(NamedTuple):
@@ -55,19 +44,13 @@ class MeanRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Kind:
-    """The reruns of one kind, or all of them.
-
-    Args:
-        edges: residual edges per circuit
-        jaccard: Jaccard index of the edges of each two of these reruns
-        like_base: Jaccard index of the edges of each rerun and the base run
-    """
+    """The reruns of one kind, or all of them."""
 
     name: str
     runs: int
-    edges: MeanRange
-    jaccard: MeanRange
-    like_base: MeanRange
+    edges: MeanRange  # residual edges per circuit
+    jaccard: MeanRange  # Jaccard index of the edges of each two of these reruns
+    like_base: MeanRange  # Jaccard index of the edges of each rerun and the base run
 
 
 @dataclass(frozen=True)
@@ -83,19 +66,7 @@ class EdgeFrequency:
 
 @dataclass(frozen=True)
 class Stability:
-    """The content of `stability.json`.
-
-    Args:
-        method: as in circuit.json
-        half: the base run's prompts that circuits are judged on: `held_out`, or `discovery` for a task without
-            held-out prompts
-        total: residual edges of the graph
-        full, ablated: metric of the full model, and with everything ablated
-        share: an edge is in the core if at least this share of reruns found it
-        core: the circuit of these edges, without the `dead` ones, which are on no path from an input to the logits
-        edges: residual edges that any run found, the most frequent first
-        direct: direct edges, likewise, if the method tests them
-    """
+    """The content of `stability.json`."""
 
     task: str
     model: str
@@ -103,28 +74,22 @@ class Stability:
     data_hash: str
     examples: int
     seed: int
-    method: dict[str, Any]
-    half: str
-    total: int
-    full: float
-    ablated: float
+    method: dict[str, Any]  # as in circuit.json
+    half: str  # the base run's prompts for judging: held_out, or discovery for a task without held-out prompts
+    total: int  # residual edges of the graph
+    full: float  # metric of the full model
+    ablated: float  # with everything ablated
     base: Run
     runs: tuple[Run, ...]
     kinds: tuple[Kind, ...]
-    share: float
-    core: Run
-    dead: int
-    edges: tuple[EdgeFrequency, ...]
-    direct: tuple[EdgeFrequency, ...]
+    share: float  # an edge is in the core if at least this share of reruns found it
+    core: Run  # the circuit of these edges, without dead ones
+    dead: int  # core edges on no path from an input to the logits
+    edges: tuple[EdgeFrequency, ...]  # residual edges that any run found, the most frequent first
+    direct: tuple[EdgeFrequency, ...]  # direct edges, likewise, if the method tests them
     notes: tuple[str, ...]
 
 
 def share_of(s: Stability) -> str:
     """Return which edges are in the core, in words."""
     return f"edges found in {s.share:.0%} or more of {len(s.runs)} reruns"
-
-
-def to_json(result: Stability) -> str:
-    """Return JSON text; the same values give the same text. A range is [mean, lowest, highest], an estimate
-    [value, low, high], null for NaN."""
-    return plain_json({"format_version": 1, **asdict(result)})

@@ -8,6 +8,7 @@ import os
 import secrets
 import stat
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,7 @@ MAX_BYTES = 500_000_000  # largest file that is read
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file so that readers, even after a crash, see the old content or the new one and nothing in between.
 
-    Raises:
-        FileError: the file can't be written; the old content stays.
+    Raise FileError if the file can't be written; the old content stays.
     """
     raw = data.encode() if isinstance(data, str) else data
     target = Path(os.path.realpath(path))  # write through a link instead of replacing it
@@ -41,9 +41,10 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             temporary.unlink()
 
 
-def plain_json(content: dict[str, Any]) -> str:
-    """Return the content as JSON text. The same values give the same text; NaN and infinity become null."""
-    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+def to_json(result: Any) -> str:
+    """Return a result, a dataclass, as JSON text. The same values give the same text; NaN and infinity become null."""
+    content = plain({"format_version": 1, **asdict(result)})
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def plain(value: Any) -> Any:
@@ -56,10 +57,9 @@ def plain(value: Any) -> Any:
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the content of a file. Only regular files are opened: a pipe would block, a device may never end.
+    """Return the content of a file of at most `limit` bytes; raise FileError if it can't be read.
 
-    Raises:
-        FileError: the file is missing, unreadable, larger than `limit` bytes, or a folder, pipe or device.
+    Only regular files are opened: a pipe would block, a device may never end.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -77,11 +77,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """Return the text of a UTF-8 file of at most `limit` bytes.
-
-    Raises:
-        FileError: as for `read_bytes`; or the file is not UTF-8.
-    """
+    """Return the text of a UTF-8 file of at most `limit` bytes; raise FileError if it can't be read."""
     try:
         return read_bytes(path, limit).decode()
     except UnicodeDecodeError:
@@ -89,11 +85,7 @@ def read_text(path: Path, limit: int = MAX_BYTES) -> str:
 
 
 def read_json(path: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
-    """Return the object in a JSON file of at most `limit` bytes.
-
-    Raises:
-        FileError: as for `read_text`; or the file is not JSON (the message names the line), or not a JSON object.
-    """
+    """Return the JSON object in a file of at most `limit` bytes; raise FileError if it can't be read or holds none."""
     try:
         raw = json.loads(read_text(path, limit))
     except json.JSONDecodeError as error:

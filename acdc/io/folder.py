@@ -14,12 +14,7 @@ from acdc.io.files import read_text, write_atomic
 
 @contextmanager
 def locked(out: Path, what: str = "there") -> Iterator[None]:
-    """Make the directory if needed and lock it against other processes.
-
-    Raises:
-        InUse: another process is writing `what` there.
-        FileError: the directory can't be written.
-    """
+    """Make the directory if needed and lock it; raise InUse if another process is writing `what` there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         lock = FileLock(out / ".lock", timeout=0)
@@ -44,11 +39,7 @@ def enter(folder: Path) -> None:
 
 
 def claim(folder: Path, config: str) -> None:
-    """Enter the directory and tie it to a config, given as YAML.
-
-    Raises:
-        FileError: the directory belongs to another config.
-    """
+    """Enter the directory and tie it to a config, given as YAML; raise FileError if it belongs to another config."""
     enter(folder)
     stated = folder / "config.yaml"
     if not stated.exists():

@@ -54,12 +54,9 @@ S = TypeVar("S", bound=Strict)
 
 
 def validated(schema: type[S], content: Any, where: str) -> S:
-    """Return the content of a file as its schema.
+    """Return a file's content as its schema; raise FileError, with a line per problem, if it doesn't fit.
 
-    Args:
-        where: begins each line of the message, usually the path of the file
-    Raises:
-        FileError: the content does not fit the schema; a line per problem.
+    Each line begins with `where`, usually the path of the file.
     """
     try:
         return schema.model_validate(content)

@@ -8,11 +8,7 @@ from acdc.errors import UserError
 
 
 def parse_bytes(text: str) -> float:
-    """Return the bytes of a size such as 4GB, 500MB or 1.5 GiB.
-
-    Raises:
-        ValueError: the text is not a size.
-    """
+    """Return the bytes of a size such as 4GB, 500MB or 1.5 GiB; raise ValueError if the text is none."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([MG])(i?)B?", text.strip(), re.IGNORECASE)
     if not match:
         raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
@@ -23,11 +19,7 @@ def parse_bytes(text: str) -> float:
 
 
 def memory_bound(text: str | None) -> float | None:
-    """Return the bytes of --memory, or None if it is not given.
-
-    Raises:
-        UserError: the text is not a size.
-    """
+    """Return the bytes of --memory, or None if it is not given; raise UserError if it is not a size."""
     if text is None:
         return None
     try:

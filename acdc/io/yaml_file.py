@@ -74,12 +74,9 @@ def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Return one file as plain data, without following `include`.
+    """Return one file as plain data, without following `include`; raise FileError if it is not a YAML mapping.
 
-    Args:
-        keys: named in the message if the file is not a mapping
-    Raises:
-        FileError: the file can't be read, or is not a YAML mapping.
+    `keys` are named in the message about a file that is not a mapping.
     """
     text = read_text(path, MAX_YAML_BYTES)
     try:
@@ -110,12 +107,9 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
-    """Check that a file, included through the files in `trail`, does not include itself, and that the chain is short.
+    """Raise FileError if a file, included through the files in `trail`, includes itself, or the chain is too long.
 
     Call it after reading the file: only an existing path can be resolved.
-
-    Raises:
-        FileError: the file includes itself, or the chain is longer than `MAX_INCLUDES`.
     """
     if path.resolve() in trail:
         raise FileError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
@@ -124,11 +118,7 @@ def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict (an `object_pairs_hook`).
-
-    Raises:
-        ValueError: a key is there twice.
-    """
+    """Return a JSON object's pairs as a dict (an `object_pairs_hook`); raise ValueError if a key is there twice."""
     found = dict[str, Any]()
     for key, value in pairs:
         if key in found:

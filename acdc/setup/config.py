@@ -134,18 +134,16 @@ class Config(Strict):
     @property
     def folder(self) -> str:
         """The default name of the run's directory."""
-        parts = (self.task_name, re.sub(r"[^\w.-]+", "-", self.model_name), self.method, self.digest)
-        return "-".join(parts)
+        return "-".join((self.task_name, re.sub(r"[^\w.-]+", "-", self.model_name), self.method, self.digest))
 
     def to_yaml(self) -> str:
         """Return the content of the run's config.yaml; options that are None are left out."""
-        out: str = yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True)
-        return out
+        return str(yaml.safe_dump(self.model_dump(exclude_none=True), sort_keys=False, allow_unicode=True))
 
     def options(self) -> dict[str, bool | int | float | str]:
         """Return the options that decide the result of the method; not `batch`, which changes only the speed."""
-        names = [name for name in METHODS[self.method].options if name != "batch"]
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        values = {name: getattr(self, name) for name in METHODS[self.method].options if name != "batch"}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 def command_line(config: Config) -> str:
@@ -176,19 +174,19 @@ def resolve(
     default_model: DefaultModel | None,
     load: Callable[[str], Task] = load_task,
 ) -> tuple[Config, Task, list[str]]:
-    """Return the config of a run, its task, and notes for the user.
+    """Return the config of a run, its task, and notes for the user; raise UserError with a line per problem.
 
     Args:
         given: options of the command line; None for those not given
         file: a YAML config, or the name of a shipped one; or None
         default_model: called if nothing names a model; None if something does
         load: reads a task; pass a caching one for many configs
-    Raises:
-        UserError: names the flag, or the file and key; a line per problem
     """
     path = find_config(file) if file else None
-    stated = _Stated({k: v for k, v in given.items() if v is not None}, _read(path) if path else {}, path)
-    explicit = stated.values
+    from_file = _read(path) if path else {}
+    from_command_line = {key: value for key, value in given.items() if value is not None}
+    explicit = {**from_file, **from_command_line}
+    stated = _Stated(path, from_file.keys() - from_command_line.keys())
     if "task" not in explicit:
         raise UserError("no task; give --task NAME (see `acdc tasks`) or a --config with the key task")
     task = load(str(explicit["task"]))
@@ -202,7 +200,11 @@ def resolve(
     values = {**defaults, **explicit}
     _check_choices(values, task, stated)
     _check_bound(explicit, defaults, stated)
-    config = _config(values, stated)
+    try:
+        config = Config(**values)
+    except ValidationError as error:
+        found = problems(error)
+        raise UserError("\n".join(stated.message(key, text) for key, text in found), found[0][0]) from None
     check_method(config.method, config.metric, config.ablation)
     if config.prefilter:
         check_method(parse_filter(config.prefilter)[0], config.metric, config.ablation)
@@ -210,24 +212,16 @@ def resolve(
 
 
 class _Stated(NamedTuple):
-    """The options that were given; the command line wins over the file."""
+    """A config file, and the options that it decides; for all others, messages name the flag."""
 
-    command_line: dict[str, Any]
-    from_file: dict[str, Any]
     file: Path | None
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return {**self.from_file, **self.command_line}
+    keys: set[str]
 
     def message(self, key: str, text: str) -> str:
-        """Return the message about an option, which says where the option was given."""
-        if key in self.from_file and key not in self.command_line:
-            return f"{self.file}: {key}: {text}"
-        return f"--{key.replace('_', '-')}: {text}"
+        where = f"{self.file}: {key}" if key in self.keys else f"--{key.replace('_', '-')}"
+        return f"{where}: {text}"
 
     def wrong(self, key: str, text: str) -> UserError:
-        """Return the error about an option."""
         return UserError(self.message(key, text), key)
 
 
@@ -244,9 +238,7 @@ def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
 
 def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
     """Return the task's defaults, with the method's own threshold if it has one."""
-    defaults = task.defaults_for(str(explicit["model"])).model_dump(
-        include={"metric", "threshold", "examples", "seed", "ablation"}
-    )
+    defaults = task.defaults_for(str(explicit["model"])).model_dump(exclude={"model", "models"})
     threshold = METHODS[explicit.get("method", "acdc")].threshold
     if "edges" in explicit or threshold is None:
         del defaults["threshold"]
@@ -273,26 +265,15 @@ def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _St
     metric = explicit.get("metric", defaults["metric"])
     by_task = not by_threshold and "threshold" in defaults and METHODS[name].threshold == "task"
     if by_task and metric != defaults["metric"]:
-        raise stated.wrong(
-            "metric",
-            f"the task's default threshold is for {defaults['metric']}; give --threshold for {metric}"
-            + (" or --edges" if "edges" in METHODS[name].options else ""),
-        )
+        or_edges = " or --edges" if "edges" in METHODS[name].options else ""
+        advice = f"give --threshold for {metric}{or_edges}"
+        raise stated.wrong("metric", f"the task's default threshold is for {defaults['metric']}; {advice}")
     if by_threshold and by_edges:
         raise stated.wrong("edges", "--threshold says already which edges to keep; give one of the two")
     if not by_edges and not by_threshold and "threshold" not in defaults:
         raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X", "method")
     if explicit.get("greedy") and not by_edges:
         raise stated.wrong("greedy", "needs --edges N, the number of edges to grow to")
-
-
-def _config(values: dict[str, Any], stated: _Stated) -> Config:
-    """Return the config of these values; raise UserError with a line per problem."""
-    try:
-        return Config(**values)
-    except ValidationError as error:
-        found = problems(error)
-        raise UserError("\n".join(stated.message(key, text) for key, text in found), found[0][0]) from None
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from random import Random
 
 from acdc.errors import TaskError, short
 from acdc.task.schema import Answers, Compare, Generator, Prompt, Task
-from acdc.task.template import render
+from acdc.task.template import fields, render
 from acdc.task.words import NumberRange, Table
 
 MAX_MISSES = 20_000  # draws in a row without a new prompt before the prompts count as used up
 MAX_UNFIT = 1_000  # draws without any that fits data.pieces before the tokenizer counts as unfit
 
-Unfit = Callable[[dict[str, str]], Iterator[str]]  # slot values -> why they can't be used
+Texts = tuple[str, ...]
+Values = dict[str, str]  # slot or slot.column -> word
+Unfit = Callable[[Values], Iterator[str]]  # yields why the values can't be used
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,8 @@ class TextExample:
 
     clean: str
     corrupted: str
-    correct: tuple[str, ...] = ()
-    wrong: tuple[str, ...] = ()
+    correct: Texts = ()
+    wrong: Texts = ()
     # slot -> the clean prompt with only this slot changed, to check that its number of tokens stays the same
     steps: dict[str, str] = field(default_factory=dict)
 
@@ -34,18 +37,16 @@ class Pool:
     """The words of a slot. Slots with the same pool name draw different words within an example."""
 
     name: str
-    fields: tuple[str, ...]  # slot, or slot.column for a table
+    fields: Texts  # slot, or slot.column for a table
     rows: Sequence[Sequence[str]]  # one word per field
-
-    def form(self, index: int) -> dict[str, str]:
-        """Return the words of a row: field -> word."""
-        return dict(zip(self.fields, self.rows[index], strict=True))
 
 
 def pools(task: Task) -> dict[str, Pool]:
     """Return the pool of every slot."""
-    if task.data.generator:
-        return generator_pools(task.data.generator)
+    if generator := task.data.generator:
+        rows = [(word,) for word in generator.words]
+        prompt = generator_prompt(generator)
+        return {slot: Pool("words", (slot,), rows) for slot in fields(prompt.clean + (prompt.corrupted or ""))}
     found = {}
     for slot, source in task.data.slots.items():
         words = task.data.words(slot)
@@ -58,13 +59,6 @@ def pools(task: Task) -> dict[str, Pool]:
     return found
 
 
-def generator_pools(generator: Generator) -> dict[str, Pool]:
-    """Return the pool of every slot of `generator_prompt`; all draw from the same words."""
-    slots = [f"{half}{i}" for half in "wx" for i in range(generator.length)]
-    rows = [(word,) for word in generator.words]
-    return {slot: Pool("words", (slot,), rows) for slot in slots}
-
-
 def generator_prompt(generator: Generator) -> Prompt:
     """Return repeated words as a template: clean `w0 w1 w0 w1`, corrupted `x0 x1 w0 w1`."""
     first, other = ("".join(f" {{{half}{i}}}" for i in range(generator.length)) for half in "wx")
@@ -72,13 +66,9 @@ def generator_prompt(generator: Generator) -> Prompt:
 
 
 def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> list[TextExample]:
-    """Draw distinct examples for all halves. The templates are used in turn, so that each is used equally often.
-
-    Raises:
-        TaskError: the task has too few prompts, or the tokenizer can't serve it.
-    """
+    """Draw distinct examples for all halves, from all templates equally often; raise TaskError if it can't."""
     if task.data.rows is not None:
-        return draw_rows(task, rng, examples, halves)
+        return draw_rows(task, task.data.rows, rng, examples, halves)
     generator = task.data.generator
     prompts = (generator_prompt(generator),) if generator else task.data.prompts
     slots = pools(task)
@@ -86,74 +76,64 @@ def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> l
     misses = 0
     while len(found) < examples * halves:
         prompt = prompts[len(found) % len(prompts)]
-        example, values = fill(task, prompt, slots, rng)
-        wrong = next((reason for each in values for reason in unfit(each)), None)
-        alike = any(len({values[0][field] for field in group}) < len(group) for group in task.data.different)
+        example, clean, corrupted = fill(task, prompt, slots, rng)
+        wrong = next((reason for values in (clean, corrupted) for reason in unfit(values)), None)
+        alike = any(len({clean[field] for field in group}) < len(group) for group in task.data.different)
         if wrong is None and not alike and example.clean not in found:
-            right, others = answers_of(task, prompt, values[0])
-            found[example.clean] = replace(example, correct=right, wrong=others)
+            correct, others = answers_of(task, prompt, clean)
+            found[example.clean] = replace(example, correct=correct, wrong=others)
             misses = 0
             continue
         misses += 1
         if wrong and not found and misses >= MAX_UNFIT:
-            raise TaskError(
-                f"{task.name}: data.pieces: {wrong}; none of {misses} draws fits, so this tokenizer "
-                "can't serve the task"
-            )
+            unserved = f"none of {misses} draws fits, so this tokenizer can't serve the task"
+            raise TaskError(f"{task.name}: data.pieces: {wrong}; {unserved}")
         # A draw takes longer the longer the prompt and the more slots: give up earlier.
         slowness = 1 + (len(example.clean) + 100 * (len(slots) + len(task.data.pieces))) // 20_000
         if misses >= MAX_MISSES // slowness:
-            raise TaskError(too_few_prompts(task, len(found), examples, halves))
+            raise too_few_prompts(task, len(found), examples, halves)
     return list(found.values())
 
 
-def too_few_prompts(task: Task, available: int, examples: int, halves: int) -> str:
-    """Return the message for a task with too few prompts."""
+def too_few_prompts(task: Task, available: int, examples: int, halves: int) -> TaskError:
+    """Return the error for a task with too few prompts."""
     need = f"{examples * halves} ({halves} halves of {examples})" if halves > 1 else f"{examples}"
     most = available // halves
     noun = "example" if most == 1 else "examples"
     advice = f"use at most {most} {noun}" if most else "add some"
-    return f"{task.name}: has only {available} different prompts, {need} are needed; {advice}"
+    return TaskError(f"{task.name}: has only {available} different prompts, {need} are needed; {advice}")
 
 
-def draw_rows(task: Task, rng: Random, examples: int, halves: int) -> list[TextExample]:
-    """Sample examples from the task's own rows.
-
-    Raises:
-        TaskError: there are too few rows, or a prompt is there twice.
-    """
-    rows = task.data.rows or ()
+def draw_rows(task: Task, rows: Sequence[Prompt], rng: Random, examples: int, halves: int) -> list[TextExample]:
+    """Sample examples from the task's own rows; raise TaskError if a prompt is there twice, or there are too few."""
     first: dict[str, int] = {}
     for number, row in enumerate(rows, start=1):
         if row.clean in first:
-            raise TaskError(
-                f"{task.name}: data.rows: row {number} {short(row.clean)} repeats row {first[row.clean]}; "
-                "every prompt should be there once"
-            )
+            repeats = f"row {number} {short(row.clean)} repeats row {first[row.clean]}"
+            raise TaskError(f"{task.name}: data.rows: {repeats}; every prompt should be there once")
         first[row.clean] = number
     if len(rows) < examples * halves:
-        raise TaskError(too_few_prompts(task, len(rows), examples, halves))
+        raise too_few_prompts(task, len(rows), examples, halves)
     paired = (task.corrupt and task.corrupt.template) or ""
     pairs = [TextExample(row.clean, row.corrupted or paired, *answers_of(task, row, None)) for row in rows]
     return rng.sample(pairs, examples * halves)
 
 
-def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tuple[TextExample, list[dict[str, str]]]:
-    """Return a random example of a template, without answers, and the slot values of its clean and corrupted
-    prompt."""
+def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tuple[TextExample, Values, Values]:
+    """Return a random example of a template, without answers, and the slot values of both its prompts."""
     taken: dict[str, set[int]] = {}
 
-    def pick(slot: str) -> dict[str, str]:
+    def pick(slot: str) -> Values:
         pool = slots[slot]
         used = taken.setdefault(pool.name, set())
         index = rng.randrange(len(pool.rows))
         while index in used:
             index = rng.randrange(len(pool.rows))
         used.add(index)
-        return pool.form(index)
+        return dict(zip(pool.fields, pool.rows[index], strict=True))
 
     values = {key: word for slot in slots for key, word in pick(slot).items()}
-    change: dict[str, dict[str, str]] = {}
+    change: dict[str, Values] = {}
     corrupt = task.corrupt
     if corrupt and prompt.corrupted is None:
         change = {slot: pick(slot) for slot in corrupt.redraw or ()}
@@ -165,16 +145,16 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
         render(template, after),
         steps={slot: render(prompt.clean, values | words) for slot, words in change.items()},
     )
-    return example, [values, after]
+    return example, values, after
 
 
-def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def answers_of(task: Task, prompt: Prompt, values: Values | None) -> tuple[Texts, Texts]:
     """Return correct and wrong answers as text. Without slot values, as for rows, the prompt's own are literal."""
     answers = task.answers or Answers.model_construct()
     if answers.compare and prompt.correct is None:
         return compared(answers.compare, (values or {})[answers.compare.slot])
 
-    def texts(own: tuple[str, ...] | None, common: tuple[str, ...] | None) -> tuple[str, ...]:
+    def texts(own: Texts | None, common: Texts | None) -> Texts:
         if own is not None and values is None:
             return own
         return tuple(render(text, values or {}) for text in (own if own is not None else common or ()))
@@ -182,20 +162,16 @@ def answers_of(task: Task, prompt: Prompt, values: dict[str, str] | None) -> tup
     return texts(prompt.correct, answers.correct), texts(prompt.wrong, answers.wrong)
 
 
-def compared(compare: Compare, value: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def compared(compare: Compare, value: str) -> tuple[Texts, Texts]:
     """Return the numbers on the correct side of the slot's value, and the others."""
-    sign = 1 if compare.relation == "greater" else -1
+    is_correct = operator.gt if compare.relation == "greater" else operator.lt
     numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != int(value)]
-    right = tuple(n for n in numbers if sign * int(n) > sign * int(value))
-    return right, tuple(n for n in numbers if n not in set(right))
+    correct = tuple(n for n in numbers if is_correct(int(n), int(value)))
+    return correct, tuple(n for n in numbers if not is_correct(int(n), int(value)))
 
 
 def shuffled(task: Task, half: list[TextExample], rng: Random) -> list[TextExample]:
-    """Return the examples, each with the clean prompt of another one as its corrupted prompt.
-
-    Raises:
-        TaskError: there are fewer than two examples.
-    """
+    """Return the examples, each with the clean prompt of another one as its corrupted prompt."""
     if len(half) < 2:
         raise TaskError(f"{task.name}: corrupt.shuffle: needs at least 2 examples, got {len(half)}")
     order = list(range(len(half)))

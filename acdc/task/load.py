@@ -1,7 +1,4 @@
-"""Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules.
-
-Every mistake is a `TaskError` with a line per problem: file, key, what is wrong, what would be right.
-"""
+"""Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules."""
 
 from __future__ import annotations
 
@@ -22,12 +19,7 @@ MAX_ROWS_BYTES = 100_000_000
 
 
 def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """Return the content of a file merged over what it includes: a shipped task by name, or a .yaml relative to the
-    file.
-
-    Raises:
-        UserError: a file can't be read, or is not a mapping.
-    """
+    """Return a file's content merged over what it includes: a shipped task by name, or a .yaml relative to the file."""
     content = read_rows(read_yaml(path, Task.model_fields), path)
     check_trail(path, trail)
     if "include" not in content:
@@ -35,7 +27,7 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = content.pop("include")
     if not isinstance(parent, str):
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
-    return merge(read_included(find(parent, path.parent), (*trail, path.resolve())), content)
+    return merge(read_included(find(parent, beside=path.parent), (*trail, path.resolve())), content)
 
 
 def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -58,59 +50,43 @@ def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
     return content | {"data": {**data, "rows": rows}}
 
 
-def _shipped(name: str) -> Path:
+def shipped_dir(name: str) -> Path:
     """Return a folder of shipped files: in the package if it is installed, else in the repository."""
     package = Path(__file__).resolve().parent.parent
     installed = package / "data" / name
     return installed if installed.is_dir() else package.parent / name
 
 
-def task_dir() -> Path:
-    """Return the folder of the shipped task files."""
-    return _shipped("tasks")
-
-
 def task_names() -> list[str]:
     """Return the names of the shipped tasks."""
-    return sorted(path.stem for path in task_dir().glob("*.yaml"))
+    return sorted(path.stem for path in shipped_dir("tasks").glob("*.yaml"))
 
 
-def find(name: str, folder: Path = Path()) -> Path:
-    """Return the file of a shipped task, or the path itself, relative to `folder`, if it looks like one.
-
-    Raises:
-        TaskError: there is no such task.
-    """
+def find(name: str, kind: str = "task", shipped: str = "tasks", beside: Path = Path()) -> Path:
+    """Return the file of a name in the folder `shipped`, or, for a path, the path itself relative to `beside`."""
     if name.endswith((".yaml", ".yml")) or "/" in name or "\\" in name:
-        return folder / name
-    if name not in task_names():
-        raise TaskError(unknown("task", name, task_names()) + "; for a file of your own, give its path ending in .yaml")
-    return task_dir() / f"{name}.yaml"
+        return beside / name
+    return shipped_file(name, kind, shipped, "*.yaml")
 
 
 def find_config(path: Path) -> Path:
-    """Return the file of a shipped config (`sweep-tiny`, `paper/ioi`), or the path itself if it ends in .yaml.
-
-    Raises:
-        FileError: there is no such config.
-    """
+    """Return the file of a shipped config (`sweep-tiny`, `paper/ioi`), or the path itself if it ends in .yaml."""
     if path.suffix in (".yaml", ".yml"):
         return path
-    folder = _shipped("configs")
-    known = sorted(p.relative_to(folder).with_suffix("").as_posix() for p in folder.glob("**/*.yaml"))
-    if path.as_posix() not in known:
-        raise FileError(f"{unknown('config', str(path), known)}; for a file of your own, give its path ending in .yaml")
-    return folder / f"{path}.yaml"
+    return shipped_file(path.as_posix(), "config", "configs", "**/*.yaml")
+
+
+def shipped_file(name: str, kind: str, folder: str, pattern: str) -> Path:
+    """Return the file of this name in a folder of shipped files; raise FileError if there is none."""
+    top = shipped_dir(folder)
+    known = {path.relative_to(top).with_suffix("").as_posix(): path for path in top.glob(pattern)}
+    if name not in known:
+        raise FileError(f"{unknown(kind, name, known)}; for a file of your own, give its path ending in .yaml")
+    return known[name]
 
 
 def checked(content: dict[str, Any], where: str) -> Task:
-    """Return the task in a file's content, `include` already followed.
-
-    Args:
-        where: begins each line of the message
-    Raises:
-        TaskError: the content does not fit the schema or breaks rules; a line per problem.
-    """
+    """Return the task in a file's content, `include` already followed; raise TaskError with a line per problem."""
     try:
         task = Task.model_validate(content)
     except ValidationError as error:
@@ -121,13 +97,9 @@ def checked(content: dict[str, Any], where: str) -> Task:
 
 
 def load_task(name_or_path: str) -> Task:
-    """Read and check a task: a shipped one by name, or a .yaml file by path.
-
-    Raises:
-        TaskError: there is no such task, or the file is wrong; a line per problem.
-    """
-    path = find(name_or_path)
+    """Read and check a shipped task, or a .yaml file; raise TaskError with a line per problem."""
     try:
+        path = find(name_or_path)
         content = read_included(path)
     except FileError as error:
         raise TaskError(str(error)) from None

@@ -8,9 +8,10 @@ from itertools import islice
 
 from acdc.errors import short, unknown
 from acdc.registry import METRICS
-from acdc.task.schema import Source, Task
+from acdc.task.draw import pools
+from acdc.task.schema import Task
 from acdc.task.template import fields
-from acdc.task.words import MAX_WORDS, NumberRange, Table, WordList
+from acdc.task.words import MAX_WORDS, NumberRange, Table
 
 MAX_FOUND = 100  # problems
 
@@ -20,15 +21,12 @@ def problems(task: Task) -> list[str]:
 
     The rules about names come first, because the others rely on them and would only repeat the same problems.
     """
-    names = (check_metrics, check_generator, check_lists, check_size, check_templates)
+    names = (check_metrics, check_generator, check_lists, check_templates)
     rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
     for some in (names, rules):
         if found := list(islice((p for rule in some for p in rule(task)), MAX_FOUND)):
             return found
     return []
-
-
-# ---------------------------------------------------------------- names
 
 
 def check_metrics(task: Task) -> Iterator[str]:
@@ -51,25 +49,22 @@ def check_generator(task: Task) -> Iterator[str]:
     if generator is None:
         return
     yield from repeated("data.generator: words", generator.words)
-    if len(generator.words) < 2 * generator.length:
-        need = f"length {generator.length} needs {2 * generator.length} words"
-        yield f"data.generator: {need}, words has {len(generator.words)}"
+    need = 2 * generator.length
+    if len(generator.words) < need:
+        yield f"data.generator: length {generator.length} needs {need} words, words has {len(generator.words)}"
     if data.slots or data.lists or data.pieces or data.different or task.corrupt:
         yield "data.generator: brings its own prompts; slots, lists, pieces, different and corrupt don't go with it"
 
 
 def check_lists(task: Task) -> Iterator[str]:
-    """Lists named by slots exist."""
-    for name, slot in task.data.slots.items():
-        if isinstance(slot, str) and slot not in task.data.lists:
-            yield f"data.slots.{name}: " + unknown("list", slot, task.data.lists)
-
-
-def check_size(task: Task) -> Iterator[str]:
-    """All slots together have at most `MAX_WORDS` words."""
+    """Lists named by slots exist, and all slots together have at most `MAX_WORDS` words."""
     data = task.data
-    known = [slot for slot, source in data.slots.items() if not isinstance(source, str) or source in data.lists]
-    total = sum(size(data.words(slot)) for slot in known)
+    total = 0
+    for name, slot in data.slots.items():
+        if isinstance(slot, str) and slot not in data.lists:
+            yield f"data.slots.{name}: " + unknown("list", slot, data.lists)
+        else:
+            total += len(data.words(name))
     if total > MAX_WORDS:
         yield f"data.slots: have {total:,} words in all; at most {MAX_WORDS:,} are drawn from"
 
@@ -81,9 +76,6 @@ def check_templates(task: Task) -> Iterator[str]:
             fields(template)
         except ValueError as error:
             yield f"{key}: {error}"
-
-
-# ---------------------------------------------------------------- slots and their words
 
 
 def check_words(task: Task) -> Iterator[str]:
@@ -107,7 +99,7 @@ def repeated(key: str, rows: tuple[str, ...] | tuple[tuple[str, ...], ...]) -> I
 
 def check_slots(task: Task) -> Iterator[str]:
     """Every slot and list is used, and every slot that is used exists."""
-    known = forms(task.data)
+    known = forms(task)
     used = set[str]()
     for key, template in task.templates():
         for field in fields(template):
@@ -127,7 +119,7 @@ def check_slots(task: Task) -> Iterator[str]:
 
 def check_different(task: Task) -> Iterator[str]:
     """Groups in `different` have slots that can differ."""
-    words = forms(task.data)
+    words = forms(task)
     for group in task.data.different:
         strange = [field for field in group if field not in words]
         if strange:
@@ -138,19 +130,15 @@ def check_different(task: Task) -> Iterator[str]:
             yield f"data.different: {list(group)} can't all be different: there are fewer words than slots"
 
 
-def forms(data: Source) -> dict[str, set[str]]:
-    """Return the words that may fill each field."""
-    found: dict[str, set[str]] = {}
-    for slot in data.slots:
-        words = data.words(slot)
-        if isinstance(words, Table):
-            found |= {f"{slot}.{column}": {row[i] for row in words.rows} for i, column in enumerate(words.columns)}
-        else:
-            found[slot] = set(words.texts() if isinstance(words, NumberRange) else words)
+def forms(task: Task) -> dict[str, set[str]]:
+    """Return the words that may fill each field; a generator's slots are its own."""
+    if task.data.generator:
+        return {}
+    found = {}
+    for pool in pools(task).values():
+        for i, field in enumerate(pool.fields):
+            found[field] = {row[i] for row in pool.rows}
     return found
-
-
-# ---------------------------------------------------------------- corrupted prompts
 
 
 def check_corrupted(task: Task) -> Iterator[str]:
@@ -185,23 +173,12 @@ def check_enough(task: Task) -> Iterator[str]:
         if isinstance(source, str):
             needed[source] += 2 if slot in redrawn else 1
     for name, words in data.lists.items():
-        need = needed[name]
-        if need > size(words):
-            yield f"data.lists.{name}: {need} different words an example are needed, has {size(words)}"
+        if needed[name] > len(words):
+            yield f"data.lists.{name}: {needed[name]} different words an example are needed, has {len(words)}"
     for slot in sorted(redrawn & data.slots.keys()):
         source = data.slots[slot]
-        if not isinstance(source, str) and size(source) == 1:
+        if not isinstance(source, str) and len(source) == 1:
             yield f"corrupt.redraw: slot {slot!r} has only one word, so it can't be drawn differently"
-
-
-def size(words: WordList) -> int:
-    """Return the number of entries of a word list."""
-    if isinstance(words, NumberRange):
-        return words.range[1] - words.range[0] + 1
-    return len(words.rows if isinstance(words, Table) else words)
-
-
-# ---------------------------------------------------------------- answers
 
 
 def check_answers(task: Task) -> Iterator[str]:

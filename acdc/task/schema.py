@@ -119,10 +119,8 @@ class Source(Strict):
     def _one_source(self) -> Source:
         given = [key for key in ("template", "templates", "rows", "generator") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                "should have exactly one of template, templates, rows, file and generator, "
-                f"has {' and '.join(given) or 'none'}"
-            )
+            has = " and ".join(given) or "none"
+            raise ValueError(f"should have exactly one of template, templates, rows, file and generator, has {has}")
         return self
 
     @property
@@ -154,10 +152,8 @@ class Corrupt(Strict):
     @model_validator(mode="after")
     def _one_way(self) -> Corrupt:
         if len(self.model_fields_set) != 1:
-            raise ValueError(
-                "should have exactly one of template, fix, redraw and shuffle, "
-                f"has {' and '.join(sorted(self.model_fields_set)) or 'none'}"
-            )
+            has = " and ".join(sorted(self.model_fields_set)) or "none"
+            raise ValueError(f"should have exactly one of template, fix, redraw and shuffle, has {has}")
         return self
 
 
@@ -179,8 +175,8 @@ class Compare(Strict):
     @field_validator("among")
     @classmethod
     def _few(cls, among: NumberRange) -> NumberRange:
-        if (count := among.range[1] - among.range[0] + 1) > MAX_ANSWERS:
-            raise ValueError(f"has {count:,} numbers; it should have at most {MAX_ANSWERS:,}")
+        if len(among) > MAX_ANSWERS:
+            raise ValueError(f"has {len(among):,} numbers; it should have at most {MAX_ANSWERS:,}")
         return among
 
 
@@ -203,10 +199,8 @@ class Answers(Strict):
     def _one_way(self) -> Answers:
         given = [key for key in ("correct", "compare", "next") if getattr(self, key) is not None]
         if len(given) != 1 or (self.wrong and given != ["correct"]):
-            raise ValueError(
-                "should have correct (and wrong), or compare, or next: true, "
-                f"has {' and '.join(sorted(self.model_fields_set)) or 'none'}"
-            )
+            has = " and ".join(sorted(self.model_fields_set)) or "none"
+            raise ValueError(f"should have correct (and wrong), or compare, or next: true, has {has}")
         return self
 
 

@@ -12,11 +12,7 @@ FIELD = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)?")
 
 @cache
 def parse(template: str) -> tuple[tuple[str, str | None], ...]:
-    """Return a template as (literal text, field or None) pairs. A field is `slot` or `slot.column`.
-
-    Raises:
-        ValueError: the template can't be parsed, or has other fields.
-    """
+    """Return a template as (literal text, field or None) pairs; raise ValueError if it can't be parsed."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:

@@ -5,7 +5,7 @@
 3. check     every rule about tokens; an error names the example, its tokens and the rule
 
 The same task, tokenizer, number of examples and seed give the same bytes. The discovery and the held-out half share
-no prompt, unless the task has `splits: same`. The schema of a task is in acdc/task/schema.py.
+no prompt, unless the task has `splits: same`.
 
 Axes: example, pos (position in the padded sequence), row (a scored place: one example at one position).
 """
@@ -95,11 +95,7 @@ class Data:
 
 
 def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Data:
-    """Draw, tokenize and check `examples` examples for each half.
-
-    Raises:
-        TaskError: an example breaks a rule; one line.
-    """
+    """Draw, tokenize and check `examples` examples for each half; raise TaskError if one breaks a rule."""
     if examples < 1:
         raise TaskError(f"{task.name}: examples: should be at least 1, got {examples}")
     rng = Random(f"{task.name} {task.version} {seed}")
@@ -132,10 +128,9 @@ class Encoder:
         try:
             return tuple(int(i) for i in self.tokenizer.encode(text))
         except Exception as error:  # tokenizers raise various errors for unknown words
-            raise TaskError(
-                f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}: "
-                f"{(str(error) or type(error).__name__).splitlines()[0]}; use a model that knows these words"
-            ) from error
+            what = f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}"
+            why = (str(error) or type(error).__name__).splitlines()[0]
+            raise TaskError(f"{what}: {why}; use a model that knows these words") from error
 
     def show(self, ids: Sequence[int]) -> str:
         """Return tokens for a message: 'The'|' war'."""
@@ -144,37 +139,37 @@ class Encoder:
     def unfit(self, values: dict[str, str]) -> Iterator[str]:
         """Yield why slot values break `data.pieces`: the text must split into tokens exactly at the | marks."""
         for rule in self.task.data.pieces:
-            if not {name for name in fields(rule)} <= values.keys():
+            if not set(fields(rule)) <= values.keys():
                 continue
             parts = render(rule, values).split("|")
             text = "".join(parts)
             tokens = [self.encode(part) for part in parts]
             if any(len(ids) != 1 for ids in tokens) or self.encode(text) != sum(tokens, ()):
                 want = "|".join(map(repr, parts))
-                yield (
-                    f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes "
-                    f"{self.show(self.encode(text))}"
-                )
+                made = self.show(self.encode(text))
+                yield f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes {made}"
 
 
 def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
     """Tokenize and check one half. `offset` is added to the numbers of its examples in messages."""
     bos = [encoder.tokenizer.bos_id] if task.data.bos and encoder.tokenizer.bos_id is not None else []
-    pairs = []
+    cleans = []
+    corrupteds = []
     rows = []
     answers = []
     for i, example in enumerate(half):
         check = Check(task, encoder, f"{task.name}: example {offset + i + 1} {short(example.clean)}")
         clean, corrupted = check.pair(example)
-        pairs.append((bos + clean, bos + corrupted))
+        cleans.append(bos + clean)
+        corrupteds.append(bos + corrupted)
         for position in check.positions(clean):
             rows.append((i, len(bos) + position))
             answers.append(check.answers(example, clean, position))
-    length = check_lengths(task, encoder, half, [clean for clean, _ in pairs], offset)
-    pad = np.array([length - len(clean) for clean, _ in pairs], dtype=np.int64)
+    length = check_lengths(task, encoder, half, cleans, offset)
+    pad = np.array([length - len(clean) for clean in cleans], dtype=np.int64)
     return Split(
-        clean=left_padded([clean for clean, _ in pairs], length, encoder.tokenizer.bos_id or 0),
-        corrupted=left_padded([corrupted for _, corrupted in pairs], length, encoder.tokenizer.bos_id or 0),
+        clean=left_padded(cleans, length, encoder.tokenizer.bos_id or 0),
+        corrupted=left_padded(corrupteds, length, encoder.tokenizer.bos_id or 0),
         pad=pad,
         rows=np.array([(i, position + pad[i]) for i, position in rows], dtype=np.int64).reshape(-1, 2),
         correct=filled([correct for correct, _ in answers]),
@@ -206,11 +201,10 @@ def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans:
     if task.data.padding == "none" and len(set(lengths)) > 1:
         usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
         odd = next(i for i, n in enumerate(lengths) if n != usual)
-        raise TaskError(
-            f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}: has {lengths[odd]} tokens, "
-            f"most have {usual}; use words of equal token length or allow data.padding: left. "
-            f"Tokens: {encoder.show(cleans[odd])}"
-        )
+        where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
+        advice = "use words of equal token length or allow data.padding: left"
+        tokens = f"Tokens: {encoder.show(cleans[odd])}"
+        raise TaskError(f"{where}: has {lengths[odd]} tokens, most have {usual}; {advice}. {tokens}")
     return max(lengths)
 
 
@@ -232,15 +226,11 @@ class Check:
         tokenizer = self.encoder.tokenizer
         for i in ids:
             if not 0 <= i < tokenizer.vocab_size:
-                raise self.fail(
-                    f"token id {i} of {short(text)} should be below the vocabulary size "
-                    f"{tokenizer.vocab_size}; is {tokenizer.name} the model's own tokenizer?"
-                )
+                rule = f"should be below the vocabulary size {tokenizer.vocab_size}"
+                raise self.fail(f"token id {i} of {short(text)} {rule}; is {tokenizer.name} the model's own tokenizer?")
         if getattr(tokenizer, "unk_id", None) in ids:
-            raise self.fail(
-                f"{short(text)} has words that tokenizer {tokenizer.name} doesn't know: "
-                f"{self.encoder.show(ids)}; use words of its vocabulary or another model"
-            )
+            unknown = f"has words that tokenizer {tokenizer.name} doesn't know: {self.encoder.show(ids)}"
+            raise self.fail(f"{short(text)} {unknown}; use words of its vocabulary or another model")
         return ids
 
     def pair(self, example: TextExample) -> tuple[list[int], list[int]]:
@@ -253,16 +243,13 @@ class Check:
         if clean == corrupted:
             raise self.fail(f"clean and corrupted prompt should differ, both are {show(clean)}")
         for slot, text in example.steps.items():
-            if len(self.ids(text)) != len(clean):
-                raise self.fail(
-                    f"slot {slot!r} should keep its number of tokens when it is corrupted: "
-                    f"clean {show(clean)}, with the slot changed {show(self.ids(text))}"
-                )
+            changed = self.ids(text)
+            if len(changed) != len(clean):
+                rule = f"slot {slot!r} should keep its number of tokens when it is corrupted"
+                raise self.fail(f"{rule}: clean {show(clean)}, with the slot changed {show(changed)}")
         if len(clean) != len(corrupted):
-            raise self.fail(
-                f"clean and corrupted prompt should have equally many tokens, have {len(clean)} and "
-                f"{len(corrupted)}: {show(clean)} and {show(corrupted)}"
-            )
+            counts = f"have {len(clean)} and {len(corrupted)}: {show(clean)} and {show(corrupted)}"
+            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}")
         return clean, corrupted
 
     def positions(self, clean: list[int]) -> list[int]:
@@ -276,31 +263,26 @@ class Check:
             return list(range(last))
         for position in self.task.score_at:
             if not -length <= position < last or (position < 0 and position + length >= last):
-                raise self.fail(
-                    f"score_at: position {position} should be from {-length} to {last - 1}; "
-                    f"the prompt has {length} tokens, "
-                    f"{self.encoder.show(clean)}"
-                )
+                has = f"the prompt has {length} tokens, {self.encoder.show(clean)}"
+                raise self.fail(f"score_at: position {position} should be from {-length} to {last - 1}; {has}")
         return sorted({position % length for position in self.task.score_at})
 
     def answers(self, example: TextExample, clean: list[int], position: int) -> tuple[list[int], list[int]]:
         """Return token ids of the correct and the wrong answers: single tokens, none of them both."""
         if self.task.answers and self.task.answers.next:
             return [clean[position + 1]], []
-        correct = [self.answer(text) for text in example.correct]
-        wrong = [self.answer(text) for text in example.wrong]
+        correct = list(dict.fromkeys(map(self.answer, example.correct)))
+        wrong = list(dict.fromkeys(map(self.answer, example.wrong)))
         if not correct and (self.task.answers or wrong):
             raise self.fail("has no correct answer; it should have at least one")
         for i in set(correct) & set(wrong):
             raise self.fail(f"answer {self.encoder.show([i])} is both correct and wrong")
-        return list(dict.fromkeys(correct)), list(dict.fromkeys(wrong))
+        return correct, wrong
 
     def answer(self, text: str) -> int:
         """Return the token id of an answer, which must be a single token."""
         ids = self.ids(text)
         if len(ids) != 1:
-            raise self.fail(
-                f"answer {text!r} should be a single token, tokenizer {self.encoder.tokenizer.name} makes "
-                f"{self.encoder.show(ids)}"
-            )
+            made = f"tokenizer {self.encoder.tokenizer.name} makes {self.encoder.show(ids)}"
+            raise self.fail(f"answer {text!r} should be a single token, {made}")
         return ids[0]

@@ -30,6 +30,9 @@ class NumberRange(Strict):
             raise ValueError(f"range [{low}, {high}] has {high - low + 1} numbers; it should have 1 to {MAX_WORDS}")
         return self
 
+    def __len__(self) -> int:
+        return self.range[1] - self.range[0] + 1
+
     def texts(self) -> tuple[str, ...]:
         """Return the numbers as words."""
         low, high = self.range
@@ -53,6 +56,9 @@ class Table(Strict):
             if len(row) != len(self.columns):
                 raise ValueError(f"row {list(row)} should have {len(self.columns)} words: {', '.join(self.columns)}")
         return self
+
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
 TEXTS = TypeAdapter(tuple[Text, ...])

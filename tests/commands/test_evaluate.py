@@ -21,9 +21,10 @@ from acdc.evaluation.faithfulness import (
     values_without,
 )
 from acdc.files.circuit import GraphPart, edges_of, read_circuit, write_circuit
-from acdc.files.evaluation import DRAWS, LEGEND, to_json
+from acdc.files.evaluation import DRAWS, LEGEND
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
+from acdc.io.files import to_json
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
 from acdc.setup.config import resolve

@@ -20,7 +20,7 @@ from acdc.errors import TaskError
 from acdc.io.yaml_file import merge
 from acdc.model.find import BUNDLED
 from acdc.registry import METRICS
-from acdc.task.load import checked, load_task, task_dir, task_names
+from acdc.task.load import checked, load_task, shipped_dir, task_names
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
 from acdc.task.tokenize import Split, Tokenizer, make_data
@@ -103,7 +103,7 @@ def one_line(error: pytest.ExceptionInfo[TaskError], *expected: str) -> None:
 
 def test_all_tasks_ship() -> None:
     assert task_names() == sorted((*LANGUAGE, *REAL, *COMPILED))
-    assert task_dir().name == "tasks"
+    assert shipped_dir("tasks").name == "tasks"
 
 
 @pytest.mark.parametrize("name", task_names())
