@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -31,3 +32,10 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
                 yield
     finally:
         logger.setLevel(level)
+
+
+def saved(figure: Any, **options: Any) -> bytes:
+    """Return a figure as the content of a file."""
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()

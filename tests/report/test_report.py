@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from acdc.commands.run import run
-from acdc.evaluation.explain import Example, Explanation
+from acdc.evaluation.explain import Explanation, ShownPrompt
 from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
@@ -27,8 +27,7 @@ from acdc.files.published import Published, load_published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import page as module
-from acdc.report.many import render_many
-from acdc.report.page import render_report
+from acdc.report.page import render_many, render_report
 from acdc.report.panels import Line, Panel, Point
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
@@ -398,7 +397,7 @@ def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
     circuit = large(60)
     file = file_of(circuit, EVIL)
     predictions = {what: ((EVIL, 0.5),) for what in ("model", "circuit", "ablated")}
-    prompt = Example((EVIL, "a"), (EVIL, "b"), 1, (EVIL,), (EVIL,), predictions)
+    prompt = ShownPrompt((EVIL, "a"), (EVIL, "b"), 1, (EVIL,), (EVIL,), predictions)
     (tmp_path / "a.html").write_text(
         render_report(file, [{"edge": EVIL, "change": 1.0, "margin": 1.0, "metric": 1.0, "kept": True}],
                       explanation=Explanation(EVIL, (prompt,), {}, {}, ()),
