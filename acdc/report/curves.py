@@ -28,6 +28,7 @@ SETTINGS = {
     "lines.markeredgecolor": "white",
     "lines.markeredgewidth": 0.4,
     "lines.markersize": 5,
+    "svg.hashsalt": "acdc",  # the same ids each time
 }
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-SETTINGS = {"svg.hashsalt": "acdc"}  # an SVG has the same ids each time
-
 
 @contextmanager
 def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
@@ -26,7 +24,7 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
             warnings.simplefilter("ignore")
             import matplotlib
 
-            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **SETTINGS, **settings}
+            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **settings}
             del used["backend"]  # a figure without pyplot has none
             with matplotlib.rc_context(used):
                 yield

@@ -175,17 +175,18 @@ def _area(box: Box, look: PictureStyle) -> Area:
 def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
     """A node's box. A head has its name at the side where edges leave, its inputs at the side where they enter."""
     area = _area(box, look)
+    x, y, *_ = area
     if box.kind == "end":
-        return Group(
-            "node", tip=name, marks=[_centred_rect(area, INK, radius=8), _centred(name, *area[:2], 12, "white")]
-        )
-    fill = look.fill(name) or {"mlp": SAND, "head": "white"}[box.kind]
-    x, y = look.turn((box.x, box.y + 8)) if box.kind == "head" else area[:2]
-    marks: list[Mark] = [_centred_rect(area, fill, INK), _centred(name, x, y, 12, INK)]
-    for kind in QKV if box.kind == "head" else ():
-        colour, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
-        x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
-        marks += [_centred_rect((x, y, 15, 13), colour), _centred(kind, x, y, 10, ink)]
+        marks: list[Mark] = [_centred_rect(area, INK, radius=8), _centred(name, x, y, 12, "white")]
+    elif box.kind == "mlp":
+        marks = [_centred_rect(area, look.fill(name) or SAND, INK), _centred(name, x, y, 12, INK)]
+    else:
+        x, y = look.turn((box.x, box.y + 8))
+        marks = [_centred_rect(area, look.fill(name) or "white", INK), _centred(name, x, y, 12, INK)]
+        for kind in QKV:
+            fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
+            x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
+            marks += [_centred_rect((x, y, 15, 13), fill), _centred(kind, x, y, 10, ink)]
     return Group("node", tip=name, marks=marks)
 
 
