@@ -1,19 +1,17 @@
 """A drawing of boxes, curves and texts, written as SVG, PNG or PDF.
 
-SVG is written here: that takes no time, and every run writes one. PNG and PDF are drawn by matplotlib, with its own
-defaults and fonts, whatever the user's settings are.
+PNG and PDF are drawn by matplotlib. SVG is not: every run writes one, and importing matplotlib takes 0.6 seconds.
 """
 
 from __future__ import annotations
 
-import io
-import logging
 import re
-import warnings
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
+
+from acdc.report.mpl import own_settings, saved
 
 Point = tuple[float, float]
 FONTS = "Helvetica, Arial, 'DejaVu Sans', sans-serif"
@@ -36,14 +34,14 @@ class Rect:
 
 @dataclass(frozen=True)
 class Text:
-    """A line of text. y is its baseline, `anchor` "start" or "middle"."""
+    """A line of text. y is its baseline."""
 
     x: float
     y: float
     text: str
     size: float
     colour: str
-    anchor: str = "start"
+    anchor: str = "start"  # or "middle": where x is
 
 
 @dataclass(frozen=True)
@@ -63,11 +61,11 @@ Mark = Rect | Text | Curve
 
 @dataclass(frozen=True)
 class Group:
-    """Marks that belong together: `kind` is "edge", "node", …; `tip` is what a browser shows when one points there."""
+    """Marks that belong together."""
 
-    kind: str
+    kind: str  # "edge", "node", …
     name: str = ""
-    tip: str = ""
+    tip: str = ""  # what a browser shows when one points there
     marks: list[Mark] = field(default_factory=list)
 
 
@@ -84,12 +82,11 @@ class Drawing:
 
     def svg(self) -> str:
         """The drawing as SVG text."""
-        width, height = self.scale * self.width, self.scale * self.height
+        size = f'width="{_short(self.scale * self.width)}pt" height="{_short(self.scale * self.height)}pt"'
         view = " ".join(map(_short, (self.x, self.y, self.width, self.height)))
         lines = [
             '<?xml version="1.0" encoding="UTF-8"?>',
-            f'<svg xmlns="http://www.w3.org/2000/svg" width="{_short(width)}pt" height="{_short(height)}pt"'
-            f' viewBox="{view}" font-family="{FONTS}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" {size} viewBox="{view}" font-family="{FONTS}">',
             _svg(Rect(self.x, self.y, self.width, self.height, "white")),
         ]
         for group in self.groups:
@@ -110,36 +107,19 @@ class Drawing:
         return self._matplotlib(format="pdf", metadata={"CreationDate": None})
 
     def _matplotlib(self, **options: Any) -> bytes:
-        logger = logging.getLogger("matplotlib")  # says on stderr that it builds a cache, or where it can't
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # letters that the font lacks
-                return self._draw(options)
-        finally:
-            logger.setLevel(level)
+        with own_settings({"pdf.fonttype": 42}):
+            from matplotlib.figure import Figure  # not pyplot, which looks for a screen
+            from matplotlib.transforms import Affine2D
 
-    def _draw(self, options: dict[str, Any]) -> bytes:
-        import matplotlib
-        from matplotlib.figure import Figure  # not pyplot, which looks for a screen
-        from matplotlib.transforms import Affine2D
-
-        settings: Any = dict(matplotlib.rcParamsDefault) | {"pdf.fonttype": 42}
-        del settings["backend"]
-        with matplotlib.rc_context(settings):
             inch = self.scale / 72
             figure = Figure(figsize=(inch * self.width, inch * self.height))
             to_inches = Affine2D().translate(-self.x, -self.y - self.height).scale(inch, -inch)
-            font = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
             for group in self.groups:
                 for mark in group.marks:
-                    for artist in _artists(mark, self.scale, font):
+                    for artist in _artists(mark, self.scale):
                         artist.set_transform(to_inches + figure.dpi_scale_trans)
                         figure.add_artist(artist)
-            out = io.BytesIO()
-            figure.savefig(out, **options)
-        return out.getvalue()
+            return saved(figure, **options)
 
 
 def _svg(mark: Mark) -> str:
@@ -175,12 +155,9 @@ def curve_path(points: list[Point]) -> str:
     return "".join(parts)
 
 
-def _at(point: Point) -> str:
-    return f"{_short(point[0])},{_short(point[1])}"
-
-
-def _artists(mark: Mark, scale: float, font: Path) -> list[Any]:
+def _artists(mark: Mark, scale: float) -> list[Any]:
     """A mark for matplotlib, which scales places but no lines and letters."""
+    import matplotlib
     from matplotlib.font_manager import FontProperties
     from matplotlib.patches import FancyBboxPatch, PathPatch, Polygon
     from matplotlib.path import Path as Bezier
@@ -189,24 +166,25 @@ def _artists(mark: Mark, scale: float, font: Path) -> list[Any]:
     match mark:
         case Rect():
             shape = f"round,pad=0,rounding_size={mark.radius}" if mark.radius else "square,pad=0"
-            style: dict[str, Any] = {
-                "boxstyle": shape,
-                "facecolor": mark.fill,
-                "edgecolor": mark.line or "none",
-                "linewidth": scale,
-            }
-            return [FancyBboxPatch((mark.x, mark.y), mark.width, mark.height, **style)]
+            box = FancyBboxPatch((mark.x, mark.y), mark.width, mark.height, boxstyle=shape, facecolor=mark.fill)
+            box.set(edgecolor=mark.line or "none", linewidth=scale)
+            return [box]
         case Text():
+            file = Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")  # without a search for fonts
             letters = Letters(mark.x, mark.y, _printable(mark.text), va="baseline", parse_math=False)
             letters.set(color=mark.colour, ha="left" if mark.anchor == "start" else "center")
-            letters.set(font=FontProperties(fname=font, size=scale * mark.size))
+            letters.set(font=FontProperties(fname=file, size=scale * mark.size))
             return [letters]
         case Curve():
-            line: dict[str, Any] = {"edgecolor": mark.colour, "alpha": mark.opacity, "linewidth": scale * mark.width}
             dashes = (0, tuple(scale * x for x in DASHES)) if mark.dashed else "solid"
+            line = {"edgecolor": mark.colour, "alpha": mark.opacity, "linewidth": scale * mark.width}
             path = Bezier(mark.points, [Bezier.MOVETO] + [Bezier.CURVE4] * (len(mark.points) - 1))
             arrow = Polygon(mark.arrow, facecolor=mark.colour, edgecolor="none", alpha=mark.opacity)
             return [PathPatch(path, fill=False, linestyle=dashes, capstyle="butt", **line), arrow]
+
+
+def _at(point: Point) -> str:
+    return f"{_short(point[0])},{_short(point[1])}"
 
 
 def _short(x: float) -> str:

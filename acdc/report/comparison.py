@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, to_rows
-from acdc.report.many import render_many
+from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
-from acdc.report.mpl import own_settings
+from acdc.report.mpl import own_settings, saved
 from acdc.report.panels import Line, Panel, labels
 
 # Okabe and Ito's colours without yellow: colour-blind people can tell them apart.
@@ -29,6 +28,7 @@ SETTINGS = {
     "lines.markeredgecolor": "white",
     "lines.markeredgewidth": 0.4,
     "lines.markersize": 5,
+    "svg.hashsalt": "acdc",  # the same ids each time
 }
 
 
@@ -43,8 +43,8 @@ def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
         members = [panel for panel in panels if panel.picture == picture]
         with own_settings(SETTINGS):
             figure = _figure(members, names)
-            files[f"{picture}.svg"] = _saved(figure, format="svg", metadata={"Date": None})
-            files[f"{picture}.png"] = _saved(figure, format="png", dpi=150)
+            files[f"{picture}.svg"] = saved(figure, format="svg", metadata={"Date": None})
+            files[f"{picture}.png"] = saved(figure, format="png", dpi=150)
     return files
 
 
@@ -137,9 +137,3 @@ def _edge_ticks(axis: Any) -> None:
     axis.set_major_locator(FixedLocator([0, *(digit * 10**k for k in range(7) for digit in (1, 2, 5))]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,.0f}")
-
-
-def _saved(figure: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    figure.savefig(file, **options)
-    return file.getvalue()

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from textwrap import wrap
 
-from acdc.evaluation.bootstrap import Estimate
-from acdc.files.evaluation import DRAWS, LEGEND, Evaluation, Measured, RemovedEdge
-from acdc.report.text import grid, number
+from acdc.files.evaluation import DRAWS, LEGEND, Evaluation
+from acdc.report.text import estimate, grid, number
 
 WIDTH = 118
 LABEL = 16
+WIDTHS = (LABEL - 2,)
 SHOWN = 8  # edges of each kind
 TEXT = 84  # characters of a prompt
 WHAT = {"full": "full model", "circuit": "circuit", "rest": "all but circuit", "ablated": "everything ablated"}
@@ -19,43 +18,36 @@ WHAT = {"full": "full model", "circuit": "circuit", "rest": "all but circuit", "
 
 def to_text(e: Evaluation) -> str:
     """Return readable tables."""
-    blocks = [
-        _head(e),
-        _means(e),
-        _faithfulness(e),
-        _minimality(e),
-        _spread(e),
-        _ablations([e.measured, *e.others]),
-        _legend(),
-    ]
+    legend: list[str] = []
+    for name, text in LEGEND.items():
+        legend += wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=" " * LABEL)
+    blocks = [_head(e), _means(e), _faithfulness(e), _minimality(e), _spread(e), _ablations(e), "\n".join(legend)]
     return "\n\n".join(block for block in blocks if block)
 
 
 def _head(e: Evaluation) -> str:
-    return "\n".join(
-        [
-            f"{'circuit':{LABEL}}{e.task} in {e.model}: {e.edges:,} of {e.total:,} residual edges "
-            f"({e.edges / e.total:.2%})",
-            f"{'found by':{LABEL}}{e.method}, {e.metric} (lower is better), {e.measured.ablation} ablation",
-            f"{'evaluated on':{LABEL}}{e.examples} {e.half.replace('_', '-')} prompts, seed {e.seed}; "
-            "[95 % intervals] are over prompts",
-        ]
+    share = f"{e.edges:,} of {e.total:,} residual edges ({e.edges / e.total:.2%})"
+    prompts = f"{e.examples} {e.half.replace('_', '-')} prompts, seed {e.seed}; [95 % intervals] are over prompts"
+    return (
+        f"{'circuit':{LABEL}}{e.task} in {e.model}: {share}\n"
+        f"{'found by':{LABEL}}{e.method}, {e.metric} (lower is better), {e.measured.ablation} ablation\n"
+        f"{'evaluated on':{LABEL}}{prompts}"
     )
 
 
 def _means(e: Evaluation) -> str:
     m = e.measured
-    rows = [["", *WHAT.values()], [f"{e.metric} ↓", *(_estimate(getattr(m, name), 4) for name in WHAT)]]
+    rows = [["", *WHAT.values()], [f"{e.metric} ↓", *(estimate(getattr(m, name), 4) for name in WHAT)]]
     if math.isfinite(m.accuracy["full"].value):
-        rows.append(["accuracy ↑", *(_estimate(m.accuracy[name], 2) for name in WHAT)])
-    return _table(rows)
+        rows.append(["accuracy ↑", *(estimate(m.accuracy[name], 2) for name in WHAT)])
+    return grid(rows, widths=WIDTHS)
 
 
 def _faithfulness(e: Evaluation) -> str:
     m = e.measured
     lines = [
-        f"{'faithfulness ↑':{LABEL}}{_estimate(m.faithfulness, 3)}  1 is the full model, 0 everything ablated",
-        f"{'completeness ↓':{LABEL}}{_estimate(m.completeness, 3)}  the same of all edges but the circuit's",
+        f"{'faithfulness ↑':{LABEL}}{estimate(m.faithfulness, 3)}  1 is the full model, 0 everything ablated",
+        f"{'completeness ↓':{LABEL}}{estimate(m.completeness, 3)}  the same of all edges but the circuit's",
     ]
     r = e.random
     if r is not None:
@@ -65,7 +57,7 @@ def _faithfulness(e: Evaluation) -> str:
         lines += [
             f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} {number(mean, 4)} "
             f"({lowest} to {highest}), faithfulness {number(r.faithfulness.value, 3)};",
-            f"{'':{LABEL}}the circuit's is lower by {_estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
+            f"{'':{LABEL}}the circuit's is lower by {estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
         ]
     return "\n".join(lines)
 
@@ -83,20 +75,14 @@ def _minimality(e: Evaluation) -> str:
         tested = f"edges with the smallest scores, of {e.minimality.kept},"
         most = "most needed of these"
     first = f"superfluous, the first {SHOWN}" if len(superfluous) > SHOWN else "superfluous"
-    lines = [
-        f"{'minimality':{LABEL}}{len(superfluous) or 'none'} of {len(edges)} {tested} superfluous, by the rise of "
-        f"{e.metric} without the edge",
-        *_edges(first, superfluous[:SHOWN]),
-        *_edges("least needed", needed[:SHOWN]),
-        *_edges(most, needed[SHOWN:][::-1][:SHOWN]),
-    ]
+    groups = {first: superfluous[:SHOWN], "least needed": needed[:SHOWN], most: needed[SHOWN:][::-1][:SHOWN]}
+    found = f"{len(superfluous) or 'none'} of {len(edges)} {tested} superfluous"
+    lines = [f"{'minimality':{LABEL}}{found}, by the rise of {e.metric} without the edge"]
+    for title, shown in groups.items():
+        if shown:
+            lines.append(f"  {title}")
+            lines += [f"    {edge.name:28}{estimate(edge.rise, 4)}" for edge in shown]
     return "\n".join(lines)
-
-
-def _edges(title: str, edges: Sequence[RemovedEdge]) -> list[str]:
-    if not edges:
-        return []
-    return [f"  {title}", *(f"    {edge.name:28}{_estimate(edge.rise, 4)}" for edge in edges)]
 
 
 def _spread(e: Evaluation) -> str:
@@ -105,7 +91,7 @@ def _spread(e: Evaluation) -> str:
     rows = [["per prompt", "lowest", "quartile", "median", "quartile", "highest"]]
     rows.append([f"{e.metric} ↓", *(number(x, 4) for x in s.metric)])
     rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness)])
-    lines = [_table(rows)]
+    lines = [grid(rows, widths=WIDTHS)]
     if s.undefined:
         lines.append(f"  (without {s.undefined} prompts on which the full model is not better than everything ablated)")
     lines.append(f"  worst prompts: {e.metric}, faithfulness")
@@ -115,25 +101,9 @@ def _spread(e: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _ablations(measured: Sequence[Measured]) -> str:
+def _ablations(e: Evaluation) -> str:
     rows = [["ablation", "full model", "circuit", "ablated", "faithfulness ↑", "completeness ↓"]]
-    for m in measured:
+    for m in (e.measured, *e.others):
         metrics = [number(x.value, 4) for x in (m.full, m.circuit, m.ablated)]
-        rows.append([m.ablation, *metrics, _estimate(m.faithfulness, 3), _estimate(m.completeness, 3)])
-    return _table(rows)
-
-
-def _legend() -> str:
-    lines: list[str] = []
-    for name, text in LEGEND.items():
-        lines += wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=" " * LABEL)
-    return "\n".join(lines)
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    return grid(rows, widths=[LABEL - 2])
-
-
-def _estimate(x: Estimate, digits: int) -> str:
-    interval = f" [{number(x.low, digits)}, {number(x.high, digits)}]" if math.isfinite(x.low) else ""
-    return number(x.value, digits) + interval
+        rows.append([m.ablation, *metrics, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
+    return grid(rows, widths=WIDTHS)

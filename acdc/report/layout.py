@@ -59,18 +59,13 @@ class Box:
 class Layout:
     """The layout of a circuit.
 
-    Args:
-        boxes: by node name, row by row.
-        paths: by edge name, the points of cubic Bézier curves: the start, then three points per curve. The last curve
-            is a straight line of length ARROW.
-        labels: text and y of the layer labels.
-        corners: left, bottom, right and top of all boxes and paths.
+    A path is cubic Bézier curves: the start, then three points per curve. The last is a straight line of length ARROW.
     """
 
-    boxes: dict[str, Box]
-    paths: dict[str, list[Point]]
-    labels: list[tuple[str, float]]
-    corners: tuple[float, float, float, float]
+    boxes: dict[str, Box]  # by node, row by row
+    paths: dict[str, list[Point]]  # by edge
+    labels: list[tuple[str, float]]  # of layers: text, y
+    corners: tuple[float, float, float, float]  # left, bottom, right and top of all boxes and paths
 
 
 def port(kind: str, sideways: bool = False) -> float:
@@ -79,16 +74,20 @@ def port(kind: str, sideways: bool = False) -> float:
 
 
 def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
-    """The layout of all nodes and edges of a circuit.
+    """Lay out all nodes and edges of a circuit.
 
     Args:
-        sideways: whether the picture will be turned: boxes are as high as they are wide in an upright one.
+        sideways: for a picture that swaps x and y: the width of a box is its height there
     """
     g = circuit.graph
     kinds = {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
     rows, labels = _rows(circuit)
     row_of = {name: i for i, row in enumerate(rows) for name in row}
-    sizes = {name: _size(name, kinds[name], sideways) for name in row_of}
+    sizes = {}
+    for name in row_of:
+        across, along = SIDEWAYS[kinds[name]] if sideways else UPRIGHT[kinds[name]]
+        length = LETTER * len(name) + 10
+        sizes[name] = (across, max(along, length)) if sideways else (max(across, length), along)
     edges = []
     for s, r in zip(*circuit.kept.nonzero(), strict=True):
         receiver = g.receivers[r]
@@ -111,12 +110,12 @@ def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
         boxes[name] = Box(kinds[name], x[i, name], (low + high) / 2, sizes[name][0], high - low)
     docks = _docks(links, x, boxes)
     paths = {}
-    for name, *_, kind in edges:
+    for name, _, _, kind in edges:
         chain = chains[name]
-        across = [x[spot] for spot in chain]
-        across[0] += docks.get((chain[0], chain[1]), 0.0)
-        across[-1] += docks.get((chain[-1], chain[-2]), port(kind, sideways))
-        paths[name] = _path(across, bands[chain[0][0] : chain[-1][0] + 1])
+        xs = [x[spot] for spot in chain]
+        xs[0] += docks.get((chain[0], chain[1]), 0.0)
+        xs[-1] += docks.get((chain[-1], chain[-2]), port(kind, sideways))
+        paths[name] = _path(xs, bands[chain[0][0] : chain[-1][0] + 1])
     return Layout(boxes, paths, [(text, sum(bands[i]) / 2) for text, i in labels], _corners(boxes, paths))
 
 
@@ -137,12 +136,6 @@ def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
     return [*rows, ["logits"]], labels
 
 
-def _size(name: str, kind: str, sideways: bool) -> Point:
-    across, along = SIDEWAYS[kind] if sideways else UPRIGHT[kind]
-    length = LETTER * len(name) + 10
-    return (across, max(along, length)) if sideways else (max(across, length), along)
-
-
 def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, int]:
     """A place for each node: 0 in the middle column, -1, -2, … left and 1, 2, … right of it. The nodes of a row are
     sorted by the mean place of their neighbours."""
@@ -152,7 +145,7 @@ def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, s
         near[node].append(sender)
     places: dict[str, int] = {}
     for sweep in range(SWEEPS):
-        odd_goes_left = False
+        odd_goes_left = False  # rows with an odd number of nodes have one more right and left in turn
         for row in rows:
             if len(row) == 1 and kinds[row[0]] != "head":
                 places[row[0]] = 0
@@ -204,8 +197,8 @@ def _spread(
                 spot = (i, item)
                 near = below[spot] if up else above[spot]
                 if settled:
-                    same = [other for other in ((i - 1, item), (i + 1, item)) if other in x]
-                    near = same[:: 1 if up else -1][:1] or below[spot] + above[spot]
+                    beside = [(i - 1, item), (i + 1, item)] if up else [(i + 1, item), (i - 1, item)]
+                    near = [other for other in beside if other in x][:1] or below[spot] + above[spot]
                 wish[item] = sum(x[other] for other in near) / len(near) if near else x[spot]
             middle = max((sizes[item][0] / 2 for item in row if not row[item] and item in sizes), default=MIDDLE)
             for side in (-1, 1):
@@ -289,6 +282,5 @@ def _path(across: list[float], bands: list[tuple[float, float]]) -> list[Point]:
 def _corners(boxes: dict[str, Box], paths: dict[str, list[Point]]) -> tuple[float, float, float, float]:
     points = [point for path in paths.values() for point in path]
     points += [(b.x + i * b.width / 2, b.y + i * b.height / 2) for b in boxes.values() for i in (-1, 1)]
-    across = [x for x, _ in points]
-    along = [y for _, y in points]
+    across, along = zip(*points, strict=True)
     return min(across), min(along), max(across), max(along)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
-
-SETTINGS = {"svg.hashsalt": "acdc"}  # an SVG has the same ids each time
 
 
 @contextmanager
@@ -25,9 +24,16 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
             warnings.simplefilter("ignore")
             import matplotlib
 
-            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **SETTINGS, **settings}
+            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **settings}
             del used["backend"]  # a figure without pyplot has none
             with matplotlib.rc_context(used):
                 yield
     finally:
         logger.setLevel(level)
+
+
+def saved(figure: Any, **options: Any) -> bytes:
+    """Return a figure as the content of a file."""
+    file = io.BytesIO()
+    figure.savefig(file, **options)
+    return file.getvalue()

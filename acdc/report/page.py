@@ -1,28 +1,37 @@
-"""`report.html`: the result of a run on one page.
+"""HTML pages from the Jinja templates in `web/`: one file each, complete and readable offline.
 
-The text is HTML, from `web/run.html`; the drawing is made in the browser by `web/run.js` from JSON in the page, with D3
+The text is HTML. The scripts in `web/` make the drawing and the plots in the browser, from JSON in the page, with D3
 (`web/d3.min.js`, version 7.9.0, ISC licence, as its authors publish it).
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import MetricsFile
 from acdc.files.published import Published
 from acdc.graph.circuit import Circuit
+from acdc.io.files import plain
 from acdc.registry import METRICS
 from acdc.report.canvas import curve_path
 from acdc.report.layout import lay_out
-from acdc.report.render import render, shown
+from acdc.report.panels import Panel, labels
 from acdc.report.run import metric_rows
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
 
+WEB = Path(__file__).parent / "web"
 LOG_ROWS = 50_000  # decisions in the page: of a longer log, the kept edges and those nearest to the threshold
 UNITS = {name: metric.unit for name, metric in METRICS.items()}
 
@@ -34,7 +43,7 @@ def render_report(
     explanation: Explanation | None = None,
     published: Published | None = None,
 ) -> str:
-    """Return the page as HTML.
+    """Return `report.html`, the result of a run.
 
     Args:
         log: the decisions of ACDC
@@ -43,10 +52,27 @@ def render_report(
         published: the circuit that was published for this task and graph
     """
     metric = file.method.metric
-    return render(
+    direct = file.model.graph.direct_index
+    residual = [edge for edge in file.edges if edge.name not in direct]
+    margins = {d["edge"]: d["margin"] for d in log}
+    model = file.model
+    data = {
+        "graph": {"layers": model.n_layers, "heads": model.n_heads, "inputs": model.inputs, "mlp": model.mlp},
+        "method": {"metric": metric, "unit": UNITS.get(metric, ""), "threshold": file.method.threshold},
+        "layout": _layout(file.circuit()),
+        "edges": [[e.name, e.score, e.change, margins.get(e.name)] for e in residual],
+        "published": f"{published.name} in {published.model}, as published" if published else None,
+        "source": published.source if published else None,
+        "classes": published.classes if published else {},
+        **_explained(explanation),
+    }
+    ranked = sorted(file.edges, key=lambda e: (e.score is None, -abs(e.score or 0.0)))
+    settings = {"task": file.task, "model": model, "method": file.method}
+    config = {name: part.model_dump() for name, part in settings.items()} | {"environment": dict(file.environment)}
+    return _render(
         "run.html",
-        {"data": _data(file, log, explanation, published), "log": _log_rows(log)},
-        title=f"{file.task.name} in {file.model.name}",
+        {"data": data, "log": _log_rows(log)},
+        title=f"{file.task.name} in {model.name}",
         answer=_answer(file, metrics),
         summary=_method(file),
         notes=file.notes,
@@ -54,57 +80,90 @@ def render_report(
         metric=metric,
         unit=UNITS.get(metric, ""),
         explanation=explanation,
-        half=_words(explanation.half) if explanation else "",
+        half=data["half"],
         curve=[[p.edges, *p.faithfulness, *p.metric] for p in explanation.curve] if explanation else [],
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
-        residual=len(_residual(file)),
-        edges=[[e.name, e.score, e.change] for e in _ranked(file)],
+        residual=len(residual),
+        edges=[[e.name, e.score, e.change] for e in ranked],
         log=log,
         tested=_tested(log),
         command=file.command,
-        config=json.dumps(_settings(file), indent=1, ensure_ascii=False),
+        config=json.dumps(config, indent=1, ensure_ascii=False),
         version=file.environment.get("acdc", ""),
     )
 
 
-# ---------------------------------------------------------------- what the script draws
+def render_many(
+    title: str,
+    description: str,
+    summary: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    links: Sequence[str | None],
+    panels: Sequence[Panel],
+    notes: Sequence[str] = (),
+) -> str:
+    """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table.
 
-
-def _data(
-    file: CircuitFile,
-    log: Sequence[Mapping[str, Any]],
-    explanation: Explanation | None,
-    published: Published | None,
-) -> dict[str, object]:
-    model, margins = file.model, {d["edge"]: d["margin"] for d in log}
-    e = explanation
-    return {
-        "graph": {"layers": model.n_layers, "heads": model.n_heads, "inputs": model.inputs, "mlp": model.mlp},
-        "method": {
-            "metric": file.method.metric,
-            "unit": UNITS.get(file.method.metric, ""),
-            "threshold": file.method.threshold,
-        },
-        "layout": _layout(file.circuit()),
-        "edges": [[x.name, x.score, x.change, margins.get(x.name)] for x in _residual(file)],
-        "published": f"{published.name} in {published.model}, as published" if published else None,
-        "source": published.source if published else None,
-        "classes": published.classes if published else {},
-        "half": e.half.replace("_", " ") if e else "",
-        "direct": {k: _round(v) for k, v in e.direct.items()} if e else {},
-        "examples": [{"clean": x.clean, "scored": x.scored} for x in e.examples] if e else [],
-        "attention": {k: [(100 * p).round().astype(int).tolist() for p in v] for k, v in e.attention.items()}
-        if e
-        else {},
-        "curve": [
-            {
-                "edges": p.edges,
-                "metric": [_round(x) for x in p.metric],
-                "faithfulness": [_round(x) for x in p.faithfulness],
-            }
-            for p in (e.curve if e else ())
-        ],
+    Args:
+        columns, rows: the table
+        links: for each row, the path of the run's page relative to this one
+        panels: plots, whose points name their row
+    """
+    data = {
+        "columns": columns,
+        "rows": rows,
+        "links": links,
+        "panels": [asdict(panel) for panel in panels],
+        "labels": labels(panels),
     }
+    return _render(
+        "many.html",
+        {"data": data},
+        title=title,
+        answer=description,
+        summary=summary,
+        notes=notes,
+        linked=any(links),
+        version=version("acdc-circuits"),
+    )
+
+
+def _render(template: str, data: Mapping[str, object], **values: object) -> str:
+    """Return a page as HTML. Every value is escaped; nothing is loaded from a network.
+
+    Args:
+        data: what the page's script reads, as JSON, by element id; NaN and infinity become null
+        values: the template's variables
+    """
+    return _environment().get_template(template).render(data=plain(data), **values)
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(WEB), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    dumps = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    environment.policies["json.dumps_kwargs"] = dumps
+    environment.globals["source"] = _source
+    environment.filters["shown"] = _shown
+    return environment
+
+
+def _source(name: str) -> str:
+    """Our own CSS or JavaScript, which isn't a template: D3 may contain `{{`."""
+    return (WEB / name).read_text(encoding="utf-8")
+
+
+def _shown(value: object) -> str:
+    """A table cell's text: four digits of a float, – for None and NaN."""
+    if not isinstance(value, float):
+        return "–" if value is None else str(value)
+    return "–" if math.isnan(value) else f"{value:.4g}"
+
+
+# ---------------------------------------------------------------- what the script of a run draws
 
 
 def _layout(circuit: Circuit) -> dict[str, object]:
@@ -116,6 +175,25 @@ def _layout(circuit: Circuit) -> dict[str, object]:
         "paths": {name: curve_path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
+    }
+
+
+def _explained(explanation: Explanation | None) -> dict[str, object]:
+    if explanation is None:
+        return {"half": "", "direct": {}, "examples": [], "attention": {}, "curve": []}
+    curve = []
+    for p in explanation.curve:
+        metric = [_round(x) for x in p.metric]
+        curve.append({"edges": p.edges, "metric": metric, "faithfulness": [_round(x) for x in p.faithfulness]})
+    attention = {}
+    for head, patterns in explanation.attention.items():
+        attention[head] = [(100 * pattern).round().astype(int).tolist() for pattern in patterns]  # percent
+    return {
+        "half": _words(explanation.half),
+        "direct": {sender: _round(logits) for sender, logits in explanation.direct.items()},
+        "examples": [{"clean": x.clean, "scored": x.scored} for x in explanation.examples],
+        "attention": attention,
+        "curve": curve,
     }
 
 
@@ -131,16 +209,7 @@ def _log_rows(log: Sequence[Mapping[str, Any]]) -> list[list[object]]:
     return [[d["edge"], _round(d["change"]), _round(d["margin"]), _round(d["metric"]), int(d["kept"])] for d in log]
 
 
-def _residual(file: CircuitFile) -> list[Any]:
-    direct = file.model.graph.direct_index
-    return [e for e in file.edges if e.name not in direct]
-
-
-def _ranked(file: CircuitFile) -> list[Any]:
-    return sorted(file.edges, key=lambda e: (e.score is None, -abs(e.score or 0.0)))
-
-
-# ---------------------------------------------------------------- what is written
+# ---------------------------------------------------------------- what the page of a run says
 
 
 def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
@@ -169,7 +238,7 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
 def _method(file: CircuitFile) -> str:
     """How the circuit was found, and what its edges are."""
     method = file.method
-    threshold = "" if method.threshold is None else f" and threshold {shown(method.threshold)}"
+    threshold = "" if method.threshold is None else f" and threshold {_shown(method.threshold)}"
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""
     return (
@@ -189,18 +258,15 @@ def _metric_rows(file: CircuitFile) -> list[list[object]]:
 
 
 def _prompt(example: ShownPrompt) -> dict[str, object]:
+    """The prompt as the template shows it."""
     pairs = zip(example.clean, example.corrupted, strict=False)
     answers = []
     for label, texts in (("correct", example.correct), ("wrong", example.wrong)):
         if texts:
             answers.append(f"{label} " + ", ".join(json.dumps(text, ensure_ascii=False) for text in texts))
-    return {
-        "clean": example.clean,
-        "corrupted": example.corrupted,
+    return asdict(example) | {
         "changed": [i for i, (clean, corrupted) in enumerate(pairs) if clean != corrupted],
-        "scored": example.scored,
         "answers": "; ".join(answers),
-        "predictions": example.predictions,
     }
 
 
@@ -210,15 +276,6 @@ def _tested(log: Sequence[Mapping[str, Any]]) -> str:
     if len(log) > LOG_ROWS:
         text += f"; shown are the kept ones and those nearest to τ, {LOG_ROWS:,} in all"
     return text
-
-
-def _settings(file: CircuitFile) -> dict[str, object]:
-    return {
-        "task": file.task.model_dump(),
-        "model": file.model.model_dump(),
-        "method": file.method.model_dump(),
-        "environment": dict(file.environment),
-    }
 
 
 def _words(half: str) -> str:

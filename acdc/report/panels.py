@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from acdc.files.comparison import ComparedMethod, Comparison
+from acdc.files.comparison import Comparison
 from acdc.files.table import OPTIONS, Row
 
 SWEPT = ("threshold", "edges", "sparsity", "penalty")  # vary along a line; other options that differ make lines
@@ -17,53 +17,36 @@ FAITHFULNESS = (-0.5, 1.5)  # shown of it; random circuits can be far below
 
 @dataclass(frozen=True)
 class Point:
-    """A circuit.
-
-    Args:
-        low, high: 95 % interval of y
-        row: its row in the table; -1 for a point that is no circuit
-    """
+    """A circuit, or an end of a ROC."""
 
     x: float
     y: float
-    low: float | None
-    high: float | None
-    row: int
+    low: float | None = None  # 95 % interval of y
+    high: float | None = None
+    row: int = -1  # of the circuit in the table
 
 
 @dataclass(frozen=True)
 class Line:
-    """Points that belong together, from left to right.
-
-    Args:
-        note: what the legend of this panel adds
-    """
+    """Points that belong together, from left to right."""
 
     label: str
     points: tuple[Point, ...]
-    note: str = ""
+    note: str = ""  # added in the legend of this panel
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot.
+    """One plot."""
 
-    Args:
-        kind: `pareto` (edges against a measure), `thresholds` (against edges) or `roc`
-        picture: name of the file it is drawn in, without suffix
-        x, y: labels of the axes
-        levels: y of the full model, and with everything ablated, where there is one
-        limits: of y; outside them, a page draws points at the edge and a picture draws none
-    """
-
-    kind: str
-    picture: str
+    kind: str  # `pareto` (edges against a measure), `thresholds` (against edges) or `roc`
+    picture: str  # name of the file it is drawn in, without suffix
     title: str
-    x: str
+    x: str  # labels of the axes
     y: str
     lines: tuple[Line, ...]
-    levels: tuple[float, ...] = ()
-    limits: tuple[float, float] | None = None
+    levels: tuple[float, ...] = ()  # y of the full model, and with everything ablated
+    limits: tuple[float, float] | None = None  # of y; a page draws points outside at the edge, a picture not at all
 
 
 def labels(panels: Iterable[Panel]) -> list[str]:
@@ -76,37 +59,43 @@ def labels(panels: Iterable[Panel]) -> list[str]:
 
 def of_rows(rows: list[Row]) -> list[Panel]:
     """Return the panels of a sweep's table: one per kind, task and model, and metric where it is plotted."""
+    done = [(i, row) for i, row in enumerate(rows) if row["state"] == "done"]
     return [
-        *_panels(rows, "pareto", "value", ("task", "model", "metric"), _pareto),
-        *_panels(rows, "thresholds", "threshold", ("task", "model", "metric"), _threshold),
-        *_panels(rows, "roc", "true_positive_rate", ("task", "model"), _rates),
+        *_panels(done, "pareto", "kept", "value", ("task", "model", "metric")),
+        *_panels(done, "thresholds", "threshold", "kept", ("task", "model", "metric")),
+        *_panels(done, "roc", "false_positive_rate", "true_positive_rate", ("task", "model")),
     ]
 
 
-def _panels(
-    rows: list[Row], kind: str, needed: str, keys: tuple[str, ...], point: Callable[[int, Row], Point]
-) -> list[Panel]:
-    """One panel for each combination of `keys`, of the finished runs that have the `needed` column."""
+def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[str, ...]) -> list[Panel]:
+    """One panel of columns x and y for each combination of `keys`."""
     groups: dict[tuple[object, ...], list[tuple[int, Row]]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        if row["state"] == "done" and row[needed] is not None:
+    for i, row in done:
+        if row[x] is not None and row[y] is not None:
             groups[tuple(row[k] for k in keys)].append((i, row))
-    line_keys = _line_keys([row for row in rows if row["state"] == "done"], keys)
+    line_keys = _line_keys([row for _, row in done], keys)
     panels = []
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            lines[_label(row, line_keys)].append(point(i, row))
+            low, high = (row["value_low"], row["value_high"]) if y == "value" else (None, None)
+            lines[_label(row, line_keys)].append(Point(row[x], row[y], low, high, i))
+        if kind == "roc":
+            for points in lines.values():
+                points += [Point(0.0, 0.0), Point(1.0, 1.0)]  # no edge, all edges
         first = members[0][1]
         half = str(first["judged_on"]).replace("_", " ")
-        x, y = {
-            "pareto": ("residual edges kept", f"{half} {first['metric']} (lower is better)"),
-            "thresholds": ("threshold", "residual edges kept"),
-            "roc": ("false positive rate of edges", "true positive rate of edges"),
-        }[kind]
-        levels = (first["full"],) if kind == "pareto" and first["full"] is not None else ()
-        sorted_lines = tuple(Line(label, _sorted(points, kind)) for label, points in lines.items())
-        panels.append(Panel(kind, kind, f"{first['task']} in {first['model']}", x, y, sorted_lines, levels))
+        texts = {
+            "kept": "residual edges kept",
+            "value": f"{half} {first['metric']} (lower is better)",
+            "threshold": "threshold",
+            "false_positive_rate": "false positive rate of edges",
+            "true_positive_rate": "true positive rate of edges",
+        }
+        levels = (first["full"],) if y == "value" and first["full"] is not None else ()
+        sorted_lines = tuple(Line(label, _sorted(points)) for label, points in lines.items())
+        title = f"{first['task']} in {first['model']}"
+        panels.append(Panel(kind, kind, title, texts[x], texts[y], sorted_lines, levels))
     return panels
 
 
@@ -123,24 +112,8 @@ def _line_keys(rows: list[Row], panel_keys: tuple[str, ...]) -> list[str]:
     return keys
 
 
-def _sorted(points: list[Point], kind: str) -> tuple[Point, ...]:
-    """From left to right; a ROC also has its ends, no edge and all edges, which are no circuits of the table."""
-    ends = []
-    if kind == "roc":
-        ends = [Point(0.0, 0.0, None, None, -1), Point(1.0, 1.0, None, None, -1)]
-    return tuple(sorted([*points, *ends], key=lambda p: (p.x, p.y)))
-
-
-def _pareto(i: int, row: Row) -> Point:
-    return Point(row["kept"], row["value"], row["value_low"], row["value_high"], i)
-
-
-def _threshold(i: int, row: Row) -> Point:
-    return Point(row["threshold"], row["kept"], None, None, i)
-
-
-def _rates(i: int, row: Row) -> Point:
-    return Point(row["false_positive_rate"], row["true_positive_rate"], None, None, i)
+def _sorted(points: list[Point]) -> tuple[Point, ...]:
+    return tuple(sorted(points, key=lambda p: (p.x, p.y)))
 
 
 def _label(row: Row, keys: Sequence[str]) -> str:
@@ -148,14 +121,10 @@ def _label(row: Row, keys: Sequence[str]) -> str:
     words = []
     for key in keys:
         value = row[key]
-        if value is None or value is False:
-            continue
         if value is True:
             words.append(key)
-        elif key in NAMED:
-            words.append(str(value))
-        else:
-            words.append(f"{key} {value}")
+        elif value is not None and value is not False:
+            words.append(str(value) if key in NAMED else f"{key} {value}")
     return ", ".join(words) or "–"
 
 
@@ -169,13 +138,17 @@ def of_comparison(comparison: Comparison) -> list[Panel]:
     for task in comparison.tasks:
         title = f"{task.name} in {task.model}"
         lines = []
+        curves = []
         for method in task.methods:
             points = []
             for c in method.circuits:
                 if math.isfinite(c.faithfulness):
                     points.append(Point(c.edges, c.faithfulness, _finite(c.low), _finite(c.high), row))
                 row += 1
-            lines.append(Line(method.name, _sorted(points, "pareto")))
+            lines.append(Line(method.name, _sorted(points)))
+            if method.roc:
+                points = [Point(x, y) for x, y in method.roc]
+                curves.append(Line(method.name, tuple(points), f"AUC {method.auc:.2f}"))
         panels.append(
             Panel(
                 kind="pareto",
@@ -188,24 +161,11 @@ def of_comparison(comparison: Comparison) -> list[Panel]:
                 limits=FAITHFULNESS,
             )
         )
-        curves = tuple(_roc(method) for method in task.methods if method.roc)
         if curves:
-            panels.append(
-                Panel(
-                    kind="roc",
-                    picture=f"roc-{task.name}",
-                    title=f"{title}: edges of {task.reference}",
-                    x="false positive rate",
-                    y="true positive rate",
-                    lines=curves,
-                )
-            )
+            title += f": edges of {task.reference}"
+            rates = ("false positive rate", "true positive rate")
+            panels.append(Panel("roc", f"roc-{task.name}", title, *rates, tuple(curves)))
     return panels
-
-
-def _roc(method: ComparedMethod) -> Line:
-    points = tuple(Point(x, y, None, None, -1) for x, y in method.roc)
-    return Line(method.name, points, f"AUC {method.auc:.2f}")
 
 
 def _finite(x: float) -> float | None:

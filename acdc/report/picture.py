@@ -6,6 +6,7 @@ score. Heads and MLPs of a known component class have the colour of the class.
 
 from __future__ import annotations
 
+import json
 import math
 import textwrap
 from dataclasses import dataclass, replace
@@ -23,29 +24,32 @@ SCREEN, PRINT = 144, 300  # dots an inch
 MARGIN, LEGEND = 20.0, 420.0  # points: around a picture; the least width of its header
 LETTER = 0.58  # width of a letter, times its size
 
+Area = tuple[float, float, float, float]  # x and y of the centre, width, height
+Sample = tuple[str, float, str]  # of the legend: colour, height, text
+
 
 def to_svg(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
-    """The picture as SVG text; of a large circuit the strongest edges, and it says so. Edge ids are names."""
+    """The picture as SVG text, with the strongest edges of a large circuit. Edges have their names as ids."""
     return _draw(circuit, title, look).svg()
 
 
 def to_png(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
-    """The picture as a bitmap at 144 dots an inch, 300 if it has a set width; of a large circuit the strongest edges,
-    and it says so."""
+    """The picture as a bitmap at 144 dots an inch, or at 300 with a set width."""
     return _draw(circuit, title, look).png(SCREEN if look.width is None else PRINT)
 
 
 def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
-    """The picture as one page of PDF, with its fonts; of a large circuit the strongest edges, and it says so."""
+    """The picture as one page of PDF, with its fonts."""
     return _draw(circuit, title, look).pdf()
 
 
 def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The circuit as DOT text for Graphviz, with every edge."""
-    edges, scale = _edges(circuit, circuit.kept)
-    nodes = circuit.nodes()
+    edges = _edges(circuit)
+    scale = Scale.of(edge.score for edge in edges)
     lines = ["digraph circuit {", f"rankdir=BT; labelloc=t; label={_quote(title)};", "node [shape=box];"]
-    lines += [f"{_quote(node)} [style=filled, fillcolor={_quote(look.fill(node) or 'white')}];" for node in nodes]
+    for node in circuit.nodes():
+        lines.append(f"{_quote(node)} [style=filled, fillcolor={_quote(look.fill(node) or 'white')}];")
     for edge in edges:
         values = {"id": edge.name, "color": edge.colour + f"{round(255 * scale.opacity(edge.score)):02x}"}
         values |= {"penwidth": f"{scale.width(edge.score):.2f}", "style": "dashed" if edge.score < 0 else "solid"}
@@ -57,51 +61,50 @@ def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str
 
 
 def _quote(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return json.dumps(text, ensure_ascii=False)
 
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge to draw. The score is NaN if it has none."""
+    """An edge to draw."""
 
+    index: tuple[int, int]  # sender, receiver
     name: str
     sender: str
     node: str
-    kind: str
-    score: float
+    kind: str  # of the receiver
+    score: float  # NaN without one
 
     @property
     def colour(self) -> str:
-        """By the kind of the receiver."""
+        """The colour of its kind."""
         return COLOURS.get(self.kind, INK)
 
+    @property
+    def size(self) -> float:
+        """|score|; edges without a score come last."""
+        return abs(self.score) if math.isfinite(self.score) else -1.0
 
-def _edges(circuit: Circuit, shown: np.ndarray) -> tuple[list[Edge], Scale]:
-    """The shown edges, the weakest first, and the scale of their scores."""
+
+def _edges(circuit: Circuit, most: int | None = None) -> list[Edge]:
+    """The strongest edges, the weakest of them first."""
     g = circuit.graph
-    scores = np.full(shown.shape, np.nan) if circuit.scores is None else circuit.scores
+    scores = np.full(circuit.kept.shape, np.nan) if circuit.scores is None else circuit.scores
     edges = []
-    for s, r in np.argwhere(shown):
+    for s, r in np.argwhere(circuit.kept):
         receiver = g.receivers[r]
-        edges.append(Edge(g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind, float(scores[s, r])))
-    edges.sort(key=lambda edge: abs(edge.score) if math.isfinite(edge.score) else -1.0)
-    return edges, Scale.of(scores[shown])
-
-
-def _strongest(circuit: Circuit, most: int) -> np.ndarray:
-    """Bool[sender receiver]: the kept edges with the largest |score|; those without a score come last."""
-    kept = circuit.kept
-    sizes = np.full(kept.shape, -1.0) if circuit.scores is None else np.nan_to_num(np.abs(circuit.scores), nan=-1.0)
-    order = np.argsort(-sizes[kept], kind="stable")
-    shown = np.zeros_like(kept)
-    shown[tuple(np.argwhere(kept)[order[:most]].T)] = True
-    return shown
+        names = (g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind)
+        edges.append(Edge((s, r), *names, float(scores[s, r])))
+    strongest = sorted(edges, key=lambda edge: edge.size, reverse=True)[:most]
+    return sorted(strongest, key=lambda edge: edge.size)
 
 
 def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
-    shown = _strongest(circuit, MOST)
-    edges, scale = _edges(circuit, shown)
+    edges = _edges(circuit, MOST)
+    scale = Scale.of(edge.score for edge in edges)
+    shown = np.zeros_like(circuit.kept)
+    for edge in edges:
+        shown[edge.index] = True
     layout = lay_out(Circuit(circuit.graph, shown), look.sideways)
     used = {f"{edge.node}<{edge.kind}>" for edge in edges}
     groups = [_edge(edge, layout.paths[edge.name], scale, look) for edge in edges]
@@ -109,9 +112,9 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
     if look.scores:
         groups += _scores(edges, layout, look)
 
-    low, near, high, far = layout.corners
-    left, right = sorted((look.turn((low, near))[0], look.turn((high, far))[0]))
-    top, bottom = sorted((look.turn((low, near))[1], look.turn((high, far))[1]))
+    corners = [look.turn(layout.corners[:2]), look.turn(layout.corners[2:])]
+    left, right = sorted(x for x, _ in corners)
+    top, bottom = sorted(y for _, y in corners)
     if not edges:
         middle = (left + right) / 2
         note = _centred("The circuit is empty: no edge was kept.", middle, bottom + 20, 12, INK)
@@ -134,7 +137,7 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
         groups.append(Group("header", marks=header))
         right = left + width
         top -= height
-    margin = MARGIN if look.width is None else 2.0  # around a picture of a set width are the paper's margins
+    margin = MARGIN if look.width is None else 2.0  # a picture of a set width stands within the paper's margins
     width = right - left + 2 * margin
     height = bottom - top + 2 * margin
     size = 1.0 if look.width is None else 72 * look.width / width
@@ -146,10 +149,16 @@ def _centred(text: str, x: float, y: float, size: float, colour: str) -> Text:
     return Text(x, y + 0.36 * size, text, size, colour, "middle")
 
 
+def _centred_rect(area: Area, fill: str, line: str = "", radius: float = 0.0) -> Rect:
+    x, y, width, height = area
+    return Rect(x - width / 2, y - height / 2, width, height, fill, line, radius)
+
+
 def _edge(edge: Edge, path: list[Point], scale: Scale, look: PictureStyle) -> Group:
     points = [look.turn(point) for point in path]
-    (x0, y0), (x1, y1) = points[-4], points[-1]
-    half = 0.25 + 0.11 * scale.width(edge.score)  # half the width of the arrow's head, of its length
+    x0, y0 = points[-4]
+    x1, y1 = points[-1]
+    half = 0.25 + 0.11 * scale.width(edge.score)  # half the width of the arrow's head, divided by its length
     across = ((y1 - y0) * half, (x0 - x1) * half)
     arrow = [(x1, y1), (x0 + across[0], y0 + across[1]), (x0 - across[0], y0 - across[1])]
     tip = f"{edge.name}  {edge.score:.4g}" if math.isfinite(edge.score) else edge.name
@@ -157,49 +166,50 @@ def _edge(edge: Edge, path: list[Point], scale: Scale, look: PictureStyle) -> Gr
     return Group("edge", edge.name, tip, [Curve(points[:-3], arrow, *line)])
 
 
+def _area(box: Box, look: PictureStyle) -> Area:
+    """Where a node's box is in the picture."""
+    size = (box.height, box.width) if look.sideways else (box.width, box.height)
+    return (*look.turn((box.x, box.y)), *size)
+
+
 def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
     """A node's box. A head has its name at the side where edges leave, its inputs at the side where they enter."""
-    x, y = look.turn((box.x, box.y))
-    width, height = (box.height, box.width) if look.sideways else (box.width, box.height)
-    left, top = x - width / 2, y - height / 2
+    area = _area(box, look)
+    x, y, *_ = area
     if box.kind == "end":
-        text = _centred(name, x, y, 12, "white")
-        return Group("node", tip=name, marks=[Rect(left, top, width, height, INK, radius=8), text])
-    if box.kind == "mlp":
-        text = _centred(name, x, y, 12, INK)
-        return Group("node", tip=name, marks=[Rect(left, top, width, height, look.fill(name) or SAND, INK), text])
-    x, y = look.turn((box.x, box.y + 8))
-    marks: list[Mark] = [Rect(left, top, width, height, look.fill(name) or "white", INK), _centred(name, x, y, 12, INK)]
-    for kind in QKV:
-        fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
-        x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
-        marks += [Rect(x - 7.5, y - 6.5, 15, 13, fill), _centred(kind, x, y, 10, ink)]
+        marks: list[Mark] = [_centred_rect(area, INK, radius=8), _centred(name, x, y, 12, "white")]
+    elif box.kind == "mlp":
+        marks = [_centred_rect(area, look.fill(name) or SAND, INK), _centred(name, x, y, 12, INK)]
+    else:
+        x, y = look.turn((box.x, box.y + 8))
+        marks = [_centred_rect(area, look.fill(name) or "white", INK), _centred(name, x, y, 12, INK)]
+        for kind in QKV:
+            fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
+            x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
+            marks += [_centred_rect((x, y, 15, 13), fill), _centred(kind, x, y, 10, ink)]
     return Group("node", tip=name, marks=marks)
 
 
 def _scores(edges: list[Edge], layout: Layout, look: PictureStyle) -> list[Group]:
     """The scores, each on its edge where there is room, near the receiver if possible; the strongest choose first."""
-    taken = []
-    for box in layout.boxes.values():
-        x, y = look.turn((box.x, box.y))
-        width, height = (box.height, box.width) if look.sideways else (box.width, box.height)
-        taken.append((x, y, width, height))
+    taken = [_area(box, look) for box in layout.boxes.values()]
     groups = []
     for edge in reversed([edge for edge in edges if math.isfinite(edge.score)]):
         text = f"{edge.score:.2g}"
-        width, height = LETTER * 9 * len(text) + 2, 10.0
-        best, least = (0.0, 0.0), math.inf
-        for x, y in _points_of(layout.paths[edge.name], look):
-            overlap = sum(
-                max(0.0, (w + width) / 2 - abs(x - a)) * max(0.0, (h + height) / 2 - abs(y - b)) for a, b, w, h in taken
-            )
-            if overlap < least:
-                best, least = (x, y), overlap
-        x, y = best
-        taken.append((x, y, width, height))
-        back = Rect(x - width / 2, y - height / 2, width, height, "white")
-        groups.append(Group("score", tip=edge.name, marks=[back, _centred(text, x, y, 9, edge.colour)]))
+        width = LETTER * 9 * len(text) + 2
+        areas = [(*point, width, 10.0) for point in _points_of(layout.paths[edge.name], look)]
+        best = min(areas, key=lambda area: sum(_overlap(area, other) for other in taken))
+        taken.append(best)
+        marks: list[Mark] = [_centred_rect(best, "white"), _centred(text, *best[:2], 9, edge.colour)]
+        groups.append(Group("score", tip=edge.name, marks=marks))
     return groups
+
+
+def _overlap(a: Area, b: Area) -> float:
+    """The size of the area that two have in common."""
+    width = (a[2] + b[2]) / 2 - abs(a[0] - b[0])
+    height = (a[3] + b[3]) / 2 - abs(a[1] - b[1])
+    return max(0.0, width) * max(0.0, height)
 
 
 def _points_of(path: list[Point], look: PictureStyle) -> list[Point]:
@@ -224,18 +234,14 @@ def _counts(circuit: Circuit, edges: list[Edge]) -> str:
     return text
 
 
-Entry = tuple[str, float, str]  # of the legend: colour and height of a sample, text
-
-
-def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Entry]]:
-    """Its entries: colours of edges, their widths, classes of nodes."""
-    inputs = (("q", "query"), ("k", "key"), ("v", "value"))
-    into: list[Entry] = [(COLOURS[kind], 3, f"into {word}") for kind, word in inputs]
-    legend = [[*into, (INK, 3, "into MLP or logits")]]
+def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Sample]]:
+    """Its groups: colours of edges, their widths, classes of nodes."""
+    into = {"query": COLOURS["q"], "key": COLOURS["k"], "value": COLOURS["v"], "MLP or logits": INK}
+    legend: list[list[Sample]] = [[(colour, 3, f"into {what}") for what, colour in into.items()]]
     if scale.high > 0:
         negative = any(edge.score < 0 for edge in edges)
-        marks = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]
-        legend.append([*marks, ("", 0, "|score|, dashed if negative" if negative else "score of the edge")])
+        widths = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]
+        legend.append([*widths, ("", 0, "|score|, dashed if negative" if negative else "score of the edge")])
     nodes = {edge.sender for edge in edges} | {edge.node for edge in edges}
     classes = [(tint, 10, name) for name, tint in look.tints.items() if nodes & set(look.classes[name])]
     if look.published and classes:
@@ -244,7 +250,7 @@ def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[En
 
 
 def _header(
-    title: str, counts: str, legend: list[list[Entry]], left: float, bottom: float, width: float
+    title: str, counts: str, legend: list[list[Sample]], left: float, bottom: float, width: float
 ) -> tuple[list[Mark], float]:
     """Title, counts and legend in lines of at most the given width, above `bottom`; and their height."""
     marks: list[Rect | Text] = []

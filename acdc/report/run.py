@@ -14,8 +14,8 @@ WIDTHS = (32, 10, 10, 10)
 
 def to_text(file: CircuitFile, folder: Path) -> str:
     """Return a short table."""
-    blocks = [_head(file), _metrics(file), _faithfulness(folder), _strongest(file)]
-    blocks.append(f"files     {folder}/  (report.html is the one to look at)")
+    files = f"files     {folder}/  (report.html is the one to look at)"
+    blocks = [_head(file), _metrics(file), _faithfulness(folder), _strongest(file), files]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -81,16 +81,14 @@ def _faithfulness(folder: Path) -> str:
 
 
 def _strongest(file: CircuitFile) -> str:
+    tested = file.method.name == "acdc"
+    title = f"rise of {file.method.metric}" if tested else "score"
+    strengths = {e.name: e.change if tested else e.score for e in file.edges}
     direct = file.model.graph.direct_index
-    title = "score"
-    strengths = [(e.score, e.name) for e in file.edges if e.name not in direct]
-    if file.method.name == "acdc":
-        title = f"rise of {file.method.metric}"
-        strengths = [(e.change, e.name) for e in file.edges if e.name not in direct]
-    known = [(strength, name) for strength, name in strengths if strength is not None]
-    known.sort(key=lambda pair: -pair[0])
+    known = [(name, x) for name, x in strengths.items() if name not in direct and x is not None]
+    known.sort(key=lambda pair: -pair[1])
     lines = [f"{'strongest edges':32}{title:>12}"]
-    lines += [f"  {name:30}{strength:>12.4f}" for strength, name in known[:STRONGEST]]
+    lines += [f"  {name:30}{strength:>12.4f}" for name, strength in known[:STRONGEST]]
     return "\n".join(lines)
 
 
@@ -101,19 +99,13 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
     half = "held_out" if f"held_out.circuit.{metric}" in first.metrics else "discovery"
     edges = f"residual edges of {first.graph.edges.total:,}"
     rows = [["τ", edges, "with direct", f"{half.replace('_', ' ')} {metric}"]]
-    folders = ["files"]
-    for file, folder in found:
+    for file, _ in found:
         direct = file.graph.edges_with_direct
-        rows.append(
-            [
-                f"{file.method.threshold:g}",
-                f"{file.graph.edges.kept:,}",
-                f"{direct.kept:,}" if direct else "–",
-                number(file.metrics[f"{half}.circuit.{metric}"], 4),
-            ]
-        )
-        folders.append(f"{folder}/")
+        with_direct = f"{direct.kept:,}" if direct else "–"
+        value = number(file.metrics[f"{half}.circuit.{metric}"], 4)
+        rows.append([f"{file.method.threshold:g}", f"{file.graph.edges.kept:,}", with_direct, value])
     table = grid(rows, left=0, widths=(10, 26, 12, 16)).splitlines()
+    folders = ["files", *(f"{folder}/" for _, folder in found)]
     lines = [f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation"]
     lines += [f"{row}  {folder}" for row, folder in zip(table, folders, strict=True)]
     return "\n".join(lines)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Run, Stability
-from acdc.report.text import grid, number
+from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
+from acdc.report.text import estimate, grid, number
 
 LABEL = 12
 SHOWN = 12  # edges of each kind
@@ -52,19 +52,17 @@ def _runs(s: Stability) -> str:
 
 def _frequencies(s: Stability) -> str:
     """How many edges were found how often."""
-    rows = [["found in", "edges", f"of the base run's {s.base.edges}"]]
-
-    def add(title: str, edges: list[EdgeFrequency]) -> None:
-        rows.append([title, f"{len(edges)}", f"{sum(e.base for e in edges)}"])
-
+    found: dict[str, list[EdgeFrequency]] = {}
     for share in sorted({1.0, 0.9, s.share, 0.5}, reverse=True):
         title = "all reruns" if share == 1 else f"{share:.0%} or more"
         if share == s.share:
             title += ", the core"
-        add(title, [e for e in s.edges if e.frequency >= share])
+        found[title] = [e for e in s.edges if e.frequency >= share]
     more_than_once = 1.5 / len(s.runs)
-    add("one rerun only", [e for e in s.edges if 0 < e.frequency < more_than_once])
-    add("no rerun", [e for e in s.edges if e.frequency == 0])
+    found["one rerun only"] = [e for e in s.edges if 0 < e.frequency < more_than_once]
+    found["no rerun"] = [e for e in s.edges if e.frequency == 0]
+    rows = [["found in", "edges", f"of the base run's {s.base.edges}"]]
+    rows += [[title, f"{len(edges)}", f"{sum(e.base for e in edges)}"] for title, edges in found.items()]
     if s.dead == 0:
         return grid(rows)
     return f"{grid(rows)}\nleft out of the core, as on no path from an input to the logits: {s.dead}"
@@ -75,7 +73,7 @@ def _core(s: Stability) -> str:
     half = s.half.replace("_", " ")
     rows = [[half, "full model", f"base, {s.base.edges} edges", f"core, {s.core.edges} edges", "ablated"]]
     rows.append([f"{s.method['metric']} ↓", *(number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated))])
-    rows.append(["faithfulness ↑", "1", *(_interval(r) for r in both), "0"])
+    rows.append(["faithfulness ↑", "1", *(estimate(r.faithfulness, 3) for r in both), "0"])
     if s.core.accuracy is not None:
         rows.append(["accuracy ↑", "", *(number(r.accuracy, 3) for r in both), ""])
     return grid(rows)
@@ -91,12 +89,6 @@ def _edges(s: Stability, title: str, edges: list[EdgeFrequency]) -> str:
     if len(edges) <= SHOWN:
         return grid(rows)
     return f"{grid(rows)}\n  … {len(edges) - SHOWN} more (stability.json)"
-
-
-def _interval(r: Run) -> str:
-    value, low, high = r.faithfulness
-    interval = "" if low is None else f" [{number(low, 3)}, {number(high, 3)}]"
-    return number(value, 3) + interval
 
 
 def _range(x: MeanRange, digits: int) -> str:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import cycle
-
-import numpy as np
 
 from acdc.files.published import Published
 from acdc.report.canvas import Point
@@ -24,22 +23,13 @@ DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
 
 @dataclass(frozen=True)
 class PictureStyle:
-    """How a picture is drawn.
+    """How a picture is drawn."""
 
-    Args:
-        width: inches; None for that of the layout. A circuit of some 50 edges can be read in a column of a paper, 3.3
-            inches wide.
-        direction: one of DIRECTIONS.
-        scores: whether the edges' scores are written beside them.
-        header: whether title, counts and legend are above the circuit.
-        published: a circuit whose component classes the nodes are coloured by. Of a node in two, the first counts.
-    """
-
-    width: float | None = None
-    direction: str = "up"
-    scores: bool = False
-    header: bool = True
-    published: Published | None = None
+    width: float | None = None  # inches; None for the layout's own. Some 50 edges fit a paper's column of 3.3 inches
+    direction: str = "up"  # one of DIRECTIONS
+    scores: bool = False  # write scores beside their edges
+    header: bool = True  # title, counts and legend
+    published: Published | None = None  # its classes colour the nodes; a node in two has the colour of the first
 
     @property
     def sideways(self) -> bool:
@@ -77,10 +67,10 @@ class Scale:
     high: float = 0.0
 
     @classmethod
-    def of(cls, scores: np.ndarray) -> Scale:
-        """The scale of some scores; those that are not finite don't count."""
-        sizes = np.abs(scores[np.isfinite(scores)])
-        return cls(float(sizes.min()), float(sizes.max())) if sizes.size else cls()
+    def of(cls, scores: Iterable[float]) -> Scale:
+        """The scale of some scores; NaN and infinity don't count."""
+        sizes = [abs(score) for score in scores if math.isfinite(score)]
+        return cls(min(sizes), max(sizes)) if sizes else cls()
 
     @property
     def marks(self) -> list[float]:
@@ -89,16 +79,16 @@ class Scale:
         return [self.low, middle, self.high] if self.high > self.low else [self.low]
 
     def weight(self, score: float) -> float:
-        """From 0 (weakest) to 1, linear in the root of |score|: scores span decades, and the weak count."""
+        """From 0 (weakest) to 1, linear in the root of |score|: scores span decades, and weak edges should be seen."""
         if not math.isfinite(score) or self.high <= self.low:
             return 0.5
-        low, root, high = (math.sqrt(x) for x in (self.low, abs(score), self.high))
-        return (root - low) / (high - low)
+        low = math.sqrt(self.low)
+        return (math.sqrt(abs(score)) - low) / (math.sqrt(self.high) - low)
 
     def width(self, score: float) -> float:
-        """Of the line, in points."""
+        """The width of the line, in points."""
         return THIN + (THICK - THIN) * self.weight(score)
 
     def opacity(self, score: float) -> float:
-        """Of the line: a weaker edge is fainter."""
+        """The opacity of the line: a weaker edge is fainter."""
         return FAINT + (1 - FAINT) * self.weight(score)

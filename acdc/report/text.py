@@ -33,6 +33,12 @@ def number(value: float | None, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def estimate(values: Sequence[float | None], digits: int) -> str:
+    """Return a value with its interval: `value [low, high]`; the value alone if there is no interval."""
+    value, low, high = (number(x, digits) for x in values)
+    return value if low == "–" else f"{value} [{low}, {high}]"
+
+
 def diff_text(diff: Diff) -> str:
     """Return a line for each changed edge, and the counts."""
     counts = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"

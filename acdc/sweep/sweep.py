@@ -23,7 +23,7 @@ from acdc.io.files import write_atomic
 from acdc.io.folder import locked
 from acdc.io.progress import Progress, Show
 from acdc.report import curves
-from acdc.report.many import render_many
+from acdc.report.page import render_many
 from acdc.report.panels import of_rows
 from acdc.report.results import summary
 from acdc.sweep.grid import Run

@@ -27,8 +27,7 @@ from acdc.files.published import Published, load_published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import page as module
-from acdc.report.many import render_many
-from acdc.report.page import render_report
+from acdc.report.page import render_many, render_report
 from acdc.report.panels import Line, Panel, Point
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
