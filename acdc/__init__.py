@@ -7,8 +7,6 @@
 The functions are in `acdc.library`, which is imported (with torch) when the first of them is used.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 from acdc.errors import UserError

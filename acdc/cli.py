@@ -3,8 +3,6 @@
 Exit codes: 0 done, 1 a check or a run failed, 2 an error that the user can mend (one message), 130 interrupted.
 """
 
-from __future__ import annotations
-
 import errno
 import json
 import sys

@@ -3,8 +3,6 @@
 Any other exception is a bug in acdc and keeps its traceback.
 """
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

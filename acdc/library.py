@@ -1,7 +1,5 @@
 """The Python interface: load models and tasks, discover, evaluate and save circuits, as the command line does."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The names of metrics, methods, ablations and orders, with the facts about each, and which of them go together."""
 
-from __future__ import annotations
-
 import math
 from typing import Literal, NamedTuple
 

@@ -1,7 +1,5 @@
 """`acdc tasks`, `acdc models` and `acdc methods`: list what there is, or show one in detail."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated
 

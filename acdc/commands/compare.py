@@ -5,8 +5,6 @@ thresholds, and the score of an edge is the largest threshold at which it was ke
 whole on the same held-out prompts. Each method works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

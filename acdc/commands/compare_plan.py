@@ -1,7 +1,5 @@
 """What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from pathlib import Path

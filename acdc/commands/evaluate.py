@@ -1,7 +1,5 @@
 """`acdc evaluate`: circuit.json → model and prompts (the evaluation split) → quantities with intervals."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace

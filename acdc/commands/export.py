@@ -1,7 +1,5 @@
 """One circuit in every format we write."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -3,8 +3,6 @@
 A table maps names to options; `add` adds all options of a table to a command, which gets their values as one dict.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

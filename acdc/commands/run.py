@@ -4,8 +4,6 @@ A run owns one directory. `config.yaml` is written first, `log.jsonl` grows with
 `circuit.json` is written last: a directory that has it holds a finished run.
 """
 
-from __future__ import annotations
-
 import platform
 import time
 from collections.abc import Callable, Iterator

@@ -5,8 +5,6 @@ edges. An edge's frequency is the share of reruns, without the base run, that fi
 are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Means over prompts with 95 % intervals."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """How well a model does a task: the circuit of a behaviour that the model doesn't have means nothing."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

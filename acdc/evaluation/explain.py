@@ -1,8 +1,6 @@
 """What helps a person to understand a circuit: example prompts with predictions, attention patterns, what each node
 adds to the answer directly, and how faithful the strongest edges are alone."""
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

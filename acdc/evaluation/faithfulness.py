@@ -1,7 +1,5 @@
 """Measure circuits on prompts, between the full model and everything ablated: faithfulness, minimality, and others."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 import numpy as np

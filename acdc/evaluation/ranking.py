@@ -1,7 +1,5 @@
 """Compare a ranking of edges with a true circuit (ROC, AUC), and circuits or rankings with each other."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

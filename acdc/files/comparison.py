@@ -1,7 +1,5 @@
 """`compare.json` and `table.csv`: the results of a comparison of methods. NaN and infinity become null."""
 
-from __future__ import annotations
-
 import csv
 import io
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Differences between two circuits."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

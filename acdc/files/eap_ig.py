@@ -5,8 +5,6 @@ one input, an MLP in each layer, and no direct edges. Removing a direct edge is 
 receiver, so those are written as not in the graph: the circuit behaves the same.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

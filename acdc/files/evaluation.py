@@ -1,7 +1,5 @@
 """The output of `acdc evaluate --json`: how good a circuit is. An estimate is [value, low, high], null for NaN."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from acdc.evaluation.bootstrap import Estimate

@@ -4,8 +4,6 @@ Both hold the kept edges with their scores, and the sizes of the graph. Direct e
 and scores are attributes of the graph.
 """
 
-from __future__ import annotations
-
 import io
 import json
 

@@ -4,8 +4,6 @@
 edges of every head input that a residual edge enters, as in all circuits with published direct edges.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import lru_cache

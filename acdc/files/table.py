@@ -4,8 +4,6 @@ The columns are `COLUMNS`, then one per measure of the tasks, `<half>_<what>_<me
 Everything but the cost is the same no matter how often a sweep was interrupted.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -8,8 +8,6 @@ Names and index order are those of EAP-IG: sender row 1 + l(H+1) + h, receiver c
 Two conventions count edges: *residual* edges only (GPT-2 small: 32,491) and residual plus *direct* ones (32,923).
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple

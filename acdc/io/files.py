@@ -1,7 +1,5 @@
 """Write files atomically; read text and JSON with messages that a user can act on."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

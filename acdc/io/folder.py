@@ -1,7 +1,5 @@
 """A directory that one process at a time writes, for one config."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The base class of all schemas of files and options, and the one rendering of what is wrong with their values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Sizes of memory, as users write them."""
 
-from __future__ import annotations
-
 import re
 
 from acdc.errors import UserError

@@ -1,7 +1,5 @@
 """Read YAML safely as plain data, and find the line numbers of its keys."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

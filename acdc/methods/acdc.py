@@ -11,8 +11,6 @@ longest prefix for which that is true is accepted, with the edge that ended it, 
 decisions are the same as one by one.
 """
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Iterator

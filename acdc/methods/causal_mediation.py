@@ -5,8 +5,6 @@ the full model: the effect of the changed prompt through the node. Vig et al. gi
 it is in the metric's units, and positive if the node works for the behaviour.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

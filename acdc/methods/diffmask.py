@@ -13,8 +13,6 @@ used whatever the problem's metric. Score of a node = probability of an interven
 threshold.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

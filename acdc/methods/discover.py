@@ -1,7 +1,5 @@
 """From a config to a circuit; the one place that calls every method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ of a batch: its scores equal these if the metric is summed (`mean=False`), and a
 is averaged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import numpy as np

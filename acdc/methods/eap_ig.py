@@ -11,8 +11,6 @@ as EAP-IG (github.com/hannamw/EAP-IG) computes them. With more steps, the scores
 edges from the inputs, approach metric(corrupted) − metric(clean).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -4,8 +4,6 @@ Score of an edge = metric without it − metric of the full model: what attribut
 before it has removed anything. Every edge costs a patched pass from its receiver on.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

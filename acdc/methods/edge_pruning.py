@@ -20,8 +20,6 @@ Differences from the paper, so that this holds:
   metric's unit or the size of the graph.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

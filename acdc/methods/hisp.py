@@ -5,8 +5,6 @@ the magnitude is taken, mean over the prompts, divided by the ℓ2 norm of the i
 al.; the MLP counts as one more head. No unit; never negative.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -4,8 +4,6 @@ Decisions are written in batches, each forced to disk. A batch cut off by a cras
 last batch in the log is always evaluated again, with the same bits.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Sequence

@@ -7,8 +7,6 @@ The noise of an update depends on the seed and the update's number only, and pro
 training resumed from a checkpoint ends as an uninterrupted one, on a CPU bit for bit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

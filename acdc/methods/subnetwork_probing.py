@@ -10,8 +10,6 @@ al. train for thousands of updates with a small step; here the step is larger an
 Score of a node = probability that its gate is open, from 0 to 1; 0.5 is the natural threshold.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

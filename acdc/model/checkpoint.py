@@ -1,7 +1,5 @@
 """A checkpoint's tensors by name and shape, converted to the transformer's form, and the values of its config.json."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re

@@ -1,7 +1,5 @@
 """Sizes and options of a transformer, checked, and the shapes of its weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields

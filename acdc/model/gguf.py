@@ -4,8 +4,6 @@ The `gguf` library parses the file and undoes the quantization. Settings that th
 refused, never dropped: the converted model computes what the file's model computes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """A GGUF file: its keys and tensors, and what is refused of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ as ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1
 leaves x − mean(x). They need no special treatment.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """GPT-Neo checkpoints (TinyStories among them): separate query, key and value, no attention scale, local attention."""
 
-from __future__ import annotations
-
 from itertools import islice
 from typing import Any
 

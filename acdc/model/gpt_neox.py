@@ -1,7 +1,5 @@
 """GPT-NeoX checkpoints (Pythia among them): parallel blocks, partly rotated heads, interleaved q, k and v."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

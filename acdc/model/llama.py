@@ -4,8 +4,6 @@ They have RMS norms, rotated heads, gated MLPs, and key and value heads shared b
 gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

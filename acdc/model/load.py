@@ -1,7 +1,5 @@
 """Load a model onto a device. Only safetensors are read, which can't run code."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path

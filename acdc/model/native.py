@@ -1,7 +1,5 @@
 """The format of the bundled models: config.json has the fields of `ModelConfig`, tensors the names of its shapes."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Text to token ids and back, with a checkpoint's tokenizer."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

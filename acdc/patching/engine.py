@@ -13,8 +13,6 @@ The state depends on the committed batches of decisions only, not on what was ev
 log gives the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 

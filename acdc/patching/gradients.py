@@ -4,8 +4,6 @@ Only the residual stream is kept for all layers; each layer is computed again fr
 no sender's output changes before them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@
 positions are the live ones at which some prompt is scored; a receiver that is read only there is computed only there.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

@@ -11,8 +11,6 @@ nll         −log probability of the correct answers, in nats
 l2          squared distance of the logits to the full model's, mean over the columns
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

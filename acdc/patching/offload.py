@@ -5,8 +5,6 @@ the others are safetensors files, read when their turn comes. Only the scored ro
 are computed on the rows of all prompts at once.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace

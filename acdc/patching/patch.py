@@ -4,8 +4,6 @@ Receiver input = Σ kept edges: sender's current output + Σ removed edges: send
 positions are computed; before them everything is clean.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """What every method is given: a model, the activations of its prompts, and a metric."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property

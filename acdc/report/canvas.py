@@ -3,8 +3,6 @@
 PNG and PDF are drawn by matplotlib. SVG is not: every run writes one, and importing matplotlib takes 0.6 seconds.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass, field
 from html import escape

@@ -1,7 +1,5 @@
 """A comparison as text, and as a page."""
 
-from __future__ import annotations
-
 import math
 
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, to_rows

@@ -1,7 +1,5 @@
 """How well a model does a task, as text."""
 
-from __future__ import annotations
-
 from acdc.evaluation.competence import Competence, warning
 from acdc.report.text import grid, number
 from acdc.setup.inputs import Inputs

@@ -1,7 +1,5 @@
 """The plots of sweeps and comparisons as SVG and PNG files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """An evaluation as text."""
 
-from __future__ import annotations
-
 import math
 from textwrap import wrap
 

@@ -8,8 +8,6 @@ Edges bend between two rows and run straight beside a row, so no edge crosses th
 x grows to the right and y up, in points. A picture may turn the layout on its side.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,7 +1,5 @@
 """matplotlib with our own settings, and silent."""
 
-from __future__ import annotations
-
 import io
 import logging
 import warnings

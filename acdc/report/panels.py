@@ -1,7 +1,5 @@
 """What the plots of many circuits show, on a page or in a picture: panels of lines of points."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence

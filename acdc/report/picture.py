@@ -4,8 +4,6 @@ A head shows its q, k, v inputs; those in use have the colour of their edges. Wi
 score. Heads and MLPs of a known component class have the colour of the class.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import textwrap

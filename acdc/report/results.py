@@ -1,7 +1,5 @@
 """The table of a sweep as text."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The result of a run as text."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from acdc.files.circuit import CircuitFile

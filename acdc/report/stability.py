@@ -1,7 +1,5 @@
 """How stable a circuit is, as text."""
 
-from __future__ import annotations
-
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
 from acdc.report.text import estimate, grid, number
 

@@ -1,7 +1,5 @@
 """Tables, numbers and differences as text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -3,8 +3,6 @@
 Precedence: command line > YAML config (`--config`) > the task's own defaults > built-in defaults.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -5,8 +5,6 @@ ACDC needs about three evaluations per receiver (measured: 1,200 for 445 on a mo
 on SmolLM2), each of half the layers at the live positions, and of the output layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from statistics import median
 

@@ -1,7 +1,5 @@
 """The runs of a sweep file: every combination of its grids, resolved and named."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass

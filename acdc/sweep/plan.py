@@ -1,7 +1,5 @@
 """The plan of a sweep: its runs, checked for everything that can be wrong before one is made."""
 
-from __future__ import annotations
-
 import os
 from collections import defaultdict
 from collections.abc import Callable

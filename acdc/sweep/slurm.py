@@ -1,7 +1,5 @@
 """Runs as jobs of a Slurm cluster."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

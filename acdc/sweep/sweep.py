@@ -10,8 +10,6 @@ All state is in the runs' directories. So a sweep can be killed at any time; cal
 Failed runs are made again only if asked for (`retry`).
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing

@@ -4,8 +4,6 @@ Off by default; nothing in acdc needs an account. Both services have the functio
 offline mode, server) with their own environment variables.
 """
 
-from __future__ import annotations
-
 import importlib
 import re
 from collections.abc import Callable

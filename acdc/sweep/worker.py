@@ -5,8 +5,6 @@ outlive its parent. A Slurm job calls `make_unit`. Both leave their results in t
 a unit file: each locks the run that it makes.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Draw examples from a task: pairs of prompts with answers, as text, from templates, rows or a generator, seeded."""
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace

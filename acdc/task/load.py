@@ -1,7 +1,5 @@
 """Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Rules across the keys of a task; `problems` lists every broken one, in the words that the user typed."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice

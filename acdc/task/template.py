@@ -1,7 +1,5 @@
 """Templates: texts with slots, written `{slot}` or `{slot.column}`; `{{` and `}}` are braces."""
 
-from __future__ import annotations
-
 import re
 import string
 from collections.abc import Mapping
