@@ -51,9 +51,9 @@ class ModelConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("d_mlp", "rotary") else 1
-            if field.type == "int" and (type(value) is not int or value < least):
+            if field.type is int and (type(value) is not int or value < least):
                 raise ModelError(f"model config: {field.name} is {value!r}; it must be a whole number from {least} up")
-            if field.type == "bool" and not isinstance(value, bool):
+            if field.type is bool and not isinstance(value, bool):
                 raise ModelError(f"model config: {field.name} is {value!r}; it must be true or false")
         if self.n_layers * (self.n_heads + 1) > MAX_NODES:
             size = f"{self.n_layers} layers of {self.n_heads} heads"

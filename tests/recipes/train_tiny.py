@@ -97,10 +97,10 @@ def task_texts(task: Task) -> Iterator[str]:
         yield from (f" {word}" for word in task.data.generator.words)
         return
     slots = pools(task)
-    first = {key: word for pool in slots.values() for key, word in pool.form(0).items()}
+    first = {key: word for pool in slots.values() for key, word in zip(pool.fields, pool.rows[0], strict=True)}
     for _, template in task.templates():
         for pool in slots.values():
-            yield from (render(template, first | pool.form(i)) for i in range(len(pool.rows)))
+            yield from (render(template, first | dict(zip(pool.fields, row, strict=True))) for row in pool.rows)
     yield from (task.corrupt.fix or {}).values() if task.corrupt else ()
 
 

@@ -454,10 +454,10 @@ def test_export_draws_what_is_asked_for(call: Any, tmp_path: Path) -> None:
 
 
 BAD_OPTIONS = {
-    "a width of text": (["--to", "dot", "--width", "3"], "--width: is for pictures, that is --to svg, png, pdf; not"),
-    "scores of a page": (["--to", "html", "--scores"], "--scores: is for pictures"),
-    "a header of data": (["--to", "graphml", "--no-header"], "--no-header: is for pictures"),
-    "a direction of data": (["--to", "eap-ig", "--direction", "up"], "--direction: is for pictures"),
+    "a width of text": (["--to", "dot", "--width", "3"], "--width: only for pictures (--to svg, png, pdf), not"),
+    "scores of a page": (["--to", "html", "--scores"], "--scores: only for pictures"),
+    "a header of data": (["--to", "graphml", "--no-header"], "--no-header: only for pictures"),
+    "a direction of data": (["--to", "eap-ig", "--direction", "up"], "--direction: only for pictures"),
     "no width": (["--to", "svg", "--width", "0"], f"it must be above 0 and at most {WIDEST} inches"),
     "width that is no number": (["--to", "pdf", "--width", "nan"], "--width: is nan"),
     "too wide": (["--to", "png", "--width", str(WIDEST + 1)], f"--width: is {WIDEST + 1}"),

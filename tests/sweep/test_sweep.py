@@ -411,7 +411,7 @@ def test_a_failed_run_is_recorded_does_not_stop_others_and_can_be_retried(call, 
     assert code == 1 and "3 done, 1 failed" in out
     assert "ioi-0.03 failed: " in err and "holds files of a run but no config.yaml" in err
     row = next(r for r in found_or_failed(tmp_path / "sweeps" / "s") if r["run"] == "ioi-0.03")
-    assert row["state"] == "failed" and "without its config.yaml" in row["message"]
+    assert row["state"] == "failed" and "but no config.yaml" in row["message"]
     (bad / "log.jsonl").unlink()
     code, out, _ = call("sweep", path)  # a failure is not tried again unasked
     assert code == 1 and "1 failed" in out
