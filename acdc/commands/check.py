@@ -130,16 +130,11 @@ class Outcome:
 
     def text(self) -> str:
         """Return the outcome as text: passed or not, the problems, the facts."""
-        head = f"{'passed' if self.passed else 'FAILED'}  {self.name}"
-        return "\n  ".join([head, *self.problems, *self.facts])
+        return "\n  ".join([f"{'passed' if self.passed else 'FAILED'}  {self.name}", *self.problems, *self.facts])
 
 
 def make_bounds(given: dict[str, Any]) -> Bounds:
-    """Return the bounds given on the command line.
-
-    Raises:
-        UserError: a bound has a wrong value.
-    """
+    """Return the bounds given on the command line; raise UserError if one has a wrong value."""
     try:
         return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
     except ValidationError as error:
@@ -147,11 +142,8 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
 
 
 def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
-    """Check a circuit.json against another one, or against the name or YAML file of a published circuit.
-
-    Raises:
-        UserError: the two can't be compared, or a bound is for the other kind of comparison.
-    """
+    """Check a circuit.json against another one, or against the name or YAML file of a published circuit. Raise
+    UserError if the two can't be compared, or a bound is for the other kind of comparison."""
     file = read_circuit(path)
     _check_bounds(bounds, against)
     if against.endswith(".json"):
@@ -162,13 +154,8 @@ def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = N
 
 
 def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress: Show = silent) -> list[Outcome]:
-    """Make the runs and the checks that a YAML file lists.
-
-    `circuit` and `against` are relative to its folder; paths in `run` to the working directory.
-
-    Raises:
-        UserError: the file is wrong (then nothing is run), or a run fails.
-    """
+    """Make the runs and the checks that a YAML file lists. Paths in `run` are relative to the working directory. Raise
+    UserError if the file is wrong (then nothing is run), or a run fails."""
     outcomes = []
     for entry in read_checks(path):
         for outcome in check_entry(entry, path.parent, progress):
@@ -275,8 +262,8 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
             raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
     measured = [
-        ("recall of residual edges", bounds.recall, _share(edges.true, edges.missed)),
-        ("precision of residual edges", bounds.precision, _share(edges.true, edges.false)),
+        ("recall of residual edges", bounds.recall, edges.true / max(1, edges.true + edges.missed)),
+        ("precision of residual edges", bounds.precision, edges.true / max(1, edges.true + edges.false)),
     ]
     if bounds.auc is not None:
         measured.append(("edge AUC", bounds.auc, _auc(path.with_name(SCORES), circuit, published.circuit)))
@@ -296,26 +283,16 @@ def _auc(path: Path, circuit: Circuit, published: Circuit) -> float:
     return auc(roc(scores[exist], published.kept[exist]))
 
 
-def _share(true: int, other: int) -> float:
-    return true / (true + other) if true + other else 0.0
-
-
 def _check_bounds(bounds: Bounds, against: str) -> None:
     """Raise UserError if a bound is for the other kind of comparison."""
-    golden = against.endswith(".json")
-    kind = "golden circuit (a .json)" if golden else "published circuit"
-    allowed = GOLDEN if golden else PUBLISHED
+    allowed = GOLDEN if against.endswith(".json") else PUBLISHED
     for name in (*GOLDEN, *PUBLISHED):
         if getattr(bounds, name) is not None and name not in allowed:
-            raise UserError(f"{name}: can't be used against {against}, a {kind}; use {', '.join(allowed)}")
+            raise UserError(f"{name}: can't be used against {against}; use {', '.join(allowed)}")
 
 
 def read_checks(path: Path) -> tuple[Entry, ...]:
-    """Read a list, and check it and the options of its runs; nothing is run.
-
-    Raises:
-        FileError: one line that says what is wrong and where.
-    """
+    """Read a list; raise FileError if it or an option of its runs is wrong. Nothing is run."""
     checks = validated(Checks, read_yaml(path, Checks.model_fields), str(path)).checks
     names = [entry.name for entry in checks]
     for entry in checks:

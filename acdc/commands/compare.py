@@ -37,11 +37,7 @@ from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
 
-# ACDC's thresholds: a log grid of shares of what ablating everything costs.
-LOWEST = 0.001
-HIGHEST = 0.3
-THRESHOLDS = 8
-
+THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
 
@@ -49,13 +45,8 @@ NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": 
 def compare(
     plan: ComparePlan, memory: float | None, plots: bool, progress: Show, say: Callable[[str], None]
 ) -> Comparison:
-    """Run all methods on all tasks, measure their circuits and write the files.
-
-    Args:
-        memory: bytes to stay below; by default half of the machine's
-    Raises:
-        UserError: the directory belongs to another comparison, or a size or a reference doesn't fit the graph.
-    """
+    """Run all methods on all tasks, staying below `memory` bytes, measure their circuits and write the files. Raise
+    UserError if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
     loaded = _load(plan, memory)
     with locked(plan.out):
         tasks = []
@@ -147,11 +138,9 @@ def _thresholds(inputs: Inputs) -> list[float]:
     full = judge.full.mean()
     ablated = judge.ablated.mean()
     if not ablated > full:
-        raise UserError(
-            f"--tasks: {config.model_name} does {config.task_name} as well with everything ablated "
-            f"({config.metric} {ablated:.4g}, full model {full:.4g}): there is nothing to look for"
-        )
-    return [float(f"{x:.3g}") for x in np.geomspace(LOWEST, HIGHEST, THRESHOLDS) * (ablated - full)]
+        found = f"{config.metric} {ablated:.4g}, full model {full:.4g}"
+        raise UserError(f"--tasks: {config.model_name} does {config.task_name} as well with all ablated ({found})")
+    return [float(f"{x:.3g}") for x in np.geomspace(0.001, 0.3, THRESHOLDS) * (ablated - full)]
 
 
 # ---------------------------------------------------------------- run the methods
@@ -255,12 +244,8 @@ class Finder:
 def _method_part(
     judge: Judge, found: Found, reference: Circuit, of_acdc: bool, unfiltered: dict[float, Circuit] | None
 ) -> ComparedMethod:
-    """Measure a method's circuits and scores.
-
-    Args:
-        of_acdc: whether the reference is ACDC's
-        unfiltered: ACDC's circuits without a filter, by threshold
-    """
+    """Measure a method's circuits and scores. `of_acdc`: whether the reference is ACDC's; `unfiltered`: ACDC's circuits
+    without a filter, by threshold."""
     config = judge.inputs.config
     swept = has_threshold(found.method)
     circuits = []

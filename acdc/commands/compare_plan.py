@@ -38,15 +38,8 @@ def make_plan(
     out: Path | None,
     default_model: DefaultModel,
 ) -> tuple[ComparePlan, list[str]]:
-    """Check the options as far as that goes without a model. Return the plan, and notes for the user.
-
-    Args:
-        given: options of every task's config, None where not given
-        tasks, methods, sizes: separated by commas; methods may be `all`
-        reference: a file, or `TASK=FILE` for each task
-    Raises:
-        UserError: names the option that is wrong.
-    """
+    """Check the options as far as that goes without a model. Return the plan, and notes for the user. Tasks, methods
+    (or `all`) and sizes are separated by commas; `reference` is a file, or `TASK=FILE` for each task."""
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
     for name in tasks.split(","):
@@ -119,10 +112,7 @@ def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
 
 def ranked_by(config: Config, task: Task, method: str) -> str:
     """Return the metric that a method ranks edges by: the config's, or the task's first other one that it can use.
-
-    Raises:
-        UserError: it can't use any of them.
-    """
+    Raise UserError if it can't use any."""
     if method == "random":
         return "none"
     if method == "diffmask":  # always trains on KL

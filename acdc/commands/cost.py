@@ -36,11 +36,7 @@ class Cost:
 
 
 def read_cost(path: Path) -> Cost:
-    """Read `cost.json`.
-
-    Raises:
-        FileError: it is missing, can't be read, or isn't a cost.
-    """
+    """Read `cost.json`; raise FileError if it is missing, can't be read, or isn't a cost."""
     remedy = f"remove {path.parent} to do its work again"
     if not path.exists():
         raise FileError(f"{path}: is missing; {remedy}")

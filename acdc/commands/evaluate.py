@@ -54,17 +54,14 @@ def evaluate(
     read_task: Callable[[str], Task] = load_task,
     model: Model | None = None,
 ) -> Evaluation:
-    """Evaluate a circuit.json, or its content.
+    """Evaluate a circuit.json, or its content. Raise UserError if the model, its graph or the prompts aren't its own.
 
     Args:
         given: task, model, examples, seed and device to use instead of the circuit's own; None where not given
-        memory: bytes to stay below; by default half of the machine's
+        memory: bytes to stay below
         most: remove at most this many edges one by one, those with the smallest scores
         found_with: the config of the run, if it isn't beside the file, for the paths of task and model
-        read_task: loads a task by name or path
         model: the circuit's model, if it is loaded already
-    Raises:
-        UserError: the circuit can't be read, or the model, its graph or the prompts aren't the circuit's.
     """
     if isinstance(circuit, Path):
         where = str(circuit)
@@ -98,10 +95,7 @@ def evaluate(
         model_hash=model.hash,
         data_hash=inputs.config.data_hash or "",
         method=file.method.name,
-        metric=config.metric,
-        dtype=config.dtype,
-        examples=config.examples,
-        seed=config.seed,
+        **config.model_dump(include={"metric", "dtype", "examples", "seed"}),
         half=inputs.evaluation_split,
         edges=edges.n_edges,
         total=edges.graph.n_edges,
@@ -142,15 +136,14 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
 
 def _check_model(where: str, file: CircuitFile, model: Model) -> None:
     """Raise FileError unless the model has the circuit's graph and weights."""
+    own = file.model
     graph = model.transformer.config.graph()
-    if graph != file.model.graph:
-        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
+    if graph != own.graph:
+        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (own.graph, graph)]
         raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {model.name} has {sizes[1]}")
-    if model.hash != file.model.hash:
-        raise FileError(
-            f"{where}: the circuit was found in other weights: the hash of {file.model.name} was {file.model.hash}, "
-            f"that of {model.name} is {model.hash}; choose the right model with --model"
-        )
+    if model.hash != own.hash:
+        hashes = f"hash {own.hash} ({own.name}), not {model.hash} ({model.name})"
+        raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
 
 
 def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
@@ -161,11 +154,9 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
         return []
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
     if not asked:
-        raise FileError(
-            f"{where}: the prompts are not the circuit's: their data hash was {stated.data_hash}, and is {now} now; "
-            f"the task has changed (version {stated.version}, now {inputs.task.version}); to use other prompts, give "
-            "--task, --examples or --seed"
-        )
+        changed = f"version {stated.version}, now {inputs.task.version}; data hash {stated.data_hash}, now {now}"
+        use = "to use other prompts, give --task, --examples or --seed"
+        raise FileError(f"{where}: the prompts are not the circuit's: the task has changed ({changed}); {use}")
     note = f"{', '.join(asked)}: other prompts than those held out when the circuit was found"
     if given["task"] is None:
         first = make_data(inputs.task, inputs.model.tokenizer, stated.examples, stated.seed)
@@ -185,10 +176,8 @@ def _table(inputs: Inputs, circuit: Circuit, metrics: Iterable[str]) -> Table:
 
 
 def _differences(where: str, file: CircuitFile, inputs: Inputs, table: Table) -> list[str]:
-    """A warning if the metrics of the same prompts are not those in the file.
-
-    Accuracies are not compared: they may flip where two answers have nearly the same logit.
-    """
+    """A warning if the metrics of the same prompts are not those in the file. Accuracies are not compared: they may
+    flip where two answers have nearly the same logit."""
     if inputs.config.data_hash != file.task.data_hash:
         return []
     in_file = any(key.startswith("held_out.") for key in file.metrics)

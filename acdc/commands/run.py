@@ -56,14 +56,9 @@ def run(
     progress: Show = silent,
     say: Callable[[str], None] = lambda _: None,
 ) -> tuple[CircuitFile, Path]:
-    """Find the circuit and write its directory. A finished run is only read; an interrupted one continues.
-
-    Args:
-        notes: added to those of the circuit's file
-        say: called at once with a warning for the user
-    Raises:
-        UserError: the directory belongs to another run, is in use or can't be written.
-    """
+    """Find the circuit and write its directory, with `notes` in its file; `say` gets a warning at once. A finished run
+    is only read; an interrupted one continues. Raise UserError if the directory belongs to another run, is in use or
+    can't be written."""
     folder = out or Path("runs") / inputs.config.folder
     with _owned(folder, inputs.config, force):
         return run_or_read(folder, lambda: _discover(inputs, folder, notes, progress, say)), folder
@@ -141,7 +136,6 @@ def describe(
     config = inputs.config
     task = inputs.task
     model = inputs.model
-    graph = circuit.graph
     edges = edges_of(circuit)
     if config.method == "acdc":  # its scores are the changes of the metric
         edges = [edge.model_copy(update={"change": edge.score}) for edge in edges]
@@ -150,28 +144,20 @@ def describe(
         task=TaskPart(
             name=task.name,
             version=task.version,
-            examples=config.examples,
-            seed=config.seed,
+            **config.model_dump(include={"examples", "seed"}),
             data_hash=config.data_hash or "",
         ),
         model=ModelPart(
             name=config.model_name,
             family=model.family,
             hash=model.hash,
-            n_layers=graph.n_layers,
-            n_heads=graph.n_heads,
             d_model=model.transformer.config.d_model,
-            mlp=graph.mlp,
-            inputs=graph.inputs,
-            parallel=graph.parallel,
+            **asdict(circuit.graph),
         ),
         method=MethodPart(
             name=config.method,
-            metric=config.metric,
-            ablation=config.ablation,
-            dtype=config.dtype,
+            **config.model_dump(include={"metric", "ablation", "dtype", "threshold"}),
             device=model.transformer.device.type,
-            threshold=config.threshold,
             options={k: v for k, v in config.options().items() if k != "threshold"},
         ),
         graph=GraphPart.of(circuit, dead),

@@ -37,8 +37,6 @@ from acdc.task.tokenize import Data
 BASE = "base"
 DEFAULT = 5  # reruns of a kind
 
-Array = np.ndarray
-
 
 @dataclass(frozen=True)
 class StabilityPlan:
@@ -59,14 +57,8 @@ def make_plan(
     out: Path | None,
     default_model: DefaultModel,
 ) -> tuple[StabilityPlan, list[str]]:
-    """Check the options as far as that goes without a model. Return the plan, and notes for the user.
-
-    Args:
-        given: options of the base run, None where not given
-        counts: number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order
-    Raises:
-        UserError: names the option that is wrong.
-    """
+    """Check the options as far as that goes without a model. Return the plan, and notes for the user. `counts` has the
+    number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order."""
     config, task, notes = resolve(given, file, default_model)
     ordered = "order" in METHODS[config.method].options
     if counts["orders"] and not ordered:
@@ -84,13 +76,8 @@ def make_plan(
 def stability(
     plan: StabilityPlan, memory: float | None, progress: Show, say: Callable[[str], None]
 ) -> tuple[Stability, Path]:
-    """Do the base run and all reruns, and write the files. Return the result and its directory.
-
-    Args:
-        memory: bytes to stay below; by default half of the machine's
-    Raises:
-        UserError: the directory belongs to another base run, is in use or can't be written.
-    """
+    """Do the base run and all reruns, staying below `memory` bytes, and write the files. Return the result and its
+    directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
     inputs = load(plan.config, plan.task, memory)
     out = plan.out or Path("stability") / inputs.config.folder
     with locked(out):
@@ -125,11 +112,11 @@ def core_of(circuits: list[Circuit], share: float) -> Circuit:
     """Return the edges that at least this share of the circuits has, dead ones included. The scores of all edges are
     their frequencies."""
     graph = circuits[0].graph
-    often: Array = np.mean([c.kept for c in circuits], 0)
+    often: np.ndarray = np.mean([c.kept for c in circuits], 0)
     direct = [c.direct for c in circuits if c.direct is not None]
     if not direct:
         return Circuit(graph, often >= share, None, often)
-    often_direct: Array = np.mean(direct, 0)
+    often_direct: np.ndarray = np.mean(direct, 0)
     return Circuit(graph, often >= share, often_direct >= share, often, often_direct)
 
 
@@ -225,21 +212,14 @@ def _summary(
     frequent: Circuit,
     notes: list[str],
 ) -> Stability:
-    """Return the content of stability.json.
-
-    Args:
-        found: kind → name → circuit
-        frequent: the core, with its dead edges
-    """
+    """Return the content of stability.json. `found`: kind → name → circuit; `frequent`: the core, with dead edges."""
     config = inputs.config
     judge = Judge(inputs)
     base = base_file.circuit()
     core = frequent.pruned()
     kinds = {kind: list(circuits.values()) for kind, circuits in found.items()}
     kinds["all"] = [circuit for circuits in kinds.values() for circuit in circuits]
-    runs = []
-    for kind, of_kind in found.items():
-        runs += [_run(judge, kind, name, circuit, base) for name, circuit in of_kind.items()]
+    runs = [_run(judge, kind, name, circuit, base) for kind in found for name, circuit in found[kind].items()]
     edges = _edges(base, core, kinds)
     direct_names = base.graph.direct_index
     return Stability(
