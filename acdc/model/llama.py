@@ -17,7 +17,7 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
-    sizes = read_sizes(raw, where, d_mlp="intermediate_size")
+    sizes = read_sizes(raw, where, raw.get("head_dim"), d_mlp="intermediate_size")
     n_heads = sizes["n_heads"]
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
