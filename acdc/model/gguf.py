@@ -31,14 +31,18 @@ _SPLITS = {
 
 
 def converted(path: Path) -> Path:
-    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
-
-    Raises ModelError if the file can't be read or represented; nothing is left behind.
-    """
+    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache."""
     from filelock import FileLock
 
     root = cache() / "gguf"
-    target = root / f"{path.stem}-{_hash(path)}"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
+        target = root / f"{path.stem}-{hash_files([path])}"
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
     if target.is_dir():
         return target
     try:
@@ -64,17 +68,6 @@ def cache() -> Path:
     if own := os.environ.get("ACDC_CACHE"):
         return Path(os.path.expanduser(own))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acdc"
-
-
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
-        return hash_files([path])
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
 
 
 def _convert(path: Path, to: Path) -> None:
@@ -276,11 +269,7 @@ def _rearranged(tensor: Tensor, config: dict[str, Any], name: str) -> Tensor:
 
 
 def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
-    """The byte-level BPE tokenizer of a file.
-
-    Raises ModelError for another kind of tokenizer or unknown rules of splitting text into words: a guess would give
-    other tokens than those the model was trained on.
-    """
+    """The byte-level BPE tokenizer of a file; others are refused, as a guess would give other tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     kind = file.get("tokenizer.ggml.model")
