@@ -88,9 +88,6 @@ def _convert(path: Path, to: Path) -> None:
         raise OSError(str(error)) from None
 
 
-# -- config.json
-
-
 def _config(file: GgufFile) -> dict[str, Any]:
     family = file.architecture
     if "token_embd.weight" not in file.tensors:
@@ -175,8 +172,6 @@ def _decimal(value: float) -> float:
     """Round a float32 to the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
     return float(f"{value:.7g}")
 
-
-# -- model.safetensors
 
 _LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -263,9 +258,6 @@ def _rearranged(tensor: Tensor, config: dict[str, Any], name: str) -> Tensor:
         # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
         return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     return tensor
-
-
-# -- tokenizer.json
 
 
 def _tokenizer(file: GgufFile, n_embedded: int) -> Any:

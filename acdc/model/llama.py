@@ -66,7 +66,6 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
             t.scale(at + "q", scale)
         t.put_output(at + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d), c.n_heads)
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            w, b = t.linear(f"{at}mlp.{name}", d, c.d_mlp)
-            t.put(at + x, *t.fold(at + "post_attention_layernorm", w, b))
+            t.put(at + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, c.d_mlp)))
         t.put(at + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
     return t.finish("norm", tied=bool(raw.get("tie_word_embeddings")))

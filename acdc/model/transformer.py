@@ -51,10 +51,7 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 
 
 class Transformer:
-    """A transformer with named weights (`ModelConfig.shapes`) on one device, in one dtype.
-
-    Raises ModelError when a weight is missing, has another shape or is not finite.
-    """
+    """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], source: str = "model") -> None:
         shapes = config.shapes()
@@ -70,6 +67,8 @@ class Transformer:
         self.weights = {name: weights[name] for name in shapes}
         w_u = weights["unembed.weight"]
         b_u = weights["unembed.bias"]
+        self.device = w_u.device
+        self.dtype = w_u.dtype
         self.unembed_mean = w_u.mean(1)
         self.unembed_bias_mean = b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
@@ -77,18 +76,6 @@ class Transformer:
         for name in ("unembed.weight", "unembed.bias"):
             if not torch.isfinite(self.weights[name]).all():
                 raise ModelError(f"{source}: tensor {name!r} is too large to be centred in {w_u.dtype}")
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.unembed_mean.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of weights and activations."""
-        return self.unembed_mean.dtype
-
-    # --- pieces ---------------------------------------------------------------------------------------------------
 
     def embed(self, tokens: Tensor, pad: Tensor) -> Tensor:
         """Inputs' outputs, Float[input batch pos d_model]: tokens Int[batch pos], left padding Int[batch]."""
@@ -217,8 +204,6 @@ class Transformer:
             ids = torch.searchsorted(cumulative, drawn.expand(len(rows), n).contiguous())
             parts.append(w[ids.clamp(max=len(w) - 1)])
         return torch.cat(parts)
-
-    # --- the whole model -------------------------------------------------------------------------------------------
 
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
         """A plain forward pass of tokens Int[batch pos] with left padding Int[batch]; returns as `run_inputs`."""
