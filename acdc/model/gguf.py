@@ -1,7 +1,6 @@
 """GGUF files: converted once to a Hugging Face directory in the user's cache, and read from there afterwards.
 
-The `gguf` library parses the file and undoes the quantization. Settings that the directory could not express are
-refused, never dropped: the converted model computes what the file's model computes.
+Settings that the directory can't express are refused, never dropped: both models compute the same.
 """
 
 import json

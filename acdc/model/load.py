@@ -66,7 +66,6 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     """Load a model by name. Raises ModelError if it can't be found, read or represented."""
     directory = find_model(name)
     raw, family, config = _read_config(directory)
-    kind = FAMILIES[family]
     to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
@@ -75,7 +74,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     tensors = _read_tensors(files, DTYPES[dtype])
     with ThreadPoolExecutor(1) as beside:  # hashing and torch both release the GIL
         digest = beside.submit(hash_files, files)
-        weights = kind.weights(raw, tensors, config, str(directory))
+        weights = FAMILIES[family].weights(raw, tensors, config, str(directory))
         transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
         return Model(name, family, digest.result(), transformer, tokenizer)
 

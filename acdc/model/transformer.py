@@ -178,12 +178,9 @@ class Transformer:
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
         flat = h.reshape(-1, h.shape[-1])
-        w = self.weights["unembed.weight"]
-        b = self.weights["unembed.bias"]
-        parts = [
-            torch.addmm(b[i : i + VOCAB_BLOCK], flat, w[i : i + VOCAB_BLOCK].T).logsumexp(1)
-            for i in range(0, len(w), VOCAB_BLOCK)
-        ]
+        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
+        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
+        parts = [torch.addmm(b, flat, w.T).logsumexp(1) for w, b in zip(weights, biases, strict=True)]
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
