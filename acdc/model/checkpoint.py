@@ -68,11 +68,7 @@ class Checkpoint:
         self.out[f"{name}.bias"] = bias
 
     def put_heads(self, name: str, weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> None:
-        """Set queries, keys or values from Float[d_model head·d_head] and Float[head·d_head].
-
-        Args:
-            repeat: query heads that share one key or value head (grouped-query attention): each gets a copy
-        """
+        """Set queries, keys or values from Float[d_model head·d_head]; `repeat` query heads get a copy of each."""
         w = weight.view(len(weight), n_heads, -1).transpose(0, 1).repeat_interleave(repeat, 0)
         self.put(name, w.contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0))
 
@@ -85,20 +81,15 @@ class Checkpoint:
         self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
 
     def finish(self, norm: str, tied: bool, head: str = "lm_head") -> dict[str, Tensor]:
-        """Set the unembedding, from `head` or tied to the embedding, with its norm folded in; return all weights.
-
-        Raises ModelError for a tensor that was never read: then the checkpoint's model computes something else
-        (quantized weights with scales, norms with a fixed deviation, adapters).
-        """
+        """Set the unembedding, from `head` or tied to the embedding, with its norm folded in; return all weights."""
         token = self.out["token.weight"]
         weight = token if tied else self.get(f"{head}.weight", *token.shape)
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
+        # A tensor that was never read: quantized weights with scales, norms with a fixed deviation, adapters.
         if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            raise ModelError(
-                f"{self._where}: tensor {left[0]!r}{more} has no place in a model of this family; without it another "
-                "model would be computed"
-            )
+            what = f"tensor {left[0]!r}{more} has no place in a model of this family"
+            raise ModelError(f"{self._where}: {what}; without it another model would be computed")
         return self.out
 
 
@@ -128,12 +119,8 @@ def take(raw: dict[str, Any], where: str, name: str) -> Any:
     return raw[name]
 
 
-def read_sizes(raw: dict[str, Any], where: str, **names: str) -> dict[str, Any]:
-    """Return the sizes of a `ModelConfig` that config.json gives; raise ModelError if they can't be those of a model.
-
-    Args:
-        names: keys of config.json, where they are not those of `SIZES`
-    """
+def read_sizes(raw: dict[str, Any], where: str, d_head: int | None = None, **names: str) -> dict[str, Any]:
+    """Return the sizes of a `ModelConfig` that config.json gives, under `names` where keys are not those of `SIZES`."""
     out = {}
     for size, name in (SIZES | names).items():
         value = take(raw, where, name)
@@ -142,12 +129,11 @@ def read_sizes(raw: dict[str, Any], where: str, **names: str) -> dict[str, Any]:
         out[size] = value
     if out["n_layers"] > MAX_NODES:
         raise ModelError(f"{where}: {out['n_layers']} layers; no model has so many")
-    d_head, rest = divmod(out["d_model"], out["n_heads"])
-    if rest and not raw.get("head_dim"):
-        raise ModelError(
-            f"{where}: the width {out['d_model']} is not a multiple of the number of heads {out['n_heads']}"
-        )
-    return out | {"vocab_out": out["vocab_size"], "d_head": raw.get("head_dim") or d_head}
+    d_model = out["d_model"]
+    n_heads = out["n_heads"]
+    if not d_head and d_model % n_heads:
+        raise ModelError(f"{where}: the width {d_model} is not a multiple of the number of heads {n_heads}")
+    return out | {"vocab_out": out["vocab_size"], "d_head": d_head or d_model // n_heads}
 
 
 def refuse(raw: dict[str, Any], where: str, **supported: Any) -> None:

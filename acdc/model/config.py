@@ -88,9 +88,7 @@ class ModelConfig:
             out["rotary.frequencies"] = (c.rotary // 2,)
         else:
             out["position.weight"] = (c.n_positions, c.d_model)
-        layer: dict[str, tuple[int, ...]] = {}
-        if c.head_norm:
-            layer = {"q.norm": (c.d_head,), "k.norm": (c.d_head,)}
+        layer: dict[str, tuple[int, ...]] = {"q.norm": (c.d_head,), "k.norm": (c.d_head,)} if c.head_norm else {}
         for x in "qkv":
             layer[f"{x}.weight"] = (c.n_heads, c.d_model, c.d_head)
             layer[f"{x}.bias"] = (c.n_heads, c.d_head)
@@ -102,6 +100,4 @@ class ModelConfig:
                 layer[f"{x}.bias"] = (c.d_mlp,)
             layer["mlp_out.weight"] = (c.d_mlp, c.d_model)
             layer["mlp_out.bias"] = (c.d_model,)
-        for i in range(c.n_layers):
-            out |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
-        return out
+        return out | {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}

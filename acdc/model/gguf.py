@@ -1,7 +1,6 @@
 """GGUF files: converted once to a Hugging Face directory in the user's cache, and read from there afterwards.
 
-The `gguf` library parses the file and undoes the quantization. Settings that the directory could not express are
-refused, never dropped: the converted model computes what the file's model computes.
+Settings that the directory can't express are refused, never dropped: both models compute the same.
 """
 
 import json
@@ -31,14 +30,18 @@ _SPLITS = {
 
 
 def converted(path: Path) -> Path:
-    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache.
-
-    Raises ModelError if the file can't be read or represented; nothing is left behind.
-    """
+    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache."""
     from filelock import FileLock
 
     root = cache() / "gguf"
-    target = root / f"{path.stem}-{_hash(path)}"
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+        if magic != b"GGUF":
+            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
+        target = root / f"{path.stem}-{hash_files([path])}"
+    except OSError as error:
+        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
     if target.is_dir():
         return target
     try:
@@ -66,17 +69,6 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acdc"
 
 
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-        if magic != b"GGUF":
-            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
-        return hash_files([path])
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
-
-
 def _convert(path: Path, to: Path) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -93,9 +85,6 @@ def _convert(path: Path, to: Path) -> None:
         save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
     except SafetensorError as error:  # safetensors wraps I/O errors in its own
         raise OSError(str(error)) from None
-
-
-# -- config.json
 
 
 def _config(file: GgufFile) -> dict[str, Any]:
@@ -182,8 +171,6 @@ def _decimal(value: float) -> float:
     """Round a float32 to the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
     return float(f"{value:.7g}")
 
-
-# -- model.safetensors
 
 _LLAMA_NAMES = {
     "token_embd": "model.embed_tokens",
@@ -272,15 +259,8 @@ def _rearranged(tensor: Tensor, config: dict[str, Any], name: str) -> Tensor:
     return tensor
 
 
-# -- tokenizer.json
-
-
 def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
-    """The byte-level BPE tokenizer of a file.
-
-    Raises ModelError for another kind of tokenizer or unknown rules of splitting text into words: a guess would give
-    other tokens than those the model was trained on.
-    """
+    """The byte-level BPE tokenizer of a file; others are refused, as a guess would give other tokens."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     kind = file.get("tokenizer.ggml.model")

@@ -1,8 +1,6 @@
-"""GPT-2 checkpoints (any size, vocabulary and fine-tuning) onto the transformer.
+"""GPT-2 checkpoints of any size, also those whose layer norm was removed by fine-tuning (Heimersheim 2024).
 
-This includes models whose layer norm was removed by fine-tuning (Heimersheim 2024, Baroni et al. 2025). They are stored
-as ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1e6 undo the division by its root, which
-leaves x − mean(x). They need no special treatment.
+The latter are ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scales of about 1e6 undo the division.
 """
 
 from typing import Any

@@ -17,7 +17,7 @@ def config(raw: dict[str, Any], where: str) -> ModelConfig:
     """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
     refuse(raw, where, pretraining_tp=1)
     refuse(rope(raw), where, partial_rotary_factor=1.0)
-    sizes = read_sizes(raw, where, d_mlp="intermediate_size")
+    sizes = read_sizes(raw, where, raw.get("head_dim"), d_mlp="intermediate_size")
     n_heads = sizes["n_heads"]
     if n_heads % (raw.get("num_key_value_heads") or n_heads):
         raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
@@ -66,7 +66,6 @@ def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, whe
             t.scale(at + "q", scale)
         t.put_output(at + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d), c.n_heads)
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            w, b = t.linear(f"{at}mlp.{name}", d, c.d_mlp)
-            t.put(at + x, *t.fold(at + "post_attention_layernorm", w, b))
+            t.put(at + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, c.d_mlp)))
         t.put(at + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
     return t.finish("norm", tied=bool(raw.get("tie_word_embeddings")))

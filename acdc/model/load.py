@@ -23,15 +23,10 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
-    "llama": llama,
-    "mistral": llama,
-    "qwen2": llama,
-    "qwen3": llama,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama),
 }
 POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
-POST_NORM_REASON = (
-    ": it normalises the sum of a layer's heads before adding it to the stream, so no head has an output of its own"
-)
+POST_NORM_REASON = ": it normalises the sum of a layer's heads before adding it, so no head has an output of its own"
 REFUSED = {  # keys that change the computation and that no supported family implies
     "attn_logit_softcapping": "attention scores with a soft cap are",
     "final_logit_softcapping": "logits with a soft cap are",
@@ -57,24 +52,20 @@ class Model:
             n = split.clean.shape[1]
             if n > c.n_positions:
                 raise ModelError(f"--model {self.name}: has {c.n_positions} positions, but the prompts have {n} tokens")
-            for both, size, verb in (
-                ((split.clean, split.corrupted), c.vocab_size, "embeds"),
-                ((split.correct, split.wrong), c.vocab_out, "predicts"),
-            ):
+            embedded = split.clean, split.corrupted
+            predicted = split.correct, split.wrong
+            for both, size, verb in ((embedded, c.vocab_size, "embeds"), (predicted, c.vocab_out, "predicts")):
                 token = max(int(ids.max(initial=0)) for ids in both)
                 if token >= size:
                     piece = self.tokenizer.pieces([token])[0]
-                    raise ModelError(
-                        f"--model {self.name}: the prompts have token id {token} ({piece!r}), "
-                        f"but the model {verb} {size} ids only; its tokenizer belongs to another model"
-                    )
+                    found = f"the prompts have token id {token} ({piece!r}), but the model {verb} {size} ids only"
+                    raise ModelError(f"--model {self.name}: {found}; its tokenizer belongs to another model")
 
 
 def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model:
     """Load a model by name. Raises ModelError if it can't be found, read or represented."""
     directory = find_model(name)
     raw, family, config = _read_config(directory)
-    kind = FAMILIES[family]
     to = pick_device(device)
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
@@ -83,7 +74,7 @@ def load_model(name: str, device: str = "auto", dtype: str = "float32") -> Model
     tensors = _read_tensors(files, DTYPES[dtype])
     with ThreadPoolExecutor(1) as beside:  # hashing and torch both release the GIL
         digest = beside.submit(hash_files, files)
-        weights = kind.weights(raw, tensors, config, str(directory))
+        weights = FAMILIES[family].weights(raw, tensors, config, str(directory))
         transformer = Transformer(config, {k: v.to(to, DTYPES[dtype]) for k, v in weights.items()}, str(directory))
         return Model(name, family, digest.result(), transformer, tokenizer)
 

@@ -10,10 +10,7 @@ BOS = ("<|endoftext|>", "<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "BOS")
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer.
-
-    The tokenizers library, which loads in milliseconds, reads tokenizer.json or GPT-2's vocab.json and merges.txt.
-    """
+    """A checkpoint's tokenizer, from tokenizer.json or GPT-2's vocab.json and merges.txt."""
 
     def __init__(self, directory: Path, name: str) -> None:
         self.name = name
@@ -49,6 +46,5 @@ def _read(directory: Path) -> Any:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{whole if whole.is_file() else vocab}: not a readable tokenizer ({error})") from None
-    raise ModelError(
-        f"{directory}: no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt, beside the weights"
-    )
+    needed = "tokenizer.json, or vocab.json and merges.txt, beside the weights"
+    raise ModelError(f"{directory}: no tokenizer; it needs {needed}")

@@ -51,10 +51,7 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 
 
 class Transformer:
-    """A transformer with named weights (`ModelConfig.shapes`) on one device, in one dtype.
-
-    Raises ModelError when a weight is missing, has another shape or is not finite.
-    """
+    """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], source: str = "model") -> None:
         shapes = config.shapes()
@@ -70,6 +67,8 @@ class Transformer:
         self.weights = {name: weights[name] for name in shapes}
         w_u = weights["unembed.weight"]
         b_u = weights["unembed.bias"]
+        self.device = w_u.device
+        self.dtype = w_u.dtype
         self.unembed_mean = w_u.mean(1)
         self.unembed_bias_mean = b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
@@ -78,21 +77,8 @@ class Transformer:
             if not torch.isfinite(self.weights[name]).all():
                 raise ModelError(f"{source}: tensor {name!r} is too large to be centred in {w_u.dtype}")
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.unembed_mean.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of weights and activations."""
-        return self.unembed_mean.dtype
-
-    # --- pieces ---------------------------------------------------------------------------------------------------
-
     def embed(self, tokens: Tensor, pad: Tensor) -> Tensor:
-        """What the inputs write, Float[input batch pos d_model], for tokens Int[batch pos] and the positions of left
-        padding Int[batch]."""
+        """Inputs' outputs, Float[input batch pos d_model]: tokens Int[batch pos], left padding Int[batch]."""
         token = self.weights["token.weight"][tokens]
         if self.config.rotary:
             return token[None]
@@ -100,10 +86,10 @@ class Transformer:
         return torch.stack([token, position]) if self.config.split_position else (token + position)[None]
 
     def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
-        """Which keys each query may attend to, without windows: Bool[batch query key]. A padding position attends to
-        itself, so that no row is empty."""
+        """Which keys each query may attend to, without windows: Bool[batch query key]."""
         at = torch.arange(n_pos, device=pad.device)
         real = at >= pad[:, None]
+        # A padding position attends to itself, so that no row is empty.
         mask = real[:, None, :] | torch.eye(n_pos, dtype=torch.bool, device=pad.device)
         return mask & (at[None, :] <= at[:, None]) if self.config.causal else mask
 
@@ -125,16 +111,14 @@ class Transformer:
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
     def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
-        """Query, key or value (`kind` q, k, v) of one head: Float[... batch pos d_model] at positions Int[batch pos] to
-        Float[... batch pos d_head]."""
-        w = self.weights
-        at = f"layers.{layer}.{kind}."
-        y = torch.addmm(w[at + "bias"][head], self.normalise(x).flatten(0, -2), w[at + "weight"][head])
+        """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
+        w = self.weights[f"layers.{layer}.{kind}.weight"][head]
+        b = self.weights[f"layers.{layer}.{kind}.bias"][head]
+        y = torch.addmm(b, self.normalise(x).flatten(0, -2), w)
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
     def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
-        """Queries, keys or values of all heads of a layer, before `place`: normalised input Float[batch pos d_model] to
-        Float[batch head pos d_head]."""
+        """All heads' q, k or v before `place`: normalised Float[batch pos d_model] to Float[batch head pos d_head]."""
         at = f"layers.{layer}.{kind}."
         return torch.einsum("btd,hde->bhte", h, self.weights[at + "weight"]) + self.weights[at + "bias"][:, None]
 
@@ -194,12 +178,9 @@ class Transformer:
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
         flat = h.reshape(-1, h.shape[-1])
-        w = self.weights["unembed.weight"]
-        b = self.weights["unembed.bias"]
-        parts = [
-            torch.addmm(b[i : i + VOCAB_BLOCK], flat, w[i : i + VOCAB_BLOCK].T).logsumexp(1)
-            for i in range(0, len(w), VOCAB_BLOCK)
-        ]
+        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
+        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
+        parts = [torch.addmm(b, flat, w.T).logsumexp(1) for w, b in zip(weights, biases, strict=True)]
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
@@ -210,12 +191,10 @@ class Transformer:
         return torch.cat(parts)
 
     def sampled_unembedding(self, h: Tensor, n: int) -> Tensor:
-        """W_U of n tokens drawn, with a fixed seed, from the model's prediction at each row: Float[row d_model] to
-        Float[row n d_model]."""
+        """W_U of n tokens drawn from the prediction at each row: Float[row d_model] to Float[row n d_model]."""
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
-        drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        drawn = drawn.to(h.device, h.dtype)
+        drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(h.device, h.dtype)
         parts = []
         for rows in h.split(256):
             cumulative = F.linear(rows, w, b).softmax(-1).cumsum(-1)
@@ -223,23 +202,17 @@ class Transformer:
             parts.append(w[ids.clamp(max=len(w) - 1)])
         return torch.cat(parts)
 
-    # --- the whole model -------------------------------------------------------------------------------------------
-
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
-        """A plain forward pass of tokens Int[batch pos] with left padding Int[batch].
-
-        Returns the outputs of all senders, and the residual stream before each layer and after the last one (before the
-        final norm), Float[layer+1 batch pos d_model].
-        """
+        """A plain forward pass of tokens Int[batch pos] with left padding Int[batch]; returns as `run_inputs`."""
         return self.run_inputs(self.embed(tokens, pad), pad)
 
     def run_inputs(
         self, inputs: Tensor, pad: Tensor, edit: Callable[[str, int, Tensor], Tensor] | None = None
     ) -> tuple[Activations, Tensor]:
-        """A forward pass from the outputs of the inputs, Float[input batch pos d_model]; see `run`.
+        """A forward pass from the inputs' outputs, Float[input batch pos d_model].
 
-        Args:
-            edit: called with "z" or "mlp", the layer and the output computed; returns the output to use
+        `edit` takes "z" or "mlp", a layer and its output, and returns the output to use. Returns the outputs of all
+        senders, and the stream before each layer and after the last one, Float[layer+1 batch pos d_model].
         """
         x = inputs.sum(0)
         mask = self.attention_mask(pad, inputs.shape[2])[:, None]
@@ -273,9 +246,10 @@ class Transformer:
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
 
     def written_by(self, a: Activations, n: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the outputs of the first n senders in the residual stream, in blocks: the inputs, then the heads and
-        the MLP of each layer. A block is the index of its first sender and Float[sender batch pos d_model]; the last
-        one may reach beyond n."""
+        """Yield the first n senders' outputs as blocks: first sender, Float[sender batch pos d_model].
+
+        The last block may reach beyond n.
+        """
         yield 0, a.inputs
         first = len(a.inputs)
         for layer in range(self.config.n_layers):

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,11 @@ def test_parity_table(tmp_path, exact_norms, table, name):
         assert 0 < circuit.n_edges < len(scores), "a circuit of all edges or of none shows little"
     row[-1:] = ["yes, " + " ".join(kept), f"{margin:.0e}"]
     assert all(found[dtype] < bound for dtype, bound in bounds.items()), row
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neo, windows", "gpt_neox, parallel"])
+def test_a_family_without_head_dim_does_not_read_it(tmp_path, name):
+    theirs = checkpoint(name, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"head_dim": 2}))
+    assert difference(theirs, tmp_path, "float32") < BOUNDS["float32"]
