@@ -1,7 +1,4 @@
-"""`circuit.json`: a circuit, with everything needed to judge and to reproduce it.
-
-The same values give the same bytes, and each edge has its own line, so that circuits can be reviewed as text.
-"""
+"""`circuit.json`: a circuit, with all that is needed to judge and reproduce it. Equal values give equal bytes."""
 
 from __future__ import annotations
 
@@ -209,9 +206,7 @@ class CircuitFile(Strict):
         if self.graph.edges_with_direct is None and any(name in g.direct_index for name in seen):
             raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
         counted = GraphPart.of(self.circuit(), self.graph.dead)
-        for name in ("edges", "edges_with_direct", "nodes"):
-            stated = getattr(self.graph, name)
-            found = getattr(counted, name)
+        for (name, stated), (_, found) in zip(self.graph, counted, strict=True):
             if stated != found:
                 raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")
         return self
@@ -261,7 +256,7 @@ def write_circuit(path: Path, file: CircuitFile) -> None:
 
 
 def _block(value: Any) -> str:
-    """Return JSON with one entry per line."""
+    """Return JSON with one entry per line, so that circuits can be reviewed as text."""
     if isinstance(value, dict) and value:
         return "{\n" + ",\n".join(f"  {_dump(k)}: {_dump(v)}" for k, v in value.items()) + "\n }"
     if isinstance(value, tuple) and value:

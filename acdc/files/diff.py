@@ -20,15 +20,14 @@ class Diff:
 def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     """Compare two circuits edge by edge; raise FileError if they are of different graphs.
 
-    If only one of them counts direct edges, only residual edges are compared, and a note says so. Scores that differ
-    by less than `tolerance`, absolutely or relative to the larger one, count as equal.
+    Scores that differ by at most `tolerance`, absolutely or relative to the larger one, count as equal.
     """
     if a.model.graph != b.model.graph:
         graphs = (f"{file.model.name} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
     notes = []
     for what, x, y in (
-        ("tasks", (a.task.name, a.task.version), (b.task.name, b.task.version)),
+        ("tasks", f"{a.task.name} version {a.task.version}", f"{b.task.name} version {b.task.version}"),
         ("prompts", a.task.data_hash, b.task.data_hash),
         ("models", a.model.name, b.model.name),
         ("weights", a.model.hash, b.model.hash),
@@ -38,7 +37,7 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
         ("thresholds", a.method.threshold, b.method.threshold),
     ):
         if x != y:
-            notes.append(f"{what} differ: {_text(x)}, and {_text(y)}")
+            notes.append(f"{what} differ: {x}, and {y}")
     old = {edge.name: edge.score for edge in a.edges}
     new = {edge.name: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
@@ -54,7 +53,3 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     added = tuple(name for name in new if name not in old)
     removed = tuple(name for name in old if name not in new)
     return Diff(added, removed, tuple(rescored), tuple(notes))
-
-
-def _text(value: object) -> str:
-    return " version ".join(map(str, value)) if isinstance(value, tuple) else str(value)

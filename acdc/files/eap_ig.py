@@ -8,7 +8,6 @@ receiver, so those are written as not in the graph: the circuit behaves the same
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,10 +18,7 @@ from acdc.io.files import read_json
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:
-    """Return the circuit as JSON text for EAP-IG's `Graph.from_json`, which needs the width of the residual stream.
-
-    Raise FileError if the model has no MLPs, or several inputs.
-    """
+    """Return the text for EAP-IG's `Graph.from_json`; raise FileError if the model has no MLPs, or several inputs."""
     g = circuit.graph
     if not g.mlp or g.inputs != ("input",):
         what = f"inputs {', '.join(g.inputs)}" if g.mlp else "models without MLPs"
@@ -38,23 +34,24 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
 
 
 def read_eap_ig(path: Path) -> Circuit:
-    """Read the circuit in an EAP-IG file, and the scores of all edges of the graph; raise FileError if it is wrong.
-
-    The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
-    """
+    """Read the circuit in an EAP-IG file, and the scores of all edges of the graph; raise FileError if it is wrong."""
+    # The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
     raw = read_json(path)
-    cfg, nodes, edges = (_object(path, raw, key) for key in ("cfg", "nodes", "edges"))
+    for key in ("cfg", "nodes", "edges"):
+        if not isinstance(raw.get(key), dict):
+            raise FileError(f"{path}: is not an EAP-IG circuit: {key} should be a JSON object")
+    cfg = raw["cfg"]
     for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
         if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
             raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
-    for node in nodes.values():
+    for node in raw["nodes"].values():
         neurons = node.get("neurons") if isinstance(node, dict) else None
         if isinstance(neurons, list) and not all(neurons):
             raise FileError(f"{path}: is a circuit of single neurons, not of edges")
     g = Graph(cfg["n_layers"], cfg["n_heads"], parallel=cfg["parallel_attn_mlp"])
     kept = np.zeros_like(g.edges)
     scores = np.full(g.edges.shape, np.nan)
-    for name, edge in edges.items():
+    for name, edge in raw["edges"].items():
         place = g.parse_edge(name)
         if place is None:
             raise FileError(f"{path}: a graph of {g.words} has no edge {name!r}")
@@ -81,10 +78,3 @@ def _in_order(g: Graph) -> Iterator[tuple[int, int]]:
             yield from ((s, r) for s in range(n_heads) for r in heads)
             yield from ((s, mlp) for s in range(n_mlp))
     yield from ((s, index["logits"]) for s in range(len(g.senders)))
-
-
-def _object(path: Path, raw: dict[str, Any], key: str) -> dict[str, Any]:
-    value = raw.get(key)
-    if not isinstance(value, dict):
-        raise FileError(f"{path}: is not an EAP-IG circuit: {key} should be a JSON object")
-    return value

@@ -14,12 +14,10 @@ from pydantic import Field
 
 from acdc.errors import FileError, UserError, unknown
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import QKV, Graph
+from acdc.graph.graph import QKV, Array, Graph
 from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.task.load import find, shipped_dir, task_names
-
-Array = np.ndarray
 
 FOLDER = "tasks/circuits"
 RULE = re.compile(r"(?P<senders>[^<>]+?)\s*->\s*(?P<receivers>[^<>]+?)\s*(<(?P<inputs>[qkv]+)>)?")
@@ -283,8 +281,7 @@ def _check_circuit(circuit: Circuit, classes: dict[str, tuple[str, ...]], counts
     for name, nodes in classes.items():
         if missed := [node for node in nodes if node not in touched]:
             raise FileError(f"classes.{name}: no edge touches {missed[0]}")
-    dead = Circuit(circuit.graph, circuit.kept & ~circuit.live()).edge_names()
-    if dead:
+    if dead := Circuit(circuit.graph, circuit.kept & ~circuit.live()).edge_names():
         raise FileError(f"edges: {dead[0]} is on no path from an input to the logits")
     made = {"edges": circuit.n_edges, "with_direct": circuit.n_edges + circuit.n_direct}
     if counts is None:

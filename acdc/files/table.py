@@ -78,13 +78,9 @@ def record_failure(folder: Path, message: str, trace: str | None = None) -> None
 
 
 def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circuit | None = None) -> Row:
-    """Return the row of the run in a folder of a directory.
+    """Return the row of a run with these options; `truth` is a circuit of the same graph, taken as the truth.
 
-    Args:
-        options: of its config
-        truth: a circuit of the same graph that is taken as the truth
-    Raises:
-        FileError: one of its files can't be read, or the truth has another graph.
+    Raise FileError if one of its files can't be read, or the truth has another graph.
     """
     now = state(folder)
     where = folder.relative_to(directory)
@@ -147,10 +143,7 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
 
 
 def found_rows(directory: Path) -> list[Row]:
-    """Return the rows of all runs in a directory, of a sweep or of `acdc run`, up to three folders deep.
-
-    Raises FileError if there are none, or one can't be read.
-    """
+    """Return the rows of all runs up to three folders deep; raise FileError if there are none or one can't be read."""
     if not directory.is_dir():
         raise FileError(f"{directory}: no such directory; give a sweep's directory, or one that contains runs")
     rows = []
@@ -172,10 +165,7 @@ def every_column(rows: Iterable[Row]) -> list[str]:
 def chosen(rows: list[Row], where: Sequence[str], sort: str | None) -> list[Row]:
     """Return the rows that meet all conditions, such as `task=ioi` or `threshold<0.1`.
 
-    Args:
-        sort: column to sort by; `-column` sorts from the largest. Empty values come last
-    Raises:
-        UserError: a condition is not one, or a column doesn't exist.
+    `sort=-column` sorts from the largest; empty values come last. Raise UserError for a wrong condition or column.
     """
     known = every_column(rows)
     for text in where:
@@ -218,11 +208,9 @@ def to_csv(rows: list[Row], names: Sequence[str] | None = None) -> str:
     """Return the table as CSV; missing values are empty."""
     names = names or every_column(rows)
     out = io.StringIO()
-    write = csv.writer(out, lineterminator="\n").writerow
-    write(names)
-    for row in rows:
-        values = [row.get(name) for name in names]
-        write([str(value).lower() if isinstance(value, bool) else value for value in values])
+    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: str(v).lower() if isinstance(v, bool) else v for k, v in row.items()} for row in rows)
     return out.getvalue()
 
 
@@ -233,10 +221,9 @@ def to_parquet(rows: list[Row]) -> bytes | None:
         from pyarrow import parquet
     except ImportError:
         return None
-    names = every_column(rows)
     kinds = dict.fromkeys(WHOLE, pa.int64()) | dict.fromkeys(FLAGS, pa.bool_()) | dict.fromkeys(TEXTS, pa.string())
-    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in names])
-    table = pa.table({name: [row.get(name) for row in rows] for name in names}, schema=schema)
+    schema = pa.schema([(name, kinds.get(name, pa.float64())) for name in every_column(rows)])
+    table = pa.Table.from_pylist(rows, schema)
     sink = io.BytesIO()
     parquet.write_table(table, sink)
     return sink.getvalue()

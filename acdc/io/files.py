@@ -16,10 +16,7 @@ MAX_BYTES = 500_000_000  # largest file that is read
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file so that readers, even after a crash, see the old content or the new one and nothing in between.
-
-    Raise FileError if the file can't be written; the old content stays.
-    """
+    """Write a file; even after a crash it has the old content or the new. Raise FileError if it can't be written."""
     raw = data.encode() if isinstance(data, str) else data
     target = Path(os.path.realpath(path))  # write through a link instead of replacing it
     if target.exists() and not target.is_file():
@@ -55,12 +52,9 @@ def plain(value: Any) -> Any:
 
 
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
-    """Return the content of a file of at most `limit` bytes; raise FileError if it can't be read.
-
-    Only regular files are opened: a pipe would block, a device may never end.
-    """
+    """Return the content of a file of at most `limit` bytes; raise FileError if it can't be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may never end
             raise FileError(f"{path}: can't be read (not a regular file)")
         with path.open("rb") as file:
             # The size that stat gives can be wrong, as in /proc.

@@ -52,10 +52,7 @@ S = TypeVar("S", bound=Strict)
 
 
 def validated(schema: type[S], content: Any, where: str) -> S:
-    """Return a file's content as its schema; raise FileError, with a line per problem, if it doesn't fit.
-
-    Each line begins with `where`, usually the path of the file.
-    """
+    """Return the content of file `where` as its schema; raise FileError with a line per problem if it doesn't fit."""
     try:
         return schema.model_validate(content)
     except ValidationError as error:

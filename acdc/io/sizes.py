@@ -12,8 +12,7 @@ def parse_bytes(text: str) -> float:
         raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
     number, unit, binary = match.groups()
     base = 1024 if binary else 1000
-    power = 2 if unit in "Mm" else 3
-    return float(number) * base**power
+    return float(number) * base ** (2 if unit in "Mm" else 3)
 
 
 def memory_bound(text: str | None) -> float | None:

@@ -72,10 +72,7 @@ def _mistake(problem: str, at: Any) -> yaml.MarkedYAMLError:
 
 
 def read_yaml(path: Path, keys: Iterable[str]) -> dict[str, Any]:
-    """Return one file as plain data, without following `include`; raise FileError if it is not a YAML mapping.
-
-    `keys` are named in the message about a file that is not a mapping.
-    """
+    """Return a file as plain data, without following `include`; raise FileError, naming `keys`, if it is no mapping."""
     text = read_text(path, MAX_YAML_BYTES)
     try:
         content = Loader(text).get_single_data()
@@ -105,11 +102,8 @@ def merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_trail(path: Path, trail: tuple[Path, ...]) -> None:
-    """Raise FileError if a file, included through the files in `trail`, includes itself, or the chain is too long.
-
-    Call it after reading the file: only an existing path can be resolved.
-    """
-    if path.resolve() in trail:
+    """Raise FileError if a file that was read through the includes in `trail` includes itself, or they are too many."""
+    if path.resolve() in trail:  # only an existing path can be resolved: read the file first
         raise FileError(f"{path}: include goes round in a circle: {' -> '.join(p.name for p in (*trail, path))}")
     if len(trail) >= MAX_INCLUDES:
         raise FileError(f"{path}: include goes deeper than {MAX_INCLUDES} files; put some of them into one")

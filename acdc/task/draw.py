@@ -124,9 +124,8 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
     def pick(slot: str) -> Values:
         pool = slots[slot]
         used = taken.setdefault(pool.name, set())
-        index = rng.randrange(len(pool.rows))
-        while index in used:
-            index = rng.randrange(len(pool.rows))
+        while (index := rng.randrange(len(pool.rows))) in used:
+            continue
         used.add(index)
         return dict(zip(pool.fields, pool.rows[index], strict=True))
 
@@ -138,12 +137,8 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
         change |= {slot: {slot: word} for slot, word in (corrupt.fix or {}).items()}
     after = values | {key: word for words in change.values() for key, word in words.items()}
     template = prompt.corrupted or (corrupt and corrupt.template) or prompt.clean
-    example = TextExample(
-        render(prompt.clean, values),
-        render(template, after),
-        steps={slot: render(prompt.clean, values | words) for slot, words in change.items()},
-    )
-    return example, values, after
+    steps = {slot: render(prompt.clean, values | words) for slot, words in change.items()}
+    return TextExample(render(prompt.clean, values), render(template, after), steps=steps), values, after
 
 
 def answers_of(task: Task, prompt: Prompt, values: Values | None) -> tuple[Texts, Texts]:

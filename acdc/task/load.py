@@ -4,11 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from acdc.errors import FileError, TaskError, short, unknown
 from acdc.io.files import read_text
-from acdc.io.schema import listed, mistakes, validated
+from acdc.io.schema import listed, validated
 from acdc.io.yaml_file import check_trail, merge, read_yaml, unique_keys
 from acdc.task.rules import problems
 from acdc.task.schema import Prompt, Task
@@ -84,13 +82,10 @@ def shipped_file(name: str, kind: str, folder: str, pattern: str) -> Path:
 
 
 def checked(content: dict[str, Any], where: str) -> Task:
-    """Return the task in a file's content, `include` already followed; raise TaskError with a line per problem."""
-    try:
-        task = Task.model_validate(content)
-    except ValidationError as error:
-        raise TaskError(mistakes(where, error)) from None
+    """Return the task in a file's content, `include` already followed; raise FileError with a line per problem."""
+    task = validated(Task, content, where)
     if broken := problems(task):
-        raise TaskError(listed(where, broken))
+        raise FileError(listed(where, broken))
     return task
 
 
@@ -98,10 +93,9 @@ def load_task(name_or_path: str) -> Task:
     """Read and check a shipped task, or a .yaml file; raise TaskError with a line per problem."""
     try:
         path = find(name_or_path)
-        content = read_included(path)
+        task = checked(read_included(path), str(path))
     except FileError as error:
         raise TaskError(str(error)) from None
-    task = checked(content, str(path))
     if task.name != path.stem:
         raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
     return task

@@ -15,10 +15,8 @@ MAX_FOUND = 100  # problems
 
 
 def problems(task: Task) -> list[str]:
-    """Return what is wrong, each problem with its key, at most `MAX_FOUND`; nothing for a valid task.
-
-    The rules about names come first, because the others rely on them and would only repeat the same problems.
-    """
+    """Return what is wrong, each problem with its key, at most `MAX_FOUND`; nothing for a valid task."""
+    # The rules about names come first: the others rely on them and would only repeat the same problems.
     names = (check_metrics, check_generator, check_lists, check_templates)
     rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
     for some in (names, rules):

@@ -1,8 +1,4 @@
-"""The schema of a task file.
-
-A task is data: it runs no code and loads no model. Rules within one mapping are validators here; rules across
-mappings are in acdc/task/rules.py.
-"""
+"""The schema of a task file, which is data: it runs no code and loads no model. Rules across mappings: rules.py."""
 
 from __future__ import annotations
 

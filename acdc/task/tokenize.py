@@ -1,11 +1,8 @@
 """Turn a task into checked token ids.
 
-1. draw      clean prompt, corrupted prompt and answers as text (acdc/task/draw.py)
-2. tokenize  with the model's tokenizer
-3. check     every rule about tokens; an error names the example, its tokens and the rule
-
-The same task, tokenizer, number of examples and seed give the same bytes. The discovery and the held-out half share
-no prompt, unless the task has `splits: same`.
+Prompts are drawn as text (acdc/task/draw.py), tokenized, and checked: an error names the example, its tokens and the
+rule. The same task, tokenizer, number of examples and seed give the same bytes. The discovery and the held-out half
+share no prompt, unless the task has `splits: same`.
 
 Axes: example, pos (position in the padded sequence), row (a scored place: one example at one position).
 """
@@ -28,22 +25,11 @@ from acdc.task.template import fields, render
 
 
 class Tokenizer(Protocol):
-    """What a task needs of a tokenizer; `acdc.model` has the implementation.
+    """What a task needs of a tokenizer. If it also has `unk_id`, the id of unknown words, those are reported."""
 
-    If it also has `unk_id` (the id of unknown words), unknown words are reported.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name in messages."""
-
-    @property
-    def vocab_size(self) -> int:
-        """Every token id is below this."""
-
-    @property
-    def bos_id(self) -> int | None:
-        """The token that begins a text; None if there is none."""
+    name: str  # in messages
+    vocab_size: int  # every token id is below this
+    bos_id: int | None  # the token that begins a text; None if there is none
 
     def encode(self, text: str) -> list[int]:
         """Return token ids, without special tokens."""
@@ -113,9 +99,6 @@ def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Dat
     return Data(splits[0], splits[-1], digest.hexdigest())
 
 
-# ---------------------------------------------------------------- 2. tokenize
-
-
 class Encoder:
     """A caching tokenizer wrapper, with the task's rules about single texts."""
 
@@ -144,10 +127,10 @@ class Encoder:
             parts = render(rule, values).split("|")
             text = "".join(parts)
             tokens = [self.encode(part) for part in parts]
-            if any(len(ids) != 1 for ids in tokens) or self.encode(text) != sum(tokens, ()):
+            whole = self.encode(text)
+            if any(len(ids) != 1 for ids in tokens) or whole != sum(tokens, ()):
                 want = "|".join(map(repr, parts))
-                made = self.show(self.encode(text))
-                yield f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes {made}"
+                yield f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes {self.show(whole)}"
 
 
 def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
@@ -192,9 +175,6 @@ def filled(answers: list[list[int]]) -> np.ndarray:
     return array
 
 
-# ---------------------------------------------------------------- 3. check
-
-
 def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans: list[list[int]], offset: int) -> int:
     """Return the longest length; unequal lengths are an error unless the task allows padding."""
     lengths = [len(clean) for clean in cleans]
@@ -202,9 +182,8 @@ def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans:
         usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
         odd = next(i for i, n in enumerate(lengths) if n != usual)
         where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
-        advice = "use words of equal token length or allow data.padding: left"
-        tokens = f"Tokens: {encoder.show(cleans[odd])}"
-        raise TaskError(f"{where}: has {lengths[odd]} tokens, most have {usual}; {advice}. {tokens}")
+        tokens = f"has {lengths[odd]} tokens, most have {usual}: {encoder.show(cleans[odd])}"
+        raise TaskError(f"{where}: {tokens}; use words of equal token length or allow data.padding: left")
     return max(lengths)
 
 
