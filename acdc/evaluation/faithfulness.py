@@ -117,13 +117,8 @@ def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
 
 
 class Judge:
-    """Measures circuits on one half of the prompts, between the full model and everything ablated.
-
-    Args:
-        half: `held_out` or `discovery`; by default the evaluation split
-        full, ablated: the run's metric on every prompt, Float[prompt]
-        full_accuracy, ablated_accuracy: see `mean_accuracy`
-    """
+    """Measures circuits on one half of the prompts (by default the evaluation split), between the full model and
+    everything ablated, of which it has the run's metric, Float[prompt], and the accuracy."""
 
     def __init__(self, inputs: Inputs, half: str | None = None) -> None:
         self.inputs = inputs

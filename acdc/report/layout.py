@@ -72,11 +72,7 @@ def port(kind: str, sideways: bool = False) -> float:
 
 
 def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
-    """Lay out all nodes and edges of a circuit.
-
-    Args:
-        sideways: for a picture that swaps x and y: the width of a box is its height there
-    """
+    """Lay out all nodes and edges; `sideways` for a picture that swaps x and y, where a box's width is its height."""
     g = circuit.graph
     kinds = {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
     rows, labels = _rows(circuit)

@@ -105,10 +105,7 @@ def render_many(
 ) -> str:
     """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table.
 
-    Args:
-        columns, rows: the table
-        links: for each row, the path of the run's page relative to this one
-        panels: plots, whose points name their row
+    `links` has for each row the path of the run's page relative to this one; points of the panels name their row.
     """
     data = {
         "columns": columns,
@@ -130,12 +127,8 @@ def render_many(
 
 
 def _render(template: str, data: Mapping[str, object], **values: object) -> str:
-    """Return a page as HTML. Every value is escaped; nothing is loaded from a network.
-
-    Args:
-        data: what the page's script reads, as JSON, by element id; NaN and infinity become null
-        values: the template's variables
-    """
+    """Return a page as HTML. Every value is escaped; nothing is loaded from a network. `data` is what the page's script
+    reads, as JSON, by element id; NaN and infinity become null."""
     return _environment().get_template(template).render(data=plain(data), **values)
 
 
@@ -146,14 +139,10 @@ def _environment() -> Environment:
     )
     dumps = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_kwargs"] = dumps
-    environment.globals["source"] = _source
+    # Our own CSS or JavaScript, which isn't a template: D3 may contain `{{`.
+    environment.globals["source"] = lambda name: (WEB / name).read_text(encoding="utf-8")
     environment.filters["shown"] = _shown
     return environment
-
-
-def _source(name: str) -> str:
-    """Our own CSS or JavaScript, which isn't a template: D3 may contain `{{`."""
-    return (WEB / name).read_text(encoding="utf-8")
 
 
 def _shown(value: object) -> str:

@@ -13,7 +13,6 @@ Failed runs are made again only if asked for (`retry`).
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from urllib.parse import quote
 
 from acdc.files.table import FAILURE, Row, every_column, to_csv, to_parquet
@@ -32,11 +31,8 @@ HIDDEN = ("folder", "model_hash", "data_hash")  # columns that the page leaves o
 
 
 def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[Row]:
-    """Make the runs that are left, then the table and the plots. A failed run does not stop the others.
-
-    Raises:
-        UserError: the directory is in use or can't be written, or Slurm refuses.
-    """
+    """Make the runs that are left, then the table and the plots. A failed run does not stop the others. Raises
+    UserError if the directory is in use or can't be written, or Slurm refuses."""
     title = plan.file.path.stem
     tracking = Tracking(plan.file.sweep.track, title, plan.out, say)
     with locked(plan.out, "this sweep"):
@@ -47,7 +43,12 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
         rows = [plan.row(run) for run in plan.runs]
         for note in _mixed(rows):
             say(note)
-        _write_table(plan.out, rows, say)
+        write_atomic(plan.out / "results.csv", to_csv(rows))
+        parquet = to_parquet(rows)
+        if parquet is None:
+            say("note: no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'")
+        else:
+            write_atomic(plan.out / "results.parquet", parquet)
         panels = of_rows(rows)
         page = render_many(title, plan.file.sweep.description, summary(rows), *_table(rows), panels)
         write_atomic(plan.out / "report.html", page)
@@ -74,16 +75,6 @@ def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, 
                 tracking.log(row)
             done += len(ended)
             progress(Progress(done, len(plan.runs), "runs", f"{failed} failed; {doing}" if failed else doing))
-
-
-def _write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
-    """Write results.csv, and results.parquet if pyarrow is installed."""
-    write_atomic(out / "results.csv", to_csv(rows))
-    data = to_parquet(rows)
-    if data is None:
-        say("note: no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'")
-    else:
-        write_atomic(out / "results.parquet", data)
 
 
 def _mixed(rows: list[Row]) -> list[str]:
