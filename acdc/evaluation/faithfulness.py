@@ -108,9 +108,7 @@ def faithfulness(circuit: Array, full: Array, ablated: Array, seed: int = 0) -> 
 
 def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
     """Faithfulness on each prompt alone, Float[prompt]; NaN where the full model is not better than the ablated one.
-
-    Its mean is not `faithfulness`, which weighs prompts by the gap to recover (Miller et al. 2024).
-    """
+    Its mean is not `faithfulness`, which weighs prompts by the gap to recover (Miller et al. 2024)."""
     span = ablated - full
     some = span > ROUNDING * np.finfo(np.float32).eps * np.abs(ablated).max()
     return np.where(some, (ablated - circuit) / np.where(some, span, 1), np.nan)

@@ -31,10 +31,8 @@ SETTINGS = {
 
 
 def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
-    """Return SVG and PNG files by name. The same panels give the same bytes.
-
-    Panels of the same picture are side by side. A label has the same colour, marker and dashes in all of them.
-    """
+    """Return SVG and PNG files by name, the same bytes for the same panels. Panels of the same picture are side by
+    side; a label has the same colour, marker and dashes in all of them."""
     names = labels(panels)
     files: dict[str, bytes] = {}
     for picture in dict.fromkeys(panel.picture for panel in panels):

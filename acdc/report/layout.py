@@ -55,10 +55,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a circuit.
-
-    A path is cubic Bézier curves: the start, then three points per curve. The last is a straight line of length ARROW.
-    """
+    """The layout of a circuit. A path is cubic Bézier curves: the start, then three points per curve. The last is a
+    straight line of length ARROW."""
 
     boxes: dict[str, Box]  # by node, row by row
     paths: dict[str, list[Point]]  # by edge

@@ -43,14 +43,8 @@ def render_report(
     explanation: Explanation | None = None,
     published: Published | None = None,
 ) -> str:
-    """Return `report.html`, the result of a run.
-
-    Args:
-        log: the decisions of ACDC
-        metrics: the content of metrics.json
-        explanation: what the circuit does in the model; without it the page has no curve, prompts or attention
-        published: the circuit that was published for this task and graph
-    """
+    """Return `report.html`, the result of a run. `log` are the decisions of ACDC; without `explanation` the page has no
+    curve, prompts or attention; `published` is the circuit that was published for this task and graph."""
     metric = file.method.metric
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
@@ -103,17 +97,10 @@ def render_many(
     panels: Sequence[Panel],
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table.
-
-    `links` has for each row the path of the run's page relative to this one; points of the panels name their row.
-    """
-    data = {
-        "columns": columns,
-        "rows": rows,
-        "links": links,
-        "panels": [asdict(panel) for panel in panels],
-        "labels": labels(panels),
-    }
+    """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table. `links` has for
+    each row the path of the run's page relative to this one; points of the panels name their row."""
+    plots = [asdict(panel) for panel in panels]
+    data = {"columns": columns, "rows": rows, "links": links, "panels": plots, "labels": labels(panels)}
     return _render(
         "many.html",
         {"data": data},

@@ -159,10 +159,7 @@ def command_line(config: Config) -> str:
     }
     words = ["acdc run", *(f"--{key} {value}" for key, value in flags.items())]
     words.append("--direct" if config.direct else "--no-direct")
-    if config.abs:
-        words.append("--abs")
-    if config.greedy:
-        words.append("--greedy")
+    words += [f"--{name}" for name in ("abs", "greedy") if getattr(config, name)]
     return " ".join(words)
 
 

@@ -219,14 +219,11 @@ def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
 
 def _axes(sweep: Sweep, files: Sequence[Lines]) -> dict[Keys, dict[str, list[Option]]]:
     """Return the values of all options, by grid; raise FileError if some are wrong or there are too many runs."""
-    empty = "grid: is empty; give options with their values"
-    if not sweep.grids:
-        raise FileError(f"{_at(files, ('grid',))}: {empty}")
     axes: dict[Keys, dict[str, list[Option]]] = {}
     runs = 0
-    for where, grid in sweep.grids.items():
+    for where, grid in (sweep.grids or {("grid",): {}}).items():
         if not grid:
-            raise FileError(f"{_at(files, where)}: {empty}")
+            raise FileError(f"{_at(files, where)}: grid: is empty; give options with their values")
         axes[where] = {key: _values(files, (*where, key), given) for key, given in grid.items()}
         runs += math.prod(map(len, axes[where].values()))
         if runs > MAX_RUNS:

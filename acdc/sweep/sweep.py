@@ -50,7 +50,10 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
         else:
             write_atomic(plan.out / "results.parquet", parquet)
         panels = of_rows(rows)
-        page = render_many(title, plan.file.sweep.description, summary(rows), *_table(rows), panels)
+        columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
+        cells = [[row.get(c) for c in columns] for row in rows]
+        links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]
+        page = render_many(title, plan.file.sweep.description, summary(rows), columns, cells, links, panels)
         write_atomic(plan.out / "report.html", page)
         if plan.plots:
             for name, data in curves.draw(panels).items():
@@ -92,10 +95,3 @@ def _mixed(rows: list[Row]) -> list[str]:
                 options = ", ".join(f"{key} {value}" for key, value in zip(keys, kind, strict=True))
                 notes.append(f"warning: runs of {options} were made with different {what}; remove the outdated runs")
     return notes
-
-
-def _table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | None]]:
-    """Return the columns of the sweep's page, their values, and the link to each run's page."""
-    columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
-    links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]
-    return columns, [[row.get(c) for c in columns] for row in rows], links
