@@ -151,7 +151,6 @@ def values_without(
 ) -> Array:
     """Remove each of some edges (sender, receiver) alone from a circuit, by an exact patched pass each, and take the
     metric on every prompt: Float[edge prompt].
-
     The rise over the circuit itself is the edge's minimality: the criterion of Wang et al. (2022) that every part of a
     circuit matters, with the rest of the circuit as the set beside which the edge must matter. Raises UserError if a
     value is not finite.

@@ -163,9 +163,7 @@ class Local(Executor):
 
     def _look(self, say: Say) -> list[Unit]:
         units = {number: process.look(say) for number, process in self._team.items()}
-        for number, unit in units.items():
-            if unit.end:
-                del self._team[number]
+        self._team = {number: process for number, process in self._team.items() if not units[number].end}
         return list(units.values())
 
     def _doing(self) -> str:
