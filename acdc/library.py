@@ -41,9 +41,7 @@ class LoadedTask(Task):
 
 class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts
     """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), shown as a table or picture.
-
-    Circuits are equal if their files are.
-    """
+    Circuits are equal if their files are."""
 
     _inputs: Inputs = PrivateAttr()  # model and task for `evaluate`
     _text: str = PrivateAttr()  # the table that `acdc run` prints
