@@ -41,9 +41,7 @@ class LoadedTask(Task):
 
 class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts
     """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), shown as a table or picture.
-
-    Circuits are equal if their files are.
-    """
+    Circuits are equal if their files are."""
 
     _inputs: Inputs = PrivateAttr()  # model and task for `evaluate`
     _text: str = PrivateAttr()  # the table that `acdc run` prints
@@ -80,13 +78,8 @@ class ShownEvaluation(Evaluation):
 
 def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -> Model:
     """Load a bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
-
-    Args:
-        device: cpu, cuda, cuda:N, mps, or auto for the best available
-        dtype: float32 or float64
-    Raises:
-        UserError: the model isn't found, or can't be read, represented or put on the device.
-    """
+    `device` is cpu, cuda, cuda:N, mps, or auto for the best available; `dtype` is float32 or float64. Raises UserError
+    if the model isn't found, or can't be read, represented or put on the device."""
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {refusal('dtype', dtype)}")
     return load.load_model(str(name), device, dtype)

@@ -15,26 +15,22 @@ from acdc.setup.inputs import Inputs
 
 @dataclass(frozen=True)
 class Competence:
-    """How the full model does on the discovery half, with the answers of the clean prompts throughout.
-
-    Args:
-        accuracy: share of scored positions at which the best correct answer has a higher logit than every wrong one
-            (than every other token where the task has no wrong ones)
-        metrics: name → mean (lower is better; logits, probabilities or nats) on clean and corrupted prompts; without kl
-            and l2, which compare with the clean run
-    """
+    """How the full model does on the discovery half, with the answers of the clean prompts throughout."""
 
     rows: int  # number of scored positions
+    # Share of scored positions at which the best correct answer has a higher logit than every wrong one (than every
+    # other token where the task has no wrong ones).
     accuracy: float
     accuracy_corrupted: float  # on the corrupted prompts
     chance: float  # accuracy of answers drawn at random from the correct and wrong ones
+    # Name → mean (lower is better; logits, probabilities or nats) on clean and corrupted prompts; without kl and l2,
+    # which compare with the clean run.
     metrics: dict[str, tuple[float, float]]
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of the accuracy."""
-        _, low, high = share(self.accuracy, self.rows)
-        return low, high
+        return share(self.accuracy, self.rows)[1:]
 
     @property
     def able(self) -> bool:

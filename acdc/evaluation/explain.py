@@ -46,18 +46,15 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What helps to understand a circuit.
-
-    Args:
-        attention: head of the circuit → its pattern for each example, Float[query key], on the clean prompt in the full
-            model; no patterns for prompts that are too long to show
-        direct: sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in
-            logits; positive favours the correct answer; empty for a task without answers
-    """
+    """What helps to understand a circuit."""
 
     half: str  # the evaluation split, `held_out` or `discovery`
     examples: tuple[ShownPrompt, ...]
+    # Head of the circuit → its pattern for each example, Float[query key], on the clean prompt in the full model; no
+    # patterns for prompts that are too long to show.
     attention: dict[str, tuple[np.ndarray, ...]]
+    # Sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
+    # positive favours the correct answer; empty for a task without answers.
     direct: dict[str, float]
     curve: tuple[CurvePoint, ...]  # the circuit's strongest edges, from few to all
 

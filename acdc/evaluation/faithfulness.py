@@ -108,22 +108,15 @@ def faithfulness(circuit: Array, full: Array, ablated: Array, seed: int = 0) -> 
 
 def prompt_faithfulness(circuit: Array, full: Array, ablated: Array) -> Array:
     """Faithfulness on each prompt alone, Float[prompt]; NaN where the full model is not better than the ablated one.
-
-    Its mean is not `faithfulness`, which weighs prompts by the gap to recover (Miller et al. 2024).
-    """
+    Its mean is not `faithfulness`, which weighs prompts by the gap to recover (Miller et al. 2024)."""
     span = ablated - full
     some = span > ROUNDING * np.finfo(np.float32).eps * np.abs(ablated).max()
     return np.where(some, (ablated - circuit) / np.where(some, span, 1), np.nan)
 
 
 class Judge:
-    """Measures circuits on one half of the prompts, between the full model and everything ablated.
-
-    Args:
-        half: `held_out` or `discovery`; by default the evaluation split
-        full, ablated: the run's metric on every prompt, Float[prompt]
-        full_accuracy, ablated_accuracy: see `mean_accuracy`
-    """
+    """Measures circuits on one half of the prompts (by default the evaluation split), between the full model and
+    everything ablated, of which it has the run's metric, Float[prompt], and the accuracy."""
 
     def __init__(self, inputs: Inputs, half: str | None = None) -> None:
         self.inputs = inputs
@@ -158,7 +151,6 @@ def values_without(
 ) -> Array:
     """Remove each of some edges (sender, receiver) alone from a circuit, by an exact patched pass each, and take the
     metric on every prompt: Float[edge prompt].
-
     The rise over the circuit itself is the edge's minimality: the criterion of Wang et al. (2022) that every part of a
     circuit matters, with the rest of the circuit as the set beside which the edge must matter. Raises UserError if a
     value is not finite.

@@ -64,9 +64,8 @@ def node_scores(graph: Graph, importance: Array) -> Array:
     """Scores of heads and MLPs for `roc`: the largest score of an edge that touches the node, Float[node] in the order
     of the graph's senders without its inputs.
 
-    Args:
-        importance: Float[sender receiver], −inf where there is no edge (`acdc.graph.scores.Scores.importance`); or a
-            circuit's `kept`, for the nodes in it
+    `importance` is Float[sender receiver], −inf where there is no edge (`acdc.graph.scores.Scores.importance`); or a
+    circuit's `kept`, for the nodes in it.
     """
     nodes = [(s, list(own)) for s, own in enumerate(graph.own_receivers) if own]
     return np.array([max(importance[s].max(), importance[:, own].max()) for s, own in nodes])

@@ -6,11 +6,7 @@ from acdc.setup.inputs import Inputs
 
 
 def to_text(inputs: Inputs, found: Competence | None) -> str:
-    """Return a short table, with a warning if the model can't do the task.
-
-    Args:
-        found: None for a task without answers
-    """
+    """Return a short table, with a warning if the model can't do the task; `found` is None for one without answers."""
     if found is None:
         return f"{inputs.task.name} has no answers, so there is no accuracy"
     config = inputs.config

@@ -31,10 +31,8 @@ SETTINGS = {
 
 
 def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
-    """Return SVG and PNG files by name. The same panels give the same bytes.
-
-    Panels of the same picture are side by side. A label has the same colour, marker and dashes in all of them.
-    """
+    """Return SVG and PNG files by name, the same bytes for the same panels. Panels of the same picture are side by
+    side; a label has the same colour, marker and dashes in all of them."""
     names = labels(panels)
     files: dict[str, bytes] = {}
     for picture in dict.fromkeys(panel.picture for panel in panels):
@@ -105,33 +103,28 @@ def _scale(axes: Any, panel: Panel) -> None:
         axes.set_ylim(max(low, panel.limits[0]), min(high, panel.limits[1]))
     points = [point for line in panel.lines for point in line.points]
     if panel.kind == "pareto":
-        axes.set_xscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_xlim(_edge_limits([p.x for p in points]))
-        _edge_ticks(axes.xaxis)
+        _scale_edges(axes, "x", [p.x for p in points])
     elif panel.kind == "thresholds":
         positive = [p.x for p in points if p.x > 0]
         if len(positive) == len(points):
             axes.set_xscale("log")
         else:
             axes.set_xscale("symlog", linthresh=min(positive, default=1))
-        axes.set_yscale("symlog", linthresh=1, linscale=0.3)
-        axes.set_ylim(_edge_limits([p.y for p in points]))
-        _edge_ticks(axes.yaxis)
+        _scale_edges(axes, "y", [p.y for p in points])
     else:
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, zorder=1)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
 
 
-def _edge_limits(edges: Sequence[float]) -> tuple[float, float]:
-    lowest = min(edges, default=0)
-    return lowest / 1.2 if lowest else -0.2, max([1, *edges]) * 1.2
-
-
-def _edge_ticks(axis: Any) -> None:
-    """Label an axis of edges, which is logarithmic with a place for 0."""
+def _scale_edges(axes: Any, which: str, edges: Sequence[float]) -> None:
+    """Scale and label an axis ("x" or "y") of edges, which is logarithmic with a place for 0."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
+    lowest = min(edges, default=0)
+    axis = getattr(axes, f"{which}axis")
+    getattr(axes, f"set_{which}scale")("symlog", linthresh=1, linscale=0.3)
+    getattr(axes, f"set_{which}lim")(lowest / 1.2 if lowest else -0.2, max([1, *edges]) * 1.2)
     axis.set_major_locator(FixedLocator([0, *(digit * 10**k for k in range(7) for digit in (1, 2, 5))]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:,.0f}")

@@ -50,11 +50,9 @@ def _faithfulness(e: Evaluation) -> str:
     r = e.random
     if r is not None:
         mean = sum(r.metric) / len(r.metric)
-        lowest = number(r.metric[0], 4)
-        highest = number(r.metric[-1], 4)
         lines += [
             f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} {number(mean, 4)} "
-            f"({lowest} to {highest}), faithfulness {number(r.faithfulness.value, 3)};",
+            f"({number(r.metric[0], 4)} to {number(r.metric[-1], 4)}), faithfulness {number(r.faithfulness.value, 3)};",
             f"{'':{LABEL}}the circuit's is lower by {estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
         ]
     return "\n".join(lines)

@@ -55,10 +55,8 @@ class Box:
 
 @dataclass(frozen=True)
 class Layout:
-    """The layout of a circuit.
-
-    A path is cubic Bézier curves: the start, then three points per curve. The last is a straight line of length ARROW.
-    """
+    """The layout of a circuit. A path is cubic Bézier curves: the start, then three points per curve. The last is a
+    straight line of length ARROW."""
 
     boxes: dict[str, Box]  # by node, row by row
     paths: dict[str, list[Point]]  # by edge
@@ -72,11 +70,7 @@ def port(kind: str, sideways: bool = False) -> float:
 
 
 def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
-    """Lay out all nodes and edges of a circuit.
-
-    Args:
-        sideways: for a picture that swaps x and y: the width of a box is its height there
-    """
+    """Lay out all nodes and edges; `sideways` for a picture that swaps x and y, where a box's width is its height."""
     g = circuit.graph
     kinds = {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
     rows, labels = _rows(circuit)

@@ -10,10 +10,8 @@ from typing import Any
 
 @contextmanager
 def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
-    """Draw with matplotlib's defaults and `settings`, whatever matplotlibrc the user has.
-
-    Nothing is said on stderr: not that the font cache is built, and not that the font lacks a character.
-    """
+    """Draw with matplotlib's defaults and `settings`, whatever matplotlibrc the user has. Nothing is said on stderr:
+    not that the font cache is built, and not that the font lacks a character."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.CRITICAL)

@@ -43,14 +43,8 @@ def render_report(
     explanation: Explanation | None = None,
     published: Published | None = None,
 ) -> str:
-    """Return `report.html`, the result of a run.
-
-    Args:
-        log: the decisions of ACDC
-        metrics: the content of metrics.json
-        explanation: what the circuit does in the model; without it the page has no curve, prompts or attention
-        published: the circuit that was published for this task and graph
-    """
+    """Return `report.html`, the result of a run. `log` are the decisions of ACDC; without `explanation` the page has no
+    curve, prompts or attention; `published` is the circuit that was published for this task and graph."""
     metric = file.method.metric
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
@@ -103,20 +97,10 @@ def render_many(
     panels: Sequence[Panel],
     notes: Sequence[str] = (),
 ) -> str:
-    """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table.
-
-    Args:
-        columns, rows: the table
-        links: for each row, the path of the run's page relative to this one
-        panels: plots, whose points name their row
-    """
-    data = {
-        "columns": columns,
-        "rows": rows,
-        "links": links,
-        "panels": [asdict(panel) for panel in panels],
-        "labels": labels(panels),
-    }
+    """Return the page of a sweep or a comparison: plots whose points lead to the runs, and a table. `links` has for
+    each row the path of the run's page relative to this one; points of the panels name their row."""
+    plots = [asdict(panel) for panel in panels]
+    data = {"columns": columns, "rows": rows, "links": links, "panels": plots, "labels": labels(panels)}
     return _render(
         "many.html",
         {"data": data},
@@ -130,12 +114,8 @@ def render_many(
 
 
 def _render(template: str, data: Mapping[str, object], **values: object) -> str:
-    """Return a page as HTML. Every value is escaped; nothing is loaded from a network.
-
-    Args:
-        data: what the page's script reads, as JSON, by element id; NaN and infinity become null
-        values: the template's variables
-    """
+    """Return a page as HTML. Every value is escaped; nothing is loaded from a network. `data` is what the page's script
+    reads, as JSON, by element id; NaN and infinity become null."""
     return _environment().get_template(template).render(data=plain(data), **values)
 
 
@@ -146,14 +126,10 @@ def _environment() -> Environment:
     )
     dumps = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     environment.policies["json.dumps_kwargs"] = dumps
-    environment.globals["source"] = _source
+    # Our own CSS or JavaScript, which isn't a template: D3 may contain `{{`.
+    environment.globals["source"] = lambda name: (WEB / name).read_text(encoding="utf-8")
     environment.filters["shown"] = _shown
     return environment
-
-
-def _source(name: str) -> str:
-    """Our own CSS or JavaScript, which isn't a template: D3 may contain `{{`."""
-    return (WEB / name).read_text(encoding="utf-8")
 
 
 def _shown(value: object) -> str:

@@ -15,14 +15,8 @@ STATES = {"done": "done", "failed": "failed", "begun": "begun", "waiting": "not 
 
 
 def to_text(rows: list[Row], names: Sequence[str] | None = None) -> str:
-    """Return a table; above it, the values that all rows share.
-
-    Args:
-        names: columns; by default the usual ones whose values differ
-
-    Raises:
-        UserError: a column doesn't exist.
-    """
+    """Return a table, by default of the usual columns whose values differ; above it, the values that all rows share.
+    Raises UserError if a column doesn't exist."""
     known = every_column(rows)
     for name in names or ():
         check_column("--columns", name, known)

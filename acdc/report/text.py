@@ -7,13 +7,8 @@ from acdc.files.diff import Diff
 
 
 def grid(rows: Sequence[Sequence[str]], left: int = 1, widths: Sequence[int] = ()) -> str:
-    """Return aligned columns, two spaces apart.
-
-    Args:
-        rows: the heading, then the cells
-        left: how many columns, from the first, are aligned left; the others are aligned right
-        widths: least widths of the first columns
-    """
+    """Return aligned columns, two spaces apart: the first `left` ones aligned left, the others right; `widths` are the
+    least widths of the first columns."""
     used = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for i, width in enumerate(widths):
         used[i] = max(used[i], width)

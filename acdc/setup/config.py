@@ -159,10 +159,7 @@ def command_line(config: Config) -> str:
     }
     words = ["acdc run", *(f"--{key} {value}" for key, value in flags.items())]
     words.append("--direct" if config.direct else "--no-direct")
-    if config.abs:
-        words.append("--abs")
-    if config.greedy:
-        words.append("--greedy")
+    words += [f"--{name}" for name in ("abs", "greedy") if getattr(config, name)]
     return " ".join(words)
 
 
@@ -174,11 +171,8 @@ def resolve(
 ) -> tuple[Config, Task, list[str]]:
     """Return the config of a run, its task, and notes for the user; raise UserError with a line per problem.
 
-    Args:
-        given: options of the command line; None for those not given
-        file: a YAML config, or the name of a shipped one; or None
-        default_model: called if nothing names a model; None if something does
-        load: reads a task; pass a caching one for many configs
+    `given` are the options of the command line (None if not given), `file` is a YAML config or the name of a shipped
+    one, `default_model` is called if nothing names a model, and `load` reads a task (pass a caching one for many).
     """
     path = find_config(file) if file else None
     from_file = _read(path) if path else {}

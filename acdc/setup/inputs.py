@@ -77,11 +77,8 @@ class Inputs:
 def load(config: Config, task: Task, memory: float | None = None, model: Model | None = None) -> Inputs:
     """Load the model, draw the prompts, and check that they fit; the config returned has the hashes of both.
 
-    Args:
-        memory: bytes to stay below; by default `acdc.setup.memory.default_memory`
-        model: the config's model, if it is loaded already
-    Raises:
-        UserError: model or prompts can't be had, have changed since the config was resolved, or don't fit.
+    `memory` are the bytes to stay below, by default `default_memory`; `model` is the config's, if it is loaded already.
+    Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
     if model is None:
         model = load_model(config.model, config.device, config.dtype)

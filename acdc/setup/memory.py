@@ -120,10 +120,8 @@ def live_positions(config: Config, model: ModelConfig, prompts: Split) -> int:
 
 
 def expected(config: Config, model: ModelConfig, prompts: Split, halves: int = 2, device: str = "cpu") -> int:
-    """About how many bytes a run takes at most: the whole process on a CPU, the device's memory elsewhere.
-
-    `prompts` are those of one half; `halves` is 1 if the same prompts serve for discovery and evaluation.
-    """
+    """About how many bytes a run takes at most: the whole process on a CPU, the device's memory elsewhere. `prompts`
+    are those of one half; `halves` is 1 if the same prompts serve for discovery and evaluation."""
     sizes = Sizes.of(config, model, prompts)
     n = min(config.part or sizes.prompts, sizes.prompts)
     methods = [config.method]

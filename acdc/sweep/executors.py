@@ -70,13 +70,9 @@ class Executor(ABC):
         """Clean up; `finished` says whether all runs have ended."""
 
     def make(self, runs: Sequence[Run], say: Say) -> Generator[tuple[list[Run], str], None, None]:
-        """Make the runs. The runs that a dead worker leaves are made again, up to `ATTEMPTS` times.
-
-        Yields the runs that have ended since the last time, and what is being made.
-
-        Raises:
-            UserError: a failure can't be recorded, or Slurm refuses; finished runs are safe.
-        """
+        """Make the runs; yield those that have ended since the last time, and what is being made. The runs that a dead
+        worker leaves are made again, up to `ATTEMPTS` times. Raises UserError if a failure can't be recorded, or Slurm
+        refuses; finished runs are safe."""
         left = {run.name: run for run in runs}
         attempts = Counter[str]()
         end = "no worker is left"
@@ -167,9 +163,7 @@ class Local(Executor):
 
     def _look(self, say: Say) -> list[Unit]:
         units = {number: process.look(say) for number, process in self._team.items()}
-        for number, unit in units.items():
-            if unit.end:
-                del self._team[number]
+        self._team = {number: process for number, process in self._team.items() if not units[number].end}
         return list(units.values())
 
     def _doing(self) -> str:

@@ -189,7 +189,8 @@ def read_sweep(path: Path) -> SweepFile:
     for where, options in mappings.items():
         for key in options:
             if key not in OPTIONS:
-                raise FileError(f"{_at(files, (*where, key))}: {_dotted(where)}: {unknown('option', key, OPTIONS)}")
+                place = f"{_at(files, (*where, key))}: {'.'.join(map(str, where))}"
+                raise FileError(f"{place}: {unknown('option', key, OPTIONS)}")
     return SweepFile(path, sweep, files, _axes(sweep, files))
 
 
@@ -199,10 +200,6 @@ def _at(files: Sequence[Lines], keys: Sequence[str | int]) -> str:
         if line := lines.of(keys):
             return f"{lines.path} line {line}"
     return str(files[0].path)
-
-
-def _dotted(keys: Keys) -> str:
-    return ".".join(map(str, keys))
 
 
 def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
@@ -222,14 +219,11 @@ def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
 
 def _axes(sweep: Sweep, files: Sequence[Lines]) -> dict[Keys, dict[str, list[Option]]]:
     """Return the values of all options, by grid; raise FileError if some are wrong or there are too many runs."""
-    empty = "grid: is empty; give options with their values"
-    if not sweep.grids:
-        raise FileError(f"{_at(files, ('grid',))}: {empty}")
     axes: dict[Keys, dict[str, list[Option]]] = {}
     runs = 0
-    for where, grid in sweep.grids.items():
+    for where, grid in (sweep.grids or {("grid",): {}}).items():
         if not grid:
-            raise FileError(f"{_at(files, where)}: {empty}")
+            raise FileError(f"{_at(files, where)}: grid: is empty; give options with their values")
         axes[where] = {key: _values(files, (*where, key), given) for key, given in grid.items()}
         runs += math.prod(map(len, axes[where].values()))
         if runs > MAX_RUNS:
@@ -239,7 +233,7 @@ def _axes(sweep: Sweep, files: Sequence[Lines]) -> dict[Keys, dict[str, list[Opt
 
 def _values(files: Sequence[Lines], where: Keys, given: Any) -> list[Option]:
     """Return the values of an option, given as one value, a list or a range."""
-    prefix = f"{_at(files, where)}: {_dotted(where)}"
+    prefix = f"{_at(files, where)}: {'.'.join(map(str, where))}"
     if isinstance(given, dict):
         try:
             return AxisRange.model_validate(given).values(where[-1] in WHOLE)

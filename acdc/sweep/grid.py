@@ -31,10 +31,7 @@ class Run:
 
 def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[Run], list[str]]:
     """Return all runs in the order of the grid, and notes for the user; `default_model` is for runs that name no model.
-
-    Raises:
-        UserError: a run is impossible; the message has the line of the option at fault.
-    """
+    Raises UserError if a run is impossible, with the line of the option at fault."""
     load = lru_cache(maxsize=None)(load_task)
     configs: list[Config] = []
     tasks: list[Task] = []

@@ -63,12 +63,8 @@ def make_plan(
 ) -> tuple[SweepPlan, list[str]]:
     """Read a sweep file and check everything that can be wrong before a run is made. Return the plan, and notes.
 
-    Args:
-        path: of the file, or the name of a shipped one
-        given: options of the command line, None if not given: executor, workers, threads, memory (bytes), retry, plots
-        sure: called with the number of runs if there are more than `MANY`; returns whether to go on
-    Raises:
-        UserError: one line that says what is wrong, and in which line of the file.
+    `given` are options of the command line (None if not given): executor, workers, threads, memory (bytes), retry,
+    plots. `sure` is asked whether to go on with more than `MANY` runs. Raises UserError with file and line.
     """
     file = read_sweep(find_config(path))
     if file.size > MANY and not sure(file.size):

@@ -13,7 +13,6 @@ Failed runs are made again only if asked for (`retry`).
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
 from urllib.parse import quote
 
 from acdc.files.table import FAILURE, Row, every_column, to_csv, to_parquet
@@ -32,11 +31,8 @@ HIDDEN = ("folder", "model_hash", "data_hash")  # columns that the page leaves o
 
 
 def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[Row]:
-    """Make the runs that are left, then the table and the plots. A failed run does not stop the others.
-
-    Raises:
-        UserError: the directory is in use or can't be written, or Slurm refuses.
-    """
+    """Make the runs that are left, then the table and the plots. A failed run does not stop the others. Raises
+    UserError if the directory is in use or can't be written, or Slurm refuses."""
     title = plan.file.path.stem
     tracking = Tracking(plan.file.sweep.track, title, plan.out, say)
     with locked(plan.out, "this sweep"):
@@ -47,9 +43,17 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
         rows = [plan.row(run) for run in plan.runs]
         for note in _mixed(rows):
             say(note)
-        _write_table(plan.out, rows, say)
+        write_atomic(plan.out / "results.csv", to_csv(rows))
+        parquet = to_parquet(rows)
+        if parquet is None:
+            say("note: no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'")
+        else:
+            write_atomic(plan.out / "results.parquet", parquet)
         panels = of_rows(rows)
-        page = render_many(title, plan.file.sweep.description, summary(rows), *_table(rows), panels)
+        columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
+        cells = [[row.get(c) for c in columns] for row in rows]
+        links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]
+        page = render_many(title, plan.file.sweep.description, summary(rows), columns, cells, links, panels)
         write_atomic(plan.out / "report.html", page)
         if plan.plots:
             for name, data in curves.draw(panels).items():
@@ -76,16 +80,6 @@ def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, 
             progress(Progress(done, len(plan.runs), "runs", f"{failed} failed; {doing}" if failed else doing))
 
 
-def _write_table(out: Path, rows: list[Row], say: Callable[[str], None]) -> None:
-    """Write results.csv, and results.parquet if pyarrow is installed."""
-    write_atomic(out / "results.csv", to_csv(rows))
-    data = to_parquet(rows)
-    if data is None:
-        say("note: no results.parquet; to get it, pip install 'acdc-circuits[sweeps]'")
-    else:
-        write_atomic(out / "results.parquet", data)
-
-
 def _mixed(rows: list[Row]) -> list[str]:
     """Return warnings about runs that should have the same weights or prompts, but don't."""
     notes = []
@@ -101,10 +95,3 @@ def _mixed(rows: list[Row]) -> list[str]:
                 options = ", ".join(f"{key} {value}" for key, value in zip(keys, kind, strict=True))
                 notes.append(f"warning: runs of {options} were made with different {what}; remove the outdated runs")
     return notes
-
-
-def _table(rows: list[Row]) -> tuple[list[str], list[list[object]], list[str | None]]:
-    """Return the columns of the sweep's page, their values, and the link to each run's page."""
-    columns = [c for c in every_column(rows) if c not in HIDDEN and any(row.get(c) is not None for row in rows)]
-    links = [f"{quote(row['folder'])}/report.html" if row["state"] == "done" else None for row in rows]
-    return columns, [[row.get(c) for c in columns] for row in rows], links

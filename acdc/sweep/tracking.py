@@ -15,10 +15,8 @@ from acdc.files.table import HASHES, OPTIONS, Row
 
 
 class Tracking:
-    """Logs runs with `wandb` or `trackio`; without a tracker, or after one has failed, it does nothing.
-
-    Raises UserError if the tracker is not installed.
-    """
+    """Logs runs with `wandb` or `trackio`; without a tracker, or after one has failed, it does nothing. Raises
+    UserError if the tracker is not installed."""
 
     def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
         self.options = {"project": re.sub(r"[^A-Za-z0-9_.-]+", "-", project)}

@@ -38,14 +38,9 @@ Tell = Callable[[dict[str, Any]], None]
 
 
 def make_unit(path: Path, start: int = 0, tell: Tell = lambda _: None) -> None:
-    """Make the runs of a unit file that have not ended and that no other worker is making.
-
-    Args:
-        start: index of the run to begin with; those before it come last
-        tell: called with events: a run begins, its progress, a note
-    Raises:
-        UserError: the unit file can't be read, or a failure can't be recorded.
-    """
+    """Make the runs of a unit file that have not ended and that no other worker is making, from index `start` on, then
+    those before it; `tell` is called with events: a run begins, its progress, a note. Raises UserError if the file
+    can't be read, or a failure can't be recorded."""
     unit = read_json(path)
     worker = Worker(unit["share"], unit["memory"])
     locks = path.with_suffix(".locks")
@@ -112,8 +107,7 @@ class Worker:
 
 
 def _end_with_parent() -> None:
-    """End this process, whatever it is doing, when the parent closes stdin or is gone. A run that is cut off continues
-    from its log."""
+    """End this process when the parent closes stdin or is gone. A run that is cut off continues from its log."""
     os.read(0, 1)  # not sys.stdin, whose lock a daemon thread would still hold at exit
     os._exit(0)
 
