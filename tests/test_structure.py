@@ -18,15 +18,12 @@ ORDER = [
     "report", "commands", "sweep", "library", "cli", "__init__",
 ]  # fmt: skip
 WITHOUT_CODE = ("bundled",)
-FLOORS = 16
+FLOORS = 12
 ARROWS = 96
 LINES = 400  # of a module
 MEDIAN = 200
-ALL_LINES = 15_000
-PAIRS = 266  # assignments `a, b = x, y`
-
-# What breaks a rule today, and why. An entry that is no longer needed fails the tests as well.
-KNOWN = {"acdc/ is too long": "every folder is being simplified"}
+ALL_LINES = 15_000  # of the package; a feature that needs more says what it pays for them
+PAIRS = 10  # assignments `a, b = x, y`
 
 
 class Import(NamedTuple):
@@ -118,10 +115,6 @@ def upwards() -> list[Import]:
     return [each for each in imports() if ORDER.index(room(each.imported)) > ORDER.index(room(each.importer))]
 
 
-def upward_name(each: Import) -> str:
-    return f"{each.file} imports {each.imported}"
-
-
 def too_long() -> dict[str, int]:
     lengths = {path: n_lines(path) for path in modules().values()}
     out = {f"{path} is too long": n for path, n in lengths.items() if n > LINES}
@@ -152,7 +145,7 @@ def test_the_entries_of_the_package() -> None:
 
 
 def test_rooms_import_only_what_stands_before_them() -> None:
-    found = [str(each) for each in upwards() if upward_name(each) not in KNOWN]
+    found = [str(each) for each in upwards()]
     assert not found, "\n".join(found)
 
 
@@ -168,9 +161,6 @@ def test_rooms_import_each_other_in_no_circle_on_few_floors_by_few_arrows() -> N
     n_arrows = sum(len(others) for others in arrows().values())
     assert 50 < n_arrows <= ARROWS, n_arrows
     below = arrows()
-    for each in upwards():
-        if upward_name(each) in KNOWN:
-            below[room(each.importer)].discard(room(each.imported))
     floors: dict[str, int] = {}
     for name in TopologicalSorter(below).static_order():  # raises CycleError
         floors[name] = 1 + max((floors[other] for other in below[name]), default=0)
@@ -195,16 +185,12 @@ def test_files_and_configs_are_read_without_torch() -> None:
 
 
 def test_modules_are_short() -> None:
-    assert {name: n for name, n in too_long().items() if name not in KNOWN} == {}
+    assert too_long() == {}
 
 
 def test_one_statement_a_line() -> None:
     found = [f"{path}:{node.lineno}" for path in modules().values() for node in ast.walk(tree(path)) if is_pair(node)]
     assert len(found) <= PAIRS, f"{len(found)} assignments of a tuple to a tuple:\n" + "\n".join(found)
-
-
-def test_what_is_known_to_break_a_rule_still_does() -> None:
-    assert set(KNOWN) - {upward_name(each) for each in upwards()} - set(too_long()) == set()
 
 
 # ---------------------------------------------------------------- the tests
