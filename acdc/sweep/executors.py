@@ -28,6 +28,7 @@ from acdc.sweep.grid import Run
 
 COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
+GRACE = 5.0  # seconds in which a worker without runs ends by itself
 
 Say = Callable[[str], None]
 
@@ -171,9 +172,7 @@ class Local(Executor):
 
     def _stop(self, finished: bool, say: Say) -> None:
         for worker in self._team.values():
-            worker.process.kill()  # a run that is cut off continues from its log
-        for worker in self._team.values():
-            worker.process.wait()
+            worker.end(GRACE if finished else 0.0)  # a run that is cut off continues from its log
             worker.look(say)  # notes that it has left
         if self._unit is not None:
             self._unit.unlink(missing_ok=True)
@@ -215,6 +214,14 @@ class _Process:
                 self._notes.append(f"{self.begun[-1]}: {event['note']}")
             elif "at" in event:
                 self.at = event["at"]
+
+    def end(self, grace: float) -> None:
+        """Kill the process unless it ends by itself within `grace` seconds."""
+        try:
+            self.process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def look(self, say: Say) -> Unit:
         """Pass on notes, and return the runs that have been begun and how the process ended, if it has."""
