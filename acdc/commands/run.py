@@ -136,9 +136,6 @@ def describe(
     config = inputs.config
     task = inputs.task
     model = inputs.model
-    edges = edges_of(circuit)
-    if config.method == "acdc":  # its scores are the changes of the metric
-        edges = [edge.model_copy(update={"change": edge.score}) for edge in edges]
     dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(
@@ -162,7 +159,7 @@ def describe(
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
-        edges=tuple(edges),
+        edges=edges_of(circuit, tested=config.method == "acdc"),
         environment=environment(),
         command=command_line(config),
         notes=notes,

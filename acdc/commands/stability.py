@@ -300,7 +300,7 @@ def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stabi
         update={
             "method": MethodPart(**{**file.method.model_dump(), "name": "stability", "options": options}),
             "graph": file.graph.model_copy(update={"dead": result.dead}),
-            "edges": tuple(edges_of(core)),
+            "edges": edges_of(core),
             "command": f"acdc stability --config config.yaml {counts} --core {plan.core:g}",
         }
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -233,12 +232,11 @@ class CircuitFile(Strict):
         return Circuit(g, kept, direct, scores, direct_scores)
 
 
-def edges_of(circuit: Circuit, changes: Mapping[str, float] | None = None) -> list[Edge]:
-    """Return the kept edges in (sender, receiver) order, direct ones last; `changes` are those of `Edge`, by name."""
-    changes = changes or {}
+def edges_of(circuit: Circuit, tested: bool = False) -> tuple[Edge, ...]:
+    """Return the kept edges in (sender, receiver) order, direct ones last. `tested`: each score is also the change."""
     names = circuit.edge_names() + circuit.direct_names()
     scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)
-    return [Edge(name=n, change=changes.get(n), score=s) for n, s in zip(names, scores, strict=True)]
+    return tuple(Edge(name=n, change=s if tested else None, score=s) for n, s in zip(names, scores, strict=True))
 
 
 def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | None]:

@@ -97,13 +97,13 @@ def test_edges_come_in_order_with_their_changes() -> None:
     for name in ("m1->logits", "input->a0.h1<v>", "input->m0"):
         kept[SMALL.parse_edge(name)] = True
     direct[SMALL.direct_index["a0.h1<v>->a0.h1"]] = True
-    edges = edges_of(Circuit(SMALL, kept, direct), {"input->m0": 0.5, "a0.h1<v>->a0.h1": 0.25})
-    assert edges == [
-        Edge(name="input->a0.h1<v>"),
-        Edge(name="input->m0", change=0.5),
-        Edge(name="m1->logits"),
-        Edge(name="a0.h1<v>->a0.h1", change=0.25),
-    ]
+    scores = np.full(SMALL.edges.shape, np.nan)
+    scores[SMALL.parse_edge("input->m0")] = 0.5
+    direct_scores = np.where(direct, 0.25, np.nan)
+    circuit = Circuit(SMALL, kept, direct, scores, direct_scores)
+    expected = {"input->a0.h1<v>": None, "input->m0": 0.5, "m1->logits": None, "a0.h1<v>->a0.h1": 0.25}
+    assert edges_of(circuit, tested=True) == tuple(Edge(name=n, change=x, score=x) for n, x in expected.items())
+    assert edges_of(circuit) == tuple(Edge(name=n, score=x) for n, x in expected.items())
 
 
 def sound() -> dict[str, Any]:

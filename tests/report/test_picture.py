@@ -488,7 +488,7 @@ def file_of(circuit: Circuit, name: str = "greater-than") -> CircuitFile:
         ),
         graph=GraphPart.of(circuit),
         metrics={"kl": 0.12345678, name: 1.0},
-        edges=tuple(edges_of(circuit, {"input->m0": 0.7})),
+        edges=tuple(e.model_copy(update={"change": {"input->m0": 0.7}.get(e.name)}) for e in edges_of(circuit)),
         environment={"python": name},
         command=f"acdc run --task {name}",
         notes=(name,),

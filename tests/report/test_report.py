@@ -52,6 +52,7 @@ def ioi(tmp_path_factory) -> Path:
 def file_of(circuit: Circuit, name: str = "ioi") -> CircuitFile:
     g = circuit.graph
     changes = {n: 0.5 for n in circuit.edge_names()}
+    edges = tuple(e.model_copy(update={"change": changes.get(e.name)}) for e in edges_of(circuit))
     return CircuitFile(
         task=TaskPart(name=name, version=1, examples=10, seed=0, data_hash=name),
         model=ModelPart(
@@ -63,7 +64,7 @@ def file_of(circuit: Circuit, name: str = "ioi") -> CircuitFile:
         ),
         graph=GraphPart.of(circuit),
         metrics={},
-        edges=tuple(edges_of(circuit, changes)),
+        edges=edges,
         environment={"acdc": name},
         command=f"acdc run --task {name}",
         notes=(name,),

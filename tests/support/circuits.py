@@ -27,7 +27,7 @@ def file_of(circuit: Circuit, **changed: Any) -> CircuitFile:
         "method": method,
         "graph": GraphPart.of(circuit, dead=2),
         "metrics": {"kl": 0.123, "faithfulness": 0.9},
-        "edges": tuple(edges_of(circuit)),
+        "edges": edges_of(circuit),
         "environment": {"python": "3.11", "acdc": "0.1.0"},
         "command": "acdc run --task greater-than",
         "notes": ("a note with ünïcode",),
