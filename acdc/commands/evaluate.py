@@ -31,7 +31,7 @@ from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Promp
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
-from acdc.model.load import Model, load_model
+from acdc.model.load import Model
 from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.setup.config import Config, resolve
 from acdc.setup.inputs import Inputs, load
@@ -74,9 +74,8 @@ def evaluate(
     if memory is not None:
         own["part"] = None  # as many prompts at once as fit
     config, task, _ = resolve(_stated(where, file, found_with) | own, None, None, read_task)
-    model = model or load_model(config.model, config.device, config.dtype)
-    _check_model(where, file, model)
     inputs = load(config, task, memory, model)
+    _check_model(where, file, inputs.model)
     notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
@@ -92,7 +91,7 @@ def evaluate(
     return Evaluation(
         task=task.name,
         model=inputs.config.model_name,
-        model_hash=model.hash,
+        model_hash=inputs.model.hash,
         data_hash=inputs.config.data_hash or "",
         method=file.method.name,
         **config.model_dump(include={"metric", "dtype", "examples", "seed"}),

@@ -146,7 +146,7 @@ def describe(
         ),
         model=ModelPart(
             name=config.model_name,
-            family=model.family,
+            family=model.checkpoint.family,
             hash=model.hash,
             d_model=model.transformer.config.d_model,
             **asdict(circuit.graph),

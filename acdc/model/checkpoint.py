@@ -1,172 +1,128 @@
-"""A checkpoint's tensors by name and shape, converted to the transformer's form, and the values of its config.json."""
+"""A checkpoint: its config and tokenizer are read at once, its weights when they are needed."""
 
 import hashlib
-import math
-import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.config import MAX_NODES
+from acdc.model import gguf, gpt2, gpt_neo, gpt_neox, huggingface, llama, native
+from acdc.model.config import MAX_NODES, ModelConfig
+from acdc.model.find import BUNDLED, find_model, read_json, reading
+from acdc.model.tokenizer import Tokenizer
+from acdc.task.tokenize import Split
 
-IGNORED = re.compile(r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$|^(lm_head|embed_out)\.weight$")
-"""Tensors that change nothing: masks and frequencies of old checkpoints, and the copy of a tied head."""
-SIZES = {
-    "n_layers": "num_hidden_layers",
-    "n_heads": "num_attention_heads",
-    "d_model": "hidden_size",
-    "n_positions": "max_position_embeddings",
-    "vocab_size": "vocab_size",
+FAMILIES: dict[str, ModuleType] = {
+    "acdc": native,
+    "gpt2": gpt2,
+    "gpt_neo": gpt_neo,
+    "gpt_neox": gpt_neox,
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama),
 }
-"""The key of config.json for each size of a `ModelConfig`, in most families."""
+POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
+POST_NORM_REASON = ": it normalises the sum of a layer's heads before adding it, so no head has an output of its own"
+REFUSED = {  # keys that change the computation and that no supported family implies
+    "attn_logit_softcapping": "attention scores with a soft cap are",
+    "final_logit_softcapping": "logits with a soft cap are",
+    "quantization_config": "quantized weights are",
+}
+LAYERS = ("n_layer", "num_layers", "num_hidden_layers")
+Read = Callable[[torch.dtype], Any]  # loads the weights: transformers' module, or the tensors of a bundled model
 
 
+@dataclass(frozen=True)
 class Checkpoint:
-    """Reads the tensors of one checkpoint, each with its shape, into the weights of a transformer, `out`."""
+    """A checkpoint without its weights; `config` is that of transformers, `files` are those that hold weights."""
 
-    def __init__(self, tensors: dict[str, Tensor], prefix: str, where: str) -> None:
-        self.out: dict[str, Tensor] = {}
-        self._tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-        self._where = where
-        self._used: set[str] = set()
+    name: str
+    path: Path
+    family: str
+    config: Any
+    sizes: ModelConfig
+    tokenizer: Tokenizer
+    files: tuple[Path, ...]
+    read: Read
 
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self._tensors
+    def check_fits(self, *splits: Split) -> None:
+        """Raise ModelError if prompts are longer than the model's positions or use token ids that it doesn't have."""
+        c = self.sizes
+        for split in splits:
+            n = split.clean.shape[1]
+            if n > c.n_positions:
+                raise ModelError(f"--model {self.name}: has {c.n_positions} positions, but the prompts have {n} tokens")
+            embedded = split.clean, split.corrupted
+            predicted = split.correct, split.wrong
+            for both, size, verb in ((embedded, c.vocab_size, "embeds"), (predicted, c.vocab_out, "predicts")):
+                token = max(int(ids.max(initial=0)) for ids in both)
+                if token >= size:
+                    piece = self.tokenizer.pieces([token])[0]
+                    found = f"the prompts have token id {token} ({piece!r}), but the model {verb} {size} ids only"
+                    raise ModelError(f"--model {self.name}: {found}; its tokenizer belongs to another model")
 
-    def get(self, name: str, *shape: int) -> Tensor:
-        """Return the tensor of this name; raise ModelError if it is missing or has another shape."""
-        if name not in self._tensors:
-            raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
-        tensor = self._tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise ModelError(f"{self._where}: tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}")
-        self._used.add(name)
-        return tensor
-
-    def linear(self, name: str, n_in: int, n_out: int) -> tuple[Tensor, Tensor]:
-        """Weight Float[in out] and bias Float[out] of an nn.Linear; a missing bias is 0."""
-        weight = self.get(f"{name}.weight", n_out, n_in).T
-        bias = f"{name}.bias"
-        return weight, self.get(bias, n_out) if self.has(bias) else weight.new_zeros(n_out)
-
-    def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
-        d = len(weight)
-        if self.has(f"{norm}.bias"):
-            bias = bias + self.get(f"{norm}.bias", d) @ weight
-        return self.get(f"{norm}.weight", d)[:, None] * weight, bias
-
-    def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
-        """Set a weight and a bias of the transformer."""
-        self.out[f"{name}.weight"] = weight
-        self.out[f"{name}.bias"] = bias
-
-    def put_heads(self, name: str, weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> None:
-        """Set queries, keys or values from Float[d_model head·d_head]; `repeat` query heads get a copy of each."""
-        w = weight.view(len(weight), n_heads, -1).transpose(0, 1).repeat_interleave(repeat, 0)
-        self.put(name, w.contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0))
-
-    def put_output(self, name: str, weight: Tensor, bias: Tensor, n_heads: int) -> None:
-        """Set the output projection of a layer's heads from Float[head·d_head d_model] and Float[d_model]."""
-        self.put(name, weight.reshape(n_heads, -1, weight.shape[1]), bias)
-
-    def scale(self, name: str, factor: float) -> None:
-        """Multiply a weight and its bias."""
-        self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
-
-    def finish(self, norm: str, tied: bool, head: str = "lm_head") -> dict[str, Tensor]:
-        """Set the unembedding, from `head` or tied to the embedding, with its norm folded in; return all weights."""
-        token = self.out["token.weight"]
-        weight = token if tied else self.get(f"{head}.weight", *token.shape)
-        self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
-        # A tensor that was never read: quantized weights with scales, norms with a fixed deviation, adapters.
-        if left := sorted(n for n in self._tensors if n not in self._used and not IGNORED.search(n)):
-            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            what = f"tensor {left[0]!r}{more} has no place in a model of this family"
-            raise ModelError(f"{self._where}: {what}; without it another model would be computed")
-        return self.out
+    def hash(self) -> str:
+        """The SHA-256 of the files with weights, its first 16 hex digits."""
+        digest = hashlib.sha256()
+        for path in self.files:
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()[:16]
 
 
-def hash_files(paths: Iterable[Path]) -> str:
-    """The SHA-256 of the files' content, its first 16 hex digits."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                digest.update(chunk)
-    return digest.hexdigest()[:16]
+def open_checkpoint(name: str) -> Checkpoint:
+    """Find a checkpoint and read its config and tokenizer; raise ModelError if it can't be found, read or represented."""
+    path = find_model(name)
+    if (path / "adapter_config.json").exists():
+        return _adapted(name, path)
+    if path.is_file():
+        config, tokenizer, files, read = gguf.open_gguf(path, name)
+    else:
+        raw = read_json(path / "config.json")
+        _check(raw, path / "config.json")
+        bundled = path.parent == BUNDLED or raw["model_type"] == "acdc"
+        open_directory = native.open_native if bundled else huggingface.open_directory
+        config, tokenizer, files, read = open_directory(path, name, raw)
+    with reading(path, "config"):
+        sizes = FAMILIES[config.model_type].sizes(config)
+    return Checkpoint(name, path, config.model_type, config, sizes, tokenizer, files, read)
 
 
-@contextmanager
-def config_errors(where: str) -> Iterator[None]:
-    """Raise any error inside as a ModelError: a value of config.json has a wrong type or is out of range."""
-    try:
-        yield
-    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
-        raise ModelError(f"{where}: a value has a wrong type or is out of range ({error})") from None
+def _adapted(name: str, path: Path) -> Checkpoint:
+    """A LoRA adapter, merged with its base when the weights are read."""
+    raw = read_json(path / "adapter_config.json")
+    if importlib.util.find_spec("peft") is None:
+        raise ModelError(f"{path}: a LoRA adapter; merging it with its base needs peft: pip install peft")
+    weights = path / "adapter_model.safetensors"
+    if raw.get("peft_type") != "LORA" or not weights.is_file():
+        raise ModelError(f"{path}: only LoRA adapters with {weights.name} are supported")
+    base = str(raw.get("base_model_name_or_path"))
+    if (find_model(base) / "adapter_config.json").exists():
+        raise ModelError(f"{path}: its base {base} is an adapter, too; merge that first")
+    of = open_checkpoint(base)
+    if of.family == "acdc" or of.path.parent == BUNDLED:
+        raise ModelError(f"{path}: its base {base} is not a checkpoint of transformers")
+    read = partial(huggingface.merged, of.read, path)
+    return replace(of, name=name, path=path, files=(*of.files, weights), read=read)
 
 
-def take(raw: dict[str, Any], where: str, name: str) -> Any:
-    """Return a value of config.json; raise ModelError for a missing key."""
-    if raw.get(name) is None:
-        raise ModelError(f"{where}: key {name!r} is missing")
-    return raw[name]
-
-
-def read_sizes(raw: dict[str, Any], where: str, d_head: int | None = None, **names: str) -> dict[str, Any]:
-    """Return the sizes of a `ModelConfig` that config.json gives, under `names` where keys are not those of `SIZES`."""
-    out = {}
-    for size, name in (SIZES | names).items():
-        value = take(raw, where, name)
-        if type(value) is not int or value < 1:
-            raise ModelError(f"{where}: {name} is {value!r}; it must be a whole number above 0")
-        out[size] = value
-    if out["n_layers"] > MAX_NODES:
-        raise ModelError(f"{where}: {out['n_layers']} layers; no model has so many")
-    d_model = out["d_model"]
-    n_heads = out["n_heads"]
-    if not d_head and d_model % n_heads:
-        raise ModelError(f"{where}: the width {d_model} is not a multiple of the number of heads {n_heads}")
-    return out | {"vocab_out": out["vocab_size"], "d_head": d_head or d_model // n_heads}
-
-
-def refuse(raw: dict[str, Any], where: str, **supported: Any) -> None:
-    """Raise ModelError for an option whose value is not the only supported one."""
-    for key, wanted in supported.items():
-        if raw.get(key, wanted) != wanted:
-            raise ModelError(f"{where}: {key} is {raw[key]!r}; only {wanted} is supported")
-
-
-def rope(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of rotary embeddings: one mapping in transformers 5, several keys in older versions."""
-    return {
-        "rope_theta": raw.get("rope_theta", raw.get("rotary_emb_base", 10_000.0)),
-        "partial_rotary_factor": raw.get("partial_rotary_factor", raw.get("rotary_pct", 1.0)),
-        **(raw.get("rope_scaling") or {}),
-        **(raw.get("rope_parameters") or {}),
-    }
-
-
-def frequencies(raw: dict[str, Any], size: int, where: str) -> Tensor:
-    """Angle per position of each rotated pair, Float[size/2] (Su et al. 2021), with linear or Llama 3.1's scaling."""
-    settings = rope(raw)
-    kind = settings.get("rope_type", settings.get("type", "default"))
-    if kind not in ("default", "linear", "llama3"):
-        raise ModelError(f"{where}: rope type {kind!r} is not supported; default, linear and llama3 are")
-    with config_errors(where):
-        f = 1.0 / settings["rope_theta"] ** (torch.arange(0, size, 2, dtype=torch.int64).float() / size)
-        if kind == "default":
-            return f
-        if kind == "linear":
-            return f / take(settings, where, "factor")
-        keys = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-        factor, low, high, context = (take(settings, where, key) for key in keys)
-        turns = context * f / (2 * math.pi)  # over the original context
-        smooth = ((turns - low) / (high - low)).clamp(0, 1)
-        return (1 - smooth) * f / factor + smooth * f
+def _check(raw: dict[str, Any], where: Path) -> None:
+    """Raise ModelError for a config.json that no family represents, or that transformers would read without end."""
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        why = POST_NORM_REASON if family in POST_NORM else ""
+        supported = ", ".join(f for f in FAMILIES if f != "acdc")
+        raise ModelError(f"{where}: model_type {family!r} is not supported{why}; supported: {supported}")
+    for key, what in REFUSED.items():
+        if raw.get(key) is not None:
+            raise ModelError(f"{where}: {key} is set, but {what} not supported; only checkpoints without are")
+    with reading(where, "config"):
+        layers = [raw.get(key) or 0 for key in LAYERS]
+        layers += [len(kinds) * times for kinds, times in raw.get("attention_types") or ()]
+        if max(layers) > MAX_NODES:
+            raise ModelError(f"{where}: {max(layers):,} layers; no model has so many")

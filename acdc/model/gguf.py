@@ -1,12 +1,10 @@
-"""GGUF files: converted once to a Hugging Face directory in the user's cache, and read from there afterwards.
+"""GGUF files of llama.cpp, put into transformers' modules.
 
-Settings that the directory can't express are refused, never dropped: both models compute the same.
+transformers' own reader drops what it doesn't know (the frequencies of Llama 3.1, biases, how text is split); here
+everything in a file is used or refused.
 """
 
-import json
-import os
-import shutil
-import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,245 +13,188 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.checkpoint import frequencies, hash_files
-from acdc.model.gguf_file import GgufFile, broken, open_gguf
+from acdc.model.find import reading
+from acdc.model.tokenizer import Tokenizer
 
-_LLAMA3_SPLIT = (
+SUPPORTED = ("gpt2", "llama", "qwen2", "qwen3")  # a GGUF calls Mistral llama
+REFUSED = (  # keys, after the architecture's prefix, that change the computation and that no config expresses
+    "attention.scale",
+    "attention.clamp_kqv",
+    "attention.sliding_window",
+    "attn_logit_softcapping",
+    "embedding_scale",
+    "expert_count",
+    "final_logit_softcapping",
+    "logit_scale",
+    "residual_scale",
+)
+FREQUENCIES = "rope_freqs.weight"
+LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_SPLITS = {
-    "llama-bpe": _LLAMA3_SPLIT,
-    "qwen2": _LLAMA3_SPLIT.replace("{1,3}", ""),
-    "deepseek-r1-qwen": _LLAMA3_SPLIT.replace("{1,3}", ""),
-}
+QWEN = LLAMA3.replace("{1,3}", "")
+SPLITS = {"llama-bpe": LLAMA3, "qwen2": QWEN, "deepseek-r1-qwen": QWEN}  # patterns by the file's name for them
 
 
-def converted(path: Path) -> Path:
-    """Return the Hugging Face directory of a GGUF file; the first call for a file makes it, in the user's cache."""
-    from filelock import FileLock
+class GgufFile:
+    """The keys and tensors of a file, by name; raises ModelError if it is not of a model that can be represented."""
 
-    root = cache() / "gguf"
-    try:
+    def __init__(self, path: Path) -> None:
+        self.path = path
         with path.open("rb") as file:
             magic = file.read(4)
         if magic != b"GGUF":
-            raise ModelError(f"{path}: not a GGUF file; it begins with {magic!r}")
-        target = root / f"{path.stem}-{hash_files([path])}"
-    except OSError as error:
-        raise ModelError(f"{path}: can't be read ({error.strerror})") from None
-    if target.is_dir():
-        return target
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / ".lock"):
-            if target.is_dir():  # made by another process in the meantime
-                return target
-            for stale in root.glob(".partial-*"):  # left by a process that was killed
-                shutil.rmtree(stale, ignore_errors=True)
-            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=root))
-            try:
-                _convert(path, partial)
-                partial.rename(target)
-            finally:
-                shutil.rmtree(partial, ignore_errors=True)
-    except OSError as error:
-        raise ModelError(f"{root}: can't keep the converted {path.name} there ({error}); set ACDC_CACHE") from None
-    return target
+            raise self.refuse(f"not a GGUF file; it begins with {magic!r}")
+        try:
+            from gguf import GGUFReader
+        except ImportError as error:
+            needed = f"reading it needs the gguf library ({error}); pip install 'acdc-circuits[gguf]'"
+            raise self.refuse(needed) from None
+
+        class Reader(GGUFReader):
+            """A reader that notices truncated files; the library itself would read on."""
+
+            def _get(self, offset: int, dtype: Any, count: int = 1, *more: Any, **order: Any) -> Any:
+                self.data: Any = np.asarray(self.data)  # slices of a memmap take three times as long
+                found = super()._get(offset, dtype, count, *more, **order)
+                if len(found) < int(count):
+                    raise EOFError(f"{count} values of {np.dtype(dtype)} at byte {offset} are not all there")
+                return found
+
+        with reading(path, "GGUF file"):
+            reader: Any = Reader(path)
+            self.keys: dict[str, Any] = dict(reader.fields)
+            self.tensors: dict[str, Any] = {t.name: t for t in reader.tensors}
+            self.family = str(self.get("general.architecture"))
+            self._check()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The value of a key."""
+        return self.keys[key].contents() if key in self.keys else default
+
+    def own(self, key: str, default: Any = None) -> Any:
+        """A key of the architecture, required if there is no default; a float32 becomes the decimal that was meant."""
+        value = self.get(f"{self.family}.{key}", default)
+        if value is None:
+            raise self.refuse(f"{self.family}.{key} is missing")
+        if isinstance(value, list):
+            raise self.refuse(f"{self.family}.{key} differs between layers, which is not supported")
+        return float(f"{value:.7g}") if isinstance(value, float) else value
+
+    def refuse(self, why: str) -> ModelError:
+        """The error of this file."""
+        return ModelError(f"{self.path}: {why}")
+
+    def _check(self) -> None:
+        if self.family not in SUPPORTED:
+            supported = ", ".join(SUPPORTED)
+            raise self.refuse(f"architecture {self.family!r} is not supported as a GGUF; supported: {supported}")
+        if int(self.get("split.count", 1)) > 1:
+            raise self.refuse("one part of a split model; merge the parts into one file first")
+        for key in REFUSED:
+            if self.get(f"{self.family}.{key}"):
+                raise self.refuse(f"{self.family}.{key} is set, which is not supported")
+        if "token_embd.weight" not in self.tensors:
+            raise self.refuse("tensor 'token_embd.weight' is missing")
+        if (layers := self.own("block_count")) > len(self.tensors):
+            raise self.refuse(f"{self.family}.block_count is {layers}, more than the file has tensors")
 
 
-def cache() -> Path:
-    """The user's cache directory."""
-    if own := os.environ.get("ACDC_CACHE"):
-        return Path(os.path.expanduser(own))
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "acdc"
-
-
-def _convert(path: Path, to: Path) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    file = open_gguf(path)
-    with broken(path):
-        file.check()
+def open_gguf(path: Path, name: str) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:
+    """The config of transformers, the tokenizer, the files with weights, and what loads these (`Checkpoint`)."""
+    file = GgufFile(path)
+    with reading(path, "GGUF file"):
         config = _config(file)
-        tokenizer = _tokenizer(file, config["vocab_size"])
-        tensors = _tensors(file, config)
-    (to / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    tokenizer.save(str(to / "tokenizer.json"))
-    try:
-        save_file(tensors, to / "model.safetensors", metadata={"format": "pt"})
-    except SafetensorError as error:  # safetensors wraps I/O errors in its own
-        raise OSError(str(error)) from None
+        backend = _tokenizer(file, config.vocab_size)
+        bos, unknown = (file.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "unknown"))
+        return config, Tokenizer(backend, name, bos, unknown), (path,), partial(_module, file, config)
 
 
-def _config(file: GgufFile) -> dict[str, Any]:
-    family = file.architecture
-    if "token_embd.weight" not in file.tensors:
-        raise file.refuse("tensor 'token_embd.weight' is missing")
+def _config(file: GgufFile) -> Any:
+    from transformers import AutoConfig
+
     width, vocab = (int(n) for n in file.tensors["token_embd.weight"].shape)  # the fastest-varying axis first
-    if width != file.own("embedding_length"):
-        raise file.refuse(f"token_embd.weight is not {file.own('embedding_length')} wide")
-    heads = int(file.own("attention.head_count"))
-    layers = int(file.own("block_count"))
-    if layers > len(file.tensors):
-        raise file.refuse(f"{family}.block_count is {layers}, more than the file has tensors")
-    config: dict[str, Any] = {
-        "model_type": family,
+    heads = file.own("attention.head_count")
+    shared: dict[str, Any] = {
         "vocab_size": vocab,
+        "num_hidden_layers": file.own("block_count"),
+        "num_attention_heads": heads,
+        "hidden_size": width,
+        "max_position_embeddings": file.own("context_length"),
         "tie_word_embeddings": "output.weight" not in file.tensors,
-        "torch_dtype": "float32",
     }
-    if family == "gpt2":
-        return config | {
-            "architectures": ["GPT2LMHeadModel"],
-            "n_layer": layers,
-            "n_head": heads,
-            "n_embd": width,
-            "n_inner": int(file.own("feed_forward_length")),
-            "n_positions": int(file.own("context_length")),
-            "layer_norm_epsilon": _decimal(file.own("attention.layer_norm_epsilon")),
-            "activation_function": "gelu_new",
-        }
-    head = int(file.own("attention.key_length", width // heads))
+    if file.family == "gpt2":
+        eps = file.own("attention.layer_norm_epsilon")
+        return AutoConfig.for_model("gpt2", **shared, n_inner=file.own("feed_forward_length"), layer_norm_epsilon=eps)
+    head = file.own("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if file.own(key, head) != head:
-            raise file.refuse(f"{family}.{key} is {file.own(key)}, not the size of a head ({head})")
-    config |= {
-        "architectures": [{"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family] + "ForCausalLM"],
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": int(file.own("attention.head_count_kv", heads)),
-        "head_dim": head,
-        "hidden_size": width,
-        "intermediate_size": int(file.own("feed_forward_length")),
-        "max_position_embeddings": int(file.own("context_length")),
-        "rms_norm_eps": _decimal(file.own("attention.layer_norm_rms_epsilon")),
-        "rope_theta": _decimal(file.own("rope.freq_base", 10000.0)),
-        "hidden_act": "silu",
-    }
-    if family == "qwen2":
-        if head * heads != width:
-            raise file.refuse(f"heads of {head} are not a whole part of the width {width}")
-    else:
-        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    config["rope_scaling"] = _rope_scaling(file, config)
-    return config
-
-
-def _rope_scaling(file: GgufFile, config: dict[str, Any]) -> dict[str, Any] | None:
-    """Linear scaling or Llama 3.1's, which a GGUF stores as a tensor; others are refused."""
+            raise file.refuse(f"{file.family}.{key} is {file.own(key)}, not the size of a head ({head})")
+    rope = {"rope_type": "default", "rope_theta": file.own("rope.freq_base", 10000.0)}
     if (kind := file.own("rope.scaling.type", "none")) == "linear":
-        return {"rope_type": "linear", "factor": _decimal(file.own("rope.scaling.factor"))}
-    if kind != "none":
+        rope |= {"rope_type": "linear", "factor": file.own("rope.scaling.factor")}
+    elif kind != "none":
         raise file.refuse(f"rotary scaling {kind!r} is not supported")
-    if "rope_freqs.weight" not in file.tensors:
-        return None
-    head = config["head_dim"]
-    found = torch.from_numpy(np.array(file.tensors["rope_freqs.weight"].data, dtype=np.float32))
-    if found.shape != (head // 2,):
-        raise file.refuse(f"rope_freqs.weight has shape {tuple(found.shape)}, not half a head ({head // 2})")
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(found.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    plain = frequencies(config, head, str(file.path))
-    scaled = frequencies(config | {"rope_scaling": scaling}, head, str(file.path))
-    if not torch.allclose(found, plain / scaled, rtol=1e-4):
-        raise file.refuse("rope_freqs.weight is not the scaling of Llama 3.1 and 3.2; no other is supported")
-    return scaling
+    return AutoConfig.for_model(
+        file.family,
+        **shared,
+        num_key_value_heads=file.own("attention.head_count_kv", heads),
+        head_dim=head,
+        intermediate_size=file.own("feed_forward_length"),
+        rms_norm_eps=file.own("attention.layer_norm_rms_epsilon"),
+        rope_parameters=rope,
+        attention_bias="blk.0.attn_q.bias" in file.tensors,
+    )
 
 
-def _decimal(value: float) -> float:
-    """Round a float32 to the decimal that was meant: 9.999999747378752e-06 is 1e-05."""
-    return float(f"{value:.7g}")
+def _module(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:
+    """The model on the CPU, with every tensor of the file in its place."""
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+    from transformers import AutoModelForCausalLM
 
-
-_LLAMA_NAMES = {
-    "token_embd": "model.embed_tokens",
-    "output_norm": "model.norm",
-    "output": "lm_head",
-    "blk.{}.attn_norm": "model.layers.{}.input_layernorm",
-    "blk.{}.ffn_norm": "model.layers.{}.post_attention_layernorm",
-    "blk.{}.attn_q": "model.layers.{}.self_attn.q_proj",
-    "blk.{}.attn_k": "model.layers.{}.self_attn.k_proj",
-    "blk.{}.attn_v": "model.layers.{}.self_attn.v_proj",
-    "blk.{}.attn_q_norm": "model.layers.{}.self_attn.q_norm",
-    "blk.{}.attn_k_norm": "model.layers.{}.self_attn.k_norm",
-    "blk.{}.attn_output": "model.layers.{}.self_attn.o_proj",
-    "blk.{}.ffn_gate": "model.layers.{}.mlp.gate_proj",
-    "blk.{}.ffn_up": "model.layers.{}.mlp.up_proj",
-    "blk.{}.ffn_down": "model.layers.{}.mlp.down_proj",
-}
-_GPT2_NAMES = {
-    "token_embd": "transformer.wte",
-    "position_embd": "transformer.wpe",
-    "output_norm": "transformer.ln_f",
-    "output": "lm_head",
-    "blk.{}.attn_norm": "transformer.h.{}.ln_1",
-    "blk.{}.ffn_norm": "transformer.h.{}.ln_2",
-    "blk.{}.attn_qkv": "transformer.h.{}.attn.c_attn",
-    "blk.{}.attn_output": "transformer.h.{}.attn.c_proj",
-    "blk.{}.ffn_up": "transformer.h.{}.mlp.c_fc",
-    "blk.{}.ffn_down": "transformer.h.{}.mlp.c_proj",
-}
-
-
-def _names(config: dict[str, Any]) -> dict[str, str]:
-    """Hugging Face's name of every tensor in a file with this config."""
-    family = config["model_type"]
-    layers = config["n_layer"] if family == "gpt2" else config["num_hidden_layers"]
-    names = dict(_GPT2_NAMES if family == "gpt2" else _LLAMA_NAMES)
-    if config["tie_word_embeddings"]:
-        del names["output"]
-    if family in ("llama", "qwen2"):
-        del names["blk.{}.attn_q_norm"], names["blk.{}.attn_k_norm"]
-    if family == "gpt2":
-        biased = set(names) - {"token_embd", "position_embd", "output"}
-    elif config.get("attention_bias"):
-        biased = {f"blk.{{}}.attn_{x}" for x in ("q", "k", "v", "output")}
-    else:
-        biased = {f"blk.{{}}.attn_{x}" for x in "qkv" if family == "qwen2"}
-    out = {}
-    for name, theirs in names.items():
-        for end in (".weight", ".bias") if name in biased else (".weight",):
-            for i in range(layers if "{}" in name else 1):
-                out[name.format(i) + end] = theirs.format(i) + end
-    return out
-
-
-def _tensors(file: GgufFile, config: dict[str, Any]) -> dict[str, Tensor]:
-    names = _names(config)
-    if missing := sorted(set(names) - set(file.tensors)):
-        raise file.refuse(f"tensor {missing[0]!r} is missing")
-    if unknown := sorted(set(file.tensors) - set(names) - {"rope_freqs.weight"}):
-        raise file.refuse(f"tensor {unknown[0]!r} has no place in a {config['model_type']} model as acdc knows it")
-    return {
-        theirs: _rearranged(_values(file.tensors[name]), config, name).contiguous()
-        for name, theirs in sorted(names.items())
-    }
+    kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
+    name_of = get_tensor_name_map(kinds[file.family], config.num_hidden_layers).get_name
+    left = dict(file.tensors)
+    factors = left.pop(FREQUENCIES, None)
+    weights = {}
+    with reading(file.path, "GGUF file"):
+        with torch.device("meta"):
+            module: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+        for theirs in module.state_dict():
+            if theirs == "lm_head.weight" and config.tie_word_embeddings:
+                continue
+            name = name_of(theirs, (".weight", ".bias"))
+            if name not in left:
+                raise file.refuse(f"tensor {name!r} is missing")
+            weights[theirs] = _rearranged(_values(left.pop(name)).to(dtype), config, theirs)
+        if left:
+            raise file.refuse(f"tensor {min(left)!r} has no place in a {file.family} model as acdc knows it")
+        module.load_state_dict(weights, strict=False, assign=True)
+        module.tie_weights()
+        if file.family != "gpt2":  # the frequencies are no weights, and still on the device meta
+            rotary = type(module.model.rotary_emb)(config)
+            if factors is not None:
+                rotary.inv_freq /= _values(factors)
+            module.model.rotary_emb = rotary
+    return module.eval()
 
 
 def _values(tensor: Any) -> Tensor:
-    """A tensor without quantization; 16-bit floats stay as they are."""
+    """A tensor without quantization."""
     from gguf import dequantize
 
     kind = tensor.tensor_type.name
     values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
-    out = torch.from_numpy(np.array(values))  # a copy, since the mapped file is read-only
-    return out.to(torch.bfloat16) if kind == "BF16" else out
+    return torch.from_numpy(np.array(values))  # a copy, since the mapped file is read-only
 
 
-def _rearranged(tensor: Tensor, config: dict[str, Any], name: str) -> Tensor:
+def _rearranged(tensor: Tensor, config: Any, name: str) -> Tensor:
     """A tensor in Hugging Face's layout, from llama.cpp's."""
-    kind = name.split(".")[-2]
-    if config["model_type"] == "gpt2" and kind in ("attn_qkv", "attn_output", "ffn_up", "ffn_down"):
-        return tensor.mT if tensor.ndim == 2 else tensor  # input × output; a bias stays
-    if config["model_type"] == "llama" and kind in ("attn_q", "attn_k"):
-        heads = config["num_attention_heads" if kind == "attn_q" else "num_key_value_heads"]
+    if config.model_type == "gpt2" and tensor.ndim == 2 and ".h." in name:
+        return tensor.T.contiguous()  # input × output
+    if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
+        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
         # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
         return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
     return tensor
@@ -266,9 +207,9 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     kind = file.get("tokenizer.ggml.model")
     if kind != "gpt2":
         raise file.refuse(f"tokenizer {kind!r} is not supported, only byte-level BPE; use the original checkpoint")
-    splitting = file.get("tokenizer.ggml.pre", "gpt-2" if file.architecture == "gpt2" else None)
-    if splitting in _SPLITS:
-        first = pre_tokenizers.Split(Regex(_SPLITS[splitting]), behavior="isolated")
+    splitting = file.get("tokenizer.ggml.pre", "gpt-2" if file.family == "gpt2" else None)
+    if splitting in SPLITS:
+        first = pre_tokenizers.Split(Regex(SPLITS[splitting]), behavior="isolated")
         split: Any = pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     elif splitting == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)
@@ -276,7 +217,7 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     elif splitting == "gpt-2":
         split = pre_tokenizers.ByteLevel(add_prefix_space=False)
     else:
-        known = ", ".join(sorted([*_SPLITS, "smollm", "gpt-2"]))
+        known = ", ".join(sorted([*SPLITS, "smollm", "gpt-2"]))
         raise file.refuse(f"pre-tokenizer {splitting!r} is not supported, only {known}; use the original checkpoint")
     tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
     merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]

@@ -2,42 +2,46 @@
 
 from typing import Any
 
-from torch import Tensor
-
-from acdc.model.checkpoint import Checkpoint, frequencies, read_sizes, rope
 from acdc.model.config import ModelConfig
+from acdc.model.weights import Weights
 
 
-def config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The transformer's config from Hugging Face's config.json."""
-    sizes = read_sizes(raw, where, d_mlp="intermediate_size")
-    rotated = {"rotary_pct": 0.25, "rope_parameters": {}, **raw}
+def sizes(config: Any) -> ModelConfig:
+    """The transformer's config, from transformers' `GPTNeoXConfig`."""
+    d_head = config.hidden_size // config.num_attention_heads
     return ModelConfig(
-        **sizes,
-        norm_eps=raw.get("layer_norm_eps", 1e-5),
-        activation=raw.get("hidden_act", "gelu"),
-        rotary=int(sizes["d_head"] * rope(rotated)["partial_rotary_factor"]),
-        parallel=raw.get("use_parallel_residual", True),
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        d_model=config.hidden_size,
+        d_head=d_head,
+        d_mlp=config.intermediate_size,
+        n_positions=config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        vocab_out=config.vocab_size,
+        norm_eps=config.layer_norm_eps,
+        activation=config.hidden_act,
+        rotary=int(d_head * config.rope_parameters.get("partial_rotary_factor", 1.0)),
+        parallel=config.use_parallel_residual,
     )
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
-    """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
-    t = Checkpoint(tensors, "gpt_neox.", where)
+def read(config: Any, t: Weights) -> None:
+    """Set the transformer's weights: norms and the attention scale are folded in."""
+    c = t.sizes
     d = c.d_model
-    t.out["token.weight"] = t.get("embed_in.weight", c.vocab_size, d)
-    t.out["rotary.frequencies"] = frequencies(raw, c.rotary, where)
+    t.out["token.weight"] = t.take("gpt_neox.embed_in.weight", c.vocab_size, d)
+    scale = t.rotary("gpt_neox.rotary_emb")
     for i in range(c.n_layers):
-        at = f"layers.{i}."
+        to = f"layers.{i}."
+        at = f"gpt_neox.layers.{i}."
         w, b = t.fold(at + "input_layernorm", *t.linear(at + "attention.query_key_value", d, 3 * d))
         w = w.view(d, c.n_heads, 3, -1)
         b = b.view(c.n_heads, 3, -1)
         for n, x in enumerate("qkv"):
-            t.put_heads(at + x, w[:, :, n].flatten(1), b[:, n].flatten(), c.n_heads)
-        t.scale(at + "q", c.d_head**-0.5)
-        t.put_output(at + "o", *t.linear(at + "attention.dense", d, d), c.n_heads)
+            t.put_heads(to + x, w[:, :, n].flatten(1), b[:, n].flatten(), c.n_heads)
+        t.scale(to + "q", scale)
+        t.put_output(to + "o", *t.linear(at + "attention.dense", d, d))
         mlp = t.linear(at + "mlp.dense_h_to_4h", d, c.d_mlp)
-        t.put(at + "mlp_in", *t.fold(at + "post_attention_layernorm", *mlp))
-        t.put(at + "mlp_out", *t.linear(at + "mlp.dense_4h_to_h", c.d_mlp, d))
-    head = "lm_head" if t.has("lm_head.weight") else "embed_out"
-    return t.finish("final_layer_norm", tied=bool(raw.get("tie_word_embeddings")), head=head)
+        t.put(to + "mlp_in", *t.fold(at + "post_attention_layernorm", *mlp))
+        t.put(to + "mlp_out", *t.linear(at + "mlp.dense_4h_to_h", c.d_mlp, d))
+    t.put_unembedding("gpt_neox.final_layer_norm")

@@ -6,66 +6,57 @@ gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped atte
 
 from typing import Any
 
-from torch import Tensor
-
-from acdc.errors import ModelError
-from acdc.model.checkpoint import Checkpoint, frequencies, read_sizes, refuse, rope
 from acdc.model.config import ModelConfig
+from acdc.model.weights import Weights
 
 
-def config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The transformer's config from Hugging Face's config.json; ModelError for a model that it can't represent."""
-    refuse(raw, where, pretraining_tp=1)
-    refuse(rope(raw), where, partial_rotary_factor=1.0)
-    sizes = read_sizes(raw, where, raw.get("head_dim"), d_mlp="intermediate_size")
-    n_heads = sizes["n_heads"]
-    if n_heads % (raw.get("num_key_value_heads") or n_heads):
-        raise ModelError(f"{where}: num_attention_heads {n_heads} is not a multiple of num_key_value_heads")
+def sizes(config: Any) -> ModelConfig:
+    """The transformer's config, from transformers' `LlamaConfig` or a relative's."""
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    window = config.sliding_window if config.model_type != "llama" else None
+    kinds = ["sliding_attention"] * config.num_hidden_layers if config.model_type == "mistral" else None
+    # longrope has other frequencies for prompts that are longer than this
+    shorter = config.rope_parameters.get("original_max_position_embeddings")
+    longrope = config.rope_parameters["rope_type"] == "longrope"
     return ModelConfig(
-        **sizes,
+        n_layers=config.num_hidden_layers,
+        n_heads=config.num_attention_heads,
+        d_model=config.hidden_size,
+        d_head=d_head,
+        d_mlp=config.intermediate_size,
+        n_positions=shorter if longrope and shorter else config.max_position_embeddings,
+        vocab_size=config.vocab_size,
+        vocab_out=config.vocab_size,
         norm="rms",
-        norm_eps=raw.get("rms_norm_eps", 1e-6),
-        activation=raw.get("hidden_act", "silu"),
-        rotary=sizes["d_head"],
+        norm_eps=config.rms_norm_eps,
+        activation=config.hidden_act,
+        rotary=d_head,
         gated=True,
-        head_norm=raw.get("model_type") == "qwen3",
-        windows=_windows(raw, sizes["n_layers"]),
+        head_norm=config.model_type == "qwen3",
+        windows=tuple(window if k == "sliding_attention" else 0 for k in kinds or config.layer_types) if window else (),
     )
 
 
-def _windows(raw: dict[str, Any], n_layers: int) -> tuple[int, ...]:
-    window = raw.get("sliding_window") or 0
-    if raw.get("model_type") == "mistral":
-        return (window,) * n_layers
-    if not raw.get("use_sliding_window"):
-        return ()
-    kinds = raw.get("layer_types") or [
-        "sliding_attention" if i >= raw.get("max_window_layers", n_layers) else "full_attention"
-        for i in range(n_layers)
-    ]
-    return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
-
-
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
-    """The transformer's weights from Hugging Face's tensors: norms and the attention scale are folded in."""
-    t = Checkpoint(tensors, "model.", where)
+def read(config: Any, t: Weights) -> None:
+    """Set the transformer's weights: norms and the attention scale are folded in."""
+    c = t.sizes
     d = c.d_model
-    n_shared = raw.get("num_key_value_heads") or c.n_heads
-    scale = c.d_head**-0.5
-    t.out["token.weight"] = t.get("embed_tokens.weight", c.vocab_size, d)
-    t.out["rotary.frequencies"] = frequencies(raw, c.rotary, where)
+    n_shared = config.num_key_value_heads
+    t.out["token.weight"] = t.take("model.embed_tokens.weight", c.vocab_size, d)
+    scale = t.rotary("model.rotary_emb")
     for i in range(c.n_layers):
-        at = f"layers.{i}."
+        to = f"layers.{i}."
+        at = f"model.layers.{i}."
         for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
             w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
-            t.put_heads(at + x, w, b, n, c.n_heads // n)
+            t.put_heads(to + x, w, b, n, c.n_heads // n)
         if c.head_norm:  # it would undo a scale before it
-            t.out[at + "q.norm"] = t.get(at + "self_attn.q_norm.weight", c.d_head) * scale
-            t.out[at + "k.norm"] = t.get(at + "self_attn.k_norm.weight", c.d_head)
+            t.out[to + "q.norm"] = t.take(at + "self_attn.q_norm.weight", c.d_head) * scale
+            t.out[to + "k.norm"] = t.take(at + "self_attn.k_norm.weight", c.d_head)
         else:
-            t.scale(at + "q", scale)
-        t.put_output(at + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d), c.n_heads)
+            t.scale(to + "q", scale)
+        t.put_output(to + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d))
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            t.put(at + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, c.d_mlp)))
-        t.put(at + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
-    return t.finish("norm", tied=bool(raw.get("tie_word_embeddings")))
+            t.put(to + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, c.d_mlp)))
+        t.put(to + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
+    t.put_unembedding("model.norm")

@@ -1,28 +1,52 @@
-"""The format of the bundled models: config.json has the fields of `ModelConfig`, tensors the names of its shapes."""
+"""Bundled models, which are read without transformers: `tiny` is a GPT-2 checkpoint, the others are in a format of their
+own, whose config.json has the fields of `ModelConfig` and whose tensors have the names of its shapes."""
 
 from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
 from acdc.model.config import ModelConfig
+from acdc.model.find import reading
+from acdc.model.tokenizer import Tokenizer
+from acdc.model.weights import Weights
 
 
-def config(raw: dict[str, Any], where: str) -> ModelConfig:
-    """The transformer's config from config.json."""
+def sizes(config: Any) -> ModelConfig:
+    """The transformer's config from the keys of config.json."""
     known = {f.name for f in fields(ModelConfig)}
-    values = {"vocab_out": raw.get("vocab_size"), **{k: v for k, v in raw.items() if k != "model_type"}}
+    values = {"vocab_out": config.vocab_size, **vars(config)}
+    del values["model_type"]
     for key in values:
         if key not in known:
-            raise ModelError(f"{where}: {unknown('key', key, known)}")
-    values["windows"] = tuple(values.get("windows", ()))
-    try:
-        return ModelConfig(**values)
-    except TypeError as error:
-        raise ModelError(f"{where}: {error}") from None
+            raise ModelError(f"model config: {unknown('key', key, known)}")
+    return ModelConfig(**values | {"windows": tuple(values.get("windows", ()))})
 
 
-def weights(raw: dict[str, Any], tensors: dict[str, Tensor], c: ModelConfig, where: str) -> dict[str, Tensor]:
-    """The tensors, unchanged."""
-    return tensors
+def read(config: Any, t: Weights) -> None:
+    """Set the transformer's weights, which are the tensors."""
+    t.out |= {name: t.take(name, *shape) for name, shape in t.sizes.shapes().items()}
+
+
+def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:
+    """The config, the tokenizer, the file with weights, and what reads it (`Checkpoint`)."""
+    from tokenizers import Tokenizer as Backend
+
+    file = directory / "tokenizer.json"
+    with reading(file, "tokenizer"):
+        backend = Backend.from_file(str(file))
+    bos, unknown = (backend.token_to_id(token) for token in ("<bos>", "<unk>"))
+    weights = directory / "model.safetensors"
+    return SimpleNamespace(**raw), Tokenizer(backend, name, bos, unknown), (weights,), partial(_tensors, weights)
+
+
+def _tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    with reading(file, "safetensors file"):
+        return {name: tensor.to(dtype) for name, tensor in load_file(file).items()}

@@ -8,6 +8,7 @@ import torch
 
 from acdc.errors import FileError, short
 from acdc.graph.scores import Scores
+from acdc.model.checkpoint import open_checkpoint
 from acdc.model.load import Model, load_model
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
@@ -80,10 +81,12 @@ def load(config: Config, task: Task, memory: float | None = None, model: Model |
     `memory` are the bytes to stay below, by default `default_memory`; `model` is the config's, if it is loaded already.
     Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
-    if model is None:
-        model = load_model(config.model, config.device, config.dtype)
-    data = make_data(task, model.tokenizer, config.examples, config.seed)
-    model.check_fits(data.discovery, data.held_out)
+    checkpoint = model.checkpoint if model else open_checkpoint(config.model)
+    data = make_data(task, checkpoint.tokenizer, config.examples, config.seed)
+    if model:
+        checkpoint.check_fits(data.discovery, data.held_out)
+    else:
+        model = load_model(checkpoint, config.device, config.dtype, data.discovery, data.held_out)
     resolved = {"model_hash": model.hash, "data_hash": data.hash[:16]}
     for key, found in resolved.items():
         stated = getattr(config, key)

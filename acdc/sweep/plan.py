@@ -18,7 +18,8 @@ from acdc.files.table import ENDED, OPTIONS, Row, row_of, state
 from acdc.graph.circuit import Circuit
 from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import read_yaml
-from acdc.model.load import load_tokenizer, pick_device
+from acdc.model.checkpoint import open_checkpoint
+from acdc.model.load import pick_device
 from acdc.report.results import summary
 from acdc.report.text import grid
 from acdc.setup.config import Config, DefaultModel
@@ -122,7 +123,7 @@ def _check_begun(run: Run, folder: Path) -> None:
 def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dict[str, float]:
     """Return the estimated duration of every run, corrected by finished runs of the same model and method; raise
     UserError if a model can't be found, or its tokenizer doesn't fit a task."""
-    find_model = lru_cache(maxsize=None)(load_tokenizer)
+    opened = lru_cache(maxsize=None)(open_checkpoint)
     prompts: dict[tuple[object, ...], Split] = {}
     guesses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     taken: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
@@ -130,15 +131,15 @@ def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dic
         c = run.config
         kind = (c.task, c.model, c.examples)
         try:
-            sizes, tokenizer = find_model(c.model)
+            checkpoint = opened(c.model)
             if kind not in prompts:
-                prompts[kind] = make_data(run.task, tokenizer, c.examples, c.seed).discovery
-            n_edges = sizes.graph().n_edges
+                prompts[kind] = make_data(run.task, checkpoint.tokenizer, c.examples, c.seed).discovery
+            n_edges = checkpoint.sizes.graph().n_edges
             if c.edges is not None and c.edges > n_edges:
                 raise UserError(f"--edges: {c.edges} of {n_edges:,} residual edges; ask for fewer")
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
-        guess = estimate.seconds(c, sizes, prompts[kind], pick_device(c.device).type, threads)
+        guess = estimate.seconds(c, checkpoint.sizes, prompts[kind], pick_device(c.device).type, threads)
         guesses[c.model, c.method][run.name] = guess
         folder = run.folder(out)
         if state(folder) == "done":

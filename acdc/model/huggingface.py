@@ -1,0 +1,145 @@
+"""Checkpoints in Hugging Face's layout, read by transformers: no code of theirs is run, and no pickle read."""
+
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model.find import INDEX, WEIGHTS, read_json, reading
+from acdc.model.tokenizer import Tokenizer
+
+LOCAL = {"trust_remote_code": False, "local_files_only": True}
+FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
+MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
+TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+
+@contextmanager
+def transformers(path: Path, what: str) -> Iterator[Any]:
+    """The library, without its bars, warnings and log; what it raises becomes a ModelError about the file."""
+    import transformers
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    bar = logging.is_progress_bar_enabled()
+    logging.set_verbosity(logging.CRITICAL)
+    logging.disable_progress_bar()
+    try:
+        with reading(path, what), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield transformers
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()
+
+
+def open_directory(
+    directory: Path, name: str, raw: dict[str, Any]
+) -> tuple[Any, Tokenizer, tuple[Path, ...], Callable[[torch.dtype], Any]]:
+    """The config, the tokenizer, the files with weights, and what reads these (`Checkpoint`)."""
+    with transformers(directory / "config.json", "config") as library:
+        config = library.AutoConfig.from_pretrained(directory, **LOCAL)
+    return config, read_tokenizer(directory, name), weight_files(directory), partial(read_module, directory, config)
+
+
+def read_tokenizer(directory: Path, name: str) -> Tokenizer:
+    """The tokenizer of a checkpoint."""
+    if not any(all((directory / file).is_file() for file in files) for files in TOKENIZERS):
+        needed = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
+        raise ModelError(f"{directory}: no tokenizer; it needs {needed}, beside the weights")
+    with transformers(directory, "tokenizer") as library:
+        found = library.AutoTokenizer.from_pretrained(directory, **LOCAL)
+        own = found.unk_token_id not in (found.bos_token_id, found.eos_token_id)  # GPT-2's is the end of a text
+        return Tokenizer(found.backend_tokenizer, name, found.bos_token_id, found.unk_token_id if own else None)
+
+
+def weight_files(directory: Path) -> tuple[Path, ...]:
+    """The files that transformers reads weights from; raise ModelError if there are none."""
+    whole = directory / WEIGHTS
+    index = directory / INDEX
+    if whole.is_file():
+        return (whole,)
+    if index.is_file():
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ModelError(f"{index}: has no weight_map that names the file of each tensor")
+        files = tuple(directory / Path(name).name for name in sorted(set(shards.values())))
+        for file in files:
+            if not file.is_file():
+                raise ModelError(f"{index}: names {file}, which doesn't exist")
+        return files
+    if list(directory.glob("*.bin")):
+        how = "load the model with transformers, and save_pretrained(...) writes safetensors"
+        raise ModelError(f"{directory}: only pickled weights (*.bin), which can run code. Convert them: {how}")
+    raise ModelError(f"{directory}: no weights; expected {WEIGHTS}")
+
+
+def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
+    """The model in evaluation mode on the CPU; raise ModelError unless the files have its tensors and no others."""
+    check_size(directory, config)
+    with transformers(directory, "checkpoint") as library:
+        module, found = library.AutoModelForCausalLM.from_pretrained(
+            directory,
+            config=config,
+            dtype=dtype,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **LOCAL,
+        )
+    for key, what in (("missing_keys", "is missing"), ("unexpected_keys", "has no place in a model of this family")):
+        if names := sorted(found[key]):
+            more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            raise ModelError(f"{directory}: tensor {names[0]!r}{more} {what}; without it another model would be computed")
+    return module.eval()
+
+
+def check_size(directory: Path, config: Any) -> None:
+    """Raise ModelError if the files are no weights, or fewer than the config describes, before memory is taken."""
+    from safetensors import safe_open
+
+    held = 0
+    names = 0
+    for file in weight_files(directory):
+        with reading(file, "safetensors file"), safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                part = tensors.get_slice(name)
+                if part.get_dtype() not in FLOATS and not MASKS.search(name):
+                    what = f"tensor {name!r} holds {part.get_dtype()}; weights should be floating-point numbers"
+                    raise ModelError(f"{file}: {what}")
+                held += torch.Size(part.get_shape()).numel()
+                names += 1
+    layers = config.num_hidden_layers
+    if layers > names:
+        raise ModelError(f"{directory}: config.json describes {layers:,} layers; the files hold {names:,} tensors")
+    with transformers(directory, "config") as library, torch.device("meta"):
+        described = sum(p.numel() for p in library.AutoModelForCausalLM.from_config(config).parameters())
+    if described > held:
+        raise ModelError(f"{directory}: config.json describes {described:,} weights; the files hold {held:,}")
+
+
+def merged(read: Callable[[torch.dtype], Any], adapter: Path, dtype: torch.dtype) -> Any:
+    """The module of a LoRA adapter's base, with the adapter added to its weights."""
+    module = read(dtype)
+    with transformers(adapter, "LoRA adapter"):
+        from peft import PeftModel
+
+        return PeftModel.from_pretrained(module, adapter, torch_device="cpu").merge_and_unload().eval()
+
+
+def tensors_of(module: Any) -> dict[str, Tensor]:
+    """All parameters by name, a tied head too, and the frequencies and factors of rotary embeddings."""
+    out = {name: tensor.detach() for name, tensor in module.named_parameters(remove_duplicate=False)}
+    out |= {name: tensor for name, tensor in module.named_buffers() if name.endswith(".inv_freq")}
+    for name, part in module.named_modules():
+        if hasattr(part, "attention_scaling"):
+            out[f"{name}.attention_scaling"] = torch.tensor(part.attention_scaling, dtype=torch.float64)
+    return out

@@ -1,0 +1,93 @@
+"""The tensors of a checkpoint, by name and shape, re-expressed as the weights of a transformer."""
+
+from torch import Tensor
+
+from acdc.errors import ModelError
+from acdc.model.config import ModelConfig
+
+
+class Weights:
+    """Reads the tensors of a checkpoint into the weights of a transformer, `out`; large tensors are let go of as they
+    are read, so that the model is held once."""
+
+    def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str) -> None:
+        self.out: dict[str, Tensor] = {}
+        self.sizes = sizes
+        self._tensors = tensors
+        self._where = where
+        self._used: set[str] = set()
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._tensors
+
+    def get(self, name: str, *shape: int) -> Tensor:
+        """Return the tensor of this name; raise ModelError if it is missing or has another shape."""
+        if name not in self._tensors:
+            raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
+        tensor = self._tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise ModelError(f"{self._where}: tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}")
+        self._used.add(name)
+        return tensor
+
+    def take(self, name: str, *shape: int) -> Tensor:
+        """As `get`, for a tensor that is read once."""
+        tensor = self.get(name, *shape)
+        del self._tensors[name]
+        return tensor
+
+    def linear(self, name: str, n_in: int, n_out: int, transposed: bool = True) -> tuple[Tensor, Tensor]:
+        """Weight Float[in out] and bias Float[out] of an nn.Linear, which stores its weight transposed; a missing bias
+        is 0."""
+        weight = self.take(f"{name}.weight", n_out, n_in).T if transposed else self.take(f"{name}.weight", n_in, n_out)
+        bias = f"{name}.bias"
+        return weight, self.take(bias, n_out) if self.has(bias) else weight.new_zeros(n_out)
+
+    def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
+        d = len(weight)
+        if self.has(f"{norm}.bias"):
+            bias = bias + self.get(f"{norm}.bias", d) @ weight
+        return self.get(f"{norm}.weight", d)[:, None] * weight, bias
+
+    def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """Set a weight and a bias of the transformer."""
+        self.out[f"{name}.weight"] = weight
+        self.out[f"{name}.bias"] = bias
+
+    def put_heads(self, name: str, weight: Tensor, bias: Tensor, n_heads: int, repeat: int = 1) -> None:
+        """Set queries, keys or values from Float[d_model head·d_head]; `repeat` query heads get a copy of each."""
+        w = weight.view(len(weight), n_heads, -1).transpose(0, 1).repeat_interleave(repeat, 0)
+        self.put(name, w.contiguous(), bias.view(n_heads, -1).repeat_interleave(repeat, 0))
+
+    def put_output(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """Set the output projection of a layer's heads from Float[head·d_head d_model] and Float[d_model]."""
+        self.put(name, weight.reshape(self.sizes.n_heads, -1, weight.shape[1]), bias)
+
+    def scale(self, name: str, factor: float | Tensor) -> None:
+        """Multiply a weight and its bias; a factor may be Float[d_head]."""
+        self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
+
+    def rotary(self, module: str) -> Tensor:
+        """Set the angle per position of each rotated pair (Su et al. 2021); return the factor of queries, Float[d_head].
+
+        The factor is 1/√d_head, and on rotated dimensions the square of what yarn multiplies sine and cosine by.
+        """
+        c = self.sizes
+        self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq", c.rotary // 2)
+        factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5)
+        factor[: c.rotary] *= self.get(f"{module}.attention_scaling") ** 2
+        return factor
+
+    def put_unembedding(self, norm: str) -> None:
+        """Set the unembedding, with its norm folded in, from the head, or the embedding if the head is tied to it; raise
+        ModelError if a tensor was never read."""
+        token = self.out["token.weight"]
+        head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)
+        weight = self.take(head, *token.shape) if head else token
+        self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
+        if left := sorted(set(self._tensors) - self._used):
+            more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
+            what = f"tensor {left[0]!r}{more} has no place in a model of this family"
+            raise ModelError(f"{self._where}: {what}; without it another model would be computed")
