@@ -21,7 +21,7 @@ from acdc.files.circuit import read_circuit
 from acdc.files.diff import diff
 from acdc.files.metrics import read_metrics
 from acdc.files.published import load_published
-from acdc.model.load import load_tokenizer
+from acdc.model.checkpoint import open_checkpoint
 from acdc.report.run import to_text
 from acdc.setup.config import resolve
 from acdc.sweep.file import read_sweep
@@ -32,7 +32,7 @@ from acdc.task.tokenize import make_data
 from tests.support import ROOT
 from tests.support.hostile import INPUTS, NASTY, in_time, mutated, mutated_json, numbers, refusals, watched
 
-TOKENIZER = load_tokenizer("tiny")[1]
+TOKENIZER = open_checkpoint("tiny").tokenizer
 
 
 def of_task(path: Path) -> None:

@@ -26,7 +26,8 @@ from acdc.graph.graph import Graph
 from acdc.graph.scores import read_scores
 from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.methods.log import read_log
-from acdc.model.load import load_model, load_tokenizer
+from acdc.model.checkpoint import open_checkpoint
+from acdc.model.load import load_model
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
 from acdc.sweep.grid import runs_of
@@ -303,7 +304,7 @@ def test_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
     config = Config(task="ioi", model=name, metric="kl", threshold=0.1, ablation="zero", examples=1, seed=0)
     if len(name) < 256:  # the limit of file systems
         assert Path(config.folder).name == config.folder and "\n" not in config.folder
-    for read in (load_model, load_tokenizer, load_task):
+    for read in (load_model, open_checkpoint, load_task):
         with pytest.raises(UserError), in_time(), watched(tmp_path):
             read(name if read is load_task or name != ".." else "../..")
     (tmp_path / "t.yaml").write_text(yaml.safe_dump({**TASK, "name": name}))

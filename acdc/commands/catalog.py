@@ -59,17 +59,33 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
 
     Example: acdc models tiny
     """
-    from acdc.model.find import BUNDLED, bundled_models, cached_models, describe_model, find_model, packaged_models
+    from acdc.model.find import BUNDLED, bundled_models, describe_model, packaged_models
+    from acdc.model.hub import cached_models
 
     if name is None:
         bundled = {n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()}
         _list(bundled | packaged_models() | cached_models())
         return
-    folder = find_model(name)
-    _details({"name": name, "sizes": describe_model(folder)})
-    card = folder / "README.md"
-    if folder.parent == BUNDLED and card.is_file():
-        typer.echo("\n" + card.read_text(encoding="utf-8").rstrip())
+    if name in bundled_models():
+        _details({"name": name, "sizes": describe_model(BUNDLED / name)})
+        typer.echo("\n" + (BUNDLED / name / "README.md").read_text(encoding="utf-8").rstrip())
+        return
+    from acdc.model.load import load_model  # imports torch
+
+    model = load_model(name, "cpu")
+    c = model.checkpoint.sizes
+    found = model.verification
+    _details(
+        {
+            "name": name,
+            "sizes": f"{model.checkpoint.family}, {c.n_layers} layers, {c.n_heads} heads, {c.d_model:,} wide, "
+            f"{c.vocab_size:,} tokens, {c.n_positions:,} positions; {c.graph().n_edges:,} edges",
+            "weights": f"SHA-256 begins with {model.hash}",
+            "BOS": "none" if model.tokenizer.bos_id is None else model.tokenizer.pieces([model.tokenizer.bos_id])[0],
+            "logits": f"at most {found.difference:.1e} from those of transformers, whose standard deviation is "
+            f"{found.spread:.3g}" if found else "not compared",
+        }
+    )
 
 
 def methods(name: Annotated[str | None, typer.Argument(help="A method, for its details.")] = None) -> None:

@@ -29,7 +29,10 @@ def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: 
 
 RUN = {
     "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
-    "model": option(str, "A bundled model, a local directory or a Hugging Face id. [default: gpt2]", "--model", "-m"),
+    "model": option(
+        str, "A bundled model, a local directory, a .gguf file or a Hugging Face id. [default: gpt2]", "--model", "-m"
+    ),
+    "revision": option(str, "A branch, tag or commit of a Hugging Face id, as step1000; short: --model ID@REVISION."),
     "method": option(str, "Method of discovery (`acdc methods`)."),
     "threshold": option(str, "τ in the metric's units; several with commas make a run each.", "--threshold", "-T"),
     "edges": option(int, "Keep the N edges with the highest scores (not for acdc)."),
@@ -51,7 +54,7 @@ RUN = {
     "batch": option(int, "Most candidates to evaluate at once."),
 }
 
-COMPARE = {name: RUN[name] for name in ("model", "examples", "seed", "ablation", "abs", "device")} | {
+COMPARE = {name: RUN[name] for name in ("model", "revision", "examples", "seed", "ablation", "abs", "device")} | {
     "seed": option(int, "Seed of the prompts, random scores and intervals."),
 }
 
@@ -71,7 +74,7 @@ PLAN = {
 
 STABILITY = {
     name: RUN[name]
-    for name in ("task", "model", "method", "threshold", "edges", "metric", "ablation", "examples", "seed", "device")
+    for name in ("task", "model", "revision", "method", "threshold", "edges", "metric", "ablation", "examples", "seed", "device")
 } | {
     "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
     "seed": option(int, "Seed of the base run; the others follow."),
@@ -86,6 +89,7 @@ RERUNS = {
 EVALUATE = {
     "task": option(str, "Another task, or where its YAML file is. [default: the circuit's]", "--task", "-t"),
     "model": option(str, "Where the circuit's model is. [default: where it was]", "--model", "-m"),
+    "revision": RUN["revision"],
     "examples": option(int, "Prompts. [default: as many as it was found with]"),
     "seed": option(int, "Seed of the prompts, random circuits and intervals."),
     "device": RUN["device"],
@@ -139,13 +143,23 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
         @wraps(command)
         def call(**values: Any) -> None:
             for parameter, table in tables.items():
-                values[parameter] = {name: values.pop(name) for name in table}
+                values[parameter] = _with_revision({name: values.pop(name) for name in table})
             command(**values)
 
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
         return call
 
     return decorate
+
+
+def _with_revision(given: Given) -> Given:
+    """Put the revision into the model's name."""
+    revision = given.pop("revision", None)
+    if revision is None:
+        return given
+    if given["model"] is None:
+        raise UserError("--revision: of which model? Give --model, too")
+    return given | {"model": f"{given['model']}@{revision}"}
 
 
 def numbers(flag: str, text: str) -> list[float]:

@@ -1,5 +1,6 @@
 """How well a model does a task: the circuit of a behaviour that the model doesn't have means nothing."""
 
+import shlex
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,11 +66,12 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     if found is None or found.able:
         return None
     low, high = found.interval
+    command = shlex.join(["acdc", "tasks", inputs.config.task, "--model", inputs.config.model])
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
         f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure "
-        f"means little (acdc tasks {inputs.config.task} --model {inputs.config.model_name})"
+        f"means little ({shlex.join(command)})"
     )
 
 

@@ -101,3 +101,10 @@ class ModelConfig:
             layer["mlp_out.weight"] = (c.d_mlp, c.d_model)
             layer["mlp_out.bias"] = (c.d_model,)
         return out | {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
+
+
+def head_size(d_model: int, n_heads: int) -> int:
+    """d_head where it is a head's share of d_model; raise ModelError if that is no whole number."""
+    if n_heads < 1 or d_model % n_heads:
+        raise ModelError(f"model config: the width {d_model} is not a multiple of the number of heads {n_heads}")
+    return d_model // n_heads

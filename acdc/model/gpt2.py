@@ -5,7 +5,7 @@ The latter are ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scale
 
 from typing import Any
 
-from acdc.model.config import ModelConfig
+from acdc.model.config import ModelConfig, head_size
 from acdc.model.weights import Weights
 
 
@@ -15,7 +15,7 @@ def sizes(config: Any) -> ModelConfig:
         n_layers=config.n_layer,
         n_heads=config.n_head,
         d_model=config.n_embd,
-        d_head=config.n_embd // config.n_head,
+        d_head=head_size(config.n_embd, config.n_head),
         d_mlp=config.n_inner or 4 * config.n_embd,
         n_positions=config.n_positions,
         vocab_size=config.vocab_size,

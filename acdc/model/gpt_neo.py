@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from acdc.model.config import ModelConfig
+from acdc.model.config import ModelConfig, head_size
 from acdc.model.weights import Weights
 
 
@@ -12,7 +12,7 @@ def sizes(config: Any) -> ModelConfig:
         n_layers=config.num_layers,
         n_heads=config.num_heads,
         d_model=config.hidden_size,
-        d_head=config.hidden_size // config.num_heads,
+        d_head=head_size(config.hidden_size, config.num_heads),
         d_mlp=config.intermediate_size or 4 * config.hidden_size,
         n_positions=config.max_position_embeddings,
         vocab_size=config.vocab_size,

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from acdc.model.config import ModelConfig
+from acdc.model.config import ModelConfig, head_size
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `GPTNeoXConfig`."""
-    d_head = config.hidden_size // config.num_attention_heads
+    d_head = head_size(config.hidden_size, config.num_attention_heads)
     return ModelConfig(
         n_layers=config.num_hidden_layers,
         n_heads=config.num_attention_heads,

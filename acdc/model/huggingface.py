@@ -85,6 +85,8 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
     """The model in evaluation mode on the CPU; raise ModelError unless the files have its tensors and no others."""
     check_size(directory, config)
+    if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
+        config.reorder_and_upcast_attn = False  # of GPT-2: scores in float32, which transformers then can't use
     with transformers(directory, "checkpoint") as library:
         module, found = library.AutoModelForCausalLM.from_pretrained(
             directory,
@@ -92,13 +94,18 @@ def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
             dtype=dtype,
             attn_implementation="eager",
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # they are refused below
             output_loading_info=True,
             **LOCAL,
         )
-    for key, what in (("missing_keys", "is missing"), ("unexpected_keys", "has no place in a model of this family")):
-        if names := sorted(found[key]):
+    for name, shape, wanted in sorted(found["mismatched_keys"]):
+        raise ModelError(f"{directory}: tensor {name!r} has shape {tuple(shape)}, not {tuple(wanted)}")
+    unexpected = [name for name in found["unexpected_keys"] if not MASKS.search(name)]
+    for names, what in ((found["missing_keys"], "is missing"), (unexpected, "has no place in a model of this family")):
+        if names:
             more = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
-            raise ModelError(f"{directory}: tensor {names[0]!r}{more} {what}; without it another model would be computed")
+            name = min(names)
+            raise ModelError(f"{directory}: tensor {name!r} {what}{more}; without it another model would be computed")
     return module.eval()
 
 
@@ -122,7 +129,7 @@ def check_size(directory: Path, config: Any) -> None:
         raise ModelError(f"{directory}: config.json describes {layers:,} layers; the files hold {names:,} tensors")
     with transformers(directory, "config") as library, torch.device("meta"):
         described = sum(p.numel() for p in library.AutoModelForCausalLM.from_config(config).parameters())
-    if described > held:
+    if described > 2 * held:  # otherwise the tensors that are missing are named
         raise ModelError(f"{directory}: config.json describes {described:,} weights; the files hold {held:,}")
 
 

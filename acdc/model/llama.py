@@ -6,13 +6,13 @@ gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped atte
 
 from typing import Any
 
-from acdc.model.config import ModelConfig
+from acdc.model.config import ModelConfig, head_size
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `LlamaConfig` or a relative's."""
-    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    d_head = getattr(config, "head_dim", None) or head_size(config.hidden_size, config.num_attention_heads)
     window = config.sliding_window if config.model_type != "llama" else None
     kinds = ["sliding_attention"] * config.num_hidden_layers if config.model_type == "mistral" else None
     # longrope has other frequencies for prompts that are longer than this

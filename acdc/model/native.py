@@ -12,7 +12,7 @@ from torch import Tensor
 
 from acdc.errors import ModelError, unknown
 from acdc.model.config import ModelConfig
-from acdc.model.find import reading
+from acdc.model.find import read_json, reading
 from acdc.model.tokenizer import Tokenizer
 from acdc.model.weights import Weights
 
@@ -40,9 +40,11 @@ def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, T
     file = directory / "tokenizer.json"
     with reading(file, "tokenizer"):
         backend = Backend.from_file(str(file))
-    bos, unknown = (backend.token_to_id(token) for token in ("<bos>", "<unk>"))
+        special = directory / "tokenizer_config.json"
+        bos = read_json(special).get("bos_token") if special.is_file() else None
+        tokens = [backend.token_to_id(token) if token else None for token in (bos, "<unk>")]
     weights = directory / "model.safetensors"
-    return SimpleNamespace(**raw), Tokenizer(backend, name, bos, unknown), (weights,), partial(_tensors, weights)
+    return SimpleNamespace(**raw), Tokenizer(backend, name, *tokens), (weights,), partial(_tensors, weights)
 
 
 def _tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -89,5 +89,5 @@ class Weights:
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         if left := sorted(set(self._tensors) - self._used):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
-            what = f"tensor {left[0]!r}{more} has no place in a model of this family"
+            what = f"tensor {left[0]!r} has no place in a model of this family{more}"
             raise ModelError(f"{self._where}: {what}; without it another model would be computed")

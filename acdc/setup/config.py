@@ -5,8 +5,8 @@ Precedence: command line > YAML config (`--config`) > the task's own defaults > 
 
 import hashlib
 import json
-import os
 import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError, field_validator
 from acdc.errors import FileError, UserError, unknown
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, problems
 from acdc.io.yaml_file import read_yaml
+from acdc.model.find import is_path
 from acdc.registry import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.task.load import find_config, load_task
 from acdc.task.schema import Task
@@ -126,8 +127,8 @@ class Config(Strict):
 
     @property
     def model_name(self) -> str:
-        """The model's name without folders, as in result files."""
-        return Path(self.model).name if os.path.isdir(self.model) else self.model
+        """The model's name in result files: a path without its folders, any other name as it is."""
+        return Path(self.model).name or "model" if is_path(self.model) else self.model
 
     @property
     def folder(self) -> str:
@@ -145,10 +146,10 @@ class Config(Strict):
 
 
 def command_line(config: Config) -> str:
-    """Return the command that makes a run again."""
+    """Return the command that makes a run again, quoted for a shell, with the paths of task and model as given."""
     flags = {
-        "task": config.task_name if "/" in config.task else config.task,
-        "model": config.model_name,
+        "task": config.task,
+        "model": config.model,
         "method": config.method,
         "metric": config.metric,
         "ablation": config.ablation,
@@ -157,10 +158,12 @@ def command_line(config: Config) -> str:
         "seed": config.seed,
         "dtype": config.dtype,
     }
-    words = ["acdc run", *(f"--{key} {value}" for key, value in flags.items())]
+    words = ["acdc", "run"]
+    for key, value in flags.items():
+        words += [f"--{key}", str(value)]
     words.append("--direct" if config.direct else "--no-direct")
     words += [f"--{name}" for name in ("abs", "greedy") if getattr(config, name)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def resolve(

@@ -25,8 +25,8 @@ from acdc.methods import masks
 from acdc.methods.discover import find
 from acdc.methods.log import read_log
 from acdc.model.find import BUNDLED
-from acdc.model.gguf import converted
-from acdc.model.load import load_model, load_tokenizer
+from acdc.model.checkpoint import open_checkpoint
+from acdc.model.load import load_model
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support.gguf import TOKENS, library, write
@@ -59,8 +59,7 @@ def of_model(folder: Path) -> None:
 
 
 def of_sizes(folder: Path) -> None:
-    config, _ = load_tokenizer(str(folder))
-    assert config.graph().n_edges > 0
+    assert open_checkpoint(str(folder)).sizes.graph().n_edges > 0
 
 
 def small(family: str) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

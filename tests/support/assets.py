@@ -31,8 +31,6 @@ def smollm2() -> Path:
             if os.environ.get("ACDC_CI"):
                 pytest.fail(message)
             pytest.skip(message)
-    from acdc.model.find import find_gguf
+    from acdc.model.find import find_model
 
-    path = find_gguf("smollm2")
-    assert path
-    return path
+    return find_model("smollm2")

@@ -21,7 +21,7 @@ import yaml
 from acdc.errors import UserError
 from acdc.files import table
 from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
-from acdc.model.load import load_tokenizer
+from acdc.model.checkpoint import open_checkpoint
 from acdc.report.results import to_text
 from acdc.setup.config import Config, resolve
 from acdc.sweep import estimate, executors
@@ -668,8 +668,9 @@ def test_what_slurm_refuses_is_one_message(cluster, tmp_path):
 def test_estimates_grow_with_the_work_and_are_corrected_by_what_was_seen():
     def of(**given):
         config, task, _ = resolve({"task": "ioi", "model": "tiny"} | given, None, None)
-        sizes, tokenizer = load_tokenizer("tiny")
-        return estimate.seconds(config, sizes, make_data(task, tokenizer, config.examples, 0).discovery, "cpu", 1)
+        tiny = open_checkpoint("tiny")
+        prompts = make_data(task, tiny.tokenizer, config.examples, 0).discovery
+        return estimate.seconds(config, tiny.sizes, prompts, "cpu", 1)
 
     assert of(examples=10) < of(examples=100)
     assert (
