@@ -83,7 +83,9 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
             "weights": f"SHA-256 begins with {model.hash}",
             "BOS": "none" if model.tokenizer.bos_id is None else model.tokenizer.pieces([model.tokenizer.bos_id])[0],
             "logits": f"at most {found.difference:.1e} from those of transformers, whose standard deviation is "
-            f"{found.spread:.3g}" if found else "not compared",
+            f"{found.spread:.3g}"
+            if found
+            else "not compared",
         }
     )
 

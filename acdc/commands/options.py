@@ -74,7 +74,19 @@ PLAN = {
 
 STABILITY = {
     name: RUN[name]
-    for name in ("task", "model", "revision", "method", "threshold", "edges", "metric", "ablation", "examples", "seed", "device")
+    for name in (
+        "task",
+        "model",
+        "revision",
+        "method",
+        "threshold",
+        "edges",
+        "metric",
+        "ablation",
+        "examples",
+        "seed",
+        "device",
+    )
 } | {
     "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
     "seed": option(int, "Seed of the base run; the others follow."),

@@ -23,7 +23,7 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama),
+    **dict.fromkeys(("llama", "ministral", "mistral", "qwen2", "qwen3"), llama),
 }
 POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
 POST_NORM_REASON = ": it normalises the sum of a layer's heads before adding it, so no head has an output of its own"

@@ -1,4 +1,4 @@
-"""Checkpoints of Llama and its relatives: Llama 2 and 3, SmolLM2, Mistral, Qwen 2, 2.5 and 3.
+"""Checkpoints of Llama and its relatives: Llama 2 and 3, SmolLM2, Mistral and Ministral, Qwen 2, 2.5 and 3.
 
 They have RMS norms, rotated heads, gated MLPs, and key and value heads shared by several query heads. Each query head
 gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention.

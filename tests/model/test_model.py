@@ -136,7 +136,10 @@ BAD_TENSORS = {
         {"wpe.weight": torch.tensor([1, -1] * 96).view(12, 16) / 0},
         "contains NaN or infinity",
     ),
-    "another head": ({"score.weight": torch.zeros(2, 16)}, "tensor 'transformer.score.weight' has no place in a model of this"),
+    "another head": (
+        {"score.weight": torch.zeros(2, 16)},
+        "tensor 'transformer.score.weight' has no place in a model of this",
+    ),
     "a norm's fixed deviation": (
         {f"h.{i}.ln_1.average_std_buffer": torch.ones(12) for i in range(2)},
         "tensor 'transformer.h.0.ln_1.average_std_buffer' has no place in a model of this family (and 1 more)",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
 WORDS = {"a": 0, "b": 1, "c": 2, "<unk>": 3}
@@ -10,8 +11,6 @@ WORDS = {"a": 0, "b": 1, "c": 2, "<unk>": 3}
 
 def checkpoint(folder, seed=0, **options):
     """A random GPT-2 checkpoint in `folder`, as Hugging Face saves it."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
     torch.manual_seed(seed)
     config = GPT2Config(
         **{
@@ -31,10 +30,15 @@ def checkpoint(folder, seed=0, **options):
         if name.endswith("bias") or "ln_" in name:
             p.data += 0.3 * torch.randn_like(p)
     model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer(folder)
     return model
+
+
+def tokenizer(folder):
+    """A tokenizer of a few words."""
+    found = Tokenizer(models.WordLevel(WORDS, unk_token="<unk>"))
+    found.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    found.save(str(folder / "tokenizer.json"))
 
 
 def float64_norm(self, x):
