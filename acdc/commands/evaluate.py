@@ -31,6 +31,7 @@ from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Promp
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.io.yaml_file import read_yaml
+from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.load import Model
 from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.setup.config import Config, resolve
@@ -74,8 +75,10 @@ def evaluate(
     if memory is not None:
         own["part"] = None  # as many prompts at once as fit
     config, task, _ = resolve(_stated(where, file, found_with) | own, None, None, read_task)
-    inputs = load(config, task, memory, model)
-    _check_model(where, file, inputs.model)
+    checkpoint = model.checkpoint if model else open_checkpoint(config.model)
+    _check_graph(where, file, checkpoint)
+    inputs = load(config, task, memory, model or checkpoint)
+    _check_weights(where, file, inputs.model)
     notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
@@ -133,13 +136,17 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
     return stated
 
 
-def _check_model(where: str, file: CircuitFile, model: Model) -> None:
-    """Raise FileError unless the model has the circuit's graph and weights."""
+def _check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
+    """Raise FileError unless the model has the circuit's graph."""
+    graph = of.sizes.graph()
+    if graph != file.model.graph:
+        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
+        raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {of.name} has {sizes[1]}")
+
+
+def _check_weights(where: str, file: CircuitFile, model: Model) -> None:
+    """Raise FileError unless the model has the circuit's weights."""
     own = file.model
-    graph = model.transformer.config.graph()
-    if graph != own.graph:
-        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (own.graph, graph)]
-        raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {model.name} has {sizes[1]}")
     if model.hash != own.hash:
         hashes = f"hash {own.hash} ({own.name}), not {model.hash} ({model.name})"
         raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")

@@ -8,7 +8,7 @@ import torch
 
 from acdc.errors import FileError, short
 from acdc.graph.scores import Scores
-from acdc.model.checkpoint import open_checkpoint
+from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.load import Model, load_model
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
@@ -75,18 +75,17 @@ class Inputs:
         return Problem(self.model.transformer, self.parts(half), self.config.metric)
 
 
-def load(config: Config, task: Task, memory: float | None = None, model: Model | None = None) -> Inputs:
+def load(config: Config, task: Task, memory: float | None = None, of: Model | Checkpoint | None = None) -> Inputs:
     """Load the model, draw the prompts, and check that they fit; the config returned has the hashes of both.
 
-    `memory` are the bytes to stay below, by default `default_memory`; `model` is the config's, if it is loaded already.
+    `memory` are the bytes to stay below, by default `default_memory`; `of` is the config's model, if it is loaded or opened.
     Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
-    checkpoint = model.checkpoint if model else open_checkpoint(config.model)
+    checkpoint = of.checkpoint if isinstance(of, Model) else of or open_checkpoint(config.model)
     data = make_data(task, checkpoint.tokenizer, config.examples, config.seed)
-    if model:
-        checkpoint.check_fits(data.discovery, data.held_out)
-    else:
-        model = load_model(checkpoint, config.device, config.dtype, data.discovery, data.held_out)
+    halves = data.discovery, data.held_out
+    checkpoint.check_fits(*halves)
+    model = of if isinstance(of, Model) else load_model(checkpoint, config.device, config.dtype, *halves)
     resolved = {"model_hash": model.hash, "data_hash": data.hash[:16]}
     for key, found in resolved.items():
         stated = getattr(config, key)

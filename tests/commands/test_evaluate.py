@@ -25,6 +25,7 @@ from acdc.files.evaluation import DRAWS, LEGEND
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import to_json
+from acdc.model.checkpoint import open_checkpoint
 from acdc.model.load import Model
 from acdc.report.evaluation import to_text
 from acdc.setup.config import resolve
@@ -43,7 +44,7 @@ def random_inputs(seed: int, ablation: str, metric: str, part: int | None = None
     prompts = random_prompts(seed, model, batch=5)
     config, task, _ = resolve({"task": "ioi", "model": "tiny", "ablation": ablation, "dtype": "float64"}, None, None)
     config = config.model_copy(update={"metric": metric, "part": part})
-    return Inputs(config, task, Model("random", "acdc", "", model, None), Data(prompts, prompts, ""))
+    return Inputs(config, task, Model(open_checkpoint("tiny"), "", model, None), Data(prompts, prompts, ""))
 
 
 def random_kept(graph: Graph, seed: int, direct: bool) -> Circuit:
