@@ -139,7 +139,7 @@ def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> I
     first = base.config.seed
     for seed in range(first + 1, first + counts["seeds"] + 1):
         config = base.config.model_copy(update={"seed": seed, "data_hash": None})
-        yield Rerun("seeds", f"seed-{seed}", load(config, base.task, model=base.model))
+        yield Rerun("seeds", f"seed-{seed}", load(config, base.task, of=base.model))
     for number in range(1, counts["resamples"] + 1):
         note = f"found on bootstrap resample {number} of the prompts for discovery"
         yield Rerun("resamples", f"resample-{number}", resampled(base, number), number, (note,))
