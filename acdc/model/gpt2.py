@@ -28,18 +28,17 @@ def sizes(config: Any) -> ModelConfig:
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights: norms and the attention scale are folded in."""
     c = t.sizes
-    d = c.d_model
-    t.out["token.weight"] = t.take("transformer.wte.weight", c.vocab_size, d)
-    t.out["position.weight"] = t.take("transformer.wpe.weight", c.n_positions, d)
+    t.out["token.weight"] = t.take("transformer.wte.weight")
+    t.out["position.weight"] = t.take("transformer.wpe.weight")
     for i in range(c.n_layers):
         to = f"layers.{i}."
         at = f"transformer.h.{i}."
-        w, b = t.fold(at + "ln_1", *t.linear(at + "attn.c_attn", d, 3 * d, transposed=False))
-        for x, w_x, b_x in zip("qkv", w.split(d, 1), b.split(d), strict=True):
+        w, b = t.fold(at + "ln_1", *t.linear(at + "attn.c_attn", transposed=False))
+        for x, w_x, b_x in zip("qkv", w.split(c.d_model, 1), b.split(c.d_model), strict=True):
             t.put_heads(to + x, w_x, b_x, c.n_heads)
         scale = c.d_head**-0.5 if config.scale_attn_weights else 1.0
         t.scale(to + "q", scale / (i + 1) if config.scale_attn_by_inverse_layer_idx else scale)
-        t.put_output(to + "o", *t.linear(at + "attn.c_proj", d, d, transposed=False))
-        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", d, c.d_mlp, transposed=False)))
-        t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj", c.d_mlp, d, transposed=False))
+        t.put_output(to + "o", *t.linear(at + "attn.c_proj", transposed=False))
+        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", transposed=False)))
+        t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj", transposed=False))
     t.put_unembedding("transformer.ln_f")

@@ -26,15 +26,14 @@ def sizes(config: Any) -> ModelConfig:
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights: norms are folded in."""
     c = t.sizes
-    d = c.d_model
-    t.out["token.weight"] = t.take("transformer.wte.weight", c.vocab_size, d)
-    t.out["position.weight"] = t.take("transformer.wpe.weight", c.n_positions, d)
+    t.out["token.weight"] = t.take("transformer.wte.weight")
+    t.out["position.weight"] = t.take("transformer.wpe.weight")
     for i in range(c.n_layers):
         to = f"layers.{i}."
         at = f"transformer.h.{i}."
         for x in "qkv":
-            t.put_heads(to + x, *t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj", d, d)), c.n_heads)
-        t.put_output(to + "o", *t.linear(at + "attn.attention.out_proj", d, d))
-        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", d, c.d_mlp)))
-        t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj", c.d_mlp, d))
+            t.put_heads(to + x, *t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj")), c.n_heads)
+        t.put_output(to + "o", *t.linear(at + "attn.attention.out_proj"))
+        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc")))
+        t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj"))
     t.put_unembedding("transformer.ln_f")

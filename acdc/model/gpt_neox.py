@@ -28,20 +28,19 @@ def sizes(config: Any) -> ModelConfig:
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights: norms and the attention scale are folded in."""
     c = t.sizes
-    d = c.d_model
-    t.out["token.weight"] = t.take("gpt_neox.embed_in.weight", c.vocab_size, d)
+    t.out["token.weight"] = t.take("gpt_neox.embed_in.weight")
     scale = t.rotary("gpt_neox.rotary_emb")
     for i in range(c.n_layers):
         to = f"layers.{i}."
         at = f"gpt_neox.layers.{i}."
-        w, b = t.fold(at + "input_layernorm", *t.linear(at + "attention.query_key_value", d, 3 * d))
-        w = w.view(d, c.n_heads, 3, -1)
+        w, b = t.fold(at + "input_layernorm", *t.linear(at + "attention.query_key_value"))
+        w = w.view(c.d_model, c.n_heads, 3, -1)
         b = b.view(c.n_heads, 3, -1)
         for n, x in enumerate("qkv"):
             t.put_heads(to + x, w[:, :, n].flatten(1), b[:, n].flatten(), c.n_heads)
         t.scale(to + "q", scale)
-        t.put_output(to + "o", *t.linear(at + "attention.dense", d, d))
-        mlp = t.linear(at + "mlp.dense_h_to_4h", d, c.d_mlp)
+        t.put_output(to + "o", *t.linear(at + "attention.dense"))
+        mlp = t.linear(at + "mlp.dense_h_to_4h")
         t.put(to + "mlp_in", *t.fold(at + "post_attention_layernorm", *mlp))
-        t.put(to + "mlp_out", *t.linear(at + "mlp.dense_4h_to_h", c.d_mlp, d))
+        t.put(to + "mlp_out", *t.linear(at + "mlp.dense_4h_to_h"))
     t.put_unembedding("gpt_neox.final_layer_norm")

@@ -40,23 +40,22 @@ def sizes(config: Any) -> ModelConfig:
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights: norms and the attention scale are folded in."""
     c = t.sizes
-    d = c.d_model
     n_shared = config.num_key_value_heads
-    t.out["token.weight"] = t.take("model.embed_tokens.weight", c.vocab_size, d)
+    t.out["token.weight"] = t.take("model.embed_tokens.weight")
     scale = t.rotary("model.rotary_emb")
     for i in range(c.n_layers):
         to = f"layers.{i}."
         at = f"model.layers.{i}."
         for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
-            w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj", d, n * c.d_head))
+            w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj"))
             t.put_heads(to + x, w, b, n, c.n_heads // n)
         if c.head_norm:  # it would undo a scale before it
-            t.out[to + "q.norm"] = t.take(at + "self_attn.q_norm.weight", c.d_head) * scale
-            t.out[to + "k.norm"] = t.take(at + "self_attn.k_norm.weight", c.d_head)
+            t.out[to + "q.norm"] = t.take(at + "self_attn.q_norm.weight") * scale
+            t.out[to + "k.norm"] = t.take(at + "self_attn.k_norm.weight")
         else:
             t.scale(to + "q", scale)
-        t.put_output(to + "o", *t.linear(at + "self_attn.o_proj", c.n_heads * c.d_head, d))
+        t.put_output(to + "o", *t.linear(at + "self_attn.o_proj"))
         for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            t.put(to + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}", d, c.d_mlp)))
-        t.put(to + "mlp_out", *t.linear(f"{at}mlp.down_proj", c.d_mlp, d))
+            t.put(to + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}")))
+        t.put(to + "mlp_out", *t.linear(f"{at}mlp.down_proj"))
     t.put_unembedding("model.norm")

@@ -30,7 +30,7 @@ def sizes(config: Any) -> ModelConfig:
 
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights, which are the tensors."""
-    t.out |= {name: t.take(name, *shape) for name, shape in t.sizes.shapes().items()}
+    t.out |= {name: t.take(name) for name in t.sizes.shapes()}
 
 
 def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:

@@ -21,35 +21,32 @@ class Weights:
         """Whether there is a tensor of this name."""
         return name in self._tensors
 
-    def get(self, name: str, *shape: int) -> Tensor:
-        """Return the tensor of this name; raise ModelError if it is missing or has another shape."""
+    def get(self, name: str) -> Tensor:
+        """Return the tensor of this name; raise ModelError if it is missing."""
         if name not in self._tensors:
             raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
-        tensor = self._tensors[name]
-        if tuple(tensor.shape) != shape:
-            raise ModelError(f"{self._where}: tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}")
         self._used.add(name)
-        return tensor
+        return self._tensors[name]
 
-    def take(self, name: str, *shape: int) -> Tensor:
+    def take(self, name: str) -> Tensor:
         """As `get`, for a tensor that is read once."""
-        tensor = self.get(name, *shape)
+        tensor = self.get(name)
         del self._tensors[name]
         return tensor
 
-    def linear(self, name: str, n_in: int, n_out: int, transposed: bool = True) -> tuple[Tensor, Tensor]:
+    def linear(self, name: str, transposed: bool = True) -> tuple[Tensor, Tensor]:
         """Weight Float[in out] and bias Float[out] of an nn.Linear, which stores its weight transposed; a missing bias
         is 0."""
-        weight = self.take(f"{name}.weight", n_out, n_in).T if transposed else self.take(f"{name}.weight", n_in, n_out)
+        weight = self.take(f"{name}.weight")
+        weight = weight.T if transposed else weight
         bias = f"{name}.bias"
-        return weight, self.take(bias, n_out) if self.has(bias) else weight.new_zeros(n_out)
+        return weight, self.take(bias) if self.has(bias) else weight.new_zeros(weight.shape[1])
 
     def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
-        d = len(weight)
         if self.has(f"{norm}.bias"):
-            bias = bias + self.get(f"{norm}.bias", d) @ weight
-        return self.get(f"{norm}.weight", d)[:, None] * weight, bias
+            bias = bias + self.get(f"{norm}.bias") @ weight
+        return self.get(f"{norm}.weight")[:, None] * weight, bias
 
     def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
         """Set a weight and a bias of the transformer."""
@@ -75,7 +72,7 @@ class Weights:
         The factor is 1/√d_head, and on rotated dimensions the square of what yarn multiplies sine and cosine by.
         """
         c = self.sizes
-        self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq", c.rotary // 2)
+        self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq")
         factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5)
         factor[: c.rotary] *= self.get(f"{module}.attention_scaling") ** 2
         return factor
@@ -85,7 +82,7 @@ class Weights:
         ModelError if a tensor was never read."""
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)
-        weight = self.take(head, *token.shape) if head else token
+        weight = self.take(head) if head else token
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         if left := sorted(set(self._tensors) - self._used):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""

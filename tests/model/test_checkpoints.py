@@ -39,7 +39,7 @@ BASES: dict[str, dict[str, Any]] = {
         "attention_types": [[["global", "local"], 1], [["local"], 1]],
     }
     | {"window_size": 3},
-    "gpt_neox": {**COMMON, **LAYERS, **WIDTHS, "hidden_size": 64},
+    "gpt_neox": {**COMMON, **LAYERS, **WIDTHS, "hidden_size": 64, "initializer_range": 0.2},
     "llama": GROUPED,
     "mistral": {**GROUPED, "sliding_window": None},
     "qwen2": GROUPED,
@@ -238,7 +238,7 @@ MISTAKES = {  # a family's file, broken in one place
     "llama, a rotation": ("llama", "    for i in", '    t.out["rotary.frequencies"] *= 1.1\n    for i in'),
     "mistral, windows": ("mistral", "config.sliding_window if", "None if"),
     "qwen2, windows": ("qwen2", 'k == "sliding_attention"', 'k == "full_attention"'),
-    "qwen3, a scale": ("qwen3", "c.d_head) * scale", "c.d_head)"),
+    "qwen3, a scale": ("qwen3", 'q_norm.weight") * scale', 'q_norm.weight")'),
     "qwen3, a norm": ("qwen3", "config.rms_norm_eps", "0.5"),
 }
 WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}

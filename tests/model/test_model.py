@@ -206,7 +206,7 @@ def test_large_weights_are_finite(tmp_path):
 def test_norms_after_attention_are_refused_with_the_reason(tmp_path, family):
     AutoConfig.for_model(family).save_pretrained(tmp_path)
     refused(tmp_path, f"'{family}' is not supported: it normalises the sum of a layer's heads before adding it")
-    refused(tmp_path, "supported: gpt2, gpt_neo, gpt_neox, llama, mistral, qwen2, qwen3")
+    refused(tmp_path, "supported: gpt2, gpt_neo, gpt_neox, llama, ministral, mistral, qwen2, qwen3")
 
 
 @pytest.mark.parametrize(
