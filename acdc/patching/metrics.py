@@ -32,7 +32,7 @@ SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is a
 class Targets:
     """The answers and the clean stream of the scored rows."""
 
-    example: Tensor  # Int[row], the prompt that a row belongs to; each prompt has a row
+    example: Tensor  # Int[row], the prompt that a row belongs to, rising; each prompt has a row
     correct: Tensor  # Int[row k], token ids, −1 where a row has fewer
     wrong: Tensor  # Int[row k], likewise
     clean: Tensor  # Float[row d_model], the full model's normalised final residual stream
@@ -48,11 +48,16 @@ def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogS
     make = {"kl": _kl, "logit-diff": _logit_diff, "prob-diff": _prob_diff, "nll": _nll, "l2": _l2}[name]
     per_row = make(model, targets, logsumexp or model.logsumexp)
     counts = torch.bincount(targets.example)
+    # A prompt's rows are put below each other and added up one after the other: CUDA's `index_add_` has no fixed order.
+    n = len(counts)
+    below = torch.arange(len(targets.example), device=counts.device) - (counts.cumsum(0) - counts)[targets.example]
+    place = below * n + targets.example
+    most = int(counts.max())
 
     def metric(h: Tensor) -> Tensor:
         rows = per_row(h)
-        sums = rows.new_zeros(*rows.shape[:-1], len(counts)).index_add_(-1, targets.example, rows)
-        return sums / counts
+        table = rows.new_zeros(*rows.shape[:-1], most * n).scatter_(-1, place.expand_as(rows), rows)
+        return sum(table.unflatten(-1, (most, n)).unbind(-2), rows.new_zeros(())) / counts
 
     return metric
 
