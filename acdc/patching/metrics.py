@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from acdc.model.transformer import Transformer
+from acdc.model.transformer import VOCAB_BLOCK, Transformer
 from acdc.registry import METRICS
 
 Metric = Callable[[Tensor], Tensor]
@@ -103,7 +104,7 @@ def accuracy(model: Transformer, targets: Targets, h: Tensor) -> Tensor:
     right = _masked(model, targets.correct, h, -torch.inf).amax(-1)
     if targets.wrong.shape[1]:
         return right > _masked(model, targets.wrong, h, -torch.inf).amax(-1)
-    best = model.logits(h).argmax(-1, keepdim=True)
+    best = torch.cat([model.logits(rows).argmax(-1, keepdim=True) for rows in h.split(256)])  # bounds rows × vocabulary
     return (best == targets.correct).any(-1)
 
 
@@ -146,5 +147,20 @@ def _nll(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
 
 
 def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
-    clean = model.logits(t.clean)
-    return lambda h: (model.logits(h) - clean).square().mean(-1)
+    # In blocks of the vocabulary, as the log-sum-exp, and without keeping any logits.
+    weights = model.weights["unembed.weight"].split(VOCAB_BLOCK)
+    biases = model.weights["unembed.bias"].split(VOCAB_BLOCK)
+
+    def means(h: Tensor) -> Tensor:
+        return (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
+
+    def metric(h: Tensor) -> Tensor:
+        mean = means(h)
+        clean = means(t.clean)
+        parts = [
+            (F.linear(h, w, b) + mean - (F.linear(t.clean, w, b) + clean)).square().sum(-1)
+            for w, b in zip(weights, biases, strict=True)
+        ]
+        return sum(parts, h.new_zeros(())) / model.config.vocab_out
+
+    return metric
