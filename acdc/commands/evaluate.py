@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from acdc.commands.run import environment
+from acdc.commands.stability import resampled
 from acdc.errors import FileError
 from acdc.evaluation.bootstrap import Estimate, estimate, share
 from acdc.evaluation.faithfulness import (
@@ -79,13 +80,15 @@ def evaluate(
     _check_graph(where, file, checkpoint)
     inputs = load(config, task, memory, model or checkpoint)
     _check_weights(where, file, inputs.model)
-    notes = [*file.notes, *_other_prompts(where, file, inputs, given)]
+    other = _other_prompts(where, file, inputs, given)
+    notes = [*file.notes, *other]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
     edges = file.circuit()
     table = _table(inputs, edges, task.metrics)
     values = table[config.metric]
-    notes += _differences(where, file, inputs, table)
+    if not other:
+        notes += _differences(where, file, inputs, table)
     measured = _measured(inputs, table)
     minimality = _minimality(inputs, edges, values["circuit"], most, progress)
     random = _random(inputs, edges, values, progress)
@@ -156,6 +159,9 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
     """A note if the prompts are not the circuit's; raise FileError if no option asks for others."""
     stated = file.task
     now = inputs.config.data_hash
+    number = file.method.options.get("resample")
+    if isinstance(number, int):  # found by `acdc stability` on some of these prompts, and the same are held out
+        now = resampled(inputs, number).config.data_hash
     if now == stated.data_hash:
         return []
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
@@ -184,8 +190,6 @@ def _table(inputs: Inputs, circuit: Circuit, metrics: Iterable[str]) -> Table:
 def _differences(where: str, file: CircuitFile, inputs: Inputs, table: Table) -> list[str]:
     """A warning if the metrics of the same prompts are not those in the file. Accuracies are not compared: they may
     flip where two answers have nearly the same logit."""
-    if inputs.config.data_hash != file.task.data_hash:
-        return []
     in_file = any(key.startswith("held_out.") for key in file.metrics)
     half = "held_out" if in_file else inputs.evaluation_split
     rounded = max(ROUNDED[dtype] for dtype in (inputs.config.dtype, file.method.dtype))

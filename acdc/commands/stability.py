@@ -5,6 +5,7 @@ edges. An edge's frequency is the share of reruns, without the base run, that fi
 are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -23,10 +24,11 @@ from acdc.evaluation.ranking import jaccard
 from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
 from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of
 from acdc.graph.circuit import Circuit
+from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, locked
 from acdc.io.progress import Show
-from acdc.methods.discover import find, scored
+from acdc.methods.discover import SCORES, find, scored
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.setup.config import Config, DefaultModel, resolve
@@ -89,7 +91,7 @@ def stability(
         base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, progress, say)
         found: dict[str, dict[str, Circuit]] = {}  # kind → name → circuit without dead edges
         seeded = []
-        for rerun in reruns(inputs, plan.counts, out, progress):
+        for rerun in reruns(inputs, plan.counts):
             circuit = run_or_resume(rerun, inputs, out, progress, say).circuit()
             found.setdefault(rerun.kind, {})[rerun.name] = circuit
             if rerun.kind == "seeds":
@@ -134,8 +136,8 @@ class Rerun:
     notes: tuple[str, ...] = ()
 
 
-def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> Iterator[Rerun]:
-    """Yield all reruns of a base run, which must be finished. A rerun doesn't depend on how many others there are."""
+def reruns(base: Inputs, counts: dict[str, int]) -> Iterator[Rerun]:
+    """Yield all reruns of a base run. A rerun doesn't depend on how many others there are."""
     first = base.config.seed
     for seed in range(first + 1, first + counts["seeds"] + 1):
         config = base.config.model_copy(update={"seed": seed, "data_hash": None})
@@ -151,9 +153,6 @@ def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> I
         if order == "random":
             name += f"-{seed}"
             note += f", shuffled by seed {seed}"
-        if base.config.prefilter is not None:
-            # A filter may draw by the seed, which is the order's here. Read its scores from the base run instead.
-            scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress)
         config = base.config.model_copy(update={"order": order, "seed": seed})
         yield Rerun("orders", name, replace(base, config=config), number, (note,))
 
@@ -163,7 +162,12 @@ def resampled(base: Inputs, number: int) -> Inputs:
     n = len(base.data.discovery.clean)
     rng = Random(f"resample {base.config.seed} {number}")
     discovery = base.data.discovery.take([rng.randrange(n) for _ in range(n)])
-    return Inputs(base.config, base.task, base.model, replace(base.data, discovery=discovery))
+    digest = hashlib.sha256()
+    for split in (discovery, base.data.held_out):
+        for array in split.arrays():
+            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    data = Data(discovery, base.data.held_out, digest.hexdigest())
+    return Inputs(base.config.model_copy(update={"data_hash": data.hash[:16]}), base.task, base.model, data)
 
 
 def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
@@ -171,6 +175,9 @@ def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Ca
     folder = out / rerun.name
 
     def make() -> CircuitFile:
+        if rerun.kind == "orders" and base.config.prefilter is not None:
+            # A filter may draw by the seed, which is the order's here. Take its scores from the base run instead.
+            write_scores(folder / SCORES, scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress))
         found = find(rerun.inputs, folder, progress).circuit
         circuit = found.pruned()
         file = describe(rerun.inputs, circuit, found, measure(rerun.inputs, circuit), rerun.notes)
@@ -178,8 +185,11 @@ def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Ca
         if not rerun.number:
             return file
         task = file.task.model_copy(update={"seed": base.config.seed})  # the config's seed may be that of the order
+        method = file.method
+        if rerun.kind == "resamples":
+            method = method.model_copy(update={"options": {**method.options, "resample": rerun.number}})
         command = f"acdc stability --config ../config.yaml --{rerun.kind} {rerun.number}"
-        return file.model_copy(update={"task": task, "command": command})
+        return file.model_copy(update={"task": task, "method": method, "command": command})
 
     return run_or_read(folder, make)
 

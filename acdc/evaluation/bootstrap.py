@@ -1,5 +1,6 @@
 """Means over prompts with 95 % intervals."""
 
+from collections.abc import Iterator
 from functools import lru_cache
 from statistics import NormalDist
 from typing import NamedTuple
@@ -11,6 +12,7 @@ Array = np.ndarray
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 FLOOR = 0.05  # share of the sample's own squared standard error in that of each resample
+BLOCK_NUMBERS = 1 << 21  # bound on the table of some resamples: 16 MB
 
 
 class Estimate(NamedTuple):
@@ -43,7 +45,9 @@ def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate
         own = np.square(values - value * per).mean() / per.mean() ** 2
         if own == 0:
             return Estimate(value, value, value)
-        x, y, xx, xy, yy = (_resamples(n, seed) @ np.stack([values, per, values**2, values * per, per**2], 1)).T
+        columns = np.stack([values, per, values**2, values * per, per**2], 1)
+        counts = _resamples(n, seed)
+        x, y, xx, xy, yy = np.concatenate([counts[block].astype(float) / n @ columns for block in _blocks(n)]).T
         drawn = x / y
         squared = np.maximum(0, xx - 2 * drawn * xy + drawn**2 * yy) / y**2
         moved = (drawn - value) / np.sqrt((1 - FLOOR) * squared + FLOOR * own)
@@ -53,11 +57,20 @@ def estimate(values: Array, per: Array | None = None, seed: int = 0) -> Estimate
     return Estimate(value, float(value - most), float(value - least))
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)
 def _resamples(n: int, seed: int) -> Array:
-    """The share of every prompt in each resample, Float[resample prompt]."""
-    shares: Array = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
-    return shares
+    """How often each resample draws every prompt, Int[resample prompt]; in bytes, since no prompt comes 256 times."""
+    draw = np.random.default_rng(seed)
+    counts = np.empty((RESAMPLES, n), np.uint8)
+    for block in _blocks(n):
+        counts[block] = draw.multinomial(n, np.full(n, 1 / n), len(counts[block]))
+    return counts
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Resamples of n prompts that are held at once."""
+    size = max(1, BLOCK_NUMBERS // n)
+    return (slice(start, start + size) for start in range(0, RESAMPLES, size))
 
 
 def share(right: float, n: int) -> Estimate:

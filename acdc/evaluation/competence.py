@@ -18,7 +18,7 @@ from acdc.setup.inputs import Inputs
 class Competence:
     """How the full model does on the discovery half, with the answers of the clean prompts throughout."""
 
-    rows: int  # number of scored positions
+    prompts: int  # their number; each may be scored at several positions, which agree with each other
     # Share of scored positions at which the best correct answer has a higher logit than every wrong one (than every
     # other token where the task has no wrong ones).
     accuracy: float
@@ -30,8 +30,8 @@ class Competence:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy."""
-        return share(self.accuracy, self.rows)[1:]
+        """Wilson's 95 % interval of the accuracy, over prompts."""
+        return share(self.accuracy, self.prompts)[1:]
 
     @property
     def able(self) -> bool:
@@ -53,7 +53,7 @@ def competence(inputs: Inputs) -> Competence | None:
     n_wrong = (prompts.wrong >= 0).sum(1)
     others = np.where(n_wrong, n_wrong, model.config.vocab_out - n_correct)
     return Competence(
-        rows=len(prompts.rows),
+        prompts=len(prompts.clean),
         accuracy=mean_accuracy(table, "clean"),
         accuracy_corrupted=mean_accuracy(table, "corrupted"),
         chance=float((n_correct / (n_correct + others)).mean()),
@@ -70,7 +70,7 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
-        f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure "
+        f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; a circuit of a failure "
         f"means little ({shlex.join(command)})"
     )
 

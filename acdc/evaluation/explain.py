@@ -89,7 +89,7 @@ def _examples(inputs: Inputs, rows: Rows) -> tuple[ShownPrompt, ...]:
         pad = int(split.pad[i])
         predictions = {}
         for what, h in rows.items():
-            p, ids = model.logits(h[row]).double().softmax(-1).topk(min(TOP, model.config.vocab_out))
+            p, ids = model.logits(h[row]).cpu().double().softmax(-1).topk(min(TOP, model.config.vocab_out))
             predictions[what] = tuple(zip(texts(ids.tolist()), p.tolist(), strict=True))
         out.append(
             ShownPrompt(

@@ -54,7 +54,7 @@ def measure_rows(inputs: Inputs, half: str, rows: Rows, metrics: Iterable[str]) 
         table[name] = {what: _finite(inputs, half, name, metric(h)) for what, h in rows.items()}
     if parts.targets.correct.shape[1]:
         right = {what: accuracy(inputs.model.transformer, parts.targets, h) for what, h in rows.items()}
-        table["accuracy"] = {what: of_row.double().cpu().numpy() for what, of_row in right.items()}
+        table["accuracy"] = {what: of_row.cpu().double().numpy() for what, of_row in right.items()}
     return table
 
 
@@ -88,7 +88,7 @@ def prompt_values(inputs: Inputs, half: str, circuit: Circuit | None, metric: st
 
 def _finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
     """Return the values of every prompt, Float[prompt], in float64; raise UserError if one is not finite."""
-    found: Array = values.double().cpu().numpy()
+    found: Array = values.cpu().double().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(found))):
         prompt = inputs.prompt(half, int(wrong[0]))
         raise UserError(f"{what} is {found[wrong[0]]} on {prompt}; {non_finite_advice(inputs.model.transformer)}")

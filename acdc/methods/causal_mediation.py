@@ -30,7 +30,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
             if sender.kind == "input":
                 continue
             rows = patched.without_node(sender.layer, written, sender.kind == "head")
-            total[first : first + len(written)] += (metric(rows) - full).double().sum(1).cpu().numpy()
+            total[first : first + len(written)] += (metric(rows) - full).cpu().double().sum(1).numpy()
             done += len(written) * len(cache.pad)
             progress(Progress(done // problem.n_prompts, len(graph.senders) - len(graph.inputs), "nodes", sender.name))
     return Scores.of_nodes(graph, total / problem.n_prompts)

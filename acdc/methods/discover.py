@@ -132,8 +132,8 @@ def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> S
 
 
 def _what(c: Config, method: str) -> tuple[object, ...]:
-    """What scores depend on; threshold and number of edges are not part of it."""
-    return method, c.metric, c.steps, c.updates, c.penalty, c.sparsity
+    """What scores of one model and task depend on; threshold and number of edges are not part of it."""
+    return method, c.metric, c.ablation, c.examples, c.seed, c.steps, c.updates, c.penalty, c.sparsity
 
 
 def _score(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:

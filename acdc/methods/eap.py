@@ -83,7 +83,7 @@ class Attribution:
 
     def _multiply(self, first: int, written: Tensor, gradient: Gradient) -> None:
         product = written.flatten(1) @ gradient.inputs.flatten(1).T
-        self._total[first : first + len(written), gradient.receivers] += product.double().cpu()
+        self._total[first : first + len(written), gradient.receivers] += product.cpu().double()
 
     def _parents(self, gradient: Gradient) -> int:
         graph = self._problem.graph

@@ -32,7 +32,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
             for first in range(0, n, VERSIONS):
                 last = min(n, first + VERSIONS)
                 rows = patched.without_edge(r, written[first:last])
-                total[first:last, receiver] += (metric(rows) - full).double().sum(1).cpu().numpy()
+                total[first:last, receiver] += (metric(rows) - full).cpu().double().sum(1).numpy()
             done += n * len(cache.pad)
             progress(Progress(done // problem.n_prompts, graph.n_edges, "edges", r.node))
     return Scores(graph, total / problem.n_prompts)

@@ -67,5 +67,5 @@ def score(
     training = Training("edge-pruning", settings, updates, seed, graph.n_edges, objective, MULTIPLIERS, ascent)
     alpha = train(training, problem, batches, checkpoint, progress)
     edges = np.full(graph.edges.shape, np.nan)
-    edges[graph.edges] = p_open(alpha).double().cpu().numpy()
+    edges[graph.edges] = p_open(alpha).cpu().double().numpy()
     return Scores(graph, edges)

@@ -39,7 +39,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
                 flow = torch.einsum("btd,hed->bhte", gradient.written, w)
                 effect = (difference.z[r.layer] * flow).sum((2, 3))
                 first = graph.sender_index[f"a{r.layer}.h0"]
-            total[first : first + effect.shape[1]] += effect.abs().double().sum(0).cpu()
+            total[first : first + effect.shape[1]] += effect.abs().cpu().double().sum(0)
         done += len(cache.pad)
         progress(Progress(done, problem.n_prompts, "prompts", ""))
     nodes = (total / problem.n_prompts).numpy()

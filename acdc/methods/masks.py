@@ -136,7 +136,7 @@ def train(training: Training, problem: Problem, batches: Batches, checkpoint: Pa
     if checkpoint is not None and checkpoint.exists():
         begin, state = _read(checkpoint, mark, state)
     state = {name: x.to(model.device) for name, x in state.items()}
-    ascent = torch.tensor(training.ascent, dtype=model.dtype, device=model.device)
+    ascent = torch.tensor(training.ascent, dtype=model.dtype).to(model.device)
     for done in range(begin, training.updates):
         alpha, multipliers = (state[name].clone().requires_grad_() for name in ("alpha", "multipliers"))
         noise = torch.from_numpy(_noise(training.seed, done, training.gates)).to(model.device, model.dtype)
@@ -157,7 +157,7 @@ def train(training: Training, problem: Problem, batches: Batches, checkpoint: Pa
             step = state["mean"] / (1 - MEAN_DECAY ** (done + 1)) / length
             state["alpha"] = (alpha - RATE * min(1.0, 2 - 2 * share) * step).clamp(-LIMIT, LIMIT)
             state["multipliers"] = (multipliers + ascent * up).clamp(min=training.least)
-            kept = float((p_open(state["alpha"]) >= 0.5).double().mean())
+            kept = float((p_open(state["alpha"]) >= 0.5).cpu().double().mean())
         if checkpoint is not None and ((done + 1) % SAVED_EVERY == 0 or done + 1 == training.updates):
             tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
             write_atomic(checkpoint, save(tensors, {"training": mark, "updates": str(done + 1)}))

@@ -52,5 +52,5 @@ def score(
 
 def of_gates(problem: Problem, gates: Tensor) -> Scores:
     """Scores from the gates of all nodes but the inputs, Float[gate]."""
-    nodes = torch.cat([torch.full((len(problem.graph.inputs),), torch.nan), gates.double().cpu()])
+    nodes = torch.cat([torch.full((len(problem.graph.inputs),), torch.nan), gates.cpu().double()])
     return Scores.of_nodes(problem.graph, nodes.numpy())

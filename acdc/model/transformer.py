@@ -194,12 +194,13 @@ class Transformer:
         """W_U of n tokens drawn from the prediction at each row: Float[row d_model] to Float[row n d_model]."""
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
-        drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(h.device, h.dtype)
+        drawn = torch.rand(n, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(h.dtype)
         parts = []
         for rows in h.split(256):
-            cumulative = F.linear(rows, w, b).softmax(-1).cumsum(-1)
+            # Summed on the CPU: CUDA has no fixed order for it, so that other tokens could be drawn.
+            cumulative = F.linear(rows, w, b).softmax(-1).cpu().cumsum(-1)
             ids = torch.searchsorted(cumulative, drawn.expand(len(rows), n).contiguous())
-            parts.append(w[ids.clamp(max=len(w) - 1)])
+            parts.append(w[ids.clamp(max=len(w) - 1).to(w.device)])
         return torch.cat(parts)
 
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:

@@ -124,11 +124,11 @@ class Engine:
     def metric(self, rows: Tensor) -> list[float]:
         """The metric, mean over the prompts, of candidates' rows: Float[candidate row d_model]."""
         self.evaluations += len(rows)
-        return self.metric_of(rows).double().mean(1).tolist()
+        return self.metric_of(rows).cpu().double().mean(1).tolist()
 
     def guess(self, rows: Tensor) -> list[float] | None:
         """A cheap guess at `metric`, or None where there is none."""
-        return None if self.guess_of is None else self.guess_of(rows).double().mean(1).tolist()
+        return None if self.guess_of is None else self.guess_of(rows).cpu().double().mean(1).tolist()
 
     def commit(self, removals: Iterable[Removal]) -> None:
         """Remove some candidates from the circuit."""
@@ -220,7 +220,7 @@ class Engine:
         if senders == [None]:
             return self.live.ablated_input(receiver, scored)[None]
         differences = [self.live.difference(s, scored) for s in senders if s is not None]
-        return torch.stack(differences).cumsum(0) + self.state.input[receiver]
+        return running_sums(torch.stack(differences)) + self.state.input[receiver]
 
     def _for_each(self, kind: str, sender: int, x: Tensor, own: list[int], candidates: list[int]) -> Tensor:
         """q, k or v of a head for each of some candidates, of which only its `own` change it: x Float[own batch pos
@@ -344,3 +344,11 @@ class Engine:
             if self.kept[sender, receiver]:  # without any, base and current input are one tensor
                 x = x + self.live.narrow(self.state.deviation[sender], self.scored_at[sender], to_scored)
         return x
+
+
+def running_sums(x: Tensor) -> Tensor:
+    """x[0], x[0] + x[1], …: Float[n ...] to the same shape. On CUDA, `cumsum` has no fixed order; a product has."""
+    if x.device.type == "cpu":
+        return x.cumsum(0)
+    below = torch.ones(len(x), len(x), dtype=x.dtype, device=x.device).tril()
+    return (below @ x.flatten(1)).view_as(x)

@@ -16,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from acdc.model.transformer import Transformer
+from acdc.model.transformer import VOCAB_BLOCK, Transformer
 from acdc.registry import METRICS
 
 Metric = Callable[[Tensor], Tensor]
@@ -32,7 +33,7 @@ SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is a
 class Targets:
     """The answers and the clean stream of the scored rows."""
 
-    example: Tensor  # Int[row], the prompt that a row belongs to; each prompt has a row
+    example: Tensor  # Int[row], the prompt that a row belongs to, rising; each prompt has a row
     correct: Tensor  # Int[row k], token ids, −1 where a row has fewer
     wrong: Tensor  # Int[row k], likewise
     clean: Tensor  # Float[row d_model], the full model's normalised final residual stream
@@ -48,11 +49,16 @@ def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogS
     make = {"kl": _kl, "logit-diff": _logit_diff, "prob-diff": _prob_diff, "nll": _nll, "l2": _l2}[name]
     per_row = make(model, targets, logsumexp or model.logsumexp)
     counts = torch.bincount(targets.example)
+    # A prompt's rows are put below each other and added up one after the other: CUDA's `index_add_` has no fixed order.
+    n = len(counts)
+    below = torch.arange(len(targets.example), device=counts.device) - (counts.cumsum(0) - counts)[targets.example]
+    place = below * n + targets.example
+    most = int(counts.max())
 
     def metric(h: Tensor) -> Tensor:
         rows = per_row(h)
-        sums = rows.new_zeros(*rows.shape[:-1], len(counts)).index_add_(-1, targets.example, rows)
-        return sums / counts
+        table = rows.new_zeros(*rows.shape[:-1], most * n).scatter_(-1, place.expand_as(rows), rows)
+        return sum(table.unflatten(-1, (most, n)).unbind(-2), rows.new_zeros(())) / counts
 
     return metric
 
@@ -98,7 +104,7 @@ def accuracy(model: Transformer, targets: Targets, h: Tensor) -> Tensor:
     right = _masked(model, targets.correct, h, -torch.inf).amax(-1)
     if targets.wrong.shape[1]:
         return right > _masked(model, targets.wrong, h, -torch.inf).amax(-1)
-    best = model.logits(h).argmax(-1, keepdim=True)
+    best = torch.cat([model.logits(rows).argmax(-1, keepdim=True) for rows in h.split(256)])  # bounds rows × vocabulary
     return (best == targets.correct).any(-1)
 
 
@@ -141,5 +147,20 @@ def _nll(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
 
 
 def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
-    clean = model.logits(t.clean)
-    return lambda h: (model.logits(h) - clean).square().mean(-1)
+    # In blocks of the vocabulary, as the log-sum-exp, and without keeping any logits.
+    weights = model.weights["unembed.weight"].split(VOCAB_BLOCK)
+    biases = model.weights["unembed.bias"].split(VOCAB_BLOCK)
+
+    def means(h: Tensor) -> Tensor:
+        return (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
+
+    def metric(h: Tensor) -> Tensor:
+        mean = means(h)
+        clean = means(t.clean)
+        parts = [
+            (F.linear(h, w, b) + mean - (F.linear(t.clean, w, b) + clean)).square().sum(-1)
+            for w, b in zip(weights, biases, strict=True)
+        ]
+        return sum(parts, h.new_zeros(())) / model.config.vocab_out
+
+    return metric

@@ -18,7 +18,7 @@ from acdc.model.config import ModelConfig
 from acdc.model.transformer import VOCAB_BLOCK
 from acdc.patching.activations import BATCH, CHUNK, TABLE_BYTES
 from acdc.patching.metrics import SAMPLE_NUMBERS
-from acdc.registry import METHODS, METRICS, parse_filter
+from acdc.registry import METHODS, parse_filter
 from acdc.setup.config import Config
 from acdc.task.tokenize import Split
 
@@ -73,16 +73,14 @@ class Sizes:
         """One vector of the residual stream at every live position of n prompts."""
         return self.itemsize * n * self.live * self.model.d_model
 
-    def output(self, metric: str) -> int:
+    @property
+    def output(self) -> int:
         """The output layer on all scored rows: `sampled_logsumexp`, 256 rows of logits, and a batch of candidates in
-        blocks of the vocabulary; for l2 a batch with all logits."""
+        blocks of the vocabulary."""
         m = self.model
-        logits = self.itemsize * m.vocab_out
-        if METRICS[metric].output == "logits":
-            return logits * self.rows * (1 + 3 * CANDIDATES)
-        sample = self.itemsize * min(SAMPLE_NUMBERS, 256 * self.rows * m.d_model)
+        sample = min(SAMPLE_NUMBERS, 256 * self.rows * m.d_model)
         block = min(VOCAB_BLOCK, m.vocab_out) + m.d_model
-        return sample + 3 * logits * min(256, self.rows) + 2 * self.itemsize * CANDIDATES * self.rows * block
+        return self.itemsize * (sample + 3 * m.vocab_out * min(256, self.rows) + 2 * CANDIDATES * self.rows * block)
 
     def passes(self, n: int) -> int:
         """Plain forward passes over n prompts, a chunk at a time."""
@@ -130,7 +128,7 @@ def expected(config: Config, model: ModelConfig, prompts: Split, halves: int = 2
     discovery = sizes.cache(n) + max(sizes.working_set(method, n) for method in methods)
     all_fit = n == sizes.prompts  # then the discovery half stays while the other one is evaluated
     evaluation = sizes.cache(n) * (halves if all_fit else 1) + sizes.residual(n) + sizes.passes(n) + sizes.table(n)
-    total = sizes.weights + max(discovery, evaluation) + sizes.output(config.metric)
+    total = sizes.weights + max(discovery, evaluation) + sizes.output
     if device != "cpu":
         return total
     return int(PROCESS + max(LOADING * sizes.weights, total))

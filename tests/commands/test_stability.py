@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import xml.etree.ElementTree as ET
@@ -10,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+import yaml
 
 from acdc import cli
 from acdc.commands import stability
@@ -138,6 +140,44 @@ def test_a_resample_has_prompts_as_often_as_they_were_drawn():
     one, two = (stability.resampled(inputs, number).data for number in (1, 2))
     assert one.held_out is inputs.data.held_out
     assert one.discovery.texts == stability.resampled(inputs, 1).data.discovery.texts != two.discovery.texts
+
+
+def test_a_resample_states_the_hash_of_its_own_prompts(call, done):
+    base = read_circuit(done / "base/circuit.json").task
+    resamples = [read_circuit(done / f"resample-{number}/circuit.json") for number in (1, 2)]
+    hashes = [file.task.data_hash for file in resamples]
+    assert len({base.data_hash, *hashes}) == 3
+    assert [file.task.model_copy(update={"data_hash": base.data_hash}) for file in resamples] == [base] * 2
+    config, task, _ = resolve(yaml.safe_load((done / "config.yaml").read_text()), None, None)
+    data = stability.resampled(load(config, task), 1).data
+    digest = hashlib.sha256()
+    for split in (data.discovery, data.held_out):
+        for array in split.arrays():  # as the hash of any prompts
+            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+    assert hashes[0] == digest.hexdigest()[:16] == data.hash[:16]
+
+
+def test_a_resample_is_evaluated_on_the_prompts_that_its_base_run_holds_out(call, done, tmp_path):
+    code, out, _ = call("evaluate", done / "resample-1/circuit.json", "--minimality", "0", "--json")
+    assert code == 0
+    stated = read_circuit(done / "resample-1/circuit.json").metrics["held_out.circuit.kl"]
+    assert json.loads(out)["measured"]["circuit"][0] == pytest.approx(stated)
+    assert "warning" not in out and "other prompts" not in out
+    file = json.loads((done / "resample-1/circuit.json").read_text())
+    file["method"]["options"]["resample"] = 2
+    (tmp_path / "circuit.json").write_text(json.dumps(file))
+    code, _, err = call("evaluate", "circuit.json", "--minimality", "0")
+    assert code == 2 and "the prompts are not the circuit's" in err
+
+
+def test_orders_take_the_filter_of_the_base_run(call, tmp_path):
+    """The baseline draws its scores by the seed, which is the order's in a rerun."""
+    (tmp_path / "config.yaml").write_text("task: or-gate\nmodel: or-gate\nprefilter: random:0.5\nthreshold: 0.1\n")
+    command = ["stability", "--config", "config.yaml", "--seeds", "0", "--resamples", "0", "--orders", "3"]
+    assert call(*command, "--out", "out")[0] == 0
+    folders = [path for path in (tmp_path / "out").iterdir() if path.is_dir()]
+    assert len(folders) == 4
+    assert len({(folder / "scores.safetensors").read_bytes() for folder in folders}) == 1
 
 
 def test_a_second_call_reads_and_gives_the_same(call, done, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,11 +13,14 @@ from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores
 from acdc.methods import causal_mediation, edge_patching, hisp
 from acdc.methods.acdc import Options, discover
+from acdc.methods.discover import computed
 from acdc.methods.log import Journal
 from acdc.patching.engine import Engine
 from acdc.patching.offload import Parts
 from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from tests.support.oracle import Naive, naive_acdc
 from tests.support.random_models import random_model, random_prompts
 
@@ -183,3 +188,18 @@ def test_acdc_among_some_edges_equals_the_oracle(family, share, direct):
         assert set(circuit.edge_names()) == edges
         assert set(circuit.direct_names()) == direct_edges
         assert engine.metric(engine.rows([]))[0] == pytest.approx(value, abs=1e-10)
+
+
+# --- scores kept in memory --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "change"), [("random", {"seed": 1}), ("edge-patching", {"ablation": "zero"})])
+def test_runs_that_differ_in_seed_or_ablation_share_no_scores(tmp_path, method, change):
+    given = {"task": "greater-than", "model": "tiny", "device": "cpu", "method": method, "edges": 5, "examples": 2}
+    config, task, _ = resolve(given, None, None)
+    first = load(config, task)
+    second = replace(first, config=config.model_copy(update=change), _parts={})
+    alone = replace(second, scores={})
+    a, b, c = (computed(x, method, tmp_path / "masks", lambda _: None).edges for x in (first, second, alone))
+    assert not np.array_equal(a, b, equal_nan=True)
+    assert np.array_equal(b, c, equal_nan=True)

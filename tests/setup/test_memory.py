@@ -86,6 +86,8 @@ def test_the_largest_moment_counts():
     }
     assert at["random"] == min(at.values()) >= int(PROCESS + LOADING * of(GPT2).weights)
     assert expected(config(prefilter="eap-ig:0.1"), GPT2, prompts) == max(at["acdc"], at["eap-ig"])
+    every_logit = config(threshold=0.1).model_copy(update={"metric": "l2"})  # of all candidates: 240 MB and more
+    assert expected(every_logit, GPT2, prompts) == at["acdc"]
     assert expected(config(), GPT2, prompts, halves=1) <= at["acdc"]
     assert expected(config(), GPT2, prompts, device="cuda") == at["acdc"] - PROCESS
 
