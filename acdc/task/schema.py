@@ -84,7 +84,7 @@ class Source(Strict):
         lists: word lists by name; slots that name the same list draw different words within an example
         pieces: templates with `|` between tokens; draws that don't split exactly there are redrawn
         different: groups of slots; draws that fill two slots of a group alike are redrawn
-        bos: put the tokenizer's BOS token in front, if it has one
+        bos: put the tokenizer's BOS token in front; a tokenizer without one is refused
         padding: `left` pads shorter prompts on the left and masks the padding; `none` asks for prompts of equal length
         splits: `disjoint` draws two halves without a common prompt, one for discovery, one held out; `same` draws
             one half that serves as both
@@ -270,6 +270,12 @@ class Task(Strict):
         """Return the task's defaults with those for this model over them."""
         override = self.defaults.models.get(model, Override())
         return self.defaults.model_copy(update=override.model_dump(exclude_none=True))
+
+    def begins(self, text: str) -> bool:
+        """Return whether the template of a prompt begins with a text."""
+        paired = self.corrupt.template if self.corrupt else None
+        templates = [paired, *(text for prompt in self.data.prompts for text in (prompt.clean, prompt.corrupted))]
+        return any(template is not None and template.startswith(text) for template in templates)
 
     def templates(self) -> Iterator[tuple[str, str]]:
         """Yield key and text of every template that may have slots."""
