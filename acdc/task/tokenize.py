@@ -108,7 +108,9 @@ class Encoder:
         self.task = task
         self.tokenizer = tokenizer
         self.bos = first_tokens(task, tokenizer)
-        self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=100_000)(self._encode)
+        cached = lru_cache(maxsize=100_000)
+        self.encode: Callable[[str], tuple[int, ...]] = cached(self._encode)
+        self.continuation: Callable[[str], tuple[int, ...]] = cached(self._continuation)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
@@ -126,7 +128,7 @@ class Encoder:
         except TaskError:
             return ()
 
-    def continuation(self, text: str) -> tuple[int, ...]:
+    def _continuation(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text that follows other text.
 
         Tokenizers such as Llama 2's put a space in front of all that they encode: " Paul" alone is ▁, ▁Paul.
