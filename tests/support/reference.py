@@ -53,7 +53,7 @@ FILES = (
         "Task file",
         Task,
         "`tasks/*.yaml`, or your own for `acdc run --task mine.yaml`: the README has an example, and "
-        "[own-data.md](own-data.md) one with prompts in a JSONL file. `include` starts from another task: mappings are "
+        "[own-data.md](own-data.md) one with prompts in a JSONL or CSV file. `include` starts from another task: mappings are "
         "merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need quotes.",
     ),
     File(
@@ -114,6 +114,7 @@ unsaid = only()  # conditions that a JSON schema can't express
 # Pydantic can't see what validator functions check. A function missing here stops the generation.
 VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "one_or_many": also(TEXT),
+    "as_answers": also(TEXT),
     "as_prompt": also(TEXT),
     "Strict._known_keys": unsaid,
     "NumberRange._size": unsaid,
