@@ -53,8 +53,9 @@ FILES = (
         "Task file",
         Task,
         "`tasks/*.yaml`, or your own for `acdc run --task mine.yaml`: the README has an example, and "
-        "[own-data.md](own-data.md) one with prompts in a JSONL or CSV file. `include` starts from another task: mappings are "
-        "merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need quotes.",
+        "[own-data.md](own-data.md) one with prompts in a JSONL or CSV file. `include` starts from another task: "
+        "mappings are merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need "
+        "quotes.",
     ),
     File(
         "circuit",

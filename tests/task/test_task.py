@@ -984,17 +984,32 @@ def test_bad_rows(tmp_path: Path, text: str, expected: list[str]) -> None:
 
 # ---------------------------------------------------------------- mistakes that only tokens show
 
+UNEQUAL = {"clean": "a b", "corrupted": "a"}
 TEXT = {"answers": None, "metrics": ["kl"]}
 BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "unequal pair",
         {"corrupt": {"redraw": None, "template": "The {a} gave"}},
-        ["t: example 1 'The", "equally many tokens, have 5 and 3", "'The'|' c"],
+        [
+            "t: example 1 'The",
+            "have 5 and 3",
+            "'The'|' c",
+            'tokens; data.pieces: [" {a}"] draws only words of one token',
+        ],
+    ),
+    (
+        "unequal row",
+        OF_FILE
+        | {"data": {"template": None, "slots": None, "rows": [UNEQUAL], "splits": "same"}, "defaults": {"examples": 1}},
+        [
+            "have 2 and 1: ",
+            "|' b' and 'a'; replace words by others of as many tokens, as ' Mary' by ' John' where both",
+        ],
     ),
     (
         "slot changes length",
         {"data": {"slots": {"a": ["red cat", "dog"]}}, **TEXT},
-        ["t: example 1", "slot 'a' should keep its number of tokens", "' red'|' cat'"],
+        ["t: example 1", "slot 'a' should keep its number of tokens", "' red'|' cat'", 'data.pieces: [" {a}"] draws'],
     ),
     (
         "unequal set",
