@@ -26,7 +26,8 @@ from acdc.evaluation.faithfulness import (
     random_circuit,
     values_without,
 )
-from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.circuit import CircuitFile
+from acdc.files.eap_ig import read_any
 from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Prompt, Random, RemovedEdge, Spread
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
@@ -54,10 +55,12 @@ def evaluate(
     read_task: Callable[[str], Task] = load_task,
     model: Model | None = None,
 ) -> Evaluation:
-    """Evaluate a circuit.json, or its content. Raise UserError if the model, its graph or the prompts aren't its own.
+    """Evaluate a circuit.json, a file in EAP-IG's format, or the content of a circuit.json. Raise UserError if the
+    model, its graph or the prompts aren't its own.
 
     Args:
-        given: task, model, examples, seed and device to use instead of the circuit's own; None where not given
+        given: task, model, metric, ablation, examples, seed and device to use instead of the circuit's own; None where
+            not given; EAP-IG's format needs task and model
         memory: bytes to stay below
         most: remove at most this many edges one by one, those with the smallest scores
         found_with: the config of the run, if it isn't beside the file, for the paths of task and model
@@ -65,8 +68,8 @@ def evaluate(
     """
     if isinstance(circuit, Path):
         where = str(circuit)
-        file = read_circuit(circuit)
-        found_with = config_beside(circuit)
+        file = read_any(circuit, given)
+        found_with = None if file.of_eap_ig else config_beside(circuit)
     else:
         where = "circuit"
         file = circuit
@@ -121,6 +124,8 @@ def config_beside(path: Path) -> Config | None:
 
 def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[str, Any]:
     """The options that the circuit was found with; paths of task and model from the config of its run."""
+    if file.of_eap_ig:  # the command line names task and model; all else is by the task's defaults
+        return {"threshold": 0.0}
     method = file.method
     choices = {"metric": method.metric, "ablation": method.ablation, "dtype": method.dtype}
     for key, value in choices.items():
@@ -141,6 +146,11 @@ def _check_model(where: str, file: CircuitFile, model: Model) -> None:
     if graph != own.graph:
         sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (own.graph, graph)]
         raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {model.name} has {sizes[1]}")
+    if file.of_eap_ig:
+        width = model.transformer.config.d_model
+        if width != own.d_model:
+            raise FileError(f"{where}: cfg.d_model: the circuit's model is {own.d_model} wide, {model.name} is {width}")
+        return
     if model.hash != own.hash:
         hashes = f"hash {own.hash} ({own.name}), not {model.hash} ({model.name})"
         raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
@@ -150,6 +160,8 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
     """A note if the prompts are not the circuit's; raise FileError if no option asks for others."""
     stated = file.task
     now = inputs.config.data_hash
+    if file.of_eap_ig:
+        return ["the file doesn't say with which prompts the circuit was found; these may be among them"]
     if now == stated.data_hash:
         return []
     asked = [f"--{key} {given[key]}" for key in ("task", "examples", "seed") if given[key] is not None]
@@ -176,9 +188,9 @@ def _table(inputs: Inputs, circuit: Circuit, metrics: Iterable[str]) -> Table:
 
 
 def _differences(where: str, file: CircuitFile, inputs: Inputs, table: Table) -> list[str]:
-    """A warning if the metrics of the same prompts are not those in the file. Accuracies are not compared: they may
-    flip where two answers have nearly the same logit."""
-    if inputs.config.data_hash != file.task.data_hash:
+    """A warning if the metrics of the same prompts and ablation are not those in the file. Accuracies are not compared:
+    they may flip where two answers have nearly the same logit."""
+    if (inputs.config.data_hash, inputs.config.ablation) != (file.task.data_hash, file.method.ablation):
         return []
     in_file = any(key.startswith("held_out.") for key in file.metrics)
     half = "held_out" if in_file else inputs.evaluation_split

@@ -36,10 +36,10 @@ Positions = Annotated[Literal["last", "all"] | tuple[Whole, ...], BeforeValidato
 
 
 def as_answers(value: Any) -> Any:
-    """Return answers as a list; a number in it is refused with a reason, as it may be meant as a token id."""
+    """Return answers as a list; raise ValueError for a number, which may be meant as a token id."""
     answers = one_or_many(value)
     for answer in answers if isinstance(answers, list | tuple) else (answers,):
-        if isinstance(answer, int | float) and not isinstance(answer, bool):
+        if type(answer) in (int, float):
             why = "token ids differ between tokenizers; a number that is the text needs quotes"
             raise ValueError(f"should be a text such as ' she', got the number {short(answer)}: {why}")
     return answers

@@ -19,10 +19,14 @@ from typing import Protocol
 import numpy as np
 
 from acdc.errors import TaskError, short
-from acdc.task.draw import TextExample, draw, pools, shuffled
+from acdc.task.draw import TextExample, draw, shuffled
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
 
+AS_MANY = (
+    "replace words by others of as many tokens, as ' Mary' by ' John'; in a template, "
+    'data.pieces: [" {slot}"] draws only words of one token'
+)
 ANCHOR = "\n"  # text before a continuation; no tokenizer merges it with a word
 
 
@@ -261,19 +265,11 @@ class Check:
             if len(changed) != len(clean):
                 rule = f"slot {slot!r} should keep its number of tokens when it is corrupted"
                 both = f"clean {show(clean)}, with the slot changed {show(changed)}"
-                raise self.fail(f"{rule}: {both}; {self.as_many(slot)}")
+                raise self.fail(f"{rule}: {both}; {AS_MANY}")
         if len(clean) != len(corrupted):
             counts = f"have {len(clean)} and {len(corrupted)}: {show(clean)} and {show(corrupted)}"
-            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}; {self.as_many()}")
+            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}; {AS_MANY}")
         return clean, corrupted
-
-    def as_many(self, slot: str | None = None) -> str:
-        """Return how the corrupted prompt, or a slot in it, gets as many tokens as in the clean one."""
-        how = "replace words by others of as many tokens"
-        if not self.task.data.slots:
-            return f"{how}, as ' Mary' by ' John' where both are one"
-        field = pools(self.task)[slot or next(iter(self.task.data.slots))].fields[0]
-        return f'{how}; data.pieces: [" {{{field}}}"] draws only words of one token'
 
     def positions(self, clean: list[int]) -> list[int]:
         """Return the scored positions, counted from 0 without BOS and padding; the task may count from the end."""

@@ -425,7 +425,8 @@ def test_diff_notes_another_question() -> None:
     task = TaskPart(name="ioi", version=2, examples=50, seed=7, data_hash="ef56")
     found = diff(a, file_of(Circuit.empty(SMALL), task=task))
     assert found.notes == (
-        "tasks differ: greater-than version 1, and ioi version 2",
+        "tasks differ: greater-than, and ioi",
+        "versions of the task differ: 1, and 2",
         "prompts differ: cd34, and ef56",
     )
 

@@ -520,15 +520,15 @@ BAD_CSV = {
     # The headers of EAP-IG's greater_than_data.csv and ioi_llama.csv
     "token ids": (
         ",clean,corrupted,corrupted_hard,correct_idx,incorrect_idx\n470,a,b,c,47764,26757",
-        ["r.csv line 1: column 'correct_idx' has token ids", "texts in columns correct and wrong"],
+        ["r.csv: column 'correct_idx' has token ids", "texts in columns correct and wrong"],
     ),
     "a third prompt": (
         "clean,corrupted,corrupted_hard\na,b,c",
-        ["r.csv line 1: unknown column 'corrupted_hard'. Did you mean 'corrupted'", "rename or remove it"],
+        ["r.csv: unknown column 'corrupted_hard'. Did you mean 'corrupted'", "rename or remove it"],
     ),
-    "label": ("clean,corrupted,label\na,b,52", ["r.csv line 1: unknown column 'label'", "Known: clean, correct"]),
+    "label": ("clean,corrupted,label\na,b,52", ["r.csv: unknown column 'label'", "Known: clean, correct"]),
     "twice": ("clean,corrupted,correct,correct\na,b,c,d", ["column 'correct' is there twice", "use JSONL"]),
-    "commas": ("clean,corrupted\nThe cat, a pet,The dog, a pet", ["line 2: has 4 cells, the header 2; quote"]),
+    "commas": ("clean,corrupted\nThe cat, a pet,The dog, a pet", ["line 2: not a cell for each column; quote"]),
     "a quote": ('clean,corrupted\n"a"b,c', ["r.csv line 2: not valid CSV: ',' expected after"]),
     "no end": ('clean,corrupted\n"a,c\n', ["r.csv line 2: not valid CSV: unexpected end of data"]),
     "no clean": ("corrupted\na", ["r.csv line 2: clean: is missing"]),
@@ -994,7 +994,7 @@ BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
             "t: example 1 'The",
             "have 5 and 3",
             "'The'|' c",
-            'tokens; data.pieces: [" {a}"] draws only words of one token',
+            'data.pieces: [" {slot}"] draws only words of one token',
         ],
     ),
     (
@@ -1003,13 +1003,13 @@ BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
         | {"data": {"template": None, "slots": None, "rows": [UNEQUAL], "splits": "same"}, "defaults": {"examples": 1}},
         [
             "have 2 and 1: ",
-            "|' b' and 'a'; replace words by others of as many tokens, as ' Mary' by ' John' where both",
+            "|' b' and 'a'; replace words by others of as many tokens, as ' Mary' by ' John'",
         ],
     ),
     (
         "slot changes length",
         {"data": {"slots": {"a": ["red cat", "dog"]}}, **TEXT},
-        ["t: example 1", "slot 'a' should keep its number of tokens", "' red'|' cat'", 'data.pieces: [" {a}"] draws'],
+        ["slot 'a' should keep its number of tokens", "' red'|' cat'", 'data.pieces: [" {slot}"] draws only words'],
     ),
     (
         "unequal set",
