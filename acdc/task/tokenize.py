@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from random import Random
 from typing import Protocol
 
@@ -124,24 +124,18 @@ class Encoder:
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise TaskError(f"{what}: {why}; use a model that knows these words") from error
 
-    @cached_property
-    def _anchor(self) -> tuple[int, ...]:
-        """The tokens of ANCHOR; none if the tokenizer drops it or has none for it."""
-        try:
-            return self.encode(ANCHOR)
-        except TaskError:
-            return ()
-
     def _continuation(self, text: str) -> tuple[int, ...]:
         """Return the tokens of a text that follows other text.
 
         Tokenizers such as Llama 2's put a space in front of all that they encode: " Paul" alone is ▁, ▁Paul.
         """
-        if not self._anchor:
+        try:
+            anchor = self.encode(ANCHOR)
+            ids = self.encode(ANCHOR + text)
+        except TaskError:  # there is no such token
             return self.encode(text)
-        n = len(self._anchor)
-        ids = self.encode(ANCHOR + text)
-        return ids[n:] if len(ids) > n and ids[:n] == self._anchor else self.encode(text)
+        n = len(anchor)
+        return ids[n:] if len(ids) > n and ids[:n] == anchor else self.encode(text)
 
     def show(self, ids: Sequence[int]) -> str:
         """Return tokens for a message: 'The'|' war'."""
