@@ -17,6 +17,7 @@ from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
+MAX_HEADS = 20_000  # of all layers; the graph's arrays grow with the square
 EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
 
 V = TypeVar("V")
@@ -194,6 +195,8 @@ class CircuitFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
+        if g.n_layers * g.n_heads > MAX_HEADS:
+            raise ValueError(f"model: has {g.n_layers * g.n_heads:,} heads; at most {MAX_HEADS:,} are read")
         if len(g.sender_index) < len(g.senders):
             raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} must be unique and name no other node")
         seen: set[str] = set()

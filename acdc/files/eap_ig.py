@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.files.circuit import CircuitFile, checked_circuit, is_eap_ig, of_unknown
+from acdc.files.circuit import MAX_HEADS, CircuitFile, checked_circuit, is_eap_ig, of_unknown
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
 from acdc.io.files import read_json
@@ -61,8 +61,8 @@ def read_any(path: Path, names: Mapping[str, Any], needed: Sequence[str] = NAMES
         return checked_circuit(raw, path)
     if missing := [f"--{name} {name.upper()}" for name in needed if names.get(name) is None]:
         raise FileError(f"{path}: EAP-IG's format names neither task nor model; give {' and '.join(missing)}")
-    d_model = raw["cfg"].get("d_model")
     circuit = _circuit(raw, path)
+    d_model = raw["cfg"].get("d_model")
     if type(d_model) is not int or not 0 < d_model <= 1_000_000:
         raise FileError(f"{path}: cfg.d_model should be the width of the model's residual stream")
     notes = () if circuit.n_edges else (f"{path}: no edge has in_graph: true, so the circuit is empty",)
@@ -84,6 +84,8 @@ def _circuit(raw: dict[str, Any], path: Path) -> Circuit:
     for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
         if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
             raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
+    if cfg["n_layers"] * cfg["n_heads"] > MAX_HEADS:
+        raise FileError(f"{path}: cfg: has {cfg['n_layers'] * cfg['n_heads']:,} heads; at most {MAX_HEADS:,} are read")
     of_nodes = [node.get("neurons") for node in raw["nodes"].values() if isinstance(node, dict)]
     if "neurons" in raw or any(isinstance(neurons, list) and not all(neurons) for neurons in of_nodes):
         raise FileError(f"{path}: is a circuit of single neurons, not of edges")

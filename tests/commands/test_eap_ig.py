@@ -236,6 +236,7 @@ def test_commands_that_read_only_our_format_say_which_read_the_other(acdc, file)
 WRONG: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "neurons": (lambda raw: raw.update(neurons={"m0": [True, False]}), "is a circuit of single neurons, not of edges"),
     "no nodes": (lambda raw: raw.pop("nodes"), "is not an EAP-IG circuit: nodes should be a JSON object"),
+    "no sizes": (lambda raw: raw.update(cfg="gpt2"), "is not an EAP-IG circuit: cfg should be a JSON object"),
     "no width": (lambda raw: raw["cfg"].pop("d_model"), "cfg.d_model should be the width"),
     "other edge": (lambda raw: raw["edges"].update({"m9->logits": {"in_graph": True}}), "has no edge 'm9->logits'"),
     "huge score": (lambda raw: raw["edges"]["input->m0"].update(score=10**400), "edge 'input->m0' needs in_graph"),
