@@ -44,7 +44,7 @@ def eap_ig(kept: dict[str, float], layers: int = 4, heads: int = 4, d_model: int
 
 
 def width() -> int:
-    from acdc.model.load import load_model
+    from acdc import load_model
 
     return load_model("tiny").transformer.config.d_model
 
