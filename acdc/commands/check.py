@@ -22,7 +22,7 @@ from acdc.commands.run import run
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
 from acdc.files.circuit import CircuitFile
-from acdc.files.diff import diff
+from acdc.files.diff import diff, facts_of_both
 from acdc.files.eap_ig import NAMES, read_all, read_eap_ig
 from acdc.files.published import load_published, recovery
 from acdc.graph.circuit import Circuit
@@ -62,6 +62,7 @@ class Bounds(Strict):
 
 
 GOLDEN = ("edits", "tolerance")
+ASKED = ("tasks", "models", "methods", "metrics", "ablations", "thresholds")  # facts that make the question
 PUBLISHED = ("recall", "precision", "classes", "auc")
 
 
@@ -223,18 +224,11 @@ def junit(outcomes: list[Outcome]) -> str:
 def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list[str], list[str]]:
     """Return the problems and facts of a comparison with a golden circuit."""
     unknown = golden.of_eap_ig or now.of_eap_ig
-    pairs = (
-        ("task", golden.task.name, now.task.name),
-        ("model", golden.model.name, now.model.name),
-        ("method", golden.method.name, now.method.name),
-        ("metric", golden.method.metric, now.method.metric),
-        ("ablation", golden.method.ablation, now.method.ablation),
-        ("threshold", golden.method.threshold, now.method.threshold),
-        ("count of direct edges", golden.graph.edges_with_direct is None, now.graph.edges_with_direct is None),
-    )
-    for what, a, b in pairs[: 2 if unknown else None]:
-        if a != b and "" not in (a, b):
-            raise FileError(f"the golden circuit has another {what}: {a}, not {b}")
+    for what, a, b in facts_of_both(golden, now):
+        if a != b and what in ASKED:
+            raise FileError(f"the golden circuit has another {what.removesuffix('s')}: {a}, not {b}")
+    if not unknown and (golden.graph.edges_with_direct is None) != (now.graph.edges_with_direct is None):
+        raise FileError("the golden circuit has another count of direct edges: only one of the two circuits has them")
     tolerance = TOLERANCE if bounds.tolerance is None else bounds.tolerance
     changed = diff(golden, now, tolerance)
     added = len(changed.added)

@@ -25,9 +25,7 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     if a.model.graph != b.model.graph:
         graphs = (f"{file.model.name or 'a model'} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
-    known = [_facts(file) for file in (a, b)]
-    both = [(what, known[0][what], known[1][what]) for what in known[0] if what in known[1]]
-    notes = [f"{what} differ: {x}, and {y}" for what, x, y in both if x != y]
+    notes = [f"{what} differ: {x}, and {y}" for what, x, y in facts_of_both(a, b) if x != y]
     old = {edge.name: edge.score for edge in a.edges}
     new = {edge.name: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
@@ -45,8 +43,14 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     return Diff(added, removed, tuple(rescored), tuple(notes))
 
 
+def facts_of_both(a: CircuitFile, b: CircuitFile) -> list[tuple[str, object, object]]:
+    """Return what is known of both circuits: what it is, and its values."""
+    known = _facts(b)
+    return [(what, value, known[what]) for what, value in _facts(a).items() if what in known]
+
+
 def _facts(file: CircuitFile) -> dict[str, object]:
-    """Return what is known of a circuit, by what it may explain."""
+    """Return what is known of a circuit and may explain why it differs from another one."""
     names = {"tasks": file.task.name, "models": file.model.name}
     if file.of_eap_ig:
         return {what: name for what, name in names.items() if name}
