@@ -112,7 +112,7 @@ def run(
 @app.command()
 @options.add(given=options.EVALUATE)
 def evaluate(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    circuit: Annotated[Path, typer.Argument(help="A circuit.json, or EAP-IG's JSON with --task and --model.")],
     given: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
@@ -141,7 +141,7 @@ def evaluate(
 
 
 @app.command()
-@options.add(bounds=options.BOUNDS)
+@options.add(names=options.NAMED, bounds=options.BOUNDS)
 def check(
     target: Annotated[
         Path, typer.Argument(help="A circuit.json, or a list of checks: a YAML file or the name of a shipped one.")
@@ -150,6 +150,7 @@ def check(
     against: Annotated[
         str | None, typer.Option(help="A golden circuit.json, or a published circuit: its name or YAML file.")
     ] = None,
+    names: Given,
     bounds: Given,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report to this file.")] = None,
 ) -> None:
@@ -167,11 +168,11 @@ def check(
     if target.suffix == ".json" or target.is_dir():
         if against is None:
             raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
-        outcomes = [check_circuit(target, against, make_bounds(bounds))]
+        outcomes = [check_circuit(target, against, make_bounds(bounds), names=names)]
         typer.echo(outcomes[0].text())
     else:
         target = find_config(target)
-        for name, value in {"against": against, **bounds}.items():
+        for name, value in {"against": against, **names, **bounds}.items():
             if value is not None:
                 raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
         with progress_bar() as progress:
@@ -186,14 +187,15 @@ def check(
 
 
 @app.command()
-@options.add(picture=options.PICTURE)
+@options.add(names=options.NAMED, picture=options.PICTURE)
 def export(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
     *,
     to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. [default: beside the circuit; - is stdout]")
     ] = None,
+    names: Given,
     picture: Given,
 ) -> None:
     """Write a circuit in another format.
@@ -202,13 +204,14 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, convert, make_look
-    from acdc.files.circuit import read_circuit
+    from acdc.commands.export import FORMATS, NAMELESS, convert, make_look
+    from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import write_atomic
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
-    data = convert(read_circuit(circuit), to, make_look(to, picture), circuit.parent)
+    (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
+    data = convert(file, to, make_look(to, picture), circuit.parent)
     target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
     if str(target) == "-":
         typer.echo(data, nl=False)
@@ -218,9 +221,12 @@ def export(
 
 
 @app.command()
+@options.add(names=options.NAMED)
 def diff(
-    a: Annotated[Path, typer.Argument(help="A circuit.json.")],
+    a: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
     b: Annotated[Path, typer.Argument(help="Another one of the same graph.")],
+    *,
+    names: Given,
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
     json_: Json = False,
 ) -> None:
@@ -228,11 +234,12 @@ def diff(
 
     Example: acdc diff a/circuit.json b/circuit.json
     """
-    from acdc.files.circuit import read_circuit
     from acdc.files.diff import diff as compare
+    from acdc.files.eap_ig import read_all
     from acdc.report.text import diff_text
 
-    result = compare(read_circuit(a), read_circuit(b), tolerance)
+    before, after = read_all([a, b], names, ())
+    result = compare(before, after, tolerance)
     if json_:
         typer.echo(json.dumps(asdict(result), indent=1))
         return

@@ -110,6 +110,8 @@ def test_errors_of_own_data_are_worded_as_shown(mine: Path) -> None:
     first = rows.splitlines()[0]
     mistakes = [
         (yaml, first + "\n{x}\n"),
+        (yaml, f"[{first}]"),
+        (yaml, first.replace('" she"', "673")),
         (yaml, first.replace("corrupted", "corupted")),
         (yaml, re.sub('"clean": "[^"]*", ', "", first)),
         (yaml, "\n"),

@@ -19,6 +19,7 @@ from acdc.commands.export import convert
 from acdc.errors import UserError
 from acdc.files.circuit import read_circuit
 from acdc.files.diff import diff
+from acdc.files.eap_ig import read_any
 from acdc.files.metrics import read_metrics
 from acdc.files.published import load_published
 from acdc.model.checkpoint import open_checkpoint
@@ -32,6 +33,7 @@ from acdc.task.tokenize import make_data
 from tests.support import ROOT
 from tests.support.hostile import INPUTS, NASTY, in_time, mutated, mutated_json, numbers, refusals, watched
 
+IOI = ROOT / "configs/golden/ioi.json"
 TOKENIZER = open_checkpoint("tiny").tokenizer
 
 
@@ -40,10 +42,11 @@ def of_task(path: Path) -> None:
 
 
 def of_rows(path: Path) -> None:
+    """Read rows.jsonl or rows.csv as a task's."""
     task = path.with_name("rows.yaml")
     task.write_text(
         "{name: rows, version: 1, source: none, description: none, metrics: [kl, logit-diff],\n"
-        " data: {file: rows.jsonl}, defaults: {metric: kl, threshold: 0.1, examples: 3}}\n"
+        f" data: {{file: {path.name}}}, defaults: {{metric: kl, threshold: 0.1, examples: 3}}}}\n"
     )
     of_task(task)
 
@@ -66,7 +69,21 @@ def of_circuit(path: Path) -> None:
     to_text(file, path.parent)
     for to in ("graphml", "node-link", "eap-ig", "html"):
         convert(file, to)
-    diff(read_circuit(ROOT / "configs/golden/ioi.json"), file, 1e-6)
+    diff(read_circuit(IOI), file, 1e-6)
+
+
+def of_eap_ig(path: Path) -> None:
+    file = read_any(path, {"task": "ioi", "model": "tiny"})
+    for to in ("dot", "eap-ig", "html"):
+        convert(file, to)
+    diff(read_circuit(IOI), file, 1e-6)
+
+
+def csv_of_ioi() -> str:
+    """Return the prompts of a shipped task as CSV."""
+    rows = [json.loads(line) for line in rows_of_ioi().splitlines()]
+    lines = [f'"{row["clean"]}","{row["corrupted"]}", Mary, John' for row in rows]
+    return "\n".join(["clean,corrupted,correct,wrong", *lines])
 
 
 def rows_of_ioi() -> str:
@@ -98,11 +115,13 @@ Change = Callable[[str, random.Random], str]
 KINDS: dict[str, tuple[Callable[[], dict[str, str]], Change, Callable[[Path], object]]] = {
     "task": (lambda: shipped("tasks/*.yaml"), mutated, of_task),
     "rows": (lambda: {"rows.jsonl": rows_of_ioi()}, mutated_rows, of_rows),
+    "csv": (lambda: {"rows.csv": csv_of_ioi()}, mutated, of_rows),
     "config": (lambda: shipped("configs/greater-than.yaml"), mutated, of_config),
     "sweep": (lambda: shipped("configs/sweep-*.yaml"), mutated, of_sweep),
     "checks": (lambda: shipped("configs/**/*regression.yaml") | shipped("configs/paper/*.yaml"), mutated, read_checks),
     "published": (lambda: shipped("tasks/circuits/*.yaml"), mutated, lambda path: load_published(str(path))),
     "circuit": (lambda: shipped("configs/golden/*.json"), mutated_json, of_circuit),
+    "eap-ig": (lambda: {"c.json": str(convert(read_circuit(IOI), "eap-ig"))}, mutated_json, of_eap_ig),
 }
 
 
@@ -162,6 +181,9 @@ COMMANDS = (
     "run --task ioi --model tiny --examples 2 --method random --threshold 0.5 --force --out b",
     "run --config c.yaml --threshold 0.3,0.2",
     "evaluate c.json --examples 1 --seed 3 --minimality 1",
+    "evaluate e.json --task or-gate --model or-gate --metric l2 --ablation zero --examples 1 --minimality 0",
+    "export e.json --task or-gate --model or-gate --to svg -o y.svg",
+    "check e.json --against c.json --task or-gate --model or-gate",
     "export c.json --to svg --width 3 --direction left --scores --no-header -o x.svg",
     "export c.json --to html -o x.html",
     "check c.json --against c.json --edits 0 --tolerance 0.1 --junit j.xml",
@@ -180,6 +202,7 @@ def test_wrong_commands_are_refused_with_one_message(tmp_path: Path, call: Calla
     (tmp_path / "c.yaml").write_text("{task: or-gate, model: or-gate, examples: 1, ablation: zero}")
     (tmp_path / "s.yaml").write_text("{base: {task: ioi, model: tiny}, grid: {threshold: [0.1, 0.2]}}")
     assert call(*RUN.split(), "--out", "d/ioi")[0] == 0
+    assert call("export", "c.json", "--to", "eap-ig", "-o", "e.json")[0] == 0
     values = [value for value in NASTY if not {"\x00", "\ud800"} & set(value)]  # no command line has these
     codes: dict[int, int] = {}
     for number in numbers(max(50, INPUTS // 6)):

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from xml.etree import ElementTree
 
+import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from acdc.commands.run import run
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
-from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.diff import diff
+from acdc.files.circuit import CircuitFile
+from acdc.files.diff import diff, facts_of_both
+from acdc.files.eap_ig import NAMES, read_all, read_eap_ig
 from acdc.files.published import load_published, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
@@ -60,6 +62,7 @@ class Bounds(Strict):
 
 
 GOLDEN = ("edits", "tolerance")
+ASKED = ("tasks", "models", "methods", "metrics", "ablations", "thresholds")  # facts that make the question
 PUBLISHED = ("recall", "precision", "classes", "auc")
 
 
@@ -141,15 +144,22 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
         raise UserError("--" + mistakes("", error)) from None
 
 
-def check_circuit(path: Path, against: str, bounds: Bounds, name: str | None = None) -> Outcome:
-    """Check a circuit.json against another one, or against the name or YAML file of a published circuit. Raise
-    UserError if the two can't be compared, or a bound is for the other kind of comparison."""
-    file = read_circuit(path)
+def check_circuit(
+    path: Path, against: str, bounds: Bounds, name: str | None = None, names: Mapping[str, str | None] | None = None
+) -> Outcome:
+    """Check a circuit against another one (each a circuit.json, or in EAP-IG's format), or against the name or YAML
+    file of a published circuit. Raise UserError if the two can't be compared, or a bound is for the other kind of
+    comparison.
+
+    Args:
+        name: of the check
+        names: the task and the model of a file in EAP-IG's format; if None, these are not compared
+    """
+    golden = against.endswith(".json")
+    paths = [path, Path(against)] if golden else [path]
+    file, *others = read_all(paths, names or {}, NAMES if golden and names is not None else ())
     _check_bounds(bounds, against)
-    if against.endswith(".json"):
-        problems, facts = _golden(file, read_circuit(Path(against)), bounds)
-    else:
-        problems, facts = _published(file, path, against, bounds)
+    problems, facts = _golden(file, others[0], bounds) if golden else _published(file, path, against, bounds)
     return Outcome(name or f"{path} against {against}", tuple(problems), tuple(facts))
 
 
@@ -213,17 +223,12 @@ def junit(outcomes: list[Outcome]) -> str:
 
 def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list[str], list[str]]:
     """Return the problems and facts of a comparison with a golden circuit."""
-    for what, a, b in (
-        ("task", golden.task.name, now.task.name),
-        ("model", golden.model.name, now.model.name),
-        ("method", golden.method.name, now.method.name),
-        ("metric", golden.method.metric, now.method.metric),
-        ("ablation", golden.method.ablation, now.method.ablation),
-        ("threshold", golden.method.threshold, now.method.threshold),
-        ("count of direct edges", golden.graph.edges_with_direct is None, now.graph.edges_with_direct is None),
-    ):
-        if a != b:
-            raise FileError(f"the golden circuit has another {what}: {a}, not {b}")
+    unknown = golden.of_eap_ig or now.of_eap_ig
+    for what, a, b in facts_of_both(golden, now):
+        if a != b and what in ASKED:
+            raise FileError(f"the golden circuit has another {what.removesuffix('s')}: {a}, not {b}")
+    if not unknown and (golden.graph.edges_with_direct is None) != (now.graph.edges_with_direct is None):
+        raise FileError("the golden circuit has another count of direct edges: only one of the two circuits has them")
     tolerance = TOLERANCE if bounds.tolerance is None else bounds.tolerance
     changed = diff(golden, now, tolerance)
     added = len(changed.added)
@@ -234,7 +239,7 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
         problems.append(f"{added} edges added, {removed} removed; {allowed} edits are allowed")
     if changed.rescored:
         problems.append(f"{len(changed.rescored)} edges re-scored by more than {tolerance:g}")
-    for key in sorted(golden.metrics.keys() | now.metrics.keys()):
+    for key in [] if unknown else sorted(golden.metrics.keys() | now.metrics.keys()):
         a = golden.metrics.get(key)
         b = now.metrics.get(key)
         if a is None or b is None:
@@ -266,7 +271,7 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
         ("precision of residual edges", bounds.precision, edges.true / max(1, edges.true + edges.false)),
     ]
     if bounds.auc is not None:
-        measured.append(("edge AUC", bounds.auc, _auc(path.with_name(SCORES), circuit, published.circuit)))
+        measured.append(("edge AUC", bounds.auc, _auc(file, path, published.circuit)))
     for what, bound, value in measured:
         facts.append(f"{what} {value:.3f}")
         if bound is not None and value < bound:
@@ -274,13 +279,16 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
     return problems, facts
 
 
-def _auc(path: Path, circuit: Circuit, published: Circuit) -> float:
-    """Return the area under the ROC curve of a file's scores."""
-    if not path.is_file():
-        raise FileError(f"{path}: is missing; auc needs the scores of all edges, which method acdc doesn't give")
-    exist = circuit.graph.edges
-    scores = read_scores(path, circuit.graph).edges
-    return auc(roc(scores[exist], published.kept[exist]))
+def _auc(file: CircuitFile, path: Path, published: Circuit) -> float:
+    """Return the area under the ROC curve of the scores in an EAP-IG file, or beside a circuit.json."""
+    graph = file.model.graph
+    beside = path.with_name(SCORES)
+    if not file.of_eap_ig and not beside.is_file():
+        raise FileError(f"{beside}: is missing; auc needs the scores of all edges, which method acdc doesn't give")
+    scores = read_eap_ig(path).scores if file.of_eap_ig else read_scores(beside, graph).edges
+    if scores is None or np.isnan(scores[graph.edges]).any():
+        raise FileError(f"{path}: some edges have no score; auc needs the scores of all edges")
+    return auc(roc(scores[graph.edges], published.kept[graph.edges]))
 
 
 def _check_bounds(bounds: Bounds, against: str) -> None:

@@ -27,7 +27,8 @@ from acdc.evaluation.faithfulness import (
     random_circuit,
     values_without,
 )
-from acdc.files.circuit import CircuitFile, read_circuit
+from acdc.files.circuit import CircuitFile
+from acdc.files.eap_ig import read_any
 from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Prompt, Random, RemovedEdge, Spread
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
@@ -56,10 +57,12 @@ def evaluate(
     read_task: Callable[[str], Task] = load_task,
     model: Model | None = None,
 ) -> Evaluation:
-    """Evaluate a circuit.json, or its content. Raise UserError if the model, its graph or the prompts aren't its own.
+    """Evaluate a circuit.json, a file in EAP-IG's format, or the content of a circuit.json. Raise UserError if the
+    model, its graph or the prompts aren't its own.
 
     Args:
-        given: task, model, examples, seed and device to use instead of the circuit's own; None where not given
+        given: task, model, metric, ablation, examples, seed and device to use instead of the circuit's own; None where
+            not given; EAP-IG's format needs task and model
         memory: bytes to stay below
         most: remove at most this many edges one by one, those with the smallest scores
         found_with: the config of the run, if it isn't beside the file, for the paths of task and model
@@ -67,8 +70,8 @@ def evaluate(
     """
     if isinstance(circuit, Path):
         where = str(circuit)
-        file = read_circuit(circuit)
-        found_with = config_beside(circuit)
+        file = read_any(circuit, given)
+        found_with = None if file.of_eap_ig else config_beside(circuit)
     else:
         where = "circuit"
         file = circuit
@@ -87,7 +90,7 @@ def evaluate(
     edges = file.circuit()
     table = _table(inputs, edges, task.metrics)
     values = table[config.metric]
-    if not other:
+    if not other and config.ablation == file.method.ablation:
         notes += _differences(where, file, inputs, table)
     measured = _measured(inputs, table)
     minimality = _minimality(inputs, edges, values["circuit"], most, progress)
@@ -126,6 +129,8 @@ def config_beside(path: Path) -> Config | None:
 
 def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[str, Any]:
     """The options that the circuit was found with; paths of task and model from the config of its run."""
+    if file.of_eap_ig:  # the command line names task and model; all else is by the task's defaults
+        return {"threshold": 0.0}
     method = file.method
     choices = {"metric": method.metric, "ablation": method.ablation, "dtype": method.dtype}
     for key, value in choices.items():
@@ -145,11 +150,17 @@ def _check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
     if graph != file.model.graph:
         sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
         raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {of.name} has {sizes[1]}")
+    width = of.sizes.d_model
+    if file.of_eap_ig and width != file.model.d_model:
+        wide = f"the circuit's model is {file.model.d_model} wide, {of.name} is {width}"
+        raise FileError(f"{where}: cfg.d_model: {wide}")
 
 
 def _check_weights(where: str, file: CircuitFile, model: Model) -> None:
     """Raise FileError unless the model has the circuit's weights."""
     own = file.model
+    if file.of_eap_ig:
+        return
     if model.hash != own.hash:
         hashes = f"hash {own.hash} ({own.name}), not {model.hash} ({model.name})"
         raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
@@ -159,6 +170,8 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
     """A note if the prompts are not the circuit's; raise FileError if no option asks for others."""
     stated = file.task
     now = inputs.config.data_hash
+    if file.of_eap_ig:
+        return ["the file doesn't say with which prompts the circuit was found; these may be among them"]
     number = file.method.options.get("resample")
     if isinstance(number, int):  # found by `acdc stability` on some of these prompts, and the same are held out
         now = resampled(inputs, number).config.data_hash

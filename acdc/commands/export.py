@@ -30,6 +30,7 @@ FORMATS = {  # name → ending of the file
 Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
 DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
 PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
+NAMELESS = ("graphml", "node-link", "eap-ig")  # these name neither task nor model
 WIDEST = 40  # inches
 
 

@@ -102,9 +102,16 @@ EVALUATE = {
     "task": option(str, "Another task, or where its YAML file is. [default: the circuit's]", "--task", "-t"),
     "model": option(str, "Where the circuit's model is. [default: where it was]", "--model", "-m"),
     "revision": RUN["revision"],
+    "metric": option(str, "Another metric. [default: the circuit's, or the task's]"),
+    "ablation": option(str, "Another ablation. [default: the circuit's, or the task's]"),
     "examples": option(int, "Prompts. [default: as many as it was found with]"),
     "seed": option(int, "Seed of the prompts, random circuits and intervals."),
     "device": RUN["device"],
+}
+
+NAMED = {
+    "task": option(str, "The task of a file in EAP-IG's format, which doesn't name it.", "--task", "-t"),
+    "model": option(str, "Its model, likewise.", "--model", "-m"),
 }
 
 BOUNDS = {

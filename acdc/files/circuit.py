@@ -17,6 +17,8 @@ from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
+MAX_HEADS = 20_000  # of all layers; the graph's arrays grow with the square
+EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
 
 V = TypeVar("V")
 
@@ -193,6 +195,8 @@ class CircuitFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
+        if g.n_layers * g.n_heads > MAX_HEADS:
+            raise ValueError(f"model: has {g.n_layers * g.n_heads:,} heads; at most {MAX_HEADS:,} are read")
         if len(g.sender_index) < len(g.senders):
             raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} must be unique and name no other node")
         seen: set[str] = set()
@@ -209,6 +213,11 @@ class CircuitFile(Strict):
             if stated != found:
                 raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")
         return self
+
+    @property
+    def of_eap_ig(self) -> bool:
+        """Whether it comes from a file in EAP-IG's format, which states no prompts, no weights and no method."""
+        return self.method.name == EAP_IG
 
     def circuit(self) -> Circuit:
         """Return the circuit; edges outside it have no score."""
@@ -247,6 +256,23 @@ def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | 
     return [float(s) if np.isfinite(s) else None for s in scores[kept]]
 
 
+def of_unknown(circuit: Circuit, task: str, model: str, d_model: int, notes: tuple[str, ...]) -> CircuitFile:
+    """Return the content for a circuit in EAP-IG's format, without its dead edges; names are "" if they are unknown."""
+    live = circuit.pruned()
+    sizes = {key: getattr(circuit.graph, key) for key in ("n_layers", "n_heads", "mlp", "inputs", "parallel")}
+    return CircuitFile(
+        task=TaskPart(name=task, version=0, examples=0, seed=0, data_hash=""),
+        model=ModelPart(name=model, family="", hash="", d_model=d_model, **sizes),
+        method=MethodPart(name=EAP_IG, metric="", ablation="", dtype="", device="", threshold=None, options={}),
+        graph=GraphPart.of(live, circuit.n_edges - live.n_edges),
+        edges=edges_of(live),
+        notes=notes,
+        metrics={},
+        environment={},
+        command="",
+    )
+
+
 def write_circuit(path: Path, file: CircuitFile) -> None:
     """Write `circuit.json` atomically; raise FileError if it can't be written."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
@@ -264,9 +290,20 @@ def _block(value: Any) -> str:
 
 def read_circuit(path: Path) -> CircuitFile:
     """Read and check `circuit.json`; raise FileError with a line per problem."""
-    raw = read_json(path)
+    return checked_circuit(read_json(path), path)
+
+
+def checked_circuit(raw: dict[str, Any], path: Path) -> CircuitFile:
+    """Return the content of `circuit.json`; raise FileError with a line per problem."""
     version = raw.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
         newer = f"format {version}, this one reads up to {FORMAT_VERSION}"
         raise FileError(f"{path}: made by a newer acdc: {newer}; update acdc")
+    if is_eap_ig(raw):
+        raise FileError(f"{path}: is in EAP-IG's format, which only acdc evaluate, check, diff and export read")
     return validated(CircuitFile, raw, str(path))
+
+
+def is_eap_ig(raw: dict[str, Any]) -> bool:
+    """Return whether the content of a file is in EAP-IG's format."""
+    return "cfg" in raw and "format_version" not in raw

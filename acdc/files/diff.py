@@ -23,21 +23,9 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     Scores that differ by at most `tolerance`, absolutely or relative to the larger one, count as equal.
     """
     if a.model.graph != b.model.graph:
-        graphs = (f"{file.model.name} with {file.model.graph.words}" for file in (a, b))
+        graphs = (f"{file.model.name or 'a model'} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
-    notes = []
-    for what, x, y in (
-        ("tasks", f"{a.task.name} version {a.task.version}", f"{b.task.name} version {b.task.version}"),
-        ("prompts", a.task.data_hash, b.task.data_hash),
-        ("models", a.model.name, b.model.name),
-        ("weights", a.model.hash, b.model.hash),
-        ("methods", a.method.name, b.method.name),
-        ("metrics", a.method.metric, b.method.metric),
-        ("ablations", a.method.ablation, b.method.ablation),
-        ("thresholds", a.method.threshold, b.method.threshold),
-    ):
-        if x != y:
-            notes.append(f"{what} differ: {x}, and {y}")
+    notes = [f"{what} differ: {x}, and {y}" for what, x, y in facts_of_both(a, b) if x != y]
     old = {edge.name: edge.score for edge in a.edges}
     new = {edge.name: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
@@ -53,3 +41,26 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     added = tuple(name for name in new if name not in old)
     removed = tuple(name for name in old if name not in new)
     return Diff(added, removed, tuple(rescored), tuple(notes))
+
+
+def facts_of_both(a: CircuitFile, b: CircuitFile) -> list[tuple[str, object, object]]:
+    """Return what is known of both circuits: what it is, and its values."""
+    known = _facts(b)
+    return [(what, value, known[what]) for what, value in _facts(a).items() if what in known]
+
+
+def _facts(file: CircuitFile) -> dict[str, object]:
+    """Return what is known of a circuit and may explain why it differs from another one."""
+    names = {"tasks": file.task.name, "models": file.model.name}
+    if file.of_eap_ig:
+        return {what: name for what, name in names.items() if name}
+    return {
+        **names,
+        "versions of the task": file.task.version,
+        "prompts": file.task.data_hash,
+        "weights": file.model.hash,
+        "methods": file.method.name,
+        "metrics": file.method.metric,
+        "ablations": file.method.ablation,
+        "thresholds": file.method.threshold,
+    }

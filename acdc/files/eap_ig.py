@@ -6,15 +6,22 @@ receiver, so those are written as not in the graph: the circuit behaves the same
 """
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from acdc.errors import FileError
+from acdc.files.circuit import MAX_HEADS, CircuitFile, checked_circuit, is_eap_ig, of_unknown
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
 from acdc.io.files import read_json
+from acdc.setup.config import Config
+
+NAMES = ("task", "model")
+LARGEST = sys.float_info.max  # a larger whole number is not a score
 
 
 def to_eap_ig(circuit: Circuit, d_model: int) -> str:
@@ -33,10 +40,43 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
     return json.dumps({"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges})
 
 
+def read_all(paths: Sequence[Path], names: Mapping[str, Any], needed: Sequence[str] = NAMES) -> list[CircuitFile]:
+    """Read files as `read_any` does; raise FileError also if there are names, but no file that needs them."""
+    files = [read_any(path, names, needed) for path in paths]
+    for name in NAMES:
+        if names.get(name) is not None and not any(file.of_eap_ig for file in files):
+            raise FileError(f"--{name}: is for a file in EAP-IG's format; {paths[0]} names its own {name}")
+    return files
+
+
+def read_any(path: Path, names: Mapping[str, Any], needed: Sequence[str] = NAMES) -> CircuitFile:
+    """Read circuit.json, or a file in EAP-IG's format without its dead edges; raise FileError if it is wrong.
+
+    Args:
+        names: `task` and `model` of the latter, as on the command line; it doesn't say what they are
+        needed: which of these must be there
+    """
+    raw = read_json(path)
+    if not is_eap_ig(raw):
+        return checked_circuit(raw, path)
+    if missing := [f"--{name} {name.upper()}" for name in needed if names.get(name) is None]:
+        raise FileError(f"{path}: EAP-IG's format names neither task nor model; give {' and '.join(missing)}")
+    circuit = _circuit(raw, path)
+    d_model = raw["cfg"].get("d_model")
+    if type(d_model) is not int or not 0 < d_model <= 1_000_000:
+        raise FileError(f"{path}: cfg.d_model should be the width of the model's residual stream")
+    notes = () if circuit.n_edges else (f"{path}: no edge has in_graph: true, so the circuit is empty",)
+    named = Config.model_construct(task=names.get("task") or "", model=names.get("model") or "")
+    return of_unknown(circuit, named.task_name, named.model_name, d_model, notes)
+
+
 def read_eap_ig(path: Path) -> Circuit:
     """Read the circuit in an EAP-IG file, and the scores of all edges of the graph; raise FileError if it is wrong."""
+    return _circuit(read_json(path), path)
+
+
+def _circuit(raw: dict[str, Any], path: Path) -> Circuit:
     # The file's `in_graph` of nodes is not used: it follows from the edges. Scores may be missing, as in MIB.
-    raw = read_json(path)
     for key in ("cfg", "nodes", "edges"):
         if not isinstance(raw.get(key), dict):
             raise FileError(f"{path}: is not an EAP-IG circuit: {key} should be a JSON object")
@@ -44,10 +84,11 @@ def read_eap_ig(path: Path) -> Circuit:
     for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
         if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
             raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
-    for node in raw["nodes"].values():
-        neurons = node.get("neurons") if isinstance(node, dict) else None
-        if isinstance(neurons, list) and not all(neurons):
-            raise FileError(f"{path}: is a circuit of single neurons, not of edges")
+    if cfg["n_layers"] * cfg["n_heads"] > MAX_HEADS:
+        raise FileError(f"{path}: cfg: has {cfg['n_layers'] * cfg['n_heads']:,} heads; at most {MAX_HEADS:,} are read")
+    of_nodes = [node.get("neurons") for node in raw["nodes"].values() if isinstance(node, dict)]
+    if "neurons" in raw or any(isinstance(neurons, list) and not all(neurons) for neurons in of_nodes):
+        raise FileError(f"{path}: is a circuit of single neurons, not of edges")
     g = Graph(cfg["n_layers"], cfg["n_heads"], parallel=cfg["parallel_attn_mlp"])
     kept = np.zeros_like(g.edges)
     scores = np.full(g.edges.shape, np.nan)
@@ -58,7 +99,8 @@ def read_eap_ig(path: Path) -> Circuit:
         entry = edge if isinstance(edge, dict) else {}
         inside = entry.get("in_graph")
         score = entry.get("score", np.nan)
-        if type(inside) is not bool or type(score) not in (int, float):
+        huge = type(score) is int and abs(score) > LARGEST
+        if type(inside) is not bool or type(score) not in (int, float) or huge:
             raise FileError(f"{path}: edge {name!r} needs in_graph (true or false) and score (a number)")
         kept[place] = inside
         scores[place] = score

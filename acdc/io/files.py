@@ -69,9 +69,10 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, limit: int = MAX_BYTES) -> str:
-    """Return the text of a UTF-8 file of at most `limit` bytes; raise FileError if it can't be read."""
+    """Return the text of a UTF-8 file of at most `limit` bytes, without a byte order mark at its beginning; raise
+    FileError if it can't be read."""
     try:
-        return read_bytes(path, limit).decode()
+        return read_bytes(path, limit).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise FileError(f"{path}: is not a text file in UTF-8") from None
 

@@ -195,7 +195,8 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
     value, low, high = metrics.faithfulness[half] if metrics else (None, None, None)
     text = f"{edges.kept:,} of the {edges.total:,} edges of {file.model.name} ({edges.kept / edges.total:.2%})"
     if value is None:
-        text += f" are the circuit that {file.method.name} finds for {file.task.name}."
+        found = "in the file" if file.of_eap_ig else f"that {file.method.name} finds"
+        text += f" are the circuit {found} for {file.task.name}."
     else:
         interval = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
         which = "it was not searched on" if half == "held_out" else "it was found with"
@@ -214,6 +215,8 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
 def _method(file: CircuitFile) -> str:
     """How the circuit was found, and what its edges are."""
     method = file.method
+    if file.of_eap_ig:
+        return f"Read from EAP-IG's format. {file.graph.nodes} nodes; residual edges are counted."
     threshold = "" if method.threshold is None else f" and threshold {_shown(method.threshold)}"
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""

@@ -1,22 +1,19 @@
-"""Read task files: YAML and JSONL into plain data, follow `include`, then check the schema and the rules."""
+"""Read task files: YAML, with its rows and what it includes, into plain data; then check the schema and the rules."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, TaskError, short, unknown
-from acdc.io.files import read_text
 from acdc.io.schema import listed, validated
-from acdc.io.yaml_file import check_trail, merge, read_yaml, unique_keys
+from acdc.io.yaml_file import check_trail, merge, read_yaml
+from acdc.task.rows import read_rows
 from acdc.task.rules import problems
-from acdc.task.schema import Prompt, Task
-
-MAX_ROWS_BYTES = 100_000_000
+from acdc.task.schema import Task
 
 
 def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's content merged over what it includes: a shipped task by name, or a .yaml relative to the file."""
-    content = read_rows(read_yaml(path, Task.model_fields), path)
+    content = with_rows(read_yaml(path, Task.model_fields), path)
     check_trail(path, trail)
     if "include" not in content:
         return content
@@ -26,24 +23,12 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     return merge(read_included(find(parent, beside=path.parent), (*trail, path.resolve())), content)
 
 
-def read_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Replace `data.file`, a JSONL file with one prompt per line, by `data.rows`."""
+def with_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Replace `data.file` by the `data.rows` that it holds."""
     data = content.get("data")
     if not isinstance(data, dict) or not isinstance(data.get("file"), str) or "rows" in data:
         return content
-    file = path.parent / data["file"]
-    rows = []
-    for number, line in enumerate(read_text(file, MAX_ROWS_BYTES).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line, object_pairs_hook=unique_keys)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{file} line {number}: not valid JSON: {error}") from None
-        rows.append(validated(Prompt, row, f"{file} line {number}"))
-    if not rows:
-        raise TaskError(f"{file}: has no rows; it should have a JSON object a line: clean, corrupted, correct, wrong")
-    return content | {"data": {**data, "rows": rows}}
+    return content | {"data": {**data, "rows": read_rows(path.parent / data["file"])}}
 
 
 def shipped_dir(name: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
 from acdc.errors import short
-from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole
+from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole, one_or_many
 from acdc.task.words import MAX_WORDS, NumberRange, Slot, WordList
 
 MAX_ANSWERS = 10_000
@@ -35,6 +35,19 @@ def as_positions(value: Any) -> Any:
 Positions = Annotated[Literal["last", "all"] | tuple[Whole, ...], BeforeValidator(as_positions)]
 
 
+def as_answers(value: Any) -> Any:
+    """Return answers as a list; raise ValueError for a number, which may be meant as a token id."""
+    answers = one_or_many(value)
+    for answer in answers if isinstance(answers, list | tuple) else (answers,):
+        if type(answer) in (int, float):
+            why = "token ids differ between tokenizers; a number that is the text needs quotes"
+            raise ValueError(f"should be a text such as ' she', got the number {short(answer)}: {why}")
+    return answers
+
+
+AnswerTexts = Annotated[tuple[Text, ...], BeforeValidator(as_answers)]
+
+
 class Prompt(Strict):
     """A clean prompt with its corrupted prompt and answers; missing keys come from `corrupt` and `answers`. Texts in
     templates have slots; texts in rows and files are literal.
@@ -48,8 +61,8 @@ class Prompt(Strict):
 
     clean: Text = Field(min_length=1)
     corrupted: Text | None = Field(default=None, min_length=1)
-    correct: Texts | None = None
-    wrong: Texts | None = None
+    correct: AnswerTexts | None = None
+    wrong: AnswerTexts | None = None
 
 
 def as_prompt(value: Any) -> Any:
@@ -78,13 +91,13 @@ class Source(Strict):
         template: a prompt with slots, written `{slot}` or `{slot.column}`; `{{` and `}}` are braces
         templates: several templates, used in turn; each a text, or a mapping with its own corrupted prompt or answers
         rows: the prompts themselves; each is used at most once
-        file: a JSONL file with one row per line, relative to the YAML file
+        file: a JSONL file with one row per line, or a CSV file (.csv) with a column per key; relative to the YAML file
         generator: a rule that makes prompts
         slots: what fills each slot: words, a range, a table, or the name of one of `lists`
         lists: word lists by name; slots that name the same list draw different words within an example
         pieces: templates with `|` between tokens; draws that don't split exactly there are redrawn
         different: groups of slots; draws that fill two slots of a group alike are redrawn
-        bos: put the tokenizer's BOS token in front, if it has one
+        bos: put the tokenizer's BOS token in front; a tokenizer without one is refused
         padding: `left` pads shorter prompts on the left and masks the padding; `none` asks for prompts of equal length
         splits: `disjoint` draws two halves without a common prompt, one for discovery, one held out; `same` draws
             one half that serves as both
@@ -186,8 +199,8 @@ class Answers(Strict):
         next: the correct answer is the next token of the clean prompt, at each scored position
     """
 
-    correct: Texts | None = None
-    wrong: Texts = ()
+    correct: AnswerTexts | None = None
+    wrong: AnswerTexts = ()
     compare: Compare | None = None
     next: Literal[True] | None = None
 
@@ -270,6 +283,12 @@ class Task(Strict):
         """Return the task's defaults with those for this model over them."""
         override = self.defaults.models.get(model, Override())
         return self.defaults.model_copy(update=override.model_dump(exclude_none=True))
+
+    def begins(self, text: str) -> bool:
+        """Return whether the template of a prompt begins with a text."""
+        paired = self.corrupt.template if self.corrupt else None
+        templates = [paired, *(text for prompt in self.data.prompts for text in (prompt.clean, prompt.corrupted))]
+        return any(template is not None and template.startswith(text) for template in templates)
 
     def templates(self) -> Iterator[tuple[str, str]]:
         """Yield key and text of every template that may have slots."""

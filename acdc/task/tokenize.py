@@ -23,6 +23,12 @@ from acdc.task.draw import TextExample, draw, shuffled
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
 
+AS_MANY = (
+    "replace words by others of as many tokens, as ' Mary' by ' John'; in a template, "
+    'data.pieces: [" {slot}"] draws only words of one token'
+)
+ANCHOR = "\n"  # text before a continuation; no tokenizer merges it with a word
+
 
 class Tokenizer(Protocol):
     """What a task needs of a tokenizer. If it also has `unk_id`, the id of unknown words, those are reported."""
@@ -105,7 +111,10 @@ class Encoder:
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         self.task = task
         self.tokenizer = tokenizer
-        self.encode: Callable[[str], tuple[int, ...]] = lru_cache(maxsize=100_000)(self._encode)
+        self.bos = first_tokens(task, tokenizer)
+        cached = lru_cache(maxsize=100_000)
+        self.encode: Callable[[str], tuple[int, ...]] = cached(self._encode)
+        self.continuation: Callable[[str], tuple[int, ...]] = cached(self._continuation)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
@@ -114,6 +123,19 @@ class Encoder:
             what = f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}"
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise TaskError(f"{what}: {why}; use a model that knows these words") from error
+
+    def _continuation(self, text: str) -> tuple[int, ...]:
+        """Return the tokens of a text that follows other text.
+
+        Tokenizers such as Llama 2's put a space in front of all that they encode: " Paul" alone is ▁, ▁Paul.
+        """
+        try:
+            anchor = self.encode(ANCHOR)
+            ids = self.encode(ANCHOR + text)
+        except TaskError:  # there is no such token
+            return self.encode(text)
+        n = len(anchor)
+        return ids[n:] if len(ids) > n and ids[:n] == anchor else self.encode(text)
 
     def show(self, ids: Sequence[int]) -> str:
         """Return tokens for a message: 'The'|' war'."""
@@ -126,8 +148,9 @@ class Encoder:
                 continue
             parts = render(rule, values).split("|")
             text = "".join(parts)
-            tokens = [self.encode(part) for part in parts]
-            whole = self.encode(text)
+            encode = self.encode if self.task.begins(rule.replace("|", "")) else self.continuation
+            tokens = [encode(parts[0]), *map(self.continuation, parts[1:])]
+            whole = encode(text)
             if any(len(ids) != 1 for ids in tokens) or whole != sum(tokens, ()):
                 want = "|".join(map(repr, parts))
                 yield f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes {self.show(whole)}"
@@ -135,7 +158,6 @@ class Encoder:
 
 def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
     """Tokenize and check one half. `offset` is added to the numbers of its examples in messages."""
-    bos = [encoder.tokenizer.bos_id] if task.data.bos and encoder.tokenizer.bos_id is not None else []
     cleans = []
     corrupteds = []
     rows = []
@@ -143,10 +165,10 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
     for i, example in enumerate(half):
         check = Check(task, encoder, f"{task.name}: example {offset + i + 1} {short(example.clean)}")
         clean, corrupted = check.pair(example)
-        cleans.append(bos + clean)
-        corrupteds.append(bos + corrupted)
+        cleans.append(encoder.bos + clean)
+        corrupteds.append(encoder.bos + corrupted)
         for position in check.positions(clean):
-            rows.append((i, len(bos) + position))
+            rows.append((i, len(encoder.bos) + position))
             answers.append(check.answers(example, clean, position))
     length = check_lengths(task, encoder, half, cleans, offset)
     pad = np.array([length - len(clean) for clean in cleans], dtype=np.int64)
@@ -159,6 +181,17 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
         wrong=filled([wrong for _, wrong in answers]),
         texts=tuple((example.clean, example.corrupted) for example in half),
     )
+
+
+def first_tokens(task: Task, tokenizer: Tokenizer) -> list[int]:
+    """Return the tokens before every prompt: BOS if the task has `data.bos`; raise TaskError if there is none."""
+    if not task.data.bos:
+        return []
+    if tokenizer.bos_id is None:
+        copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
+        right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
+        raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
+    return [tokenizer.bos_id]
 
 
 def left_padded(prompts: list[list[int]], length: int, filler: int) -> np.ndarray:
@@ -199,9 +232,9 @@ class Check:
         """Return the error for this example."""
         return TaskError(f"{self.where}: {text}")
 
-    def ids(self, text: str) -> list[int]:
-        """Return the tokens of a text, each in the vocabulary."""
-        ids = list(self.encoder.encode(text))
+    def ids(self, text: str, *, follows: bool = False) -> list[int]:
+        """Return the tokens of a text, each in the vocabulary. `follows`: other text precedes it."""
+        ids = list(self.encoder.continuation(text) if follows else self.encoder.encode(text))
         tokenizer = self.encoder.tokenizer
         for i in ids:
             if not 0 <= i < tokenizer.vocab_size:
@@ -225,10 +258,11 @@ class Check:
             changed = self.ids(text)
             if len(changed) != len(clean):
                 rule = f"slot {slot!r} should keep its number of tokens when it is corrupted"
-                raise self.fail(f"{rule}: clean {show(clean)}, with the slot changed {show(changed)}")
+                both = f"clean {show(clean)}, with the slot changed {show(changed)}"
+                raise self.fail(f"{rule}: {both}; {AS_MANY}")
         if len(clean) != len(corrupted):
             counts = f"have {len(clean)} and {len(corrupted)}: {show(clean)} and {show(corrupted)}"
-            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}")
+            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}; {AS_MANY}")
         return clean, corrupted
 
     def positions(self, clean: list[int]) -> list[int]:
@@ -260,7 +294,7 @@ class Check:
 
     def answer(self, text: str) -> int:
         """Return the token id of an answer, which must be a single token."""
-        ids = self.ids(text)
+        ids = self.ids(text, follows=True)
         if len(ids) != 1:
             made = f"tokenizer {self.encoder.tokenizer.name} makes {self.encoder.show(ids)}"
             raise self.fail(f"answer {text!r} should be a single token, {made}")

@@ -131,6 +131,7 @@ def put(where: str, value: Any) -> Any:
 
 WRONG = {
     "newer": (put("format_version", 2), "made by a newer acdc: format 2, this one reads up to 1"),
+    "many": (lambda raw: raw["model"].update(n_layers=1000, n_heads=1000), "has 1,000,000 heads; at most 20,000"),
     "version 0": (put("format_version", 0), "format_version"),
     "no task": (lambda raw: raw.pop("task"), "task: is missing"),
     "unknown key": (put("method/tau", 1), "method: unknown key 'tau'"),
@@ -321,6 +322,7 @@ def test_eap_ig_without_scores_is_read(tmp_path: Path) -> None:
         (put("nodes", []), "is not an EAP-IG circuit: nodes"),
         (put("cfg/n_layers", "2"), "cfg.n_layers should be a size"),
         (put("cfg/n_heads", 10**9), "cfg.n_heads should be a size"),
+        (lambda raw: raw["cfg"].update(n_layers=1000, n_heads=1000), "has 1,000,000 heads; at most 20,000 are read"),
         (put("cfg/parallel_attn_mlp", 0), "cfg.parallel_attn_mlp should be true or false"),
         (put("edges/m1->m0", {"in_graph": True, "score": 1.0}), "no edge 'm1->m0'"),
         (put("edges/m1->logits", True), "edge 'm1->logits' needs"),
@@ -425,7 +427,8 @@ def test_diff_notes_another_question() -> None:
     task = TaskPart(name="ioi", version=2, examples=50, seed=7, data_hash="ef56")
     found = diff(a, file_of(Circuit.empty(SMALL), task=task))
     assert found.notes == (
-        "tasks differ: greater-than version 1, and ioi version 2",
+        "tasks differ: greater-than, and ioi",
+        "versions of the task differ: 1, and 2",
         "prompts differ: cd34, and ef56",
     )
 

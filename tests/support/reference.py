@@ -53,8 +53,9 @@ FILES = (
         "Task file",
         Task,
         "`tasks/*.yaml`, or your own for `acdc run --task mine.yaml`: the README has an example, and "
-        "[own-data.md](own-data.md) one with prompts in a JSONL file. `include` starts from another task: mappings are "
-        "merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need quotes.",
+        "[own-data.md](own-data.md) one with prompts in a JSONL or CSV file. `include` starts from another task: "
+        "mappings are merged, null removes a key, anything else replaces. Texts that look like numbers to YAML need "
+        "quotes.",
     ),
     File(
         "circuit",
@@ -114,6 +115,7 @@ unsaid = only()  # conditions that a JSON schema can't express
 # Pydantic can't see what validator functions check. A function missing here stops the generation.
 VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "one_or_many": also(TEXT),
+    "as_answers": also(TEXT),
     "as_prompt": also(TEXT),
     "Strict._known_keys": unsaid,
     "NumberRange._size": unsaid,

@@ -1,22 +1,24 @@
-"""The tokenizers of the bundled models, without their weights."""
+"""The tokenizers of the bundled models, without their weights, and one like Llama 2's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from acdc.model.find import BUNDLED
 
 
 class Fast:
-    """The tokenizer of a bundled model."""
+    """The tokenizer of a bundled model, or another one of the library `tokenizers`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, fast: Any = None) -> None:
         from tokenizers import Tokenizer
 
         self.name = name
-        self.fast = Tokenizer.from_file(str(BUNDLED / name / "tokenizer.json"))
+        self.fast = fast or Tokenizer.from_file(str(BUNDLED / name / "tokenizer.json"))
         self.vocab_size = self.fast.get_vocab_size()
-        self.bos_id = self.fast.token_to_id("<bos>")
+        ids = [self.fast.token_to_id(token) for token in ("<bos>", "<s>")]
+        self.bos_id = next((i for i in ids if i is not None), None)
         self.unk_id = self.fast.token_to_id("<unk>")
 
     def encode(self, text: str) -> list[int]:
@@ -24,3 +26,32 @@ class Fast:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.fast.id_to_token(i) for i in ids]
+
+
+def llama_parts(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Return vocabulary and merges with one token per word: special tokens, bytes, then characters and words, with and
+    without the space before them. A space wins: merges with one come first."""
+    whole = sorted(set(words))
+    texts = ["▁" + word for word in whole] + whole
+    merges = list(dict.fromkeys((text[:i], text[i]) for text in texts for i in range(1, len(text))))
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokens += sorted({"▁", *".,'\"():_-0123456789", *(letter for word in whole for letter in word)})
+    tokens += [first + last for first, last in merges]
+    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
+
+
+def llama_like(words: Iterable[str], space: str) -> Fast:
+    """Return a tokenizer that puts a space before every text, as Llama 2's and Mistral's do.
+
+    Args:
+        space: `prepend`, by the normalizer of Llama 2's tokenizer.json; `first` or `always`, by Metaspace
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+    vocabulary, merges = llama_parts(words)
+    fast = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
+    if space == "prepend":
+        fast.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        fast.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=space, split=False)
+    return Fast(f"llama-like ({space})", fast)

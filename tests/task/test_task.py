@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import subprocess
@@ -481,6 +482,95 @@ def test_rows_are_literal_and_come_from_jsonl(tmp_path: Path) -> None:
     assert data.discovery.wrong.shape == (2, 2)
 
 
+ROWS = [
+    {"clean": "The cat, a pet", "corrupted": "The dog, a pet", "correct": " was", "wrong": " were"},
+    {"clean": 'The "cow", a pet', "corrupted": 'The "dog", a pet', "correct": " is", "wrong": " are"},
+    {"clean": "The owl\nflies", "corrupted": "The fox\nflies"},
+]
+OF_FILE = {
+    "data": {"template": None, "slots": None, "file": "r.csv", "splits": "same", "padding": "left"},
+    "corrupt": None,
+}
+OF_FILE |= {"answers": None, "metrics": ["kl"]}
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["plain", "with pandas' index"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_rows_of_csv_are_those_of_jsonl(tmp_path: Path, encoding: str, index: bool) -> None:
+    """The file is written by Python's own writer; an empty cell is a key that the row doesn't have."""
+    keys = ["clean", "corrupted", "correct", "wrong"]
+    with (tmp_path / "r.CSV").open("w", newline="", encoding=encoding) as file:
+        writer = csv.DictWriter(file, ["", *keys] if index else keys)
+        writer.writeheader()
+        writer.writerows(({"": 17, **row} if index else row) for row in ROWS[:2])
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, ROWS[:2])), encoding=encoding)
+    tasks = [task_of(tmp_path, merge(OF_FILE, {"data": {"file": name}})) for name in ("r.CSV", "r.jsonl")]
+    assert tasks[0].data.rows == tasks[1].data.rows
+    assert [prompt.clean for prompt in tasks[0].data.rows or ()] == [row["clean"] for row in ROWS[:2]]
+    assert make_data(tasks[0], Pieces(), 2, 0).hash == make_data(tasks[1], Pieces(), 2, 0).hash
+
+
+def test_a_cell_may_be_empty_or_have_lines(tmp_path: Path) -> None:
+    (tmp_path / "r.csv").write_text('clean,corrupted,correct\r\n\r\n"The owl\nflies","The fox\nflies",\r\n')
+    task = task_of(tmp_path, OF_FILE)
+    assert [prompt.model_dump(exclude_none=True) for prompt in task.data.rows or ()] == [ROWS[2]]
+
+
+BAD_CSV = {
+    # The headers of EAP-IG's greater_than_data.csv and ioi_llama.csv
+    "token ids": (
+        ",clean,corrupted,corrupted_hard,correct_idx,incorrect_idx\n470,a,b,c,47764,26757",
+        ["r.csv: column 'correct_idx' has token ids", "texts in columns correct and wrong"],
+    ),
+    "a third prompt": (
+        "clean,corrupted,corrupted_hard\na,b,c",
+        ["r.csv: unknown column 'corrupted_hard'. Did you mean 'corrupted'", "rename or remove it"],
+    ),
+    "label": ("clean,corrupted,label\na,b,52", ["r.csv: unknown column 'label'", "Known: clean, correct"]),
+    "twice": ("clean,corrupted,correct,correct\na,b,c,d", ["column 'correct' is there twice", "use JSONL"]),
+    "commas": ("clean,corrupted\nThe cat, a pet,The dog, a pet", ["line 2: not a cell for each column; quote"]),
+    "a quote": ('clean,corrupted\n"a"b,c', ["r.csv line 2: not valid CSV: ',' expected after"]),
+    "no end": ('clean,corrupted\n"a,c\n', ["r.csv line 2: not valid CSV: unexpected end of data"]),
+    "no clean": ("corrupted\na", ["r.csv line 2: clean: is missing"]),
+    "header only": ("clean,corrupted\n", ["r.csv: has no rows; it should have a header and a row a line"]),
+    "nothing": ("", ["r.csv: has no rows"]),
+    "huge": ("clean,corrupted\n" + "a" * 200_000 + ",b", ["r.csv line 2: not valid CSV: field larger"]),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), BAD_CSV.values(), ids=BAD_CSV)
+def test_bad_csv(tmp_path: Path, text: str, expected: list[str]) -> None:
+    (tmp_path / "r.csv").write_text(text)
+    with pytest.raises(TaskError) as error:
+        task_of(tmp_path, OF_FILE)
+    one_line(error, *expected)
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_text(json.dumps(ROWS[0]), encoding="utf-8-sig")
+    path = write(tmp_path, merge(OF_FILE, {"data": {"file": "r.jsonl"}}))
+    path.write_text(path.read_text(), encoding="utf-8-sig")
+    assert load_task(str(path)).data.rows[0].clean == ROWS[0]["clean"]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"answers": {"correct": 3}}, "answers.correct"),
+        ({"answers": {"wrong": [" a", 50256]}}, "answers.wrong"),
+        (
+            {"data": {"template": None, "templates": [{"clean": "The {a} {b}", "correct": 3.5}]}},
+            "data.templates.0.correct",
+        ),
+        ({"data": {"template": None, "rows": [{"clean": "a", "corrupted": "b", "wrong": 3}]}}, "data.rows.0.wrong"),
+    ],
+)
+def test_numbers_are_no_answers(tmp_path: Path, change: dict[str, Any], key: str) -> None:
+    with pytest.raises(TaskError) as error:
+        task_of(tmp_path, change)
+    one_line(error, f"t.yaml: {key}: should be a text such as ' she', got the number", "token ids differ between")
+
+
 def test_include_states_only_what_differs(tmp_path: Path) -> None:
     write(tmp_path)
     child = tmp_path / "child.yaml"
@@ -850,7 +940,24 @@ BAD_ROWS = [
     ("empty text", '{"clean": "", "corrupted": "b b"}', ["r.jsonl line 1: clean:", "should have at least 1 character"]),
     ("empty file", "", ["r.jsonl: has no rows"]),
     ("empty", "\n\n", ["r.jsonl: has no rows"]),
-    ("a list", "[1]", ["r.jsonl line 1: should be a mapping"]),
+    ("a list", '{"clean": "a", "corrupted": "b"}\n[1]', ["r.jsonl line 2: should be a mapping"]),
+    ("an array", '[{"clean": "a"}]', ["r.jsonl: is a JSON array; write one object a line", '{"clean": "Mary said']),
+    ("lines of an array", '\n[\n {"clean": "a"},\n', ["r.jsonl: is a JSON array; write one object a line"]),
+    (
+        "lines of an object",
+        '{\n"clean": "a"\n}',
+        ["line 1: not valid JSON: ", "at column 2; write an object a line"],
+    ),
+    (
+        "token id",
+        '{"clean": "a", "corrupted": "b", "correct": 3}',
+        ["r.jsonl line 1: correct: ", "number 3: token ids"],
+    ),
+    (
+        "id in a list",
+        '{"clean": "a", "corrupted": "b", "wrong": ["a", 3]}',
+        ["r.jsonl line 1: wrong: ", "number 3: tok"],
+    ),
     ("key twice", '{"clean": "a", "clean": "b", "corrupted": "c"}', ["r.jsonl line 1:", "key 'clean' is there twice"]),
     ("\u2028 ends no line", '{"clean": "\u2028", "corrupted": "b"}\n{', ["r.jsonl line 2: not valid JSON"]),
     (
@@ -877,17 +984,32 @@ def test_bad_rows(tmp_path: Path, text: str, expected: list[str]) -> None:
 
 # ---------------------------------------------------------------- mistakes that only tokens show
 
+UNEQUAL = {"clean": "a b", "corrupted": "a"}
 TEXT = {"answers": None, "metrics": ["kl"]}
 BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "unequal pair",
         {"corrupt": {"redraw": None, "template": "The {a} gave"}},
-        ["t: example 1 'The", "equally many tokens, have 5 and 3", "'The'|' c"],
+        [
+            "t: example 1 'The",
+            "have 5 and 3",
+            "'The'|' c",
+            'data.pieces: [" {slot}"] draws only words of one token',
+        ],
+    ),
+    (
+        "unequal row",
+        OF_FILE
+        | {"data": {"template": None, "slots": None, "rows": [UNEQUAL], "splits": "same"}, "defaults": {"examples": 1}},
+        [
+            "have 2 and 1: ",
+            "|' b' and 'a'; replace words by others of as many tokens, as ' Mary' by ' John'",
+        ],
     ),
     (
         "slot changes length",
         {"data": {"slots": {"a": ["red cat", "dog"]}}, **TEXT},
-        ["t: example 1", "slot 'a' should keep its number of tokens", "' red'|' cat'"],
+        ["slot 'a' should keep its number of tokens", "' red'|' cat'", 'data.pieces: [" {slot}"] draws only words'],
     ),
     (
         "unequal set",
