@@ -24,7 +24,7 @@ from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
 from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of
 from acdc.graph.circuit import Circuit
 from acdc.io.files import plain, to_json, write_atomic
-from acdc.io.folder import claim, locked
+from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Show
 from acdc.methods.discover import find, scored
 from acdc.registry import METHODS, ORDERS, parse_filter
@@ -80,7 +80,7 @@ def stability(
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
     inputs = load(plan.config, plan.task, memory)
     out = plan.out or Path("stability") / inputs.config.folder
-    with locked(out):
+    with locked(out, config=inputs.config.to_yaml()):
         claim(out, inputs.config.to_yaml())
         notes = []
         if doubt := warning(inputs, competence(inputs)):
@@ -139,7 +139,7 @@ def reruns(base: Inputs, counts: dict[str, int], out: Path, progress: Show) -> I
     first = base.config.seed
     for seed in range(first + 1, first + counts["seeds"] + 1):
         config = base.config.model_copy(update={"seed": seed, "data_hash": None})
-        yield Rerun("seeds", f"seed-{seed}", load(config, base.task, model=base.model))
+        yield Rerun("seeds", f"seed-{seed}", load(config, base.task, of=base.model))
     for number in range(1, counts["resamples"] + 1):
         note = f"found on bootstrap resample {number} of the prompts for discovery"
         yield Rerun("resamples", f"resample-{number}", resampled(base, number), number, (note,))
@@ -168,7 +168,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
 
 def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
     """Do a run, or read it if it is finished. Its circuit has no dead edges."""
-    folder = out / rerun.name
+    folder = inside(out, rerun.name)
 
     def make() -> CircuitFile:
         found = find(rerun.inputs, folder, progress).circuit
