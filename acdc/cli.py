@@ -13,9 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from acdc.commands import catalog, options
-from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model, numbers
+from acdc.commands.options import OUT, ConfigFile, Given, Json, Memory, default_model, numbers
 from acdc.errors import UserError, unknown
 from acdc.io.progress import progress_bar
+from acdc.io.sizes import in_name
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
 # folder for temporary files.
@@ -71,7 +72,9 @@ def run(
     given: Given,
     memory: Memory = None,
     config: ConfigFile = None,
-    out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]", **OUT)
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
@@ -81,6 +84,8 @@ def run(
     """
     from acdc.setup.config import resolve
 
+    if force and config and config.parent.resolve() == (out or Path()).resolve():
+        raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     text = given["threshold"]
     thresholds = numbers("--threshold", text) if text else [None]
     settings, checked, notes = resolve(given | {"threshold": thresholds[0]}, config, default_model)
@@ -98,7 +103,7 @@ def run(
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
-        folder = out / f"threshold-{value:g}" if out and len(thresholds) > 1 else out
+        folder = out / f"threshold-{in_name(value)}" if out and len(thresholds) > 1 else out
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:
@@ -128,16 +133,19 @@ def evaluate(
     Example: acdc evaluate runs/…/circuit.json
     """
     from acdc.commands.evaluate import evaluate as execute
-    from acdc.io.files import to_json, write_atomic
+    from acdc.io.files import check_output, to_json, write_output
     from acdc.report.evaluation import to_text
 
+    check_output("--out", out, circuit, *options.paths(given))
     with progress_bar() as progress:
         result = execute(circuit, given, memory, minimality, progress)
-    typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
-    for note in result.notes:
-        say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
-    if out:  # last: if the file can't be written, the result has been printed
-        write_atomic(out, to_json(result))
+    try:
+        if out:
+            write_output(out, to_json(result))
+    finally:  # if the file can't be written, the result is printed
+        typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
+        for note in result.notes:
+            say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
 @app.command()
@@ -160,16 +168,16 @@ def check(
 
     Example: acdc check runs/…/circuit.json --against golden.json
     """
-    from acdc.commands.check import check_circuit, check_list, make_bounds
+    from acdc.commands.check import check_circuit, check_list, inputs_of, make_bounds
     from acdc.commands.check import junit as to_junit
-    from acdc.io.files import write_atomic
+    from acdc.io.files import check_output, write_output
     from acdc.task.load import find_config
 
+    check_output("--junit", junit, *inputs_of(target, against))
     if target.suffix == ".json" or target.is_dir():
         if against is None:
             raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
         outcomes = [check_circuit(target, against, make_bounds(bounds), names=names)]
-        typer.echo(outcomes[0].text())
     else:
         target = find_config(target)
         for name, value in {"against": against, **names, **bounds}.items():
@@ -178,7 +186,9 @@ def check(
         with progress_bar() as progress:
             outcomes = check_list(target, typer.echo, progress)
     if junit:
-        write_atomic(junit, to_junit(outcomes))
+        write_output(junit, to_junit(outcomes))
+    if against is not None:
+        typer.echo(outcomes[0].text())
     failed = sum(not outcome.passed for outcome in outcomes)
     if len(outcomes) > 1:
         typer.echo(f"{len(outcomes) - failed} passed, {failed} failed")
@@ -204,9 +214,9 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, NAMELESS, convert, make_look
+    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look
     from acdc.files.eap_ig import NAMES, read_all
-    from acdc.io.files import write_atomic
+    from acdc.io.files import check_output, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
@@ -216,7 +226,8 @@ def export(
     if str(target) == "-":
         typer.echo(data, nl=False)
         return
-    write_atomic(target, data)
+    check_output("--out", target, circuit, *(circuit.with_name(name) for name in READ))
+    write_output(target, data)
     typer.echo(str(target))
 
 
@@ -288,7 +299,7 @@ def stability(
     config: ConfigFile = None,
     reruns: Given,
     core: Annotated[float, typer.Option(help="The core has the edges found in at least this share of the runs.")] = 0.9,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]", **OUT)] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print stability.json instead of a table.")] = False,
 ) -> None:
     """Measure how often each edge is found again.
@@ -316,7 +327,7 @@ def sweep(
         Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
     ],
     *,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]", **OUT)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show runs, cost and state; run none.")] = False,
     given: Given,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,

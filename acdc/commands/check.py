@@ -28,12 +28,14 @@ from acdc.files.published import load_published, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
+from acdc.io.sizes import in_name
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.report.text import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
+from acdc.task.load import find_config
 
 TOLERANCE = 1e-4  # float32 agrees that well across machines
 WITHIN = 0.25  # published counts come from other prompts, and from several versions of code and data
@@ -144,6 +146,15 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
         raise UserError("--" + mistakes("", error)) from None
 
 
+def inputs_of(target: Path, against: str | None) -> list[Path]:
+    """The files that a check reads: circuits, golden ones, and the list itself."""
+    if against is not None:
+        return [target, Path(against)]
+    path = find_config(target)
+    named = [file for entry in read_checks(path) for file in (entry.circuit, entry.against) if file]
+    return [path, *(path.parent / file for file in named)]
+
+
 def check_circuit(
     path: Path, against: str, bounds: Bounds, name: str | None = None, names: Mapping[str, str | None] | None = None
 ) -> Outcome:
@@ -197,7 +208,7 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
 def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
     """Return the outcome of a run at one threshold with its number of edges compared with the published one."""
     assert entry.counts is not None
-    name = f"{entry.name}, τ = {threshold:g}"
+    name = f"{entry.name}, τ = {in_name(threshold)}"
     published = entry.counts[threshold]
     within = WITHIN if entry.within is None else entry.within
     kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead

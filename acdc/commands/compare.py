@@ -25,7 +25,8 @@ from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judg
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, write_scores
 from acdc.io.files import to_json, write_atomic
-from acdc.io.folder import claim, locked
+from acdc.io.folder import claim, inside, locked
+from acdc.io.sizes import in_name
 from acdc.io.progress import Show
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.model.load import Model
@@ -207,7 +208,7 @@ class Finder:
         circuits = {}
         edges = np.where(graph.edges, 0.0, np.nan)
         for threshold in thresholds:
-            at = folder / f"threshold-{threshold:g}"
+            at = inside(folder, f"threshold-{in_name(threshold)}")
             circuits[threshold] = self.acdc(inputs.at(threshold), at, folder / COST, allowed)
             edges[circuits[threshold].kept] = threshold
         scores = Scores(graph, edges)
@@ -233,7 +234,7 @@ class Finder:
     def _enter(self, name: str, **changes: Any) -> tuple[Inputs, Path]:
         """Return the inputs under a changed config, and a directory that belongs to this config."""
         inputs = self.inputs.under(self.inputs.config.model_copy(update=changes))
-        folder = self.plan.out / inputs.config.task_name / re.sub(r"[^\w.-]+", "-", name)
+        folder = inside(self.plan.out, inputs.config.task_name, re.sub(r"[^\w.-]+", "-", name))
         claim(folder, inputs.config.to_yaml())
         return inputs, folder
 

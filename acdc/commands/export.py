@@ -31,6 +31,7 @@ Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
 DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
 PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
 NAMELESS = ("graphml", "node-link", "eap-ig")  # these name neither task nor model
+READ = ("metrics.json", "log.jsonl")  # of the run, for a page
 WIDEST = 40  # inches
 
 
@@ -76,8 +77,7 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
 
 def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
     """Return metrics.json and the decisions in a folder, if they belong to this circuit."""
-    path = folder / "metrics.json"
-    log = folder / "log.jsonl"
+    path, log = (folder / name for name in READ)
     if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
         return None, []
     return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []

@@ -5,6 +5,7 @@ A table maps names to options; `add` adds all options of a table to a command, w
 
 import inspect
 import math
+import os
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -26,6 +27,15 @@ def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: 
     annotated: Any = Annotated
     return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
+
+def folder(text: str) -> Path:
+    """The value of --out; raise UserError if it is empty, which Path takes for the current folder."""
+    if not text.strip():
+        raise UserError("--out: is empty; name a folder")
+    return Path(text)
+
+
+OUT: dict[str, Any] = {"parser": folder, "metavar": "<folder>"}
 
 RUN = {
     "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
@@ -69,7 +79,7 @@ PLAN = {
         str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
     "updates": option(int, "Updates of the methods that train gates.", min=1),
-    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
+    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]", **OUT),
 }
 
 STABILITY = {
@@ -179,6 +189,12 @@ def _with_revision(given: Given) -> Given:
     if given["model"] is None:
         raise UserError("--revision: of which model? Give --model, too")
     return given | {"model": f"{given['model']}@{revision}"}
+
+
+def paths(given: Given) -> list[Path]:
+    """What is read because task or model are paths: the task's file, the model's file or files."""
+    named = [Path(os.path.expanduser(given[key])) for key in ("task", "model") if given.get(key)]
+    return named + [file for path in named if path.is_dir() for file in path.iterdir()]
 
 
 def numbers(flag: str, text: str) -> list[float]:

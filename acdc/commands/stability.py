@@ -26,7 +26,7 @@ from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability,
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
-from acdc.io.folder import claim, locked
+from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Show
 from acdc.methods.discover import SCORES, find, scored
 from acdc.registry import METHODS, ORDERS, parse_filter
@@ -82,7 +82,7 @@ def stability(
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
     inputs = load(plan.config, plan.task, memory)
     out = plan.out or Path("stability") / inputs.config.folder
-    with locked(out):
+    with locked(out, config=inputs.config.to_yaml()):
         claim(out, inputs.config.to_yaml())
         notes = []
         if doubt := warning(inputs, competence(inputs)):
@@ -172,7 +172,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
 
 def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
     """Do a run, or read it if it is finished. Its circuit has no dead edges."""
-    folder = out / rerun.name
+    folder = inside(out, rerun.name)
 
     def make() -> CircuitFile:
         if rerun.kind == "orders" and base.config.prefilter is not None:

@@ -8,7 +8,7 @@ import stat
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from acdc.errors import FileError
 
@@ -16,24 +16,46 @@ MAX_BYTES = 500_000_000  # largest file that is read
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write a file; even after a crash it has the old content or the new. Raise FileError if it can't be written."""
+    """Write a file; even after a crash it has the old content or the new. A link is replaced, not followed: it may lead
+    to a file that is not ours. Raise FileError if the file can't be written."""
     raw = data.encode() if isinstance(data, str) else data
-    target = Path(os.path.realpath(path))  # write through a link instead of replacing it
-    if target.exists() and not target.is_file():
-        raise FileError(f"{path}: can't be written (not a regular file)")
-    # Not tempfile: its files are readable by their owner only.
-    temporary = target.with_name(f".acdc-{secrets.token_hex(6)}.tmp")
+    try:
+        if path.exists() and not path.is_file():
+            raise FileError(f"{path}: can't be written (not a regular file)")
+        # Not tempfile: its files are readable by their owner only.
+        temporary = path.with_name(f".acdc-{secrets.token_hex(6)}.tmp")
+    except (OSError, ValueError) as error:  # the name is too long, or holds a NUL
+        raise FileError(f"{str(path)!r}: can't be written ({getattr(error, 'strerror', error)})") from None
     try:
         with temporary.open("xb") as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())
-        os.replace(temporary, target)
+        os.replace(temporary, path)
     except OSError as error:
         raise FileError(f"{path}: can't be written ({error.strerror})") from None
     finally:
         with suppress(OSError):  # it was renamed, or can't be removed
             temporary.unlink()
+
+
+def write_output(path: Path, data: bytes | str) -> None:
+    """Write the file that a user has named, as `write_atomic`, but through a link: the user has named that, too."""
+    write_atomic(Path(os.path.realpath(path)), data)
+
+
+def check_output(flag: str, path: Path | None, *inputs: Path) -> None:
+    """Raise FileError if a file that is to be written is one of the files that are read, by whatever name or link."""
+    if path is None or not path.exists():
+        return
+    for file in inputs:
+        if file.exists() and file.samefile(path):
+            raise FileError(f"{flag} {path}: is read, too ({file}), and would be lost; choose another file")
+
+
+def open_own(path: Path, mode: str) -> IO[Any]:
+    """Open a file of a folder that is ours, without following a link. Raises OSError as `open`."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def to_json(result: Any) -> str:

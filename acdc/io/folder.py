@@ -6,17 +6,29 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from acdc.errors import FileError, InUse
+from acdc.errors import FileError, InUse, UserError
 from acdc.io.files import read_text, write_atomic
 
 
 @contextmanager
-def locked(out: Path, what: str = "there") -> Iterator[None]:
-    """Make the directory if needed and lock it; raise InUse if another process is writing `what` there."""
+def locked(out: Path, what: str = "there", config: str | None = None) -> Iterator[None]:
+    """Make the directory if needed and lock it; raise InUse if another process is writing `what` there.
+
+    Raises FileError if the directory holds something and was not made by acdc: it has no lock file, nor the run of this
+    `config` (copies of a run often lack the hidden file). If what is done inside is refused, a new directory is removed.
+    """
+    lock = out / ".lock"
+    before = [out, *out.parents]
+    before = [folder for folder in before if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(out / ".lock", timeout=0)
-        lock.acquire()
+        if not lock.exists() and any(out.iterdir()) and not _holds(out / "config.yaml", config):
+            some = min(path.name for path in out.iterdir())
+            raise FileError(f"--out {out}: holds files that are not acdc's ({some}); choose a new or an empty folder")
+        if lock.is_symlink():
+            raise FileError(f"--out {lock}: is a link; remove it or choose another folder")
+        held = FileLock(lock, timeout=0)
+        held.acquire()
     except Timeout:
         raise InUse(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
     except OSError as error:
@@ -24,9 +36,30 @@ def locked(out: Path, what: str = "there") -> Iterator[None]:
     try:
         enter(out)
         yield
+    except UserError:
+        if before and {path.name for path in out.iterdir()} <= {lock.name, "config.yaml"}:
+            for path in out.iterdir():
+                path.unlink()
+            for folder in before:
+                folder.rmdir()
+        raise
     finally:
         # Keep the lock file: if it were removed, a process that has just locked it would hold a lock nobody else sees.
-        lock.release()
+        held.release()
+
+
+def _holds(file: Path, text: str | None) -> bool:
+    return text is not None and file.is_file() and read_text(file) == text
+
+
+def inside(root: Path, *names: str) -> Path:
+    """Return a directory below one that is ours; raise FileError if a link on the way may lead out of it."""
+    folder = root
+    for name in names:
+        folder /= name
+        if folder.is_symlink():
+            raise FileError(f"{folder}: is a link; remove it: acdc writes only below {root}")
+    return folder
 
 
 def enter(folder: Path) -> None:

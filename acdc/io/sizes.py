@@ -23,3 +23,9 @@ def memory_bound(text: str | None) -> float | None:
         return parse_bytes(str(text))
     except ValueError as error:
         raise UserError(f"--memory: {error}") from None
+
+
+def in_name(value: float) -> str:
+    """A number as a part of a name, with as many digits as tell it from all others."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

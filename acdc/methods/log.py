@@ -15,7 +15,7 @@ from typing import ClassVar
 from pydantic import ConfigDict, TypeAdapter
 
 from acdc.errors import FileError
-from acdc.io.files import read_bytes
+from acdc.io.files import open_own, read_bytes
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Journal:
                 if self._longer:
                     _truncate(self.path, len(self.decisions))
                     self._longer = False
-                with self.path.open("a", encoding="utf-8") as f:
-                    f.write("".join(json.dumps(asdict(d)) + "\n" for d in batch))
+                with open_own(self.path, "ab") as f:
+                    f.write("".join(json.dumps(asdict(d)) + "\n" for d in batch).encode())
                     f.flush()
                     os.fsync(f.fileno())
             except OSError as error:
@@ -86,7 +86,7 @@ def read_log(path: Path) -> list[Decision]:
 
 
 def _truncate(path: Path, lines: int) -> None:
-    with path.open("rb+") as f:
+    with open_own(path, "rb+") as f:
         for _ in range(lines):
             f.readline()
         f.truncate()

@@ -23,7 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from acdc.errors import FileError, UserError
 from acdc.files.table import ENDED, record_failure, state
-from acdc.io.files import write_atomic
+from acdc.io.files import open_own, write_atomic
+from acdc.io.folder import inside
 from acdc.sweep.grid import Run
 
 COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
@@ -52,7 +53,7 @@ class Executor(ABC):
     @property
     def folder(self) -> Path:
         """The folder for unit files and logs."""
-        return self.out / self.place
+        return inside(self.out, self.place)
 
     @abstractmethod
     def _start(self, runs: Sequence[Run]) -> None:
@@ -186,7 +187,7 @@ class _Process:
         self.begun: list[str] = []  # names of runs
         self.at = ""  # progress of the last one
         self._notes: list[str] = []
-        with log.open("ab") as stderr:
+        with open_own(log, "ab") as stderr:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import FileError, UserError, unknown
+from acdc.io.folder import inside
+from acdc.io.sizes import in_name
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.sweep.file import OPTIONS, Option, SweepFile
 from acdc.task.load import load_task
@@ -26,7 +28,7 @@ class Run:
 
     def folder(self, out: Path) -> Path:
         """Return the run's directory in that of the sweep."""
-        return out / "runs" / self.name
+        return inside(out, "runs", self.name)
 
 
 def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[Run], list[str]]:
@@ -115,7 +117,7 @@ def _word(config: Config, key: str) -> str:
         return ""
     if value is True:
         return key
-    return _plain(f"{value:g}" if isinstance(value, float) else str(value))
+    return _plain(in_name(value) if isinstance(value, float) else str(value))
 
 
 def _plain(text: str) -> str:

@@ -29,7 +29,7 @@ from acdc.files.eap_ig import read_eap_ig, to_eap_ig
 from acdc.files.graphml import to_graphml, to_node_link
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.io.files import write_atomic
+from acdc.io.files import write_atomic, write_output
 from tests.support.circuits import assert_same, file_of, same
 
 SMALL = Graph(2, 2)
@@ -230,11 +230,15 @@ def test_write_atomic_names_the_file_that_it_cannot_write(tmp_path: Path) -> Non
         write_atomic(tmp_path, "")
 
 
-def test_write_atomic_writes_through_a_link(tmp_path: Path) -> None:
+def test_a_link_is_replaced_unless_the_user_has_named_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "file")
-    write_atomic(tmp_path / "link", "text")
+    write_output(tmp_path / "link", "text")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "file").read_text() == "text"
+    write_atomic(tmp_path / "link", "other")
+    assert not (tmp_path / "link").is_symlink()
+    assert [(tmp_path / name).read_text() for name in ("link", "file")] == ["other", "text"]
 
 
 # EAP-IG
