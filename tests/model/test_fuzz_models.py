@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,31 @@ def test_no_code_of_a_checkpoint_is_run(tmp_path: Path, of: str) -> None:
     no, mistake = judge(of_model, folder, tmp_path)
     assert no == (of == "Tokens") and not mistake, mistake
     assert not list(tmp_path.rglob("ran"))
+
+
+NAMES_OF_FILES = {
+    "config.json": ("_name_or_path", "name_or_path", "gguf_file", "subfolder", "tokenizer_class", "generation_config"),
+    "tokenizer_config.json": (
+        *("vocab_file", "merges_file", "tokenizer_file", "added_tokens_file", "special_tokens_map_file"),
+        *("chat_template_file", "name_or_path", "gguf_file", "subfolder", "vocab", "merges"),
+    ),
+}
+
+
+@pytest.mark.parametrize("file", NAMES_OF_FILES)
+def test_files_elsewhere_are_not_read(tmp_path: Path, file: str) -> None:
+    """Whatever a checkpoint says of the files that it was saved from."""
+    folder = directory(tmp_path / "in", "llama")
+    of_model(folder)
+    said = json.loads((folder / file).read_text())
+    (tmp_path / "secret").write_text("{}")
+    with pytest.raises(AssertionError, match="secret"), watched(folder, reads=True):
+        (tmp_path / "secret").read_text()
+    for key in NAMES_OF_FILES[file]:
+        for name in ("../secret", str(tmp_path / "secret")):
+            (folder / file).write_text(json.dumps(said | {key: name}))
+            with suppress(UserError), watched(folder, reads=True):
+                of_model(folder) if file == "config.json" else of_sizes(folder)
 
 
 @pytest.mark.parametrize("name", ["../other.safetensors", "/etc/passwd", "", "..", "a\0b", "missing.safetensors"])
