@@ -70,14 +70,13 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         return (whole,)
     if index.is_file():
         shards = read_json(index).get("weight_map")
-        names = shards.values() if isinstance(shards, dict) else (None,)
-        if not all(isinstance(name, str) and name == Path(name).name for name in names):
-            raise ModelError(f"{index}: has no weight_map that names a file beside it for each tensor")
-        files = tuple(directory / str(name) for name in sorted(set(names)))
-        for file in files:
-            if not file.is_file():
-                raise ModelError(f"{index}: names {file}, which doesn't exist")
-        return files
+        if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
+            raise ModelError(f"{index}: has no weight_map that names the file of each tensor")
+        with reading(index, "index"):
+            for name in shards.values():
+                if Path(name).name != name or not (directory / name).is_file():
+                    raise ModelError(f"{index}: names {name}, which doesn't exist beside it")
+            return tuple(directory / name for name in sorted(set(shards.values())))
     if list(directory.glob("*.bin")):
         how = "load the model with transformers, and save_pretrained(...) writes safetensors"
         raise ModelError(f"{directory}: only pickled weights (*.bin), which can run code. Convert them: {how}")
