@@ -14,10 +14,9 @@ from acdc.errors import ModelError
 from acdc.files.circuit import read_circuit
 from acdc.files.eap_ig import to_eap_ig
 from acdc.model.find import find_model
-from acdc.model.tokenizer import Tokenizer
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests.support.assets import gpt2_tokenizer
+from tests.support.assets import gpt2_files, gpt2_tokenizer
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
 
@@ -25,12 +24,12 @@ LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun",
 @pytest.mark.parametrize("task", LANGUAGE)
 def test_every_shipped_task_passes_its_checks_under_gpt2s_tokenizer(task):
     spec = load_task(task)
-    data = make_data(spec, Tokenizer(gpt2_tokenizer(), "gpt2"), spec.defaults.examples, spec.defaults.seed)
+    data = make_data(spec, gpt2_tokenizer(), spec.defaults.examples, spec.defaults.seed)
     assert len(data.discovery.clean) == len(data.held_out.clean) == spec.defaults.examples
 
 
 def test_gpt2s_tokenizer_is_read_from_vocab_and_merges():
-    tokenizer = Tokenizer(gpt2_tokenizer(), "gpt2")
+    tokenizer = gpt2_tokenizer()
     assert tokenizer.vocab_size == 50257
     assert tokenizer.bos_id == 50256
     ids = tokenizer.encode("The war lasted from the year 1701 to 17")
@@ -52,7 +51,7 @@ def random_gpt2(tmp_path_factory):
     model.lm_head.weight.data = 3 * model.transformer.wte.weight.data.clone()
     model.save_pretrained(folder)
     for name in ("vocab.json", "merges.txt"):
-        shutil.copy(gpt2_tokenizer() / name, folder)
+        shutil.copy(gpt2_files() / name, folder)
     return folder
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from copy import deepcopy
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from acdc.graph.scores import read_scores
 from acdc.io.yaml_file import MAX_INCLUDES, Loader, read_yaml
 from acdc.methods.log import read_log
 from acdc.model.checkpoint import open_checkpoint
+from acdc.model.find import BUNDLED
 from acdc.model.load import load_model
 from acdc.setup.config import Config, resolve
 from acdc.sweep.file import read_sweep
@@ -270,10 +272,10 @@ def test_what_is_no_file_is_no_file_of_a_run_or_model(tmp_path: Path, kind: str)
         lambda p: resolve({}, p, None),
     ):
         refused(read, path, tmp_path, "can't be read")
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
-        model = tmp_path / name.partition(".")[0]
-        model.mkdir()
-        for shipped in sorted((Path(load_model.__code__.co_filename).parents[1] / "bundled/or-gate").iterdir()):
+    for bundled, name in product(("or-gate", "tiny"), ("config.json", "tokenizer.json", "model.safetensors")):
+        model = tmp_path / bundled / name.partition(".")[0]
+        model.mkdir(parents=True)
+        for shipped in sorted((BUNDLED / bundled).iterdir()):
             target = model / shipped.name
             if shipped.name != name:
                 target.write_bytes(shipped.read_bytes())

@@ -31,8 +31,10 @@ REFUSED = {  # keys that change the computation and that no supported family imp
     "attn_logit_softcapping": "attention scores with a soft cap are",
     "final_logit_softcapping": "logits with a soft cap are",
     "quantization_config": "quantized weights are",
+    "transformers_weights": "weights in files of other names are",
 }
-LAYERS = ("n_layer", "num_layers", "num_hidden_layers")
+# transformers makes lists and tensors of these lengths
+COUNTS = ("n_layer", "num_layers", "num_hidden_layers", "num_labels", "head_dim")
 Read = Callable[[torch.dtype], Any]  # loads the weights: transformers' module, or the tensors of a bundled model
 
 
@@ -83,6 +85,9 @@ def open_checkpoint(name: str) -> Checkpoint:
     if path.is_file():
         config, tokenizer, files, read = gguf.open_gguf(path, name)
     else:
+        for entry in path.iterdir():  # libraries would wait for a pipe for ever
+            if entry.exists() and not (entry.is_file() or entry.is_dir()):
+                raise ModelError(f"{entry}: can't be read (not a regular file)")
         raw = read_json(path / "config.json")
         _check(raw, path / "config.json")
         bundled = path.parent == BUNDLED or raw["model_type"] == "acdc"
@@ -114,7 +119,7 @@ def _adapted(name: str, path: Path) -> Checkpoint:
 def _check(raw: dict[str, Any], where: Path) -> None:
     """Raise ModelError for a config.json that no family represents, or that transformers would read without end."""
     family = raw.get("model_type")
-    if family not in FAMILIES:
+    if not isinstance(family, str) or family not in FAMILIES:
         why = POST_NORM_REASON if family in POST_NORM else ""
         supported = ", ".join(f for f in FAMILIES if f != "acdc")
         raise ModelError(f"{where}: model_type {family!r} is not supported{why}; supported: {supported}")
@@ -122,7 +127,8 @@ def _check(raw: dict[str, Any], where: Path) -> None:
         if raw.get(key) is not None:
             raise ModelError(f"{where}: {key} is set, but {what} not supported; only checkpoints without are")
     with reading(where, "config"):
-        layers = [raw.get(key) or 0 for key in LAYERS]
-        layers += [len(kinds) * times for kinds, times in raw.get("attention_types") or ()]
-        if max(layers) > MAX_NODES:
-            raise ModelError(f"{where}: {max(layers):,} layers; no model has so many")
+        lengths = {key: raw.get(key) or 0 for key in COUNTS}
+        lengths["attention_types"] = sum(max(len(kinds), 1) * n for kinds, n in raw.get("attention_types") or ())
+        for key, length in lengths.items():
+            if length > MAX_NODES:
+                raise ModelError(f"{where}: {key} describes {length:,}; no model has so many")

@@ -14,19 +14,16 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.model.find import reading
+from acdc.model.huggingface import transformers
 from acdc.model.tokenizer import Tokenizer
 
 SUPPORTED = ("gpt2", "llama", "qwen2", "qwen3")  # a GGUF calls Mistral llama
-REFUSED = (  # keys, after the architecture's prefix, that change the computation and that no config expresses
-    "attention.scale",
-    "attention.clamp_kqv",
-    "attention.sliding_window",
-    "attn_logit_softcapping",
-    "embedding_scale",
-    "expert_count",
-    "final_logit_softcapping",
-    "logit_scale",
-    "residual_scale",
+KNOWN = (  # keys, after the architecture's prefix, that are read or change nothing; others that are set are refused
+    *("block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size"),
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.value_length"),
+    *("attention.layer_norm_epsilon", "attention.layer_norm_rms_epsilon"),
+    *("rope.dimension_count", "rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
+    *("rope.scaling.original_context_length", "rope.scaling.finetuned"),
 )
 FREQUENCIES = "rope_freqs.weight"
 LLAMA3 = (
@@ -92,9 +89,11 @@ class GgufFile:
             raise self.refuse(f"architecture {self.family!r} is not supported as a GGUF; supported: {supported}")
         if int(self.get("split.count", 1)) > 1:
             raise self.refuse("one part of a split model; merge the parts into one file first")
-        for key in REFUSED:
-            if self.get(f"{self.family}.{key}"):
-                raise self.refuse(f"{self.family}.{key} is set, which is not supported")
+        for key in self.keys:
+            family, _, own = key.partition(".")
+            value = self.get(key) if family == self.family and own not in KNOWN else None
+            if value or value is False:
+                raise self.refuse(f"{key} is set, which is not supported")
         if "token_embd.weight" not in self.tensors:
             raise self.refuse("tensor 'token_embd.weight' is missing")
         if (layers := self.own("block_count")) > len(self.tensors):
@@ -104,7 +103,7 @@ class GgufFile:
 def open_gguf(path: Path, name: str) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:
     """The config of transformers, the tokenizer, the files with weights, and what loads these (`Checkpoint`)."""
     file = GgufFile(path)
-    with reading(path, "GGUF file"):
+    with transformers(path, "GGUF file"):
         config = _config(file)
         backend = _tokenizer(file, config.vocab_size)
         bos, unknown = (file.get(f"tokenizer.ggml.{kind}_token_id") for kind in ("bos", "unknown"))
@@ -156,9 +155,9 @@ def _module(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:
     kinds = {name: kind for kind, name in MODEL_ARCH_NAMES.items()}
     name_of = get_tensor_name_map(kinds[file.family], config.num_hidden_layers).get_name
     left = dict(file.tensors)
-    factors = left.pop(FREQUENCIES, None)
+    factors = None if file.family == "gpt2" else left.pop(FREQUENCIES, None)
     weights = {}
-    with reading(file.path, "GGUF file"):
+    with transformers(file.path, "GGUF file"):
         with torch.device("meta"):
             module: Any = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
         for theirs in module.state_dict():

@@ -18,6 +18,7 @@ from acdc.model.tokenizer import Tokenizer
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
+MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
@@ -71,11 +72,11 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
         shards = read_json(index).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise ModelError(f"{index}: has no weight_map that names the file of each tensor")
-        files = tuple(directory / Path(name).name for name in sorted(set(shards.values())))
-        for file in files:
-            if not file.is_file():
-                raise ModelError(f"{index}: names {file}, which doesn't exist")
-        return files
+        with reading(index, "index"):
+            for name in shards.values():
+                if Path(name).name != name or not (directory / name).is_file():
+                    raise ModelError(f"{index}: names {name}, which doesn't exist beside it")
+            return tuple(directory / name for name in sorted(set(shards.values())))
     if list(directory.glob("*.bin")):
         how = "load the model with transformers, and save_pretrained(...) writes safetensors"
         raise ModelError(f"{directory}: only pickled weights (*.bin), which can run code. Convert them: {how}")
@@ -124,13 +125,16 @@ def check_size(directory: Path, config: Any) -> None:
                     raise ModelError(f"{file}: {what}")
                 held += torch.Size(part.get_shape()).numel()
                 names += 1
-    layers = config.num_hidden_layers
-    if layers > names:
-        raise ModelError(f"{directory}: config.json describes {layers:,} layers; the files hold {names:,} tensors")
     with transformers(directory, "config") as library, torch.device("meta"):
-        described = sum(p.numel() for p in library.AutoModelForCausalLM.from_config(config).parameters())
+        layers = config.num_hidden_layers
+        if layers > names:
+            raise ModelError(f"{directory}: config.json describes {layers:,} layers; the files hold {names:,} tensors")
+        module = library.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    described = sum(p.numel() for p in module.parameters())
     if described > 2 * held:  # otherwise the tensors that are missing are named
         raise ModelError(f"{directory}: config.json describes {described:,} weights; the files hold {held:,}")
+    if (beside := sum(b.nbytes for b in module.buffers())) > MOST_BUFFERS:
+        raise ModelError(f"{directory}: config.json describes {beside:,} bytes of masks; no model has so many")
 
 
 def merged(read: Callable[[torch.dtype], Any], adapter: Path, dtype: torch.dtype) -> Any:

@@ -3,11 +3,16 @@
 from collections.abc import Sequence
 from typing import Any
 
+from acdc.errors import ModelError
+
 
 class Tokenizer:
     """A checkpoint's tokenizer: `backend` is one of the library tokenizers; ids are None where there is no such token."""
 
     def __init__(self, backend: Any, name: str, bos_id: int | None, unk_id: int | None) -> None:
+        for token in (bos_id, unk_id):
+            if token is not None and backend.id_to_token(token) is None:
+                raise ModelError(f"{name}: the tokenizer's special token {token} is not in its vocabulary")
         backend.no_padding()
         backend.no_truncation()
         self._backend = backend

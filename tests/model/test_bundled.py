@@ -9,8 +9,8 @@ import pytest
 
 from acdc.commands import run as runner
 from acdc.methods.acdc import Options, discover
+from acdc.model.checkpoint import open_checkpoint
 from acdc.model.find import BUNDLED
-from acdc.model.tokenizer import Tokenizer
 from acdc.patching.activations import prepare
 from acdc.patching.engine import Engine
 from acdc.patching.patch import circuit_edges, patched_rows
@@ -105,7 +105,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(tmp_path):
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: v.task)
 def test_every_variant_that_tiny_is_trained_on_makes_prompts_with_its_tokenizer(variant):
     """Of a changed word list or rule of a task, the recipe of the bundled model would be told only when it is run."""
-    data = make_data(variant_task(variant), Tokenizer(BUNDLED / "tiny", "tiny"), min(variant.examples, 4), seed=1)
+    data = make_data(variant_task(variant), open_checkpoint("tiny").tokenizer, min(variant.examples, 4), seed=1)
     assert data.discovery.texts
     assert data.held_out.texts
 

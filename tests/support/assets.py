@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
+from acdc.model.huggingface import read_tokenizer
+from acdc.model.tokenizer import Tokenizer
 from tests.support import ROOT
 
 FOLDER = Path(os.environ.get("ACDC_ASSETS") or ROOT / ".assets")
 
 
-def gpt2_tokenizer() -> Path:
+def gpt2_files() -> Path:
     """The folder of GPT-2's vocab.json and merges.txt."""
     folder = FOLDER / "gpt2-tokenizer"
     if not (folder / "vocab.json").is_file():
@@ -21,6 +25,15 @@ def gpt2_tokenizer() -> Path:
             pytest.fail(f"{folder} is missing in CI; `make assets` brings it")
         pytest.skip(f"{folder} is missing; `make assets` brings GPT-2's tokenizer")
     return folder
+
+
+def gpt2_tokenizer() -> Tokenizer:
+    """GPT-2's tokenizer, as it is read from these two files beside a config.json."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("vocab.json", "merges.txt"):
+            shutil.copy(gpt2_files() / name, folder)
+        (Path(folder) / "config.json").write_text('{"model_type": "gpt2"}')
+        return read_tokenizer(Path(folder), "gpt2")
 
 
 def smollm2() -> Path:

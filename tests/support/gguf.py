@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tokenizers import pre_tokenizers
 
 TOKENS = ["<|endoftext|>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "ab", "Ġab", "17", "<tool>"]
@@ -27,6 +28,41 @@ def library() -> Any:
             pytest.fail("the gguf library is missing in CI; it is in the extra 'dev'")
         pytest.skip("the gguf library is not installed; `pip install gguf` brings it")
     return importlib.import_module("gguf")
+
+
+def small(family: str, **more: Any) -> Any:
+    """A random model of transformers with two layers."""
+    import transformers as t
+
+    sizes: dict[str, Any] = dict(SIZES)
+    if family == "gpt2":
+        sizes = {"vocab_size": len(TOKENS), "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 96}
+        sizes |= {"layer_norm_epsilon": 1e-4}
+    elif family == "gpt_neo":
+        sizes |= {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 4}
+    elif family != "gpt_neox":
+        sizes |= {"rms_norm_eps": 1e-4}
+    if family == "qwen3":
+        sizes |= {"head_dim": 16}  # heads wider than their share of the width
+    sizes |= {"bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    model: Any = t.AutoModelForCausalLM.from_config(t.AutoConfig.for_model(family, **sizes | more))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def tokenizer() -> Any:
+    """The tokenizer of these models in transformers."""
+    from tokenizers import Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [tuple(pair.split(" ")) for pair in MERGES]
+    made = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(TOKENS)}, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_tokens(["<tool>"])
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token=TOKENS[0], unk_token=None)
 
 
 def tensors(family: str, model: Any) -> dict[str, np.ndarray]:
@@ -56,7 +92,13 @@ def tensors(family: str, model: Any) -> dict[str, np.ndarray]:
 
 
 def write(
-    path: Path, family: str, model: Any, quantized: str = "F32", pre: str = "smollm", change: Callable[..., None] = id
+    path: Path,
+    family: str,
+    model: Any,
+    quantized: str = "F32",
+    pre: str = "smollm",
+    bos: int | None = 0,
+    change: Callable[..., object] = id,
 ) -> Path:
     """Write a Hugging Face model as a GGUF file; `change` may edit tensors and keys before they are written."""
     lib = library()
@@ -81,6 +123,8 @@ def write(
     writer.add_token_list(TOKENS)
     writer.add_token_types([3, *[1] * (len(TOKENS) - 2), 4])
     writer.add_token_merges(MERGES)
+    if bos is not None:
+        writer.add_bos_token_id(bos)
     change(mine)
     kind = lib.GGMLQuantizationType[quantized]
     for name, x in mine.tensors.items():

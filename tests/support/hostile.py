@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError
+from tests.support import ROOT
 
 INPUTS = int(os.environ.get("ACDC_FUZZ", "300"))
 FIRST = int(os.environ.get("ACDC_FUZZ_SEED", "0"))  # number of the first input; each number is an input
@@ -258,12 +259,14 @@ def mutated_bytes(raw: bytes, rng: random.Random, header: int) -> bytes:
 _allowed: Path | None = None  # where files may be written; None while nothing is watched
 TEMPORARY = os.path.realpath(tempfile.gettempdir())
 _code = True  # whether compiled or executed text is noted
+_reads = False  # whether files that are read elsewhere are noted
 _seen: list[str] = []
 PATHS = {"os.mkdir": 1, "os.rmdir": 1, "os.remove": 1, "os.rename": 2, "os.link": 2, "os.symlink": 2, "os.truncate": 1}
 NEVER = {
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "pty.spawn"),
     *("socket.connect", "socket.getaddrinfo", "socket.bind", "pickle.find_class"),
 }
+LIBRARIES = (sys.prefix, sys.base_prefix, str(ROOT), "/proc")
 OWN = ("<frozen ", "<class 'networkx.")  # code that libraries generate themselves, not from data
 
 
@@ -273,7 +276,8 @@ def _audit(event: str, args: tuple[Any, ...]) -> None:
         return
     if event == "open":
         flags = args[2] if isinstance(args[2], int) else 0
-        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND):
+        written = flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+        if written or (_reads and not os.path.realpath(os.fsdecode(args[0])).startswith(LIBRARIES)):
             _look(event, args[0])
     elif event in PATHS:
         for path in args[: PATHS[event]]:
@@ -300,15 +304,16 @@ sys.addaudithook(_audit)
 
 
 @contextmanager
-def watched(folder: Path, code: bool = True) -> Iterator[None]:
+def watched(folder: Path, code: bool = True, reads: bool = False) -> Iterator[None]:
     """Fail if a file is written outside the folder, a process started, the network used, or text compiled or executed.
 
     Args:
         code: whether compiling and executing counts; some modules do that when they are imported
+        reads: whether reading files elsewhere counts, but for those of Python and its packages
     """
-    global _allowed, _code  # noqa: PLW0603
+    global _allowed, _code, _reads  # noqa: PLW0603
     _seen.clear()
-    _allowed, _code = Path(os.path.realpath(folder)), code
+    _allowed, _code, _reads = Path(os.path.realpath(folder)), code, reads
     try:
         yield
     finally:

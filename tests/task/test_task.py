@@ -197,9 +197,7 @@ def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """A tokenizer with one token per word, and GPT-2's if `make assets` has downloaded it."""
     if request.param == "words":
         return Pieces()
-    from acdc.model.tokenizer import Tokenizer as Checkpoint
-
-    return Checkpoint(gpt2_tokenizer(), "gpt2")
+    return gpt2_tokenizer()
 
 
 def texts(tokenizer: Tokenizer, ids: np.ndarray) -> list[list[str]]:
@@ -280,10 +278,8 @@ def test_tens_are_greater_less_or_neither() -> None:
 
 
 def test_gpt2_cannot_serve_single_digits() -> None:
-    from acdc.model.tokenizer import Tokenizer as Checkpoint
-
     with pytest.raises(TaskError) as error:
-        make_data(load_task("greater-than-digits"), Checkpoint(gpt2_tokenizer(), "gpt2"), 10, 0)
+        make_data(load_task("greater-than-digits"), gpt2_tokenizer(), 10, 0)
     one_line(error, "greater-than-digits: data.pieces:", "tokenizer gpt2 makes '", "can't serve the task")
 
 
