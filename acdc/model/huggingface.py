@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.model.find import INDEX, WEIGHTS, read_json, reading
+from acdc.model.find import read_json, reading
+from acdc.model.hub import INDEX, WEIGHTS
 from acdc.model.tokenizer import Tokenizer
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
