@@ -122,7 +122,7 @@ BAD_COMMANDS = {
     "no task": (["run"], "acdc tasks"),
     "unknown task": (["run", "--task", "greater-thn"], "Did you mean 'greater-than'"),
     "unknown model": ([*GATE, "--model", "tyny"], "Did you mean 'tiny'"),
-    "unreachable hub": ([*GATE, "--model", "someone/some-model"], "hub can't be reached"),
+    "unreachable hub": ([*GATE, "--model", "someone/some-model"], "the hub doesn't give it"),
     "no such directory": ([*GATE, "--model", "./some"], "no such directory"),
     "unknown metric": ([*GATE, "--metric", "l3"], "Did you mean 'l2'"),
     "metric without answers": ([*GATE, "--metric", "prob-diff", "--threshold", "1"], "has no answers for prob-diff"),

@@ -64,7 +64,8 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
 
     if name is None:
         bundled = {n: f"bundled; {describe_model(BUNDLED / n)}" for n in bundled_models()}
-        _list(bundled | packaged_models() | cached_models())
+        cached = {n: f"in the Hugging Face cache; {describe_model(path)}" for n, path in cached_models().items()}
+        _list(bundled | packaged_models() | cached)
         return
     if name in bundled_models():
         _details({"name": name, "sizes": describe_model(BUNDLED / name)})

@@ -28,8 +28,8 @@ from acdc.files.published import load_published, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
-from acdc.io.sizes import in_name
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
+from acdc.io.sizes import in_name
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.report.text import diff_lines

