@@ -103,7 +103,9 @@ def run(
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
-        folder = out / f"threshold-{in_name(value)}" if out and len(thresholds) > 1 else out
+        folder = out
+        if out and value is not None and len(thresholds) > 1:
+            folder = out / f"threshold-{in_name(value)}"
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:

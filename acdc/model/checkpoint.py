@@ -79,7 +79,7 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str) -> Checkpoint:
-    """Find a checkpoint and read its config and tokenizer; raise ModelError if it can't be found, read or represented."""
+    """Find a checkpoint and read config and tokenizer; raise ModelError if that fails, or no family represents it."""
     path = find_model(name)
     return _adapted(name, path) if (path / ADAPTER[0]).exists() else _opened(name, path)
 

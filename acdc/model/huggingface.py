@@ -20,7 +20,12 @@ LOCAL = {"trust_remote_code": False, "local_files_only": True}
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
 MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
-LORA = ["base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode", "lora_dropout", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save"]  # keys of an adapter's config that may have any value
+LORA = (  # keys of an adapter's config that may have any value
+    *("base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping"),
+    *("inference_mode", "lora_dropout", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
+    *("fan_in_fan_out", "bias", "lora_bias", "target_modules", "exclude_modules", "layers_to_transform"),
+    *("layers_pattern", "modules_to_save"),
+)
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 

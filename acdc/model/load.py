@@ -100,8 +100,10 @@ def _verify(transformer: Transformer, prompts: list[Tensor], expected: list[Tens
         mine.append(transformer.logits(transformer.normalise(stream[-1, 0])).cpu())
     found = Verification(float((torch.cat(mine) - theirs).abs().max()), float(theirs.std()), len(prompts))
     if torch.isfinite(theirs).all() and not found.difference <= TOLERANCE * found.spread:
-        by = f"the logits differ by up to {found.difference:.3g} from those of transformers, whose spread is {found.spread:.3g}"
-        raise ModelError(f"{where}: {by}; acdc would compute another model (allowed: {TOLERANCE:g} of the spread)")
+        figures = f"by up to {found.difference:.3g} from those of transformers, whose spread is {found.spread:.3g}"
+        raise ModelError(
+            f"{where}: the logits differ {figures}; acdc would compute another model (allowed: {TOLERANCE:g} of the spread)"
+        )
     return found
 
 

@@ -1,5 +1,5 @@
-"""Bundled models, which are read without transformers: `tiny` is a GPT-2 checkpoint, the others are in a format of their
-own, whose config.json has the fields of `ModelConfig` and whose tensors have the names of its shapes."""
+"""Bundled models, which are read without transformers: `tiny` is a GPT-2 checkpoint, the others have a format of their
+own: config.json has the fields of `ModelConfig`, and tensors have the names of its shapes."""
 
 from dataclasses import fields
 from functools import partial

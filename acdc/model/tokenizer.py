@@ -7,7 +7,7 @@ from acdc.errors import ModelError
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer: `backend` is one of the library tokenizers; ids are None where there is no such token."""
+    """A checkpoint's tokenizer: `backend` is of the library tokenizers; ids are None where there is no such token."""
 
     def __init__(self, backend: Any, name: str, bos_id: int | None, unk_id: int | None) -> None:
         for token in (bos_id, unk_id):

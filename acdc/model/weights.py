@@ -67,9 +67,9 @@ class Weights:
         self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
 
     def rotary(self, module: str) -> Tensor:
-        """Set the angle per position of each rotated pair (Su et al. 2021); return the factor of queries, Float[d_head].
+        """Set the angle per position of each rotated pair (Su et al. 2021), and return the queries' factor, Float[d_head].
 
-        The factor is 1/√d_head, and on rotated dimensions the square of what yarn multiplies sine and cosine by.
+        It is 1/√d_head, on rotated dimensions times the square of what yarn multiplies sine and cosine by.
         """
         c = self.sizes
         self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq")
@@ -78,7 +78,7 @@ class Weights:
         return factor
 
     def put_unembedding(self, norm: str) -> None:
-        """Set the unembedding, with its norm folded in, from the head, or the embedding if the head is tied to it; raise
+        """Set the unembedding, from the head or the embedding that it is tied to, with its norm folded in; raise
         ModelError if a tensor was never read."""
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)

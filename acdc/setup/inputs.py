@@ -78,7 +78,7 @@ class Inputs:
 def load(config: Config, task: Task, memory: float | None = None, of: Model | Checkpoint | None = None) -> Inputs:
     """Load the model, draw the prompts, and check that they fit; the config returned has the hashes of both.
 
-    `memory` are the bytes to stay below, by default `default_memory`; `of` is the config's model, if it is loaded or opened.
+    `memory` are the bytes to stay below, by default `default_memory`; `of` is the config's model, if that is at hand.
     Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
     checkpoint = of.checkpoint if isinstance(of, Model) else of or open_checkpoint(config.model)

@@ -140,8 +140,9 @@ def test_a_lock_that_is_a_link_is_refused(acdc, r, tmp_path):
         ("sweep", "logs"),
         ("compare", "or-gate"),
         ("compare", "or-gate/acdc"),
-    ]
-    + [("stability", "base"), ("stability", "core.json")],
+        ("stability", "base"),
+        ("stability", "core.json"),
+    ],
 )
 def test_folders_below_are_no_links(acdc, tmp_path, command, link):
     (tmp_path / "s.yaml").write_text(SWEEP)
