@@ -68,7 +68,7 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
         expected = None
         if not isinstance(read, dict):
             with huggingface.transformers(checkpoint.path, "checkpoint"):
-                expected = [read(prompt[None]).logits[0] for prompt in prompts]
+                expected = [read(prompt[None], return_dict=True).logits[0] for prompt in prompts]
                 read = huggingface.tensors_of(read)
         weights = Weights(read, checkpoint.sizes, where)
         FAMILIES[checkpoint.family].read(checkpoint.config, weights)
@@ -102,7 +102,7 @@ def _verify(transformer: Transformer, prompts: list[Tensor], expected: list[Tens
     if torch.isfinite(theirs).all() and not found.difference <= TOLERANCE * found.spread:
         figures = f"by up to {found.difference:.3g} from those of transformers, whose spread is {found.spread:.3g}"
         raise ModelError(
-            f"{where}: the logits differ {figures}; acdc would compute another model (allowed: {TOLERANCE:g} of the spread)"
+            f"{where}: the logits differ {figures}; acdc would compute another model (allowed: {TOLERANCE:g} of it)"
         )
     return found
 

@@ -67,7 +67,7 @@ class Weights:
         self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
 
     def rotary(self, module: str) -> Tensor:
-        """Set the angle per position of each rotated pair (Su et al. 2021), and return the queries' factor, Float[d_head].
+        """Set the angle per position of each rotated pair (Su et al. 2021); return the queries' factor, Float[d_head].
 
         It is 1/√d_head, on rotated dimensions times the square of what yarn multiplies sine and cosine by.
         """
