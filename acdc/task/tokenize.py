@@ -110,7 +110,7 @@ class Encoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
             return tuple(int(i) for i in self.tokenizer.encode(text))
-        except BaseException as error:  # tokenizers raise various errors for unknown words, and panics for some patterns
+        except BaseException as error:  # unknown words raise various errors, and some patterns panics
             if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
                 raise
             what = f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}"
