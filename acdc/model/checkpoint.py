@@ -88,9 +88,10 @@ def _opened(name: str, path: Path) -> Checkpoint:
     if path.is_file():
         config, tokenizer, files, read = gguf.open_gguf(path, name)
     else:
-        for entry in path.iterdir():  # libraries would wait for a pipe for ever
-            if entry.exists() and not (entry.is_file() or entry.is_dir()):
-                raise ModelError(f"{entry}: can't be read (not a regular file)")
+        with reading(path, "directory"):
+            for entry in path.iterdir():  # libraries would wait for a pipe for ever
+                if entry.exists() and not (entry.is_file() or entry.is_dir()):
+                    raise ModelError(f"{entry}: can't be read (not a regular file)")
         raw = read_json(path / "config.json")
         _check(raw, path / "config.json")
         bundled = path.parent == BUNDLED or raw["model_type"] == "acdc"

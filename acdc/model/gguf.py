@@ -174,7 +174,7 @@ def _module(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:
         if file.family != "gpt2":  # the frequencies are no weights, and still on the device meta
             rotary = type(module.model.rotary_emb)(config)
             if factors is not None:
-                rotary.inv_freq /= _values(factors)
+                rotary.inv_freq /= _values(factors).view_as(rotary.inv_freq)
             module.model.rotary_emb = rotary
     return module.eval()
 

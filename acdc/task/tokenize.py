@@ -119,7 +119,9 @@ class Encoder:
     def _encode(self, text: str) -> tuple[int, ...]:
         try:
             return tuple(int(i) for i in self.tokenizer.encode(text))
-        except Exception as error:  # tokenizers raise various errors for unknown words
+        except BaseException as error:  # unknown words raise various errors, and some patterns panics
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
             what = f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}"
             why = (str(error) or type(error).__name__).splitlines()[0]
             raise TaskError(f"{what}: {why}; use a model that knows these words") from error

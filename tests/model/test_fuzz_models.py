@@ -30,6 +30,8 @@ from acdc.model.huggingface import transformers
 from acdc.model.load import load_model
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
+from acdc.task.load import load_task
+from acdc.task.tokenize import make_data
 from tests.support.gguf import TOKENS, library, small, tokenizer, write
 from tests.support.hostile import (
     INPUTS,
@@ -313,6 +315,18 @@ def test_a_tokenizer_that_the_library_panics_at_is_refused(tmp_path: Path) -> No
     (folder / "tokenizer.json").write_text(json.dumps(said))
     with pytest.raises(UserError, match="not a readable tokenizer"):
         load_model(str(folder))
+
+
+def test_a_pattern_that_the_library_panics_at_is_refused(tmp_path: Path) -> None:
+    """Its search would take exponential time, so that it gives up."""
+    folder = directory(tmp_path / "model", "tiny")
+    said = json.loads((folder / "tokenizer.json").read_text())
+    endless = {"type": "Split", "behavior": "Isolated", "invert": False}
+    endless |= {"pattern": {"Regex": "(?:a+|a+b|[a-z ]+)+\\d"}}
+    (folder / "tokenizer.json").write_text(json.dumps(said | {"pre_tokenizer": endless}))
+    tokenizer = open_checkpoint(str(folder)).tokenizer
+    with pytest.raises(UserError, match=r"can't encode 'Then, .*retry-limit-in-match over"), in_time():
+        make_data(load_task("ioi"), tokenizer, 2, 0)
 
 
 def test_config_that_is_nested_without_end(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ def write_llama(tmp_path: Path, **more: Any) -> Path:
         (lambda m: m.writer.add_value_length(4), "attention.value_length is 4, not the size of a head"),
         (lambda m: m.writer.add_string("llama.rope.scaling.type", "yarn"), "rotary scaling 'yarn'"),
         (lambda m: m.tensors.update({"rope_freqs.weight": np.float32([1, 2, 3])}), "not a readable GGUF file"),
+        (lambda m: m.tensors.update({"rope_freqs.weight": np.float32([2])}), "not a readable GGUF file"),
         (lambda m: m.tensors.pop("blk.1.ffn_up.weight"), "tensor 'blk.1.ffn_up.weight' is missing"),
         (lambda m: m.tensors.pop("token_embd.weight"), "tensor 'token_embd.weight' is missing"),
         (lambda m: m.tensors.update({"blk.0.extra.weight": np.float32([1])}), "'blk.0.extra.weight' has no place"),
