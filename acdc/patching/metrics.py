@@ -148,19 +148,14 @@ def _nll(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
 
 def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
     # In blocks of the vocabulary, as the log-sum-exp, and without keeping any logits.
-    weights = model.weights["unembed.weight"].split(VOCAB_BLOCK)
-    biases = model.weights["unembed.bias"].split(VOCAB_BLOCK)
+    weights, biases = (model.weights[f"unembed.{name}"].split(VOCAB_BLOCK) for name in ("weight", "bias"))
 
-    def means(h: Tensor) -> Tensor:
-        return (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
+    def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.linear(h, w, b) + (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
 
     def metric(h: Tensor) -> Tensor:
-        mean = means(h)
-        clean = means(t.clean)
-        parts = [
-            (F.linear(h, w, b) + mean - (F.linear(t.clean, w, b) + clean)).square().sum(-1)
-            for w, b in zip(weights, biases, strict=True)
-        ]
+        blocks = zip(weights, biases, strict=True)
+        parts = [(logits(h, w, b) - logits(t.clean, w, b)).square().sum(-1) for w, b in blocks]
         return sum(parts, h.new_zeros(())) / model.config.vocab_out
 
     return metric
