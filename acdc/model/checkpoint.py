@@ -104,24 +104,24 @@ def _opened(name: str, path: Path) -> Checkpoint:
 
 def _adapted(name: str, path: Path) -> Checkpoint:
     """A LoRA adapter, merged with its base when the weights are read; its own tokenizer replaces the base's."""
-    where, weights = path / ADAPTER[0], path / ADAPTER[1]
-    raw = read_json(where)
+    where = path / ADAPTER[0]
+    weights = path / ADAPTER[1]
     if importlib.util.find_spec("peft") is None:
         raise ModelError(f"{path}: a LoRA adapter, which needs peft: pip install 'acdc-circuits[lora]'")
-    if raw.get("peft_type") != "LORA" or not weights.is_file():
-        raise ModelError(f"{where}: only LoRA adapters (peft_type LORA) with {weights.name} beside it are supported")
-    base, revision = raw.get("base_model_name_or_path"), raw.get("revision")
-    if not isinstance(base, str) or not isinstance(revision, str | None):
-        raise ModelError(f"{where}: base_model_name_or_path should name the adapter's base, and revision its revision")
+    raw = read_json(where)
+    base = raw.get("base_model_name_or_path")
+    if raw.get("peft_type") != "LORA" or not isinstance(base, str) or not weights.is_file():
+        needed = f"peft_type LORA, a base_model_name_or_path, and {weights.name} beside it"
+        raise ModelError(f"{where}: not a LoRA adapter that can be read; it needs {needed}")
     try:
-        found = find_model(f"{base}@{revision}" if revision not in (None, "", "main") else base)
+        found = find_model(f"{base}@{raw['revision']}" if raw.get("revision") else base)
     except ModelError as error:
         raise ModelError(f"{where}: base_model_name_or_path: {str(error).removeprefix('--model ')}") from None
-    if (found / ADAPTER[0]).exists():
-        raise ModelError(f"{where}: base_model_name_or_path: {base} is an adapter, too; merge that first")
+    if (found / ADAPTER[0]).exists() or found.parent == BUNDLED:
+        raise ModelError(
+            f"{where}: base_model_name_or_path: {base} is an adapter itself, or bundled; name another model"
+        )
     of = _opened(name, found)
-    if of.family == "acdc" or of.path.parent == BUNDLED:
-        raise ModelError(f"{where}: base_model_name_or_path: {base} is a bundled model, which takes no adapters")
     if any((path / file).is_file() for file in TOKENIZERS):
         of = replace(of, tokenizer=huggingface.read_tokenizer(path, name))
     read = partial(huggingface.adapted, of.read, path, raw)

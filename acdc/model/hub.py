@@ -13,8 +13,8 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
-SMALL = [CONFIG, ADAPTER[0], INDEX, *TOKENIZERS, "tokenizer_config.json", "merges.txt", "added_tokens.json"]
-SMALL += ["special_tokens_map.json"]
+OF_TOKENIZERS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+SMALL = [CONFIG, ADAPTER[0], INDEX, *TOKENIZERS, *OF_TOKENIZERS]
 MAX_JSON_BYTES = 10_000_000  # limit on config.json and the index of weights
 
 
@@ -31,7 +31,7 @@ def download(name: str, known: Iterable[str]) -> Path:
     near = "" if "/" in name else f". {unknown('model', name, known)}"
     here = "it is neither a local directory nor in the Hugging Face cache"
     try:
-        if revision == "" != at:
+        if at and not revision:
             raise errors.HFValidationError
         cached = [try_to_load_from_cache(filename=file, **which) for file in SMALL]
         if found := next((Path(file).parent for file in cached if isinstance(file, str)), None):
@@ -53,7 +53,7 @@ def download(name: str, known: Iterable[str]) -> Path:
     except (errors.HFValidationError, UnicodeError):
         why = f"not a name of the hub, as organisation/model or organisation/model@revision{near}"
     except Exception as error:
-        cause = error.__cause__ if isinstance(error, errors.LocalEntryNotFoundError) else error
+        cause = isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__
         said = " ".join(str(cause or error).split())[:300].rstrip(".")
         why = f"{here}, and the hub doesn't give it ({said}). Give the directory of a copy, or a bundled model{near}"
     raise ModelError(f"--model {name}: {why}")

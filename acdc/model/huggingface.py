@@ -21,11 +21,10 @@ FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
 MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
 LORA = (  # keys of an adapter's config that may have any value
-    *("base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping"),
-    *("inference_mode", "lora_dropout", "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
-    *("fan_in_fan_out", "bias", "lora_bias", "target_modules", "exclude_modules", "layers_to_transform"),
-    *("layers_pattern", "modules_to_save"),
-)
+    "base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode",
+    "r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora", "fan_in_fan_out", "bias", "lora_bias",
+    "lora_dropout", "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save",
+)  # fmt: skip
 TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 
 
@@ -149,7 +148,8 @@ def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, An
 
     Raises ModelError unless the adapter's files say what is added to which weight, and no more.
     """
-    where, weights = (adapter / name for name in ADAPTER)
+    where = adapter / ADAPTER[0]
+    weights = adapter / ADAPTER[1]
     with transformers(weights, "LoRA adapter"):
         from peft import LoraConfig, PeftModel, get_peft_model_state_dict
         from safetensors import safe_open
