@@ -66,7 +66,7 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     if found is None or found.able:
         return None
     low, high = found.interval
-    command = shlex.join(["acdc", "tasks", inputs.config.task, "--model", inputs.config.model])
+    command = ["acdc", "tasks", inputs.config.task, "--model", inputs.config.model]
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
