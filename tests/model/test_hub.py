@@ -153,6 +153,21 @@ def test_shards_are_fetched_where_there_is_no_whole_file(find, hub, folders, tmp
     assert os.path.exists(os.path.join(found, shards[1]))
 
 
+def test_an_adapter_is_fetched_without_the_model_beside_it(find, hub, tmp_path):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    needed = ["adapter_config.json", "adapter_model.safetensors"]
+    for name in (*needed, "adapter_model.bin", "training_args.bin", "optimizer.pt"):
+        (folder / name).write_bytes(b"{}")
+    hub.repositories["org/adapter"] = {"main": folder}
+    found = find("org/adapter")
+    assert sorted(os.listdir(found)) == needed
+    assert find("org/adapter", HF_HUB_OFFLINE="1") == found
+    (folder / needed[1]).unlink()
+    hub.repositories["org/half"] = {"main": folder}
+    assert find("org/half") == "the repository has no adapter_model.safetensors"
+
+
 TOKENIZER = """
 from transformers import AutoTokenizer
 AutoTokenizer.from_pretrained("org/model")
