@@ -1,16 +1,21 @@
 """Write files atomically; read text and JSON with messages that a user can act on."""
 
+import csv
+import io
 import json
 import math
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from acdc.errors import FileError
+from acdc.io.terminal import printable
 
 MAX_BYTES = 500_000_000  # largest file that is read
 
@@ -62,6 +67,21 @@ def to_json(result: Any) -> str:
     """Return a result, a dataclass, as JSON text. The same values give the same text; NaN and infinity become null."""
     content = plain({"format_version": 1, **asdict(result)})
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV; None is empty. A text that spreadsheets take for a formula gets a ' before it (OWASP)."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(map(_cell, row) for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    return ("'" if re.match(r"[=+\-@\t\r\n＝＋－＠]", value) else "") + printable(value)
 
 
 def plain(value: Any) -> Any:
