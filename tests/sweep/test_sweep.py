@@ -441,7 +441,7 @@ def test_two_sweeps_on_one_folder_are_refused(call, tmp_path):
 
 
 def start(path: Path, out: Path, *options: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "acdc.cli", "sweep", str(path), "--out", str(out), "--no-plots", *options]
+    command = [sys.executable, "-m", "acdc.start", "sweep", str(path), "--out", str(out), "--no-plots", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
