@@ -24,23 +24,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file; even after a crash it has the old content or the new. A link is replaced, not followed: it may lead
     to a file that is not ours. Raise FileError if the file can't be written."""
     raw = data.encode() if isinstance(data, str) else data
+    temporary = path.parent / f".acdc-{secrets.token_hex(6)}.tmp"  # not tempfile's: only their owner may read those
     try:
         if path.exists() and not path.is_file():
             raise FileError(f"{path}: can't be written (not a regular file)")
-        # Not tempfile: its files are readable by their owner only.
-        temporary = path.with_name(f".acdc-{secrets.token_hex(6)}.tmp")
-    except (OSError, ValueError) as error:  # the name is too long, or holds a NUL
-        raise FileError(f"{str(path)!r}: can't be written ({getattr(error, 'strerror', error)})") from None
-    try:
         with temporary.open("xb") as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path}: can't be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # the disk is full, the name is too long or holds a NUL
+        raise FileError(f"{path}: can't be written ({getattr(error, 'strerror', error)})") from None
     finally:
-        with suppress(OSError):  # it was renamed, or can't be removed
+        with suppress(OSError, ValueError):  # it was renamed, or can't be removed
             temporary.unlink()
 
 
