@@ -14,9 +14,10 @@ import typer
 
 from acdc.commands import catalog, options
 from acdc.commands.options import OUT, ConfigFile, Given, Json, Memory, default_model, numbers
-from acdc.errors import UserError, unknown
+from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import in_name
+from acdc.io.terminal import open_terminal, say, show
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
 # folder for temporary files.
@@ -34,7 +35,8 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the command `acdc`."""
+    """The command `acdc`; `acdc.start` calls it."""
+    open_terminal()
     try:
         code = app(standalone_mode=False)
     except UserError as error:
@@ -43,26 +45,17 @@ def main() -> None:
         code = _fail(error.format_message())
     except (KeyboardInterrupt, typer.Abort):
         code = 130
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = 1
     except OSError as error:  # of any file: its name is too long, no permission, the disk is full
         if error.filename is None and error.errno not in NAMELESS:
             raise
         code = _fail(": ".join(str(part) for part in (error.filename, error.strerror) if part))
     if code == 130:  # newer versions of typer return it instead of raising
-        say("interrupted; the same command goes on from here")
+        say(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def say(*messages: str) -> None:
-    """Print lines to stderr."""
-    for message in messages:
-        typer.echo(message, err=True)
-
-
 def _fail(message: str) -> int:
-    say("acdc: " + " ".join(message.split("\n")))
+    say(f"acdc: {message}")
     return 2
 
 
@@ -103,16 +96,14 @@ def run(
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
-        folder = out
-        if out and value is not None and len(thresholds) > 1:
-            folder = out / f"threshold-{in_name(value)}"
+        folder = out / f"threshold-{in_name(value)}" if out and value is not None and len(thresholds) > 1 else out
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
-        typer.echo(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]", nl=len(files) > 1)
+        show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
-        typer.echo(to_text(*found[0]) if len(found) == 1 else overview(found))
+        show(to_text(*found[0]) if len(found) == 1 else overview(found))
     say(*found[0][0].notes)
 
 
@@ -145,7 +136,7 @@ def evaluate(
         if out:
             write_output(out, to_json(result))
     finally:  # if the file can't be written, the result is printed
-        typer.echo(to_json(result), nl=False) if json_ else typer.echo(to_text(result))
+        show(to_json(result), end="") if json_ else show(to_text(result))
         for note in result.notes:
             say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
@@ -175,25 +166,26 @@ def check(
     from acdc.io.files import check_output, write_output
     from acdc.task.load import find_config
 
-    check_output("--junit", junit, *inputs_of(target, against))
     if target.suffix == ".json" or target.is_dir():
         if against is None:
             raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
+        check_output("--junit", junit, target, Path(against))
         outcomes = [check_circuit(target, against, make_bounds(bounds), names=names)]
     else:
         target = find_config(target)
         for name, value in {"against": against, **names, **bounds}.items():
             if value is not None:
                 raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
+        check_output("--junit", junit, *inputs_of(target))
         with progress_bar() as progress:
-            outcomes = check_list(target, typer.echo, progress)
+            outcomes = check_list(target, show, progress)
     if junit:
         write_output(junit, to_junit(outcomes))
     if against is not None:
-        typer.echo(outcomes[0].text())
+        show(outcomes[0].text())
     failed = sum(not outcome.passed for outcome in outcomes)
     if len(outcomes) > 1:
-        typer.echo(f"{len(outcomes) - failed} passed, {failed} failed")
+        show(f"{len(outcomes) - failed} passed, {failed} failed")
     if failed:
         raise typer.Exit(1)
 
@@ -226,11 +218,11 @@ def export(
     data = convert(file, to, make_look(to, picture), circuit.parent)
     target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
     if str(target) == "-":
-        typer.echo(data, nl=False)
+        show(data.encode() if isinstance(data, str) else data)
         return
     check_output("--out", target, circuit, *(circuit.with_name(name) for name in READ))
     write_output(target, data)
-    typer.echo(str(target))
+    show(str(target))
 
 
 @app.command()
@@ -254,10 +246,10 @@ def diff(
     before, after = read_all([a, b], names, ())
     result = compare(before, after, tolerance)
     if json_:
-        typer.echo(json.dumps(asdict(result), indent=1))
+        show(json.dumps(asdict(result), indent=1))
         return
     say(*(f"note: {note}" for note in result.notes))
-    typer.echo(diff_text(result))
+    show(diff_text(result))
 
 
 app.command()(catalog.tasks)
@@ -289,7 +281,7 @@ def compare(
     say(*notes)
     with progress_bar() as progress:
         result = execute(plan, memory, plots, progress, say)
-    typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {plan.out}/")
+    show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 
 @app.command()
@@ -319,7 +311,7 @@ def stability(
     say(*notes)
     with progress_bar() as progress:
         result, folder = execute(plan, memory, progress, say)
-    typer.echo(to_json(result), nl=False) if json_ else typer.echo(f"{to_text(result)}\n\nfiles     {folder}/")
+    show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {folder}/")
 
 
 @app.command()
@@ -347,16 +339,17 @@ def sweep(
     from acdc.sweep.sweep import sweep as execute
 
     def sure(runs: int) -> bool:
-        return yes or (sys.stdin.isatty() and typer.confirm(f"{runs:,} runs. Go on?", err=True))
+        asked = sys.stdin is not None and sys.stdin.isatty()
+        return yes or (asked and typer.confirm(f"{runs:,} runs. Go on?", err=True))
 
     plan, notes = make_plan(file, out, given | {"plots": plots}, sure, default_model)
     say(*notes)
     if dry_run:
-        typer.echo(overview(plan))
+        show(overview(plan))
         return
     with progress_bar() as progress:
         rows = execute(plan, progress, say)
-    typer.echo(json.dumps(rows, indent=1) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
+    show(json.dumps(rows, indent=1) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
     if any(row["state"] != "done" for row in rows):
         say("acdc: " + "; ".join(f"{r['run']} failed: {r['message']}" for r in rows if r["state"] == "failed"))
         raise typer.Exit(1)
@@ -387,9 +380,9 @@ def results(
     rows = chosen(rows, where or [], sort)
     names = known if columns == "all" else columns.split(",") if columns else None
     if json_:
-        typer.echo(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
+        show(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
     else:
-        typer.echo(to_csv(rows, names or known) if csv else to_text(rows, names), nl=not csv)
+        show(to_csv(rows, names or known), end="") if csv else show(to_text(rows, names))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 Any other exception is a bug in acdc and keeps its traceback.
 """
 
-import difflib
 from collections.abc import Iterable
 
+INTERRUPTED = "interrupted; the same command goes on from here"
 MAX_LINE = 1500  # characters per line of a message
 MAX_NAME = 100  # characters quoted of an unknown name
 MAX_NAMES = 200  # known names listed in a message
@@ -42,6 +42,8 @@ class InUse(FileError):
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name, with the nearest known names and a list of all, cut at `MAX_NAMES`."""
+    import difflib  # takes time
+
     names = sorted(known)
     name = name if len(name) <= MAX_NAME else name[:MAX_NAME] + "…"
     near = difflib.get_close_matches(name, names[:MAX_NAMES], n=2, cutoff=0.5)

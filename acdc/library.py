@@ -2,16 +2,21 @@
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import wraps
 from html import escape
+from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args, get_type_hints
 
+import torch
 from pydantic import PrivateAttr
 
 from acdc.commands.evaluate import evaluate as evaluate_circuit
+from acdc.commands.options import folder as as_folder
 from acdc.commands.run import run
-from acdc.errors import UserError, unknown
+from acdc.errors import UserError, short, unknown
 from acdc.files.circuit import CircuitFile, write_circuit
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
@@ -76,15 +81,37 @@ class ShownEvaluation(Evaluation):
         return _noted(evaluation_report.to_text(self), self.notes)
 
 
-def load_model(name: str | Path, device: str = "auto", dtype: str = "float32") -> Model:
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _checked(function: F) -> F:
+    """Raise UserError if an argument has none of the types that the function states for it."""
+    hints = get_type_hints(function)
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        for name, value in signature(function).bind(*args, **options).arguments.items():
+            kinds = get_args(hints[name]) or (hints[name],)
+            if name != "options" and not isinstance(value, kinds):
+                names = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
+                raise UserError(f"{function.__name__}: {name} should be {names}, got {short(value)}")
+        return function(*args, **options)
+
+    return call  # type: ignore[return-value]
+
+
+@_checked
+def load_model(name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32") -> Model:
     """Load a bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
     `device` is cpu, cuda, cuda:N, mps, or auto for the best available; `dtype` is float32 or float64. Raises UserError
     if the model isn't found, or can't be read, represented or put on the device."""
+    dtype = str(dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise UserError(f"--dtype: {refusal('dtype', dtype)}")
-    return load.load_model(str(name), device, dtype)
+    return load.load_model(str(name), str(device), dtype)
 
 
+@_checked
 def load_task(name: str | Path) -> Task:
     """Load a shipped task (`acdc tasks`) or a .yaml file of your own, and check all that needs no model. Raises
     UserError if it isn't found or is wrong, with a line for each problem."""
@@ -93,6 +120,7 @@ def load_task(name: str | Path) -> Task:
     return task
 
 
+@_checked
 def discover(
     model: Model | str,
     task: Task | str,
@@ -132,10 +160,10 @@ def discover(
     loaded = inputs.load(config, task, memory_bound(memory), model)
 
     def say(doubt: str) -> None:
-        warnings.warn(doubt.removeprefix("warning: "), stacklevel=7)  # at the line that calls discover
+        warnings.warn(doubt.removeprefix("warning: "), stacklevel=8)  # at the line that calls discover
 
     with tempfile.TemporaryDirectory() as temporary, progress_bar(progress) as show:
-        folder = Path(out) if out else Path(temporary) / "run"
+        folder = as_folder(str(out)) if out is not None else Path(temporary) / "run"
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
     circuit = FoundCircuit.model_construct(**dict(file))
@@ -144,6 +172,7 @@ def discover(
     return circuit
 
 
+@_checked
 def evaluate(
     circuit: CircuitFile | str | Path,
     model: Model | str | None = None,
@@ -187,6 +216,7 @@ def evaluate(
     return ShownEvaluation(**vars(result))
 
 
+@_checked
 def save(circuit: CircuitFile, path: str | Path) -> None:
     """Write a circuit as circuit.json, with the same bytes as `acdc run`. Raises UserError if it can't be written."""
     write_circuit(Path(path), circuit)

@@ -18,8 +18,20 @@ WHEEL = {"acdc": "acdc", "tasks": "acdc/data/tasks", "configs": "acdc/data/confi
 RUN = ("--task", "ioi", "--model", "tiny", "--examples", "8", "--dtype", "float64", "--device", "cpu")
 RUNS = {"acdc": ("--threshold", "0.05"), "eap-ig": ("--edges", "30")}
 PLACES = {
-    "acdc": {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONHASHSEED": "1", "TZ": "Pacific/Kiritimati"},
-    "eap-ig": {"LC_ALL": "tr_TR.UTF-8", "LANG": "tr_TR.UTF-8", "PYTHONHASHSEED": "2", "TZ": "America/St_Johns"},
+    "acdc": {
+        "LC_ALL": "C",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONHASHSEED": "1",
+        "TZ": "Pacific/Kiritimati",
+        "COLUMNS": "20",
+    },
+    "eap-ig": {
+        "LC_ALL": "tr_TR.UTF-8",
+        "LANG": "tr_TR.UTF-8",
+        "PYTHONHASHSEED": "2",
+        "TZ": "America/St_Johns",
+        "NO_COLOR": "1",
+    },
 }
 MAIN = """
 import sys
@@ -68,7 +80,12 @@ def test_the_same_bytes_elsewhere(acdc, installed, tmp_path, method):
 def elsewhere(folder: Path, installed: Path, method: str, command: tuple[str, ...], threads: int) -> dict[str, bytes]:
     """The files of a run in another folder and environment."""
     home = folder / "home"
-    home.mkdir(parents=True)
+    fonts = home / ".config" / "fontconfig"
+    fonts.mkdir(parents=True)
+    (fonts / "fonts.conf").write_text(
+        "<fontconfig><match><edit name='family'><string>Serif</string></edit></match></fontconfig>"
+    )
+    (folder / "matplotlibrc").write_text("text.usetex: true\nfont.family: serif\n")
     environment = {
         "PATH": os.environ["PATH"],
         "PYTHONPATH": str(installed),

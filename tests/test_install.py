@@ -134,7 +134,7 @@ def test_the_metadata_of_the_wheel_is_that_of_pyproject(wheel: zipfile.ZipFile) 
         stated |= {Requirement(f"{text}; extra == '{extra}'") for text in texts}
     assert {Requirement(text) for text in found.get_all("Requires-Dist")} == stated
     (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert wheel.read(scripts).decode().split("\n")[:2] == ["[console_scripts]", "acdc = acdc.cli:main"]
+    assert wheel.read(scripts).decode().split("\n")[:2] == ["[console_scripts]", "acdc = acdc.start:main"]
 
 
 def test_the_sdist_holds_what_builds_tests_and_explains_it(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 import acdc
 from acdc import cli, library
@@ -224,6 +225,70 @@ def test_mistakes_are_one_line(call, tiny, task, few, name):
         mistake(tiny, task)
     assert says in str(error.value) and "\n" not in str(error.value)
     assert [path.name for path in Path().iterdir()] == ["golden.json"]
+
+
+WRONG = (None, 1.5, [], {}, b"x", object())
+PLACES = {
+    "load_model": acdc.load_model,
+    "load_model's device": lambda x: acdc.load_model("or-gate", device=x),
+    "load_model's dtype": lambda x: acdc.load_model("or-gate", dtype=x),
+    "load_task": acdc.load_task,
+    "discover's model": lambda x: acdc.discover(x, "or-gate"),
+    "discover's task": lambda x: acdc.discover("or-gate", x),
+    "evaluate": acdc.evaluate,
+    "save": lambda x: acdc.save(x, "c.json"),
+    "save's path": lambda x: acdc.save(CircuitFile.model_construct(), x),
+    "evaluate's minimality": lambda x: acdc.evaluate("c.json", minimality=x),
+    "discover's force": lambda x: acdc.discover("or-gate", "or-gate", force=x),
+    **{
+        f"{name}'s {key}": lambda x, call=call, key=key: call(**{key: [] if x is None else x})  # None is the default
+        for name, call, keys in (
+            ("discover", lambda **given: acdc.discover("or-gate", "or-gate", **given), ("out", "memory", "examples")),
+            ("evaluate", lambda **given: acdc.evaluate("c.json", **given), ("model", "task", "examples", "seed")),
+        )
+        for key in keys
+    },
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_argument_of_another_type_is_one_line(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path)
+    for value in WRONG:
+        with pytest.raises(acdc.UserError) as error:
+            PLACES[place](value)
+        message = str(error.value)
+        assert "\n" not in message and message.startswith((f"{place.split(chr(39))[0]}: ", "--")), message
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_message_names_argument_types_and_value():
+    with pytest.raises(acdc.UserError, match=r"^discover: task should be Task or str, got \['ioi'\]$"):
+        acdc.discover("tiny", ["ioi"])
+    with pytest.raises(acdc.UserError, match=r"^evaluate: examples should be int or None, got '5'$"):
+        acdc.evaluate("c.json", examples="5")
+
+
+def test_dtypes_and_devices_of_torch_are_understood():
+    model = acdc.load_model("or-gate", torch.device("cpu"), torch.float64)
+    assert model.transformer.dtype == torch.float64
+    with pytest.raises(acdc.UserError, match="--dtype: float16 can't tell apart changes"):
+        acdc.load_model("tiny", dtype=torch.float16)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 300, "x" * 300 + ".yaml", "./a\0", "", "/", "/dev/null"])
+def test_a_name_that_no_file_can_have_is_one_line(few, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    for call in (
+        lambda: acdc.save(few, name),
+        lambda: acdc.load_task(name),
+        lambda: acdc.load_model(name),
+        lambda: acdc.evaluate(name),
+        lambda: acdc.discover("or-gate", "or-gate", out=name),
+    ):
+        with pytest.raises(acdc.UserError):
+            call()
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_option_of_the_command_is_one_of_the_library():

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from acdc.errors import UserError, unknown
+from acdc.io.terminal import show
 from acdc.registry import ABLATIONS, METHODS, ORDERS
 
 
@@ -49,7 +50,7 @@ def tasks(
 
     config, checked, _ = resolve({"task": name, "model": model}, None, None)
     inputs = load(config, checked)
-    typer.echo("\n" + to_text(inputs, competence(inputs)))
+    show("\n" + to_text(inputs, competence(inputs)))
 
 
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:
@@ -69,7 +70,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
         return
     if name in bundled_models():
         _details({"name": name, "sizes": describe_model(BUNDLED / name)})
-        typer.echo("\n" + (BUNDLED / name / "README.md").read_text(encoding="utf-8").rstrip())
+        show("\n" + (BUNDLED / name / "README.md").read_text(encoding="utf-8").rstrip())
         return
     from acdc.model.load import load_model  # imports torch
 
@@ -113,9 +114,9 @@ def _list(lines: Mapping[str, str]) -> None:
     """Print a line for each name, with the texts in a column."""
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
-        typer.echo(f"{name:{width}}{' '.join(text.split())}")
+        show(f"{name:{width}}{' '.join(text.split())}")
 
 
 def _details(lines: Mapping[str, str]) -> None:
     for key, text in lines.items():
-        typer.echo(f"{key:13}{' '.join(text.split())}")
+        show(f"{key:13}{' '.join(text.split())}")

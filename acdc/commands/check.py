@@ -30,12 +30,12 @@ from acdc.graph.scores import read_scores
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.sizes import in_name
+from acdc.io.terminal import printable
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.report.text import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from acdc.task.load import find_config
 
 TOLERANCE = 1e-4  # float32 agrees that well across machines
 WITHIN = 0.25  # published counts come from other prompts, and from several versions of code and data
@@ -146,11 +146,8 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
         raise UserError("--" + mistakes("", error)) from None
 
 
-def inputs_of(target: Path, against: str | None) -> list[Path]:
-    """The files that a check reads: circuits, golden ones, and the list itself."""
-    if against is not None:
-        return [target, Path(against)]
-    path = find_config(target)
+def inputs_of(path: Path) -> list[Path]:
+    """The files that a list of checks reads: circuits, golden ones, and the list itself."""
     named = [file for entry in read_checks(path) for file in (entry.circuit, entry.against) if file]
     return [path, *(path.parent / file for file in named)]
 
@@ -225,9 +222,9 @@ def junit(outcomes: list[Outcome]) -> str:
     failed = sum(not o.passed for o in outcomes)
     suite = ElementTree.Element("testsuite", name="acdc check", tests=str(len(outcomes)), failures=str(failed))
     for o in outcomes:
-        case = ElementTree.SubElement(suite, "testcase", classname="acdc.check", name=o.name)
+        case = ElementTree.SubElement(suite, "testcase", classname="acdc.check", name=printable(o.name))
         if not o.passed:
-            ElementTree.SubElement(case, "failure", message=o.problems[0]).text = o.text()
+            ElementTree.SubElement(case, "failure", message=printable(o.problems[0])).text = printable(o.text())
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 

@@ -1,9 +1,8 @@
 """`compare.json` and `table.csv`: the results of a comparison of methods. NaN and infinity become null."""
 
-import csv
-import io
 from dataclasses import dataclass
 
+from acdc.io import files
 from acdc.io.files import plain
 
 
@@ -103,6 +102,4 @@ def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
 def to_csv(comparison: Comparison) -> str:
     """Return CSV text, a line per circuit."""
     columns, rows = to_rows(comparison)
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([columns, *rows])
-    return out.getvalue()
+    return files.to_csv([columns, *rows])

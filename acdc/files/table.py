@@ -4,7 +4,6 @@ The columns are `COLUMNS`, then one per measure of the tasks, `<half>_<what>_<me
 Everything but the cost is the same no matter how often a sweep was interrupted.
 """
 
-import csv
 import io
 import json
 import operator
@@ -17,6 +16,7 @@ from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.metrics import CostPart, read_metrics
 from acdc.graph.circuit import Circuit
+from acdc.io import files
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import validated
 from acdc.io.yaml_file import read_yaml
@@ -207,11 +207,7 @@ def check_column(flag: str, key: str, known: Sequence[str]) -> None:
 def to_csv(rows: list[Row], names: Sequence[str] | None = None) -> str:
     """Return the table as CSV; missing values are empty."""
     names = names or every_column(rows)
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: str(v).lower() if isinstance(v, bool) else v for k, v in row.items()} for row in rows)
-    return out.getvalue()
+    return files.to_csv([names, *([row.get(name) for name in names] for row in rows)])
 
 
 def to_parquet(rows: list[Row]) -> bytes | None:

@@ -1,16 +1,21 @@
 """Write files atomically; read text and JSON with messages that a user can act on."""
 
+import csv
+import io
 import json
 import math
 import os
+import re
 import secrets
 import stat
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from acdc.errors import FileError
+from acdc.io.terminal import printable
 
 MAX_BYTES = 500_000_000  # largest file that is read
 
@@ -19,23 +24,19 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file; even after a crash it has the old content or the new. A link is replaced, not followed: it may lead
     to a file that is not ours. Raise FileError if the file can't be written."""
     raw = data.encode() if isinstance(data, str) else data
+    temporary = path.parent / f".acdc-{secrets.token_hex(6)}.tmp"  # not tempfile's: only their owner may read those
     try:
         if path.exists() and not path.is_file():
             raise FileError(f"{path}: can't be written (not a regular file)")
-        # Not tempfile: its files are readable by their owner only.
-        temporary = path.with_name(f".acdc-{secrets.token_hex(6)}.tmp")
-    except (OSError, ValueError) as error:  # the name is too long, or holds a NUL
-        raise FileError(f"{str(path)!r}: can't be written ({getattr(error, 'strerror', error)})") from None
-    try:
         with temporary.open("xb") as f:
             f.write(raw)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise FileError(f"{path}: can't be written ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # the disk is full, the name is too long or holds a NUL
+        raise FileError(f"{path}: can't be written ({getattr(error, 'strerror', error)})") from None
     finally:
-        with suppress(OSError):  # it was renamed, or can't be removed
+        with suppress(OSError, ValueError):  # it was renamed, or can't be removed
             temporary.unlink()
 
 
@@ -62,6 +63,21 @@ def to_json(result: Any) -> str:
     """Return a result, a dataclass, as JSON text. The same values give the same text; NaN and infinity become null."""
     content = plain({"format_version": 1, **asdict(result)})
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def to_csv(rows: Iterable[Iterable[Any]]) -> str:
+    """Return rows as CSV; None is empty. A text that spreadsheets take for a formula gets a ' before it (OWASP)."""
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(map(_cell, row) for row in rows)
+    return out.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, str):
+        return value
+    return ("'" if re.match(r"[=+\-@\t\r\n＝＋－＠]", value) else "") + printable(value)
 
 
 def plain(value: Any) -> Any:

@@ -18,9 +18,8 @@ def locked(out: Path, what: str = "there", config: str | None = None) -> Iterato
     `config` (copies of a run often lack the hidden file). If what is done inside is refused, a new directory goes.
     """
     lock = out / ".lock"
-    before = [out, *out.parents]
-    before = [folder for folder in before if not folder.exists()]
     try:
+        before = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
         if not lock.exists() and any(out.iterdir()) and not _holds(out / "config.yaml", config):
             some = min(path.name for path in out.iterdir())
@@ -31,8 +30,8 @@ def locked(out: Path, what: str = "there", config: str | None = None) -> Iterato
         held.acquire()
     except Timeout:
         raise InUse(f"{out}: another acdc process is writing {what}; wait for it or choose another --out") from None
-    except OSError as error:
-        raise FileError(f"--out {out}: can't be written ({error.strerror or error})") from None
+    except (OSError, ValueError) as error:  # no space, no permission, a name that no folder can have
+        raise FileError(f"--out {out}: can't be written ({getattr(error, 'strerror', None) or error})") from None
     try:
         enter(out)
         yield

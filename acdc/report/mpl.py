@@ -2,9 +2,13 @@
 
 import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 
@@ -18,14 +22,32 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import matplotlib
-
-            used: dict[Any, Any] = {**matplotlib.rcParamsDefault, **settings}
+            library = _imported()
+            used: dict[Any, Any] = {**library.rcParamsDefault, **settings}
             del used["backend"]  # a figure without pyplot has none
-            with matplotlib.rc_context(used):
+            with library.rc_context(used):
                 yield
     finally:
         logger.setLevel(level)
+
+
+def _imported() -> Any:
+    """Import matplotlib, also where MPLBACKEND (Jupyter sets it) or a matplotlibrc file makes that fail."""
+    try:
+        import matplotlib
+    except ValueError:
+        os.environ.pop("MPLBACKEND", None)
+        for name in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[name]  # they are half-made
+        spec = find_spec("matplotlib")
+        assert spec and spec.origin
+        here = Path.cwd()
+        os.chdir(Path(spec.origin).with_name("mpl-data"))  # the matplotlibrc of the current folder is read first
+        try:
+            import matplotlib
+        finally:
+            os.chdir(here)
+    return matplotlib
 
 
 def saved(figure: Any, **options: Any) -> bytes:

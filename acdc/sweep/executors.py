@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -25,10 +25,12 @@ from acdc.errors import FileError, UserError
 from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import open_own, write_atomic
 from acdc.io.folder import inside
+from acdc.io.process import PYTHON, last_words
 from acdc.sweep.grid import Run
 
-COMMAND = (sys.executable, "-m", "acdc.sweep.worker")
+COMMAND = (*PYTHON, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
+TOO_LARGE = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
 GRACE = 5.0  # seconds in which a worker without runs ends by itself
 
 Say = Callable[[str], None]
@@ -39,6 +41,7 @@ class Unit(NamedTuple):
 
     runs: list[str]  # names of the runs that it may have finished
     end: str | None  # how the worker ended; None while it works
+    advice: str = ""  # what to do about that
 
 
 @dataclass
@@ -48,7 +51,6 @@ class Executor(ABC):
     out: Path  # the sweep's directory
     place: ClassVar[str]  # its folder for unit files and logs
     pause: ClassVar[float]  # seconds between two looks at the units
-    advice: ClassVar[str]  # what to do about a worker that dies, for the failures of its runs
 
     @property
     def folder(self) -> Path:
@@ -77,37 +79,39 @@ class Executor(ABC):
         refuses; finished runs are safe."""
         left = {run.name: run for run in runs}
         attempts = Counter[str]()
-        end = "no worker is left"
+        last = Unit([], "no worker is left")
         try:
             self._start(runs)
             while left:
                 time.sleep(self.pause)
-                units = self._look(say) or [Unit(list(left), end)]  # no units: all died before they began a run
+                # No units: all died before they began a run.
+                units = self._look(say) or [last._replace(runs=list(left))]
                 begun = dict.fromkeys(name for unit in units for name in unit.runs if name in left)
                 yield [left.pop(name) for name in begun if state(left[name].folder(self.out)) in ENDED], self._doing()
                 for unit in units:
-                    end = unit.end or end
+                    last = unit if unit.end else last
                     lost = [name for name in unit.runs if unit.end and name in left]
                     if not lost:
                         continue
                     attempts.update(lost)
                     failed = [left.pop(name) for name in lost if attempts[name] >= ATTEMPTS]
                     for run in failed:
-                        self._fail(run, end)
+                        self._fail(run, last)
                     yield failed, self._doing()
                     again = [left[name] for name in lost if name in left]
                     if again:
                         which = again[0].name if len(again) == 1 else f"{len(again)} runs"
-                        say(f"{which}: {end}; trying again")
+                        say(f"{which}: {last.end}; trying again")
                     if left:
                         self._start(again)
         finally:
             self._stop(not left, say)
 
-    def _fail(self, run: Run, end: str) -> None:
+    def _fail(self, run: Run, unit: Unit) -> None:
         """Record that a run has used up its attempts."""
+        message = f"{unit.end}, {ATTEMPTS} times; {unit.advice}{self.folder} has the logs"
         try:
-            record_failure(run.folder(self.out), f"{end}, {ATTEMPTS} times; {self.advice}{self.folder} has the logs")
+            record_failure(run.folder(self.out), message)
         except FileError as error:
             raise UserError(f"{error}; the sweep is stopped, and the same command continues it") from None
 
@@ -142,7 +146,6 @@ class Local(Executor):
     devices: list[str]  # CUDA devices, dealt out among the workers; empty for the CPU
     place = "logs"
     pause = 0.1
-    advice = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
     _unit: Path | None = field(default=None, init=False)
     _starts: list[int] = field(default_factory=list, init=False)  # index of each worker's first run in the unit file
     _team: dict[int, _Process] = field(default_factory=dict, init=False)
@@ -187,7 +190,9 @@ class _Process:
         self.begun: list[str] = []  # names of runs
         self.at = ""  # progress of the last one
         self._notes: list[str] = []
+        self._log = log
         with open_own(log, "ab") as stderr:
+            self._begin = stderr.tell()
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,
@@ -234,4 +239,6 @@ class _Process:
         if code is None:
             return Unit(self.begun, None)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        return Unit(self.begun, f"the worker process {how}")
+        if code == -signal.SIGKILL:
+            return Unit(self.begun, f"the worker process {how}", TOO_LARGE)
+        return Unit(self.begun, f"the worker process {how}{last_words(self._log, self._begin)}")

@@ -1,6 +1,7 @@
 """Runs as jobs of a Slurm cluster."""
 
 import json
+import shlex
 import shutil
 import subprocess
 import time
@@ -11,6 +12,7 @@ from typing import Any
 
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
+from acdc.io.process import PYTHON, last_words
 from acdc.sweep.executors import Executor, Say, Unit, by_inputs, write_unit
 from acdc.sweep.file import Slurm
 from acdc.sweep.grid import Run
@@ -31,7 +33,6 @@ class Cluster(Executor):
     options: Slurm
     place = "slurm"
     pause = 2.0
-    advice = ""
     _submitted: dict[str, list[str]] = field(default_factory=dict, init=False)  # names of runs by job
     _missing: Counter[str] = field(default_factory=Counter, init=False)
     _held: set[str] = field(default_factory=set, init=False)
@@ -69,7 +70,7 @@ class Cluster(Executor):
         from acdc.sweep.worker import make_unit
 
         unit_files = [write_unit(self.folder, unit, self.out) for unit in units]
-        executor = submitit.SlurmExecutor(folder=self.folder)
+        executor = submitit.SlurmExecutor(folder=self.folder, python=shlex.join(PYTHON))
         executor.update_parameters(**self._parameters())
         try:
             with executor.batch():
@@ -106,10 +107,12 @@ class Cluster(Executor):
             if "held" in reason.lower() and job_id not in self._held:
                 self._held.add(job_id)
                 say(f"job {job_id} is held by Slurm ({reason}); scontrol release {job_id} releases it")
-            gone = self._missing[job_id] >= GONE
-            if gone:
+            end = None
+            if self._missing[job_id] >= GONE:
                 del self._submitted[job_id]
-            units.append(Unit(names, "the Slurm job ended too early" if gone else None))
+                logs = [last_words(log) for log in self.folder.glob(f"{job_id}_*_log.err")]
+                end = "the Slurm job ended too early" + "".join(logs)
+            units.append(Unit(names, end))
         return units
 
     def _doing(self) -> str:

@@ -1,6 +1,6 @@
 """A worker: makes the runs that a unit file lists, one after another, and keeps the model and prompts that they share.
 
-`python -m acdc.sweep.worker FILE START` is a process of this machine. It ends when its stdin closes, so it doesn't
+`acdc.sweep.worker FILE START` is a process of this machine. It ends when its stdin closes, so it doesn't
 outlive its parent. A Slurm job calls `make_unit`. Both leave their results in the runs' folders only. Workers can share
 a unit file: each locks the run that it makes.
 """

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
+
+import pytest
 
 from acdc.report.curves import draw
 from acdc.report.panels import Line, Panel, Point
@@ -37,16 +41,34 @@ def test_there_is_an_svg_and_a_png_per_picture():
     assert b"eap-ig, AUC 0.50" in files["roc.svg"] and b"random" in files["roc.svg"]
 
 
-def test_a_matplotlibrc_in_the_folder_changes_nothing(tmp_path):
-    def drawn() -> tuple[str, str]:
-        done = subprocess.run([sys.executable, "-c", DRAW], cwd=tmp_path, capture_output=True, text=True, check=True)
-        return done.stdout, done.stderr
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    return drawn(tmp_path_factory.mktemp("empty"))
 
-    first = drawn()
-    (tmp_path / "matplotlibrc").write_text(
-        "text.usetex: true\naxes.facecolor: red\nsavefig.dpi: 7\nlines.linewidth: 9\nbackend: TkAgg\n"
-    )
-    assert first == drawn() and first[1] == ""
+
+@pytest.mark.parametrize(
+    ("settings", "backend"),
+    [
+        (b"text.usetex: true\naxes.facecolor: red\nsavefig.dpi: 7\nlines.linewidth: 9\nbackend: TkAgg\n", ""),
+        (b"text.usetex: maybe\nno key\nbackend: none\n", "module://matplotlib_inline.backend_inline"),
+        (b"\xff\xfe\0", "none"),
+    ],
+)
+def test_settings_of_matplotlib_change_nothing(tmp_path, first, settings, backend):
+    """Those of the folder, the home, and of a notebook that starts a command."""
+    (tmp_path / "matplotlib").mkdir()
+    (tmp_path / "matplotlib" / "matplotlibrc").write_bytes(settings)
+    assert drawn(tmp_path, XDG_CONFIG_HOME=str(tmp_path), COLUMNS="20", LC_ALL="C", TZ="Asia/Tokyo") == first
+    (tmp_path / "matplotlibrc").write_bytes(settings)
+    assert drawn(tmp_path, MPLBACKEND=backend) == first and first[1] == ""
+
+
+def drawn(folder: Path, **environment: str) -> tuple[str, str]:
+    """Hashes of files, and what stands on stderr."""
+    command = [sys.executable, "-c", DRAW]
+    env = os.environ | environment
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=True)
+    return done.stdout, done.stderr
 
 
 def test_labels_are_plain_text(recwarn):
