@@ -7,6 +7,7 @@ import errno
 import json
 import sys
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,11 +37,14 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the command `acdc`."""
     try:
+        _refuse_empty(sys.argv)
         code = app(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
     except UsageError as error:
         code = _fail(error.format_message())
+    except MemoryError as error:
+        code = _fail(f"not enough memory: {error or 'none is left'}")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except BrokenPipeError:
@@ -53,6 +57,14 @@ def main() -> None:
     if code == 130:  # newer versions of typer return it instead of raising
         say("interrupted; the same command goes on from here")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raise UserError for an option or an argument that is empty, as from a shell's unset variable."""
+    for before, word in pairwise(words):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (word.startswith("--") and equals and not value.strip()):
+            raise UserError(f"{flag.strip() or before}: is empty; give a value, or leave it out")
 
 
 def say(*messages: str) -> None:
@@ -87,7 +99,7 @@ def run(
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     text = given["threshold"]
-    thresholds = numbers("--threshold", text) if text else [None]
+    thresholds = numbers("--threshold", text) if text is not None else [None]
     settings, checked, notes = resolve(given | {"threshold": thresholds[0]}, config, default_model)
     say(*notes)
 
@@ -103,7 +115,7 @@ def run(
     found = []
     for value in thresholds:
         at = inputs if value is None else inputs.at(value)
-        folder = out / f"threshold-{in_name(value)}" if out and len(thresholds) > 1 else out
+        folder = out / f"threshold-{in_name(value)}" if out and value is not None and len(thresholds) > 1 else out
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:
@@ -373,10 +385,11 @@ def results(
     from acdc.files.table import chosen, every_column, found_rows, to_csv
     from acdc.report.results import to_text
 
-    rows = found_rows(directory)
+    rows, others = found_rows(directory)
+    say(*(f"note: left out: {other}" for other in others))
     known = every_column(rows)
     rows = chosen(rows, where or [], sort)
-    names = known if columns == "all" else columns.split(",") if columns else None
+    names = known if columns == "all" else options.listed("--columns", columns) if columns else None
     if json_:
         typer.echo(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
     else:

@@ -37,7 +37,8 @@ def find_model(name: str) -> Path:
     except OSError as error:  # the name is too long
         raise ModelError(f"--model {name}: {error.strerror}") from None
     if is_gguf or is_path(name):
-        raise ModelError(f"--model {name}: no such {'file' if is_gguf else 'directory'}")
+        here = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
+        raise ModelError(f"--model {name}: no such {'file' if is_gguf else 'directory'}{here}")
     from acdc.model.hub import download
 
     return download(name, [*bundled_models(), *PACKAGED])
