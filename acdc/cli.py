@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.commands import catalog, options
-from acdc.commands.options import OUT, ConfigFile, Given, Json, Memory, default_model, numbers
+from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model, numbers
 from acdc.errors import UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import in_name
@@ -84,9 +84,7 @@ def run(
     given: Given,
     memory: Memory = None,
     config: ConfigFile = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]", **OUT)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
@@ -288,7 +286,7 @@ def compare(
     from acdc.io.files import to_json
     from acdc.report.comparison import to_text
 
-    plan, notes = make_plan(given, **wanted, default_model=default_model)
+    plan, notes = make_plan(given, wanted, default_model)
     say(*notes)
     with progress_bar() as progress:
         result = execute(plan, memory, plots, progress, say)
@@ -304,7 +302,7 @@ def stability(
     config: ConfigFile = None,
     reruns: Given,
     core: Annotated[float, typer.Option(help="The core has the edges found in at least this share of the runs.")] = 0.9,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]", **OUT)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print stability.json instead of a table.")] = False,
 ) -> None:
     """Measure how often each edge is found again.
@@ -332,7 +330,7 @@ def sweep(
         Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
     ],
     *,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]", **OUT)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show runs, cost and state; run none.")] = False,
     given: Given,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,

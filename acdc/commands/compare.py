@@ -26,8 +26,8 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, write_scores
 from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.sizes import in_name
 from acdc.io.progress import Show
+from acdc.io.sizes import in_name
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
 from acdc.model.load import Model
 from acdc.registry import METHODS, parse_filter

@@ -29,28 +29,20 @@ class ComparePlan:
 
 
 def make_plan(
-    given: dict[str, Any],
-    tasks: str,
-    methods: str,
-    sizes: str,
-    greedy: bool,
-    reference: str | None,
-    updates: int | None,
-    out: Path | None,
-    default_model: DefaultModel,
+    given: dict[str, Any], wanted: dict[str, Any], default_model: DefaultModel
 ) -> tuple[ComparePlan, list[str]]:
-    """Check the options as far as that goes without a model. Return the plan, and notes for the user. Tasks, methods
-    (or `all`) and sizes are separated by commas; `reference` is a file, or `TASK=FILE` for each task."""
+    """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
+    options of runs, `wanted` those of `acdc compare` alone."""
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
-    for name in listed("--tasks", tasks):
+    for name in listed("--tasks", wanted["tasks"]):
         config, task, new = resolve(given | {"task": name}, None, default_model)
         resolved.append((config, task))
         notes += [note for note in new if note not in notes]
     names = [config.task_name for config, _ in resolved]
     if len(set(names)) < len(names):
-        raise UserError(f"--tasks: {tasks!r} has a task twice")
-    every, named = _methods(methods)
+        raise UserError(f"--tasks: {wanted['tasks']!r} has a task twice")
+    every, named = _methods(wanted["methods"])
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
@@ -59,11 +51,11 @@ def make_plan(
         tasks=tuple(resolved),
         methods=every,
         named=named,
-        sizes=_sizes(sizes),
-        greedy=greedy,
-        references=_references(reference, names),
-        updates=updates,
-        out=out or Path("compare") / "-".join([*names, *models]),
+        sizes=_sizes(wanted["sizes"]),
+        greedy=wanted["greedy"],
+        references=_references(wanted["reference"], names),
+        updates=wanted["updates"],
+        out=wanted["out"] or Path("compare") / "-".join([*names, *models]),
     )
     return plan, notes
 

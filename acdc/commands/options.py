@@ -31,15 +31,6 @@ def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: 
     return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
 
-def folder(text: str) -> Path:
-    """The value of --out; raise UserError if it is empty, which Path takes for the current folder."""
-    if not text.strip():
-        raise UserError("--out: is empty; name a folder")
-    return Path(text)
-
-
-OUT: dict[str, Any] = {"parser": folder, "metavar": "<folder>"}
-
 RUN = {
     "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
     "model": option(
@@ -82,25 +73,11 @@ PLAN = {
         str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
     "updates": option(int, "Updates of the methods that train gates.", min=1, max=LIMITS["updates"]),
-    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]", **OUT),
+    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
 }
 
-STABILITY = {
-    name: RUN[name]
-    for name in (
-        "task",
-        "model",
-        "revision",
-        "method",
-        "threshold",
-        "edges",
-        "metric",
-        "ablation",
-        "examples",
-        "seed",
-        "device",
-    )
-} | {
+STABILITY_OF_RUN = "task model revision method threshold edges metric ablation examples seed device"
+STABILITY = {name: RUN[name] for name in STABILITY_OF_RUN.split()} | {
     "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
     "seed": option(int, "Seed of the base run; the others follow."),
 }

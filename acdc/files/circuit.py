@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Collection
 from functools import cached_property, partial
 from pathlib import Path
@@ -209,21 +210,18 @@ class CircuitFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
-        names = [edge.name for edge in self.edges]
-        seen: set[str] = set()
-        for name in names:
+        names = Counter(edge.name for edge in self.edges)
+        for name, times in names.items():
             if g.parse_edge(name) is None and name not in g.direct_index:
                 raise ValueError(f"edges: the graph of {g.words} has no edge {short(name)}")
-            if name in seen:
+            if times > 1:
                 raise ValueError(f"edges: {name!r} is listed twice")
-            seen.add(name)
         residual = [name for name in names if name not in g.direct_index]
-        n_direct: int | None = len(names) - len(residual)
-        if self.graph.edges_with_direct is None:
-            if n_direct:
-                raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
-            n_direct = None
-        counted = GraphPart.counted(g, residual, n_direct, self.graph.dead)
+        n_direct = len(names) - len(residual)
+        with_direct = self.graph.edges_with_direct is not None
+        if n_direct and not with_direct:
+            raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
+        counted = GraphPart.counted(g, residual, n_direct if with_direct else None, self.graph.dead)
         for (name, stated), (_, found) in zip(self.graph, counted, strict=True):
             if stated != found:
                 raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")
