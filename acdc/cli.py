@@ -7,13 +7,14 @@ import errno
 import json
 import sys
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from acdc.commands import catalog, options
-from acdc.commands.options import OUT, ConfigFile, Given, Json, Memory, default_model, numbers
+from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model, numbers
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import in_name
@@ -38,11 +39,14 @@ def main() -> None:
     """The command `acdc`; `acdc.start` calls it."""
     open_terminal()
     try:
+        _refuse_empty(sys.argv)
         code = app(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
     except UsageError as error:
         code = _fail(error.format_message())
+    except MemoryError as error:
+        code = _fail(f"not enough memory: {error or 'none is left'}")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:  # of any file: its name is too long, no permission, the disk is full
@@ -52,6 +56,14 @@ def main() -> None:
     if code == 130:  # newer versions of typer return it instead of raising
         say(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Raise UserError for an option or an argument that is empty, as from a shell's unset variable."""
+    for before, word in pairwise(words):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (word.startswith("--") and equals and not value.strip()):
+            raise UserError(f"{flag.strip() or before}: is empty; give a value, or leave it out")
 
 
 def _fail(message: str) -> int:
@@ -65,9 +77,7 @@ def run(
     given: Given,
     memory: Memory = None,
     config: ConfigFile = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]", **OUT)
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
@@ -80,7 +90,7 @@ def run(
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     text = given["threshold"]
-    thresholds = numbers("--threshold", text) if text else [None]
+    thresholds = numbers("--threshold", text) if text is not None else [None]
     settings, checked, notes = resolve(given | {"threshold": thresholds[0]}, config, default_model)
     say(*notes)
 
@@ -277,7 +287,7 @@ def compare(
     from acdc.io.files import to_json
     from acdc.report.comparison import to_text
 
-    plan, notes = make_plan(given, **wanted, default_model=default_model)
+    plan, notes = make_plan(given, wanted, default_model)
     say(*notes)
     with progress_bar() as progress:
         result = execute(plan, memory, plots, progress, say)
@@ -293,7 +303,7 @@ def stability(
     config: ConfigFile = None,
     reruns: Given,
     core: Annotated[float, typer.Option(help="The core has the edges found in at least this share of the runs.")] = 0.9,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]", **OUT)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: stability/<task>-<model>-…]")] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print stability.json instead of a table.")] = False,
 ) -> None:
     """Measure how often each edge is found again.
@@ -321,7 +331,7 @@ def sweep(
         Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
     ],
     *,
-    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]", **OUT)] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show runs, cost and state; run none.")] = False,
     given: Given,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,
@@ -375,10 +385,11 @@ def results(
     from acdc.files.table import chosen, every_column, found_rows, to_csv
     from acdc.report.results import to_text
 
-    rows = found_rows(directory)
+    rows, others = found_rows(directory)
+    say(*(f"note: left out: {other}" for other in others))
     known = every_column(rows)
     rows = chosen(rows, where or [], sort)
-    names = known if columns == "all" else columns.split(",") if columns else None
+    names = known if columns == "all" else options.listed("--columns", columns) if columns else None
     if json_:
         show(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
     else:

@@ -14,7 +14,6 @@ import torch
 from pydantic import PrivateAttr
 
 from acdc.commands.evaluate import evaluate as evaluate_circuit
-from acdc.commands.options import folder as as_folder
 from acdc.commands.run import run
 from acdc.errors import UserError, short, unknown
 from acdc.files.circuit import CircuitFile, write_circuit
@@ -148,6 +147,8 @@ def discover(
     Raises:
         UserError: an option, the model or the task is wrong, they don't fit together, or `out` is another run's.
     """
+    if out is not None and not str(out).strip():
+        raise UserError("out: is empty; name a folder")
     for key in options:
         if key in OF_MODEL:
             raise UserError(f"--{key}: the model has one already; give it to load_model")
@@ -163,7 +164,7 @@ def discover(
         warnings.warn(doubt.removeprefix("warning: "), stacklevel=8)  # at the line that calls discover
 
     with tempfile.TemporaryDirectory() as temporary, progress_bar(progress) as show:
-        folder = as_folder(str(out)) if out is not None else Path(temporary) / "run"
+        folder = Path(out) if out is not None else Path(temporary) / "run"
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
     circuit = FoundCircuit.model_construct(**dict(file))

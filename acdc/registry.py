@@ -132,6 +132,9 @@ ORDERS = {
     "parents-ascending": "earlier parents first",
     "random": "heads and parents shuffled by the seed",
 }
+# The largest numbers that options take: more would be a slip, and run for days.
+LIMITS = dict.fromkeys(("examples", "part", "batch", "updates"), 100_000) | {"edges": 1_000_000_000, "steps": 10_000}
+LIMITS |= dict.fromkeys(("reruns", "workers", "threads"), 1_000)
 DTYPES = ("float32", "float64")
 COARSE = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # dtypes that are refused: their precision
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -29,6 +29,7 @@ from tests.support.checkpoints import checkpoint
 from tests.support.tasks import TASK
 
 GATE = ["run", "--task", "or-gate"]
+GOLDEN = ROOT / "configs/golden/ioi.json"
 
 
 BAD_OPTIONS = {
@@ -150,6 +151,27 @@ BAD_COMMANDS = {
     ),
     "a name that no file can have": (["evaluate", "x" * 300], "File name too long"),
     "a task of such a name": (["run", "--task", "y" * 300 + ".yaml", "--model", "tiny"], "File name too long"),
+    "an empty threshold": ([*GATE, "--threshold", ""], "--threshold: is empty"),
+    "an empty model": ([*GATE, "--model", ""], "--model: is empty"),
+    "an empty model, at once": ([*GATE, "--model="], "--model: is empty"),
+    "an empty revision": ([*GATE, "--revision", " "], "--revision: is empty"),
+    "an empty device": ([*GATE, "--device", ""], "--device: is empty"),
+    "no memory": ([*GATE, "--memory", "0GB"], "'0GB': should be 1 MB or more"),
+    "endless memory": ([*GATE, "--memory", "9" * 400 + "GB"], "should be 1 MB or more, and less than"),
+    "a device that this machine has not": ([*GATE, "--device", "mps"], "--device mps: not on this machine"),
+    "too many examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "1000000"], "equal to 100000"),
+    "too many steps": ([*GATE, "--method", "eap-ig", "--steps", "1" + "0" * 30], "--steps: should"),
+    "too many updates": ([*GATE, "--method", "diffmask", "--updates", "1" + "0" * 30], "--updates: should be less"),
+    "too large a batch": ([*GATE, "--batch", "1" + "0" * 30], "--batch: should be less"),
+    "a NaN tolerance": (["diff", GOLDEN, GOLDEN, "--tolerance", "nan"], "--tolerance: is nan"),
+    "a negative tolerance": (["diff", GOLDEN, GOLDEN, "--tolerance", "-1"], "--tolerance: is -1"),
+    "a negative filter of lines": ([*GATE, "--prefilter", "eap:0.1\n"], "--prefilter: has the character"),
+    "a title in the model's name": ([*GATE, "--model", "./a\x1b]0;b\x07"], "--model: has the character"),
+    "a number that YAML reads as a text": (
+        ["run", "--config", "text.yaml"],
+        "text.yaml: threshold: should be a valid number, not the text '1e-2': write 0.01",
+    ),
+    "a task of a config, seen from elsewhere": (["run", "--config", "far.yaml"], "in the current folder, /"),
     "no examples": (["run", "--task", "ioi", "--model", "tiny", "--examples", "0"], "--examples"),
     "words it does not know": (["run", "--task", "ioi", "--model", "or-gate"], "or-gate"),
     "out path is a file": ([*GATE, "--out", "file/run"], "can't be written"),
@@ -171,11 +193,13 @@ def test_a_mistake_is_one_clear_line_and_nothing_written(acdc, tmp_path, kind):
     (tmp_path / "file").write_text("")
     (tmp_path / "bad.yaml").write_text("task: or-gate\ntreshold: 1\n")
     (tmp_path / "type.yaml").write_text("task: or-gate\nexamples: many\n")
+    (tmp_path / "text.yaml").write_text("task: or-gate\nmodel: or-gate\nthreshold: 1e-2\n")
+    (tmp_path / "far.yaml").write_text("task: tasks/mine.yaml\nmodel: or-gate\n")
     result = acdc(*command)
     assert (result.code, result.out) == (2, "")
     *before, mistake = result.err.splitlines()  # what can be said before it is looked at where the result goes
     assert hint in mistake and all(line.startswith("memory: ") for line in before), result.err
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "file", "type.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.yaml", "far.yaml", "file", "text.yaml", "type.yaml"]
 
 
 def test_stdout_is_the_result_and_json_is_the_file(acdc, tmp_path):

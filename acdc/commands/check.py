@@ -23,7 +23,7 @@ from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
 from acdc.files.circuit import CircuitFile
 from acdc.files.diff import diff, facts_of_both
-from acdc.files.eap_ig import NAMES, read_all, read_eap_ig
+from acdc.files.eap_ig import NAMES, read_all, read_any, read_eap_ig
 from acdc.files.published import load_published, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
@@ -33,9 +33,11 @@ from acdc.io.sizes import in_name
 from acdc.io.terminal import printable
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
+from acdc.model.checkpoint import open_checkpoint
 from acdc.report.text import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
+from acdc.task.tokenize import make_data
 
 TOLERANCE = 1e-4  # float32 agrees that well across machines
 WITHIN = 0.25  # published counts come from other prompts, and from several versions of code and data
@@ -175,19 +177,50 @@ def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress
     """Make the runs and the checks that a YAML file lists. Paths in `run` are relative to the working directory. Raise
     UserError if the file is wrong (then nothing is run), or a run fails."""
     outcomes = []
-    for entry in read_checks(path):
+    entries = read_checks(path)
+    for entry in entries:
+        try:
+            _look(entry, path.parent)
+        except UserError as error:
+            raise FileError(f"{path}: {entry.name}: {error}") from None
+    for entry in entries:
         for outcome in check_entry(entry, path.parent, progress):
             outcomes.append(outcome)
             say(outcome.text())
     return outcomes
 
 
+def _look(entry: Entry, folder: Path) -> None:
+    """Raise UserError for what can be known before the first run: missing files, models that can't be had, prompts that
+    don't fit, another graph, another question."""
+    against = _against(entry, folder)
+    golden = read_any(Path(against), {}, ()) if against.endswith(".json") else None
+    graph = golden.model.graph if golden else load_published(against).graph
+    if entry.circuit is not None:
+        found = read_any(folder / entry.circuit, {}, ()).model.graph
+    else:
+        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        checkpoint = open_checkpoint(config.model)
+        found = checkpoint.sizes.graph()
+        make_data(task, checkpoint.tokenizer, config.examples, config.seed)
+        for what in ("metric", "ablation", "threshold"):
+            stated = getattr(golden.method if golden else config, what)
+            asked = getattr(config, what)
+            if stated != asked and not (golden and golden.of_eap_ig):
+                raise FileError(f"{against}: the golden circuit has another {what}: {stated}, not {asked}")
+    if found != graph:
+        raise FileError(f"{against}: is of a graph of {graph.words}, not {found.words}")
+
+
+def _against(entry: Entry, folder: Path) -> str:
+    """What an entry's circuit is compared with: a path below the list's folder, or the name of a published circuit."""
+    return str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
+
+
 def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator[Outcome]:
     """Make one check of a list in `folder`; with counts, one per threshold."""
-    against = str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
-    if against.endswith(".json") and not Path(against).is_file():
-        yield Outcome(entry.name, (f"{against}: the golden circuit is missing",))
-    elif entry.circuit is not None:
+    against = _against(entry, folder)
+    if entry.circuit is not None:
         yield check_circuit(folder / entry.circuit, against, entry, entry.name)
     else:
         config, task, _ = resolve(entry.options()[0], None, _no_default)

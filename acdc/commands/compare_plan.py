@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acdc.commands.options import listed
 from acdc.errors import UserError, unknown
-from acdc.registry import METHODS, check_method, parse_filter
+from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.schema import Task
 
@@ -28,28 +29,20 @@ class ComparePlan:
 
 
 def make_plan(
-    given: dict[str, Any],
-    tasks: str,
-    methods: str,
-    sizes: str,
-    greedy: bool,
-    reference: str | None,
-    updates: int | None,
-    out: Path | None,
-    default_model: DefaultModel,
+    given: dict[str, Any], wanted: dict[str, Any], default_model: DefaultModel
 ) -> tuple[ComparePlan, list[str]]:
-    """Check the options as far as that goes without a model. Return the plan, and notes for the user. Tasks, methods
-    (or `all`) and sizes are separated by commas; `reference` is a file, or `TASK=FILE` for each task."""
+    """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
+    options of runs, `wanted` those of `acdc compare` alone."""
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
-    for name in tasks.split(","):
-        config, task, new = resolve(given | {"task": name.strip()}, None, default_model)
+    for name in listed("--tasks", wanted["tasks"]):
+        config, task, new = resolve(given | {"task": name}, None, default_model)
         resolved.append((config, task))
         notes += [note for note in new if note not in notes]
     names = [config.task_name for config, _ in resolved]
     if len(set(names)) < len(names):
-        raise UserError(f"--tasks: {tasks!r} has a task twice")
-    every, named = _methods(methods)
+        raise UserError(f"--tasks: {wanted['tasks']!r} has a task twice")
+    every, named = _methods(wanted["methods"])
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
@@ -58,18 +51,18 @@ def make_plan(
         tasks=tuple(resolved),
         methods=every,
         named=named,
-        sizes=_sizes(sizes),
-        greedy=greedy,
-        references=_references(reference, names),
-        updates=updates,
-        out=out or Path("compare") / "-".join([*names, *models]),
+        sizes=_sizes(wanted["sizes"]),
+        greedy=wanted["greedy"],
+        references=_references(wanted["reference"], names),
+        updates=wanted["updates"],
+        out=wanted["out"] or Path("compare") / "-".join([*names, *models]),
     )
     return plan, notes
 
 
 def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return all methods, and those that were named."""
-    names = [name.strip() for name in text.split(",")]
+    names = listed("--methods", text)
     every: list[str] = []
     for name in names:
         every += METHODS if name == "all" else [name]
@@ -85,13 +78,11 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def _sizes(text: str) -> tuple[int, ...]:
-    """Return the sizes, rising, each once."""
-    try:
-        sizes = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise UserError(f"--sizes: {text!r} is not a whole number, nor several separated by commas") from None
-    if sizes[0] < 1:
-        raise UserError(f"--sizes: {sizes[0]} edges; it must be 1 or more")
+    """Return the sizes, rising."""
+    sizes = sorted(listed("--sizes", text, int, "a whole number"))
+    if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
+        wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
+        raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
     return tuple(sizes)
 
 
@@ -100,13 +91,15 @@ def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
     if text is None:
         return {}
     files = {}
-    for part in text.split(","):
+    for part in listed("--reference", text):
         task, equals, file = part.rpartition("=")
         if not equals and len(tasks) > 1:
             raise UserError(f"--reference: {file} for which task? With several tasks, write TASK=FILE,TASK=FILE")
         if equals and task not in tasks:
             raise UserError(f"--reference: {unknown('task', task, tasks)}")
-        files[task or tasks[0]] = Path(file)
+        if (of := task or tasks[0]) in files:
+            raise UserError(f"--reference: {text!r} has two files for {of}")
+        files[of] = Path(file)
     return files
 
 

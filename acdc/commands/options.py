@@ -15,10 +15,13 @@ import typer
 
 from acdc.errors import ModelError, UserError
 from acdc.io.sizes import memory_bound
+from acdc.registry import LIMITS
 
+MANY = 5000  # prompts that take seconds to draw
 REQUIRED = inspect.Parameter.empty
 Given = dict[str, Any]  # name → value of an option, None if not given
 Option = tuple[Any, Any]  # annotation and default of a parameter of a command
+COUNT: dict[str, Any] = {"min": 0, "max": LIMITS["reruns"]}
 SIZE: dict[str, Any] = {"parser": memory_bound, "metavar": "<size>"}
 
 
@@ -27,15 +30,6 @@ def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: 
     annotated: Any = Annotated
     return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
-
-def folder(text: str) -> Path:
-    """The value of --out; raise UserError if it is empty, which Path takes for the current folder."""
-    if not text.strip():
-        raise UserError("--out: is empty; name a folder")
-    return Path(text)
-
-
-OUT: dict[str, Any] = {"parser": folder, "metavar": "<folder>"}
 
 RUN = {
     "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
@@ -78,34 +72,20 @@ PLAN = {
     "reference": option(
         str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
-    "updates": option(int, "Updates of the methods that train gates.", min=1),
-    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]", **OUT),
+    "updates": option(int, "Updates of the methods that train gates.", min=1, max=LIMITS["updates"]),
+    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
 }
 
-STABILITY = {
-    name: RUN[name]
-    for name in (
-        "task",
-        "model",
-        "revision",
-        "method",
-        "threshold",
-        "edges",
-        "metric",
-        "ablation",
-        "examples",
-        "seed",
-        "device",
-    )
-} | {
+STABILITY_OF_RUN = "task model revision method threshold edges metric ablation examples seed device"
+STABILITY = {name: RUN[name] for name in STABILITY_OF_RUN.split()} | {
     "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
     "seed": option(int, "Seed of the base run; the others follow."),
 }
 
 RERUNS = {
-    "seeds": option(int, "Runs on the prompts of other seeds. [default: 5]", min=0),
-    "resamples": option(int, "Runs on bootstrap resamples of the prompts. [default: 5]", min=0),
-    "orders": option(int, "Runs with the edges in other orders; acdc only. [default: 5]", min=0),
+    "seeds": option(int, "Runs on the prompts of other seeds. [default: 5]", **COUNT),
+    "resamples": option(int, "Runs on bootstrap resamples of the prompts. [default: 5]", **COUNT),
+    "orders": option(int, "Runs with the edges in other orders; acdc only. [default: 5]", **COUNT),
 }
 
 EVALUATE = {
@@ -142,8 +122,8 @@ PICTURE = {
 
 WORKERS = {
     "executor": option(str, "local or slurm. [default: the file's, or local]"),
-    "workers": option(int, "Processes. [default: one per core, or GPU]", min=1),
-    "threads": option(int, "Threads of each process. [default: cores / workers]", min=1),
+    "workers": option(int, "Processes. [default: one per core, or GPU]", min=1, max=LIMITS["workers"]),
+    "threads": option(int, "Threads of each process. [default: cores / workers]", min=1, max=LIMITS["threads"]),
     "memory": option(float, "Each process stays below this, as 4GB. [default: half of the machine's, shared]", **SIZE),
     "retry": option(bool, "Make failed runs again.", "--retry-failed"),
 }
@@ -173,6 +153,8 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
         def call(**values: Any) -> None:
             for parameter, table in tables.items():
                 values[parameter] = _with_revision({name: values.pop(name) for name in table})
+                if MANY < (many := values[parameter].get("examples") or 0) <= LIMITS["examples"]:
+                    typer.echo(f"drawing {many:,} prompts, and as many held out: about a minute per 50,000", err=True)
             command(**values)
 
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
@@ -197,14 +179,22 @@ def paths(given: Given) -> list[Path]:
     return named + [file for path in named if path.is_dir() for file in path.iterdir()]
 
 
+def listed(flag: str, text: str, kind: Callable[[str], Any] = str, what: str = "a name") -> list[Any]:
+    """Parse values with commas between them; raise UserError if one is missing, there twice, or not of its kind."""
+    try:
+        values = [kind(part.strip()) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{flag}: {text!r} is not {what}, nor several with commas between them") from None
+    if "" in values:
+        raise UserError(f"{flag}: {text!r} has nothing where {what} should be")
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise UserError(f"{flag}: {text!r} has {twice[0]} twice")
+    return values
+
+
 def numbers(flag: str, text: str) -> list[float]:
     """Parse numbers with commas between them; raise UserError if one is negative, not finite or there twice."""
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(f"{flag}: {text!r} is not a number, nor several with commas between them") from None
-    if len(set(values)) < len(values):
-        raise UserError(f"{flag}: {text!r} has a number twice")
+    values = listed(flag, text, float, "a number")
     for value in values:
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")

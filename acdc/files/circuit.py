@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Collection
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -10,14 +12,14 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 from pydantic import AfterValidator, Field, model_validator
 
-from acdc.errors import FileError
+from acdc.errors import FileError, short
+from acdc.files.metrics import Measures
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import Graph
+from acdc.graph.graph import MAX_NODES, Graph, known_inputs
 from acdc.io.files import read_json, write_atomic
-from acdc.io.schema import Flag, Number, Strict, Text, Whole, validated
+from acdc.io.schema import Flag, Line, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
-MAX_HEADS = 20_000  # of all layers; the graph's arrays grow with the square
 EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
 
 V = TypeVar("V")
@@ -29,7 +31,7 @@ def _by_key(values: dict[str, V]) -> dict[str, V]:
     return dict(sorted(values.items()))
 
 
-Sorted = Annotated[dict[Text, V], AfterValidator(_by_key)]
+Sorted = Annotated[dict[Line, V], AfterValidator(_by_key)]
 Count = Annotated[Whole, Field(ge=0)]
 Size = Annotated[Whole, Field(ge=1, le=1_000_000)]
 Few = Annotated[Whole, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
@@ -46,11 +48,11 @@ class TaskPart(Strict):
         data_hash: the first 16 hex digits of the SHA-256 of the prompts' tokens
     """
 
-    name: Text
+    name: Line
     version: Whole
     examples: Count
     seed: Whole
-    data_hash: Text
+    data_hash: Line
 
 
 class ModelPart(Strict):
@@ -68,15 +70,22 @@ class ModelPart(Strict):
         parallel: whether MLPs read the same stream as the heads of their layer, so that there is no edge between them
     """
 
-    name: Text
-    family: Text
-    hash: Text
+    name: Line
+    family: Line
+    hash: Line
     n_layers: Few
     n_heads: Few
     d_model: Size
     mlp: Flag
-    inputs: Annotated[tuple[Text, ...], Field(min_length=1)]
+    inputs: Annotated[tuple[Text, ...], AfterValidator(known_inputs)]
     parallel: Flag
+
+    @model_validator(mode="after")
+    def _possible(self) -> ModelPart:
+        if self.n_layers * (self.n_heads + self.mlp) > MAX_NODES:
+            size = f"{self.n_layers} layers of {self.n_heads} heads"
+            raise ValueError(f"{size} are a graph of more than {MAX_NODES:,} nodes; no model has so many")
+        return self
 
     @cached_property
     def graph(self) -> Graph:
@@ -97,13 +106,13 @@ class MethodPart(Strict):
         options: the method's other options
     """
 
-    name: Text
-    metric: Text
-    ablation: Text
-    dtype: Text
-    device: Text
+    name: Line
+    metric: Line
+    ablation: Line
+    dtype: Line
+    device: Line
     threshold: Number | None
-    options: Sorted[Flag | Whole | Number | Text]
+    options: Sorted[Flag | Whole | Number | Line]
 
 
 class Kept(Strict):
@@ -141,11 +150,18 @@ class GraphPart(Strict):
     @classmethod
     def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
         """Return the counts of a circuit from which `dead` edges have been removed."""
-        g = circuit.graph
-        n = circuit.n_edges
-        both = None if circuit.direct is None else Kept(kept=n + circuit.n_direct, total=g.n_edges_direct)
+        n_direct = None if circuit.direct is None else circuit.n_direct
+        return cls.counted(circuit.graph, circuit.edge_names(), n_direct, dead)
+
+    @classmethod
+    def counted(cls, g: Graph, edges: Collection[str], n_direct: int | None, dead: int) -> GraphPart:
+        """Return the counts of residual edges, by name, and of direct ones, None if they don't count. Nothing of the
+        size of the graph is made: a file of a few bytes can claim one of 800 million edges."""
+        n = len(edges)
+        nodes = {end.partition("<")[0] for edge in edges for end in edge.split("->")}
+        both = None if n_direct is None else Kept(kept=n + n_direct, total=g.n_edges_direct)
         residual = Kept(kept=n, total=g.n_edges)
-        return cls(edges=residual, edges_with_direct=both, nodes=len(circuit.nodes()), dead=dead)
+        return cls(edges=residual, edges_with_direct=both, nodes=len(nodes), dead=dead)
 
 
 class Edge(Strict):
@@ -158,7 +174,7 @@ class Edge(Strict):
         score: importance in the method's units, larger is more important; null if there is none
     """
 
-    name: Text
+    name: Line
     change: Number | None = None
     score: Number | None = None
 
@@ -186,29 +202,27 @@ class CircuitFile(Strict):
     model: ModelPart
     method: MethodPart
     graph: GraphPart
-    metrics: Sorted[Number]
+    metrics: Annotated[Measures, AfterValidator(_by_key)]
     edges: tuple[Edge, ...]
-    environment: Sorted[Text]
-    command: Text
+    environment: Sorted[Line]
+    command: Line
     notes: tuple[Text, ...]
 
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
-        if g.n_layers * g.n_heads > MAX_HEADS:
-            raise ValueError(f"model: has {g.n_layers * g.n_heads:,} heads; at most {MAX_HEADS:,} are read")
-        if len(g.sender_index) < len(g.senders):
-            raise ValueError(f"model.inputs: {', '.join(self.model.inputs)} must be unique and name no other node")
-        seen: set[str] = set()
-        for edge in self.edges:
-            if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
-                raise ValueError(f"edges: the graph of {self.model.graph.words} has no edge {edge.name!r}")
-            if edge.name in seen:
-                raise ValueError(f"edges: {edge.name!r} is listed twice")
-            seen.add(edge.name)
-        if self.graph.edges_with_direct is None and any(name in g.direct_index for name in seen):
+        names = Counter(edge.name for edge in self.edges)
+        for name, times in names.items():
+            if g.parse_edge(name) is None and name not in g.direct_index:
+                raise ValueError(f"edges: the graph of {g.words} has no edge {short(name)}")
+            if times > 1:
+                raise ValueError(f"edges: {name!r} is listed twice")
+        residual = [name for name in names if name not in g.direct_index]
+        n_direct = len(names) - len(residual)
+        with_direct = self.graph.edges_with_direct is not None
+        if n_direct and not with_direct:
             raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
-        counted = GraphPart.of(self.circuit(), self.graph.dead)
+        counted = GraphPart.counted(g, residual, n_direct if with_direct else None, self.graph.dead)
         for (name, stated), (_, found) in zip(self.graph, counted, strict=True):
             if stated != found:
                 raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")

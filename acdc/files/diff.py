@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from acdc.errors import FileError
+from acdc.errors import FileError, UserError
 from acdc.files.circuit import CircuitFile
 
 
@@ -18,10 +18,13 @@ class Diff:
 
 
 def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
-    """Compare two circuits edge by edge; raise FileError if they are of different graphs.
+    """Compare two circuits edge by edge; raise FileError if they are of different graphs, UserError for a tolerance
+    that is not a number from 0 up.
 
     Scores that differ by at most `tolerance`, absolutely or relative to the larger one, count as equal.
     """
+    if not 0 <= tolerance < math.inf:
+        raise UserError(f"--tolerance: is {tolerance:g}; it should be a finite number, 0 or above")
     if a.model.graph != b.model.graph:
         graphs = (f"{file.model.name or 'a model'} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")

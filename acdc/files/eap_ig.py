@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.files.circuit import MAX_HEADS, CircuitFile, checked_circuit, is_eap_ig, of_unknown
+from acdc.files.circuit import CircuitFile, checked_circuit, is_eap_ig, of_unknown
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import QKV, Graph
+from acdc.graph.graph import MAX_NODES, QKV, Graph
 from acdc.io.files import read_json
 from acdc.setup.config import Config
 
@@ -84,8 +84,8 @@ def _circuit(raw: dict[str, Any], path: Path) -> Circuit:
     for key, kind in (("n_layers", int), ("n_heads", int), ("parallel_attn_mlp", bool)):
         if type(cfg.get(key)) is not kind or (kind is int and not 0 < cfg[key] <= 1000):
             raise FileError(f"{path}: cfg.{key} should be {'a size' if kind is int else 'true or false'}")
-    if cfg["n_layers"] * cfg["n_heads"] > MAX_HEADS:
-        raise FileError(f"{path}: cfg: has {cfg['n_layers'] * cfg['n_heads']:,} heads; at most {MAX_HEADS:,} are read")
+    if cfg["n_layers"] * (cfg["n_heads"] + 1) > MAX_NODES:
+        raise FileError(f"{path}: cfg: describes more than {MAX_NODES:,} nodes; no model has so many")
     of_nodes = [node.get("neurons") for node in raw["nodes"].values() if isinstance(node, dict)]
     if "neurons" in raw or any(isinstance(neurons, list) and not all(neurons) for neurons in of_nodes):
         raise FileError(f"{path}: is a circuit of single neurons, not of edges")

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
+from acdc.errors import short
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import Number, Strict, Text, Whole, validated
 
 Half = Literal["discovery", "held_out"]
+
+
+def measure(name: str) -> str:
+    """Return the name of a measurement; raise ValueError if it is none: each becomes a column of tables."""
+    if not re.fullmatch(r"(discovery|held_out)\.(model|circuit|ablated)\.[\w.-]+", name):
+        raise ValueError(f"{short(name)} should be <half>.<what>.<metric>, such as held_out.circuit.kl")
+    return name
+
+
+Measures = dict[Annotated[Text, AfterValidator(measure)], Number]
 Interval = tuple[Number | None, Number | None, Number | None]  # value, low and high end; None if undefined
 
 
@@ -28,7 +40,7 @@ class CostPart(Strict):
 class MetricsFile(Strict):
     """The content of `metrics.json`."""
 
-    metrics: dict[Text, Number]  # every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
+    metrics: Measures  # every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
     faithfulness: dict[Half, Interval]  # of the circuit by the run's metric, with its 95 % interval over prompts
     metric: dict[Half, Interval]  # mean of the run's metric, with its 95 % interval
     cost: CostPart

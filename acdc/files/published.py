@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from acdc.errors import FileError, UserError, unknown
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import QKV, Array, Graph
+from acdc.graph.graph import INPUTS, QKV, Array, Graph, known_inputs
 from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.task.load import find, shipped_dir, task_names
@@ -43,7 +43,7 @@ class Sizes(Strict):
     layers: Size
     heads: Size
     mlp: Flag = True
-    inputs: Annotated[Texts, Field(min_length=1)] = ("input",)
+    inputs: Annotated[Texts, AfterValidator(known_inputs)] = INPUTS[0]
     parallel: Flag = False
 
 
@@ -200,8 +200,6 @@ def _published(file: PublishedFile, stem: str) -> Published:
         raise FileError("task: " + unknown("task", file.task, task_names()))
     sizes = file.graph
     graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
-    if len(graph.sender_index) < len(graph.senders) or "logits" in graph.inputs:
-        raise FileError(f"graph.inputs: {', '.join(graph.inputs)} must be unique and name no other node")
     names = _names(file, graph)
     classes = {name: tuple(names[name]) for name in file.classes}
     circuit = None

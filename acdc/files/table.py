@@ -142,19 +142,23 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
     }
 
 
-def found_rows(directory: Path) -> list[Row]:
-    """Return the rows of all runs up to three folders deep; raise FileError if there are none or one can't be read."""
+def found_rows(directory: Path) -> tuple[list[Row], list[str]]:
+    """Return the rows of all runs up to three folders deep, and why others, or folders of something else, are left out;
+    raise FileError if there is no run."""
     if not directory.is_dir():
         raise FileError(f"{directory}: no such directory; give a sweep's directory, or one that contains runs")
     rows = []
+    others = []
     for path in sorted(p for depth in range(4) for p in directory.glob("*/" * depth + "config.yaml")):
-        options = read_yaml(path, Config.model_fields)
-        if {"task", "model", "metric", "seed"} <= options.keys():
+        try:
+            options = read_yaml(path, Config.model_fields)
             validated(Config, options, str(path))
             rows.append(row_of(path.parent, directory, options))
+        except FileError as error:
+            others.append(str(error).split("\n")[0])
     if not rows:
-        raise FileError(f"{directory}: has no runs; give a sweep's directory, or one that contains runs")
-    return rows
+        raise FileError("\n".join([f"{directory}: has no runs that can be read", *others]))
+    return rows, others
 
 
 def every_column(rows: Iterable[Row]) -> list[str]:

@@ -14,9 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from acdc.errors import short
+
 Array = np.ndarray
 
 QKV = "qkv"
+INPUTS = (("input",), ("tok", "pos"))  # the inputs of a graph; the position embedding may be a sender of its own
+MAX_NODES = 17_000  # heads and MLPs of a graph: Llama 3.1's with 405 billion weights has 16,254
 
 
 class Sender(NamedTuple):
@@ -45,7 +49,7 @@ class Graph:
     n_layers: int
     n_heads: int  # query heads
     mlp: bool = True  # whether the layers have MLPs
-    inputs: tuple[str, ...] = ("input",)  # senders; ("tok", "pos") if the position embedding is a sender of its own
+    inputs: tuple[str, ...] = INPUTS[0]  # senders
     parallel: bool = False  # MLP l does not read the heads of layer l (GPT-NeoX style blocks)
 
     @cached_property
@@ -98,21 +102,21 @@ class Graph:
         """The receivers that have a direct edge (head inputs), Bool[receiver]."""
         return np.array([r.kind in QKV for r in self.receivers])
 
-    @property
+    @cached_property
     def n_edges(self) -> int:
         """Count in the convention of EAP-IG and MIB: residual edges only."""
-        return int(self.edges.sum())
+        return sum(self.n_parents(receiver) for receiver in self.receivers)
 
     @property
     def n_edges_direct(self) -> int:
         """Count in the convention of the ACDC paper: residual and direct edges."""
-        return self.n_edges + int(self.direct.sum())
+        return self.n_edges + len(self.direct_index)
 
     @property
     def words(self) -> str:
         """A description for messages: `12 layers, 12 heads, parallel blocks`."""
         extra = ("" if self.mlp else ", no MLPs") + (", parallel blocks" if self.parallel else "")
-        inputs = "" if self.inputs == ("input",) else f", inputs {' and '.join(self.inputs)}"
+        inputs = "" if self.inputs == INPUTS[0] else f", inputs {' and '.join(self.inputs)}"
         return f"{self.n_layers} layers, {self.n_heads} heads{extra}{inputs}"
 
     def edge_name(self, sender: int, receiver: int) -> str:
@@ -136,7 +140,7 @@ class Graph:
             return None
         s = self.sender_index[sender]
         r = self.receiver_index[receiver]
-        return (s, r) if self.edges[s, r] else None
+        return (s, r) if s < self.n_parents(self.receivers[r]) else None
 
     @cached_property
     def own_receivers(self) -> tuple[tuple[int, ...], ...]:
@@ -149,3 +153,10 @@ class Graph:
             else:
                 own.append((index[s.name],) if s.kind == "mlp" else ())
         return tuple(own)
+
+
+def known_inputs(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the inputs that a file gives a graph; raise ValueError unless they are among `INPUTS`."""
+    if names not in INPUTS:
+        raise ValueError(f"should be {' or '.join(' and '.join(known) for known in INPUTS)}, not {short(names)}")
+    return names

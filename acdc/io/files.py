@@ -1,6 +1,7 @@
 """Write files atomically; read text and JSON with messages that a user can act on."""
 
 import csv
+import errno
 import io
 import json
 import math
@@ -92,16 +93,20 @@ def plain(value: Any) -> Any:
 def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     """Return the content of a file of at most `limit` bytes; raise FileError if it can't be read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would block, a device may never end
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a pipe would block, a device may never end
             raise FileError(f"{path}: can't be read (not a regular file)")
+        data = b""
         with path.open("rb") as file:
             # The size that stat gives can be wrong, as in /proc.
-            data = file.read(limit + 1)
+            while max(info.st_size, len(data)) <= limit and (more := file.read(max(info.st_size, 99_999) + 1)):
+                data += more
     except OSError as error:
-        raise FileError(f"{path}: can't be read ({error.strerror})") from None
+        here = "" if error.errno != errno.ENOENT or path.is_absolute() else f" in the current folder, {Path.cwd()}"
+        raise FileError(f"{path}: can't be read ({error.strerror}{here})") from None
     except ValueError:  # a NUL in the path
         raise FileError(f"{str(path)!r}: is not a valid path") from None
-    if len(data) > limit:
+    if max(info.st_size, len(data)) > limit:
         raise FileError(f"{path}: is larger than {limit:,} bytes; no {path.suffix or 'such'} file should be")
     return data
 

@@ -1,13 +1,17 @@
 """The base class of all schemas of files and options, and the one rendering of what is wrong with their values."""
 
+import math
+import re
 from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from acdc.errors import FileError, short, unknown
 
 MAX_PROBLEMS = 10  # lines of one message
+# Control characters, line separators, marks that turn the direction of text, and what XML can't hold.
+ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
 
 
 def one_or_many(value: Any) -> Any:
@@ -15,7 +19,16 @@ def one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def one_line(text: str) -> str:
+    """Return the text; raise ValueError if it has a character that a line of text can't have."""
+    if odd := ODD.search(text):
+        raise ValueError(f"has the character {odd[0]!r}; it should be one line, without control characters")
+    return text
+
+
 Text = Annotated[str, Field(strict=True)]
+Line = Annotated[Text, AfterValidator(one_line)]
+Name = Annotated[Line, Field(min_length=1)]
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]
@@ -73,12 +86,25 @@ def problems(error: ValidationError) -> list[tuple[str, str]]:
             "missing": "is missing",
             "value_error": str(problem.get("ctx", {}).get("error", "")),
             "string_type": f"should be a text; put it in quotes{got}",
+            "string_too_short": "should not be empty",
             "tuple_type": f"should be a list{got}",
             "dict_type": f"should be a mapping{got}",
         }
+        if problem["type"] in ("float_type", "int_type") and (number := _meant(problem["input"])):
+            got = f", not the text {short(problem['input'])}: write {number}"
         text = texts.get(problem["type"], problem["msg"].replace("Input should", "should") + got)
-        found.append((".".join(map(str, problem["loc"])), text))
+        found.append((".".join(str(part) for part in problem["loc"] if part != "[key]"), text))
     return found
+
+
+def _meant(value: Any) -> str | None:
+    """The number that a text spells, as YAML reads it: 1e-2 and "0.01" are texts, 0.01 and 1.0e-2 numbers."""
+    try:
+        number = float(value) if isinstance(value, str) and len(value) < 30 else math.nan
+    except ValueError:
+        return None
+    text = f"{number:g}" if float(f"{number:g}") == number else repr(number)
+    return (text if "." in text else text.replace("e", ".0e")) if math.isfinite(number) else None
 
 
 def listed(where: str, problems: list[str]) -> str:

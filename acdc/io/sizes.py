@@ -12,7 +12,10 @@ def parse_bytes(text: str) -> float:
         raise ValueError(f"{text!r} is not a size; write it as 4GB or 500MB")
     number, unit, binary = match.groups()
     base = 1024 if binary else 1000
-    return float(number) * base ** (2 if unit in "Mm" else 3)
+    size = float(number) * base ** (2 if unit in "Mm" else 3)
+    if not 1e6 <= size <= 1e18:
+        raise ValueError(f"{text!r}: should be 1 MB or more, and less than a billion GB")
+    return size
 
 
 def memory_bound(text: str | None) -> float | None:

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from acdc.errors import ModelError
+from acdc.graph.graph import MAX_NODES
 from acdc.model import gguf, gpt2, gpt_neo, gpt_neox, huggingface, llama, native
-from acdc.model.config import MAX_NODES, ModelConfig
+from acdc.model.config import ModelConfig
 from acdc.model.find import BUNDLED, find_model, read_json, reading
 from acdc.model.hub import ADAPTER, TOKENIZERS
 from acdc.model.tokenizer import Tokenizer

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
-from acdc.graph.graph import Graph
+from acdc.graph.graph import MAX_NODES, Graph
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -20,7 +20,6 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "swish": F.silu,
 }
 NORMS = ("layer", "rms", "none")
-MAX_NODES = 17_000  # heads and MLPs: Llama 3.1's with 405 billion weights has 16,254
 MAX_HEAD = 100_000  # dimensions of a head
 
 
@@ -75,6 +74,11 @@ class ModelConfig:
         """The graph of this transformer."""
         inputs = ("tok", "pos") if self.split_position else ("input",)
         return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
+
+    @property
+    def n_weights(self) -> int:
+        """The number of all weights, biases included."""
+        return sum(math.prod(shape) for shape in self.shapes().values())
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The name and shape of every weight."""

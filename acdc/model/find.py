@@ -35,7 +35,8 @@ def find_model(name: str) -> Path:
     except OSError as error:  # the name is too long
         raise ModelError(f"--model {name}: {error.strerror}") from None
     if is_gguf or is_path(name):
-        raise ModelError(f"--model {name}: no such {'file' if is_gguf else 'directory'}")
+        here = "" if path.is_absolute() else f" in the current folder, {Path.cwd()}"
+        raise ModelError(f"--model {name}: no such {'file' if is_gguf else 'directory'}{here}")
     base, at, _ = name.partition("@")
     if at and (base in (*bundled_models(), *PACKAGED) or os.path.exists(base)):
         raise ModelError(f"--model {name}: only Hugging Face ids have revisions; {base} is on this machine")

@@ -96,6 +96,9 @@ class GgufFile:
                 raise self.refuse(f"{key} is set, which is not supported")
         if "token_embd.weight" not in self.tensors:
             raise self.refuse("tensor 'token_embd.weight' is missing")
+        end = max(t.data_offset + t.n_bytes for t in self.tensors.values())
+        if (more := self.path.stat().st_size - end) > 1_000_000:  # padding is a few bytes
+            raise self.refuse(f"holds {more:,} bytes behind its tensors; is it another file?")
         if (layers := self.own("block_count")) > len(self.tensors):
             raise self.refuse(f"{self.family}.block_count is {layers}, more than the file has tensors")
 

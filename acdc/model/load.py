@@ -3,6 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -57,9 +58,7 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
     """
     checkpoint = open_checkpoint(of) if isinstance(of, str) else of
     checkpoint.check_fits(*splits)
-    to = pick_device(device)
-    if to.type == "mps" and dtype == "float64":
-        raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
+    to = place(checkpoint, device, dtype)
     prompts = _prompts(checkpoint, splits)
     where = str(checkpoint.path)
     with ThreadPoolExecutor(1) as beside, torch.no_grad():  # hashing and torch both release the GIL
@@ -107,10 +106,27 @@ def _verify(transformer: Transformer, prompts: list[Tensor], expected: list[Tens
     return found
 
 
+def place(checkpoint: Checkpoint, device: str, dtype: str) -> torch.device:
+    """The device for a model; raise ModelError if there is none such, or too little memory for the weights alone."""
+    to = pick_device(device)
+    if to.type == "mps" and dtype == "float64":
+        raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
+    needed = checkpoint.sizes.n_weights * DTYPES[dtype].itemsize
+    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    if needed > free:
+        sizes = f"take {needed / 1e9:,.1f} GB in {dtype}, and {free / 1e9:,.1f} GB of memory are free"
+        raise ModelError(f"--model {checkpoint.name}: its {checkpoint.sizes.n_weights:,} weights {sizes}")
+    return to
+
+
 def pick_device(device: str) -> torch.device:
     """`auto` is CUDA, else MPS, else the CPU."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    known = [kind for kind in there if there[kind]]
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        device = known[0]
+    if not there.get(device.partition(":")[0], True):
+        raise ModelError(f"--device {device}: not on this machine, or not in this PyTorch; it has {', '.join(known)}")
     try:
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:

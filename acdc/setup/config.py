@@ -15,13 +15,12 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from acdc.errors import FileError, UserError, unknown
-from acdc.io.schema import Flag, Number, Strict, Text, Whole, problems
+from acdc.io.schema import Flag, Name, Number, Strict, Whole, problems
 from acdc.io.yaml_file import read_yaml
 from acdc.model.find import is_path
-from acdc.registry import DEVICES, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
+from acdc.registry import DEVICES, LIMITS, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
 from acdc.task.load import find_config, load_task
 from acdc.task.schema import Task
-from acdc.task.words import MAX_WORDS
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # returns a model's name, and a note or None
 
@@ -29,7 +28,6 @@ DEFAULT_MODEL = "gpt2"
 FALLBACK_MODEL = "tiny"
 LARGEST_SEED = 2**62  # NumPy refuses negative seeds, PyTorch and Parquet more than 64 bits
 
-Positive = Annotated[Whole, Field(ge=1)]
 NonNegative = Annotated[Number, Field(ge=0)]
 
 
@@ -66,30 +64,30 @@ class Config(Strict):
         data_hash: hash of the prompts that the config was resolved with; a run with others is refused
     """
 
-    task: Text
-    model: Text
-    method: Text = "acdc"
-    metric: Text
+    task: Name
+    model: Name
+    method: Name = "acdc"
+    metric: Name
     threshold: NonNegative | None = None
-    edges: Positive | None = None
+    edges: Annotated[Whole, Field(ge=1, le=LIMITS["edges"])] | None = None
     greedy: Flag | None = None
     abs: Flag = False
-    ablation: Text
+    ablation: Name
     direct: Flag = True
-    order: Text = "paper"
-    examples: Annotated[Whole, Field(ge=1, le=MAX_WORDS)]
+    order: Name = "paper"
+    examples: Annotated[Whole, Field(ge=1, le=LIMITS["examples"])]
     seed: Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
-    dtype: Text = "float32"
-    device: Text = "auto"
-    batch: Positive = 64
-    prefilter: Text | None = None
-    steps: Positive | None = None
-    updates: Positive | None = None
+    dtype: Name = "float32"
+    device: Name = "auto"
+    batch: Annotated[Whole, Field(ge=1, le=LIMITS["batch"])] = 64
+    prefilter: Name | None = None
+    steps: Annotated[Whole, Field(ge=1, le=LIMITS["steps"])] | None = None
+    updates: Annotated[Whole, Field(ge=1, le=LIMITS["updates"])] | None = None
     penalty: NonNegative | None = None
     sparsity: Annotated[Number, Field(ge=0, lt=1)] | None = None
-    part: Positive | None = None
-    model_hash: Text | None = None
-    data_hash: Text | None = None
+    part: Annotated[Whole, Field(ge=1, le=LIMITS["part"])] | None = None
+    model_hash: Name | None = None
+    data_hash: Name | None = None
 
     @field_validator("prefilter")
     @classmethod

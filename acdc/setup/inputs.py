@@ -9,7 +9,7 @@ import torch
 from acdc.errors import FileError, short
 from acdc.graph.scores import Scores
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
-from acdc.model.load import Model, load_model
+from acdc.model.load import Model, load_model, place
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
 from acdc.setup.config import Config
@@ -82,6 +82,11 @@ def load(config: Config, task: Task, memory: float | None = None, of: Model | Ch
     Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
     checkpoint = of.checkpoint if isinstance(of, Model) else of or open_checkpoint(config.model)
+    n_edges = checkpoint.sizes.graph().n_edges
+    if config.edges is not None and config.edges > n_edges:
+        raise FileError(f"--edges: {config.edges} of {n_edges} residual edges; ask for fewer")
+    if not isinstance(of, Model):
+        place(checkpoint, config.device, config.dtype)  # before many prompts are drawn
     data = make_data(task, checkpoint.tokenizer, config.examples, config.seed)
     halves = data.discovery, data.held_out
     checkpoint.check_fits(*halves)
@@ -93,14 +98,10 @@ def load(config: Config, task: Task, memory: float | None = None, of: Model | Ch
             what = key.removesuffix("_hash")
             raise FileError(f"config: {key} is {stated}, but it is {found} now; the {what} has changed")
     device = model.transformer.device
-    sizes = model.transformer.config
-    n_edges = sizes.graph().n_edges
-    if config.edges is not None and config.edges > n_edges:
-        raise FileError(f"--edges: {config.edges} of {n_edges} residual edges; ask for fewer")
     part = config.part
     if part is None:
         bound = memory or default_memory(device)
-        part = prompts_at_once(config, sizes, data.discovery, bound, _halves(data), device.type)
+        part = prompts_at_once(config, checkpoint.sizes, data.discovery, bound, _halves(data), device.type)
     return Inputs(config.model_copy(update={**resolved, "part": part}), task, model, data)
 
 

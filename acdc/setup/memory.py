@@ -10,7 +10,6 @@ from __future__ import annotations
 from bisect import bisect
 from dataclasses import dataclass
 
-import numpy as np
 import psutil
 import torch
 
@@ -51,7 +50,7 @@ class Sizes:
     @property
     def weights(self) -> int:
         """All weights."""
-        return self.itemsize * sum(int(np.prod(shape)) for shape in self.model.shapes().values())
+        return self.itemsize * self.model.n_weights
 
     def activations(self, n: int) -> int:
         """What all senders write in one run of n prompts; heads are kept before their output projection."""

@@ -23,9 +23,10 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.errors import FileError, unknown
-from acdc.io.schema import Flag, Number, Strict, Text, UnknownKey, Whole, mistakes
+from acdc.io.schema import Flag, Line, Name, Number, Strict, Text, UnknownKey, Whole, mistakes
 from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
+from acdc.registry import LIMITS
 from acdc.setup.config import Config
 
 OPTIONS = tuple(key for key in Config.model_fields if key not in ("part", "model_hash", "data_hash"))
@@ -71,10 +72,6 @@ class AxisRange(Strict):
         return values
 
 
-# A line break would start a new line in the job's script.
-Line = Annotated[Text, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
-
-
 class Slurm(Strict):
     """What each Slurm job requests.
 
@@ -89,12 +86,12 @@ class Slurm(Strict):
         extra: other options of sbatch, by their long names
     """
 
-    partition: Line | None = None
-    account: Line | None = None
+    partition: Name | None = None  # a line break would start a new line in the job's script
+    account: Name | None = None
     time: Annotated[Whole, Field(ge=1)] = 60
     cpus: Annotated[Whole, Field(ge=1)] = 1
     gpus: Annotated[Whole, Field(ge=0)] = 0
-    memory: Annotated[Text, Field(pattern=r"^\d+(MB|GB)$")] | None = None
+    memory: Annotated[Text, Field(pattern=r"^[1-9]\d*(MB|GB)$")] | None = None
     parallel: Annotated[Whole, Field(ge=1)] = 100
     runs_per_job: Annotated[Whole, Field(ge=1)] | None = None
     extra: dict[Text, Line | Whole | Flag] = Field(default_factory=dict)
@@ -136,8 +133,8 @@ class Sweep(Strict):
     run_name: Text | None = None
     references: dict[Text, Text] = Field(default_factory=dict)
     executor: Literal["local", "slurm"] = "local"
-    workers: Annotated[Whole, Field(ge=1)] | None = None
-    threads: Annotated[Whole, Field(ge=1)] | None = None
+    workers: Annotated[Whole, Field(ge=1, le=LIMITS["workers"])] | None = None
+    threads: Annotated[Whole, Field(ge=1, le=LIMITS["threads"])] | None = None
     memory: Text | None = None
     slurm: Slurm = Slurm()
     track: Literal["wandb", "trackio"] | None = None

@@ -174,7 +174,7 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
 def _executor(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run]) -> Executor:
     """Return where the runs are made, by command line and file."""
     sweep = file.sweep
-    name = given["executor"] or sweep.executor
+    name = sweep.executor if given["executor"] is None else given["executor"]
     if name == "slurm":
         for flag in ("workers", "threads", "memory"):
             if given[flag] is not None:

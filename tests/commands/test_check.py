@@ -102,11 +102,11 @@ def test_a_published_circuit_bounds_recall_precision_classes_and_auc(golden, tmp
             check_circuit(golden, against, bounds)
 
 
+PUBLISHED = "circuit: golden.json"
 LIST = """
 checks:
   - {name: same, run: {task: or-gate, model: or-gate, dtype: float64, device: cpu}, against: golden.json}
   - {name: less, circuit: less.json, against: golden.json}
-  - {name: gone, circuit: less.json, against: missing.json}
   - {name: published, circuit: golden.json, against: or-gate, precision: 1}
 """
 
@@ -116,11 +116,10 @@ def test_a_list_runs_all_and_reports_in_junit(golden, tmp_path):
     edited(golden, tmp_path / "less.json", 1)
     (tmp_path / "checks.yaml").write_text(LIST)
     outcomes = check_list(tmp_path / "checks.yaml")
-    assert [o.passed for o in outcomes] == [True, False, False, True]
-    assert "missing" in outcomes[2].problems[0]
+    assert [o.passed for o in outcomes] == [True, False, True]
     suite = ElementTree.fromstring(junit(outcomes))
-    assert (suite.get("tests"), suite.get("failures")) == ("4", "2")
-    assert [case.find("failure") is None for case in suite] == [True, False, False, True]
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "1")
+    assert [case.find("failure") is None for case in suite] == [True, False, True]
 
 
 @pytest.mark.parametrize(
@@ -134,10 +133,28 @@ def test_a_list_runs_all_and_reports_in_junit(golden, tmp_path):
         (("dtype: float64", "dtype: float16"), "dtype"),
         (("task: or-gate, model: or-gate", "task: ioi"), "name the model"),
         (("checks:", "tests:"), "checks"),
+        (
+            ("less.json, against: golden.json", "less.json, against: gone.json"),
+            r"checks.yaml: less: .*gone.json: can't",
+        ),
+        (("circuit: golden.json", "circuit: gone.json"), r"checks.yaml: published: .*gone.json: can't be read"),
+        (("against: or-gate", "against: or-gat"), r"checks.yaml: published: unknown published circuit 'or-gat'"),
+        (("against: or-gate", "against: ioi"), r"checks.yaml: published: ioi: is of a graph of 12 layers"),
+        ((PUBLISHED, "run: {task: or-gate, model: tyny}"), r"checks.yaml: published: --model tyny: "),
+        ((PUBLISHED, "run: {task: ioi, model: or-gate}"), r"checks.yaml: published: .*or-gate"),
+        (
+            (
+                f"{PUBLISHED}, against: or-gate, precision: 1",
+                "run: {task: or-gate, threshold: 9.0}, against: golden.json",
+            ),
+            r"checks.yaml: published: .*another threshold: .*, not 9.0",
+        ),
     ],
 )
-def test_a_bad_list_is_one_message_before_anything_runs(tmp_path, change, says):
+def test_a_bad_list_is_one_message_before_anything_runs(golden, tmp_path, change, says):
     assert change[0] in LIST
+    shutil.copy(golden, tmp_path / "golden.json")
+    edited(golden, tmp_path / "less.json", 1)
     (tmp_path / "checks.yaml").write_text(LIST.replace(*change, 1))
     with pytest.raises(UserError, match=says):
         check_list(tmp_path / "checks.yaml", say=lambda _: pytest.fail("ran"))

@@ -243,6 +243,7 @@ def test_a_method_that_scores_edges_has_no_orders(call, tmp_path):
 MISTAKES = {
     "no reruns": (["--seeds", "0", "--resamples", "0", "--orders", "0"], "--seeds"),
     "negative": (["--seeds", "-1"], "--seeds"),
+    "too many": (["--seeds", "1" + "0" * 30], "--seeds"),
     "core of nothing": (["--core", "0"], "--core"),
     "core above 1": (["--core", "90"], "--core"),
     "core is no number": (["--core", "nan"], "--core"),

@@ -6,6 +6,7 @@ import copy
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,12 @@ def test_circuit_json_round_trip(tmp_path: Path, circuit: Circuit) -> None:
 
 def test_bytes_do_not_depend_on_the_order_of_free_keys(tmp_path: Path) -> None:
     circuit = random_circuit(SMALL, 1)
-    write_circuit(tmp_path / "a", file_of(circuit, metrics={"kl": 0.1, "accuracy": 1.0}))
-    write_circuit(tmp_path / "b", file_of(circuit, metrics={"accuracy": 1.0, "kl": 0.1}))
+    write_circuit(
+        tmp_path / "a", file_of(circuit, metrics={"held_out.circuit.kl": 0.1, "held_out.circuit.accuracy": 1.0})
+    )
+    write_circuit(
+        tmp_path / "b", file_of(circuit, metrics={"held_out.circuit.accuracy": 1.0, "held_out.circuit.kl": 0.1})
+    )
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -116,6 +121,9 @@ def sound() -> dict[str, Any]:
     return raw
 
 
+MODEL = sound()["model"]
+
+
 def put(where: str, value: Any) -> Any:
     """Return a function that sets one value; a number in the path is an index."""
 
@@ -135,14 +143,24 @@ WRONG = {
     "version 0": (put("format_version", 0), "format_version"),
     "no task": (lambda raw: raw.pop("task"), "task: is missing"),
     "unknown key": (put("method/tau", 1), "method: unknown key 'tau'"),
-    "string for number": (put("task/seed", "7"), "task.seed: should be a valid integer, got '7'"),
+    "string for number": (put("task/seed", "7"), "task.seed: should be a valid integer, not the text '7': write 7"),
     "number for string": (put("command", 7), "command"),
     "true for a number": (put("edges/0/score", True), "edges.0.score"),
     "not finite": (put("edges/1/change", float("nan")), "edges.1.change"),
     "no layers": (put("model/n_layers", 0), "model.n_layers"),
     "huge": (put("model/n_heads", 10**9), "model.n_heads"),
     "no inputs": (put("model/inputs", []), "model.inputs"),
-    "inputs twice": (put("model/inputs", ["tok", "tok"]), "tok, tok must be unique"),
+    "inputs twice": (put("model/inputs", ["tok", "tok"]), "should be input or tok and pos"),
+    "inputs in HTML": (put("model/inputs", ['<<TABLE HREF="javascript:alert(1)">']), "should be input or tok and pos"),
+    "an empty input": (put("model/inputs", [""]), "should be input or tok and pos"),
+    "inputs in LaTeX": (put("model/inputs", ["%"]), "should be input or tok and pos"),
+    "a title in a task": (put("task/name", "ioi\x1b]0;x\x07"), "task.name: has the character '\\x1b'"),
+    "a line break in a model": (put("model/name", "tiny\nx"), "model.name: has the character '\\n'"),
+    "a turn in a command": (put("command", "acdc \u202e"), "command: has the character '\\u202e'"),
+    "a column of the table": (put("metrics/run", 1.0), "metrics.run: 'run' should be <half>.<what>.<metric>"),
+    "another column": (put("metrics/state", 1.0), "metrics.state: 'state' should be"),
+    "a formula": (put("metrics", {"=HYPERLINK(1)": 1.0}), "should be <half>.<what>.<metric>"),
+    "a bomb": (put("model", {**MODEL, "n_layers": 1000, "n_heads": 1000}), "graph of more than 17,000 nodes"),
     "no such edge": (put("edges/0/name", "m1->m0"), "2 layers, 2 heads has no edge 'm1->m0'"),
     "no such direct edge": (put("edges/3/name", "m0->m0"), "no edge 'm0->m0'"),
     "edge twice": (put("edges/1/name", "input->a0.h1<v>"), "'input->a0.h1<v>' is listed twice"),
@@ -201,9 +219,22 @@ def test_what_is_no_json_is_refused_in_one_line(tmp_path: Path, read: Any, conte
     assert "\n" not in str(error.value)
 
 
+def test_reading_takes_no_more_memory_than_the_file(tmp_path: Path) -> None:
+    """The graph of these sizes has 400 million pairs of a sender and a receiver."""
+    g = Graph(100, 115)
+    raw = {**sound(), "edges": [{"name": "input->logits"}], "model": {**MODEL, "n_layers": 100, "n_heads": 115}}
+    raw["graph"] = {"edges": {"kept": 1, "total": g.n_edges}, "edges_with_direct": None, "nodes": 2, "dead": 0}
+    (tmp_path / "circuit.json").write_text(json.dumps(raw))
+    tracemalloc.start()
+    assert read_circuit(tmp_path / "circuit.json").model.graph == g
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6, peak
+
+
 def test_a_number_that_is_not_finite_is_never_written() -> None:
     with pytest.raises(ValidationError):
-        file_of(Circuit.empty(SMALL), metrics={"kl": float("nan")})
+        file_of(Circuit.empty(SMALL), metrics={"held_out.circuit.kl": float("nan")})
 
 
 # writing

@@ -487,7 +487,7 @@ def file_of(circuit: Circuit, name: str = "greater-than") -> CircuitFile:
             options={"order": name},
         ),
         graph=GraphPart.of(circuit),
-        metrics={"kl": 0.12345678, name: 1.0},
+        metrics={"held_out.circuit.kl": 0.12345678},
         edges=tuple(e.model_copy(update={"change": {"input->m0": 0.7}.get(e.name)}) for e in edges_of(circuit)),
         environment={"python": name},
         command=f"acdc run --task {name}",

@@ -33,7 +33,7 @@ from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support.browser import chromium, opened
 
-EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> &amp; "\' מבחן 🙂 \u2028 ${a} $title'
+EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> &amp; "\' מבחן 🙂 ${a} $title'
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def file_of(circuit: Circuit, name: str = "ioi") -> CircuitFile:
         edges=edges,
         environment={"acdc": name},
         command=f"acdc run --task {name}",
-        notes=(name,),
+        notes=(f"{name}\u2028",),
     )  # fmt: skip
 
 
@@ -309,7 +309,7 @@ def test_an_exported_page_has_what_lies_beside_the_circuit(browser, ioi, tmp_pat
         ({"faithfulness": {}}, "faithfulness and metric should have the same halves"),
         ({"metric": {"held_out": [0.1, 0.2]}}, "metric.held_out"),
         ({"cost": {}}, "cost.seconds: is missing"),
-        ({"metrics": {"a": "b"}}, "metrics.a"),
+        ({"metrics": {"held_out.model.kl": "b"}}, "metrics.held_out.model.kl"),
         ({"more": 1}, "unknown key 'more'"),
     ],
 )
@@ -324,7 +324,7 @@ def test_measures_that_are_none_are_refused(ioi, tmp_path, call, change, said):
 
 def test_a_circuit_with_few_measures_is_shown(ioi, tmp_path, call):
     file = read_circuit(ioi / "circuit.json")
-    some = {"held_out.circuit.kl": 0.5, "odd": 1.0, "held_out.circuit.a.b": 2.0, "discovery.circuit.": 1.0}
+    some = {"held_out.circuit.kl": 0.5, "held_out.circuit.a.b": 2.0}
     write_circuit(tmp_path / "c.json", file.model_copy(update={"metrics": some}))
     assert call("export", tmp_path / "c.json", "--to", "html")[0] == 0
     assert "held out a.b" in (tmp_path / "c.html").read_text()

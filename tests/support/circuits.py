@@ -26,7 +26,7 @@ def file_of(circuit: Circuit, **changed: Any) -> CircuitFile:
         "model": model,
         "method": method,
         "graph": GraphPart.of(circuit, dead=2),
-        "metrics": {"kl": 0.123, "faithfulness": 0.9},
+        "metrics": {"held_out.circuit.kl": 0.123, "held_out.circuit.accuracy": 0.9},
         "edges": edges_of(circuit),
         "environment": {"python": "3.11", "acdc": "0.1.0"},
         "command": "acdc run --task greater-than",

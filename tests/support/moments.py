@@ -336,7 +336,8 @@ def of_run(task: str, force: bool = False, **given: Any) -> Job:
 def of_comparison(task: str) -> Job:
     def job(out: Path, show: Callable[[object], None]) -> object:
         methods = "eap-ig,diffmask,eap-ig:0.5+acdc"
-        plan, _ = compare_plan.make_plan({"device": "cpu"}, task, methods, "8", False, None, 2, out, None)
+        wanted = {"tasks": task, "methods": methods, "sizes": "8", "greedy": False, "reference": None, "updates": 2}
+        plan, _ = compare_plan.make_plan({"device": "cpu"}, {**wanted, "out": out}, None)
         return compare.compare(plan, None, False, show, lambda _: None)
 
     return job

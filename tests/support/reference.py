@@ -17,6 +17,7 @@ from pydantic.json_schema import GenerateJsonSchema, models_json_schema
 from acdc.commands.check import Checks
 from acdc.files.circuit import CircuitFile
 from acdc.files.published import PublishedFile
+from acdc.graph.graph import INPUTS
 from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import Config
 from acdc.sweep.file import OPTIONS as SWEEP_OPTIONS
@@ -116,6 +117,10 @@ unsaid = only()  # conditions that a JSON schema can't express
 VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "one_or_many": also(TEXT),
     "as_answers": also(TEXT),
+    "one_line": unsaid,
+    "measure": unsaid,
+    "known_inputs": only(enum=[list(names) for names in INPUTS]),
+    "ModelPart._possible": unsaid,
     "as_prompt": also(TEXT),
     "Strict._known_keys": unsaid,
     "NumberRange._size": unsaid,
@@ -227,9 +232,6 @@ def finish(definitions: Schema) -> Schema:
         if model in definitions:
             properties = definitions[model]["properties"]
             properties[key] = narrowed(properties[key], part, more)
-    if "Sizes" in definitions:  # pydantic puts the minimum length of a list on the text form
-        inputs = definitions["Sizes"]["properties"]["inputs"]
-        inputs["minItems"] = inputs.pop("minLength")
     return definitions
 
 

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -205,6 +206,13 @@ BAD = {
         "executor: should be 'local' or 'slurm', got 'kubernetes'",
     ),
     "a size that is none": (SMALL | {"memory": "much"}, "memory: 'much' is not a size"),
+    "no memory": (SMALL | {"memory": "0MB"}, "memory: '0MB': should be 1 MB or more"),
+    "no memory in Slurm": (SMALL | {"slurm": {"memory": "0MB"}}, "slurm.memory"),
+    "too many workers": (SMALL | {"workers": 10**30}, "workers: should be less than or equal to 1000"),
+    "a number that YAML reads as a text": (
+        "grid:\n  task: [ioi]\n  model: [tiny]\n  threshold: [1e-7]\n",
+        "threshold 1e-7: --threshold: should be a valid number, not the text '1e-7': write 1.0e-07",
+    ),
     "a reference of no task": (
         SMALL | {"references": {"induction": "x.json"}},
         "references: induction: no run is of this task",
@@ -385,6 +393,8 @@ def test_results_filter_sort_and_print(swept, call):
         (("--where", "task"), "--where: 'task' is not a condition"),
         (("--where", "kept=many"), "--where: kept is a number, not 'many'"),
         (("--sort", "sice"), "--sort: unknown column 'sice'"),
+        (("--columns", "run,run"), "--columns: 'run,run' has run twice"),
+        (("--columns", ""), "--columns: is empty"),
         (("--columns", "run,keptt"), "--columns: unknown column 'keptt'"),
     ):
         code, _, err = call("results", out, *bad)
@@ -395,11 +405,36 @@ def test_results_filter_sort_and_print(swept, call):
 
 def test_results_reads_the_directories_of_single_runs_too(call, tmp_path):
     call("run", "--task", "greater-than", "--model", "tiny", "--examples", 10, "--threshold", "0.1,0.3")
-    rows = found_rows(tmp_path / "runs")
+    rows, others = found_rows(tmp_path / "runs")
+    assert not others
     assert [row["threshold"] for row in chosen(rows, [], "threshold")] == [0.1, 0.3]
     assert "threshold" in to_text(rows) and to_csv(rows).count("\n") == 3
     (tmp_path / "empty").mkdir()
     assert "has no runs" in call("results", tmp_path / "empty")[2]
+
+
+def test_results_leaves_out_what_is_not_ours_and_says_so(call, tmp_path):
+    call("run", "--task", "or-gate")
+    strange = {
+        "app": "port: 80\n",
+        "list": "- 1\n",
+        "broken": "a: [\n",
+        "pipe": None,
+        "old": "task: ioi\nmodel: tiny\n",
+    }
+    for name, text in strange.items():
+        (tmp_path / "runs" / name).mkdir()
+        file = tmp_path / "runs" / name / "config.yaml"
+        os.mkfifo(file) if text is None else file.write_text(text)
+    code, out, err = call("results", "runs", "--csv")
+    assert (code, out.count("\n")) == (0, 2)
+    lines = err.splitlines()
+    assert len(lines) == len(strange)
+    for line, name in zip(lines, sorted(strange), strict=True):
+        assert line.startswith(f"note: left out: runs/{name}/config.yaml: "), err
+    shutil.rmtree(next((tmp_path / "runs").glob("or-gate*")))
+    code, _, err = call("results", "runs")
+    assert code == 2 and "runs: has no runs that can be read" in err and "app/config.yaml" in err
 
 
 # ---------------------------------------------------------------- survival

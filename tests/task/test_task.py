@@ -676,7 +676,7 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
         ["data.template: template", "fields are {slot}"],
     ),
     ("open brace", {"data": {"template": "{a} {b} {"}}, ["data.template: template", "write {{ and }}"]),
-    ("empty template", {"data": {"template": ""}}, ["data.template:", "should have at least 1 character"]),
+    ("empty template", {"data": {"template": ""}}, ["data.template:", "should not be empty"]),
     (
         "empty one among others",
         {"data": {"template": None, "templates": [""]}},
@@ -685,7 +685,7 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "empty corrupted template",
         {"corrupt": {"redraw": None, "template": ""}},
-        ["corrupt.template:", "should have at least 1 character"],
+        ["corrupt.template:", "should not be empty"],
     ),
     ("no source", {"data": {"template": None}}, ["data: should have exactly one of template", "has none"]),
     (
@@ -933,7 +933,7 @@ BAD_ROWS = [
     ("no clean", '{"corrupted": "b b"}', ["r.jsonl line 1: clean: is missing"]),
     ("no corrupted", '{"clean": "a b"}', ["corrupt: is missing and prompt 1 of data has no corrupted of its own"]),
     ("no text", '\n{"clean": 5, "corrupted": "b b"}', ["r.jsonl line 2: clean: should be a text", "got 5"]),
-    ("empty text", '{"clean": "", "corrupted": "b b"}', ["r.jsonl line 1: clean:", "should have at least 1 character"]),
+    ("empty text", '{"clean": "", "corrupted": "b b"}', ["r.jsonl line 1: clean:", "should not be empty"]),
     ("empty file", "", ["r.jsonl: has no rows"]),
     ("empty", "\n\n", ["r.jsonl: has no rows"]),
     ("a list", '{"clean": "a", "corrupted": "b"}\n[1]', ["r.jsonl line 2: should be a mapping"]),
