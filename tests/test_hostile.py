@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from acdc.commands.check import read_checks
 from acdc.commands.evaluate import config_beside
@@ -303,8 +304,20 @@ def test_names_lead_nowhere_else(tmp_path: Path, name: str) -> None:
         assert Path(run.name).name == run.name and run.name not in ("", ".", "..") and "\n" not in run.name
     except UserError as error:
         assert "run_name" in str(error)
-    config = Config(task="ioi", model=name, metric="kl", threshold=0.1, ablation="zero", examples=1, seed=0)
-    if len(name) < 256:  # the limit of file systems
+    given = {
+        "task": "ioi",
+        "model": name,
+        "metric": "kl",
+        "threshold": 0.1,
+        "ablation": "zero",
+        "examples": 1,
+        "seed": 0,
+    }
+    if name in ("", "a\0b", "a\nb"):
+        with pytest.raises(ValidationError):
+            Config(**given)
+    elif len(name) < 256:  # the limit of file systems
+        config = Config(**given)
         assert Path(config.folder).name == config.folder and "\n" not in config.folder
     for read in (load_model, open_checkpoint, load_task):
         with pytest.raises(UserError), in_time(), watched(tmp_path):

@@ -89,6 +89,7 @@ def fits(value, schema, root):
         "maximum": of("number", lambda high: value <= high),
         "exclusiveMaximum": of("number", lambda high: value < high),
         "minLength": of("string", lambda n: len(value) >= n),
+        "maxLength": of("string", lambda n: len(value) <= n),
         "pattern": of("string", lambda pattern: re.search(pattern, value)),
         "minItems": of("array", lambda n: len(value) >= n),
         "maxItems": of("array", lambda n: len(value) <= n),

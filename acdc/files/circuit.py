@@ -17,7 +17,7 @@ from acdc.files.metrics import Measures
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import MAX_NODES, Graph, known_inputs
 from acdc.io.files import read_json, write_atomic
-from acdc.io.schema import Flag, Line, Number, Strict, Text, Whole, validated
+from acdc.io.schema import Flag, Label, Line, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
 EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
@@ -48,11 +48,11 @@ class TaskPart(Strict):
         data_hash: the first 16 hex digits of the SHA-256 of the prompts' tokens
     """
 
-    name: Line
+    name: Label
     version: Whole
     examples: Count
     seed: Whole
-    data_hash: Line
+    data_hash: Label
 
 
 class ModelPart(Strict):
@@ -70,9 +70,9 @@ class ModelPart(Strict):
         parallel: whether MLPs read the same stream as the heads of their layer, so that there is no edge between them
     """
 
-    name: Line
-    family: Line
-    hash: Line
+    name: Label
+    family: Label
+    hash: Label
     n_layers: Few
     n_heads: Few
     d_model: Size
@@ -106,11 +106,11 @@ class MethodPart(Strict):
         options: the method's other options
     """
 
-    name: Line
-    metric: Line
-    ablation: Line
-    dtype: Line
-    device: Line
+    name: Label
+    metric: Label
+    ablation: Label
+    dtype: Label
+    device: Label
     threshold: Number | None
     options: Sorted[Flag | Whole | Number | Line]
 
@@ -174,7 +174,7 @@ class Edge(Strict):
         score: importance in the method's units, larger is more important; null if there is none
     """
 
-    name: Line
+    name: Label
     change: Number | None = None
     score: Number | None = None
 

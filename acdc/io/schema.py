@@ -28,7 +28,8 @@ def one_line(text: str) -> str:
 
 Text = Annotated[str, Field(strict=True)]
 Line = Annotated[Text, AfterValidator(one_line)]
-Name = Annotated[Line, Field(min_length=1)]
+Name = Annotated[str, Field(strict=True, min_length=1), AfterValidator(one_line)]
+Label = Annotated[str, Field(strict=True, max_length=300), AfterValidator(one_line)]  # a file's name has 255 at most
 Whole = Annotated[int, Field(strict=True)]
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Flag = Annotated[bool, Field(strict=True)]

@@ -155,6 +155,7 @@ WRONG = {
     "an empty input": (put("model/inputs", [""]), "should be input or tok and pos"),
     "inputs in LaTeX": (put("model/inputs", ["%"]), "should be input or tok and pos"),
     "a title in a task": (put("task/name", "ioi\x1b]0;x\x07"), "task.name: has the character '\\x1b'"),
+    "a title without end": (put("task/name", "x " * 100_000), "task.name: String should have at most 300 characters"),
     "a line break in a model": (put("model/name", "tiny\nx"), "model.name: has the character '\\n'"),
     "a turn in a command": (put("command", "acdc \u202e"), "command: has the character '\\u202e'"),
     "a column of the table": (put("metrics/run", 1.0), "metrics.run: 'run' should be <half>.<what>.<metric>"),
