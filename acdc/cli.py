@@ -95,6 +95,7 @@ def run(
     say(*notes)
 
     from acdc.commands.run import run as execute  # imports torch: only now, when the options are known to be right
+    from acdc.methods.discover import check_threshold
     from acdc.report.run import overview, to_text
     from acdc.setup.inputs import load
 
@@ -104,8 +105,10 @@ def run(
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
     found = []
-    for value in thresholds:
-        at = inputs if value is None else inputs.at(value)
+    several = [inputs if value is None else inputs.at(value) for value in thresholds]
+    for at in several:
+        check_threshold(at)
+    for value, at in zip(thresholds, several, strict=True):
         folder = out / f"threshold-{in_name(value)}" if out and value is not None and len(thresholds) > 1 else out
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
@@ -220,7 +223,7 @@ def export(
     """
     from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look
     from acdc.files.eap_ig import NAMES, read_all
-    from acdc.io.files import check_output, write_output
+    from acdc.io.files import check_output, write_atomic, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
@@ -231,7 +234,7 @@ def export(
         show(data.encode() if isinstance(data, str) else data)
         return
     check_output("--out", target, circuit, *(circuit.with_name(name) for name in READ))
-    write_output(target, data)
+    (write_output if out else write_atomic)(target, data)  # a link is followed if the user has named it
     show(str(target))
 
 
@@ -385,6 +388,8 @@ def results(
     from acdc.files.table import chosen, every_column, found_rows, to_csv
     from acdc.report.results import to_text
 
+    if csv and json_:
+        raise UserError("--csv and --json: give one of the two")
     rows, others = found_rows(directory)
     say(*(f"note: left out: {other}" for other in others))
     known = every_column(rows)

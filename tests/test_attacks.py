@@ -329,7 +329,7 @@ def test_no_cell_is_a_formula(here, name):
 # The recorded command.
 
 
-@pytest.mark.parametrize("name", ["-x.yaml", "~.yaml", "a\nb.yaml", "a=$(touch x).yaml"])
+@pytest.mark.parametrize("name", ["-x.yaml", "~.yaml", "a=$(touch x).yaml"])
 def test_the_recorded_command_names_the_task(here, name):
     task_file(name)
     assert here("run", f"--task={name}", "--out", "one").code == 0
@@ -457,7 +457,8 @@ def test_nothing_from_files_rules_the_terminal(here, name):
 
 INTERRUPT = """
 import os, signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)
+from acdc import start
+signal.signal(signal.SIGINT, start._interrupt)
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == {name!r}:
@@ -719,16 +720,14 @@ def test_mistakes_in_python_are_user_errors(here, request, name, what):
     [
         ((*RUN, "--seed", "1e3"), ("--seed", "1e3"), "says that a string can't be parsed, not which"),
         ((*RUN, "--examples", "many"), ("--examples", "many"), "says that a string can't be parsed, not which"),
-        ((*RUN, "--config", ""), ("--config", "''"), "calls it '.', and doesn't name the option"),
-        (("models", ""), ("''",), "says that config.json is not found, not of what"),
-        (("diff", CIRCUIT, "bom.json"), ("without",), "advises to decode with utf-8-sig"),
+        ((*RUN, "--config", ""), ("--config", "is empty"), "calls it '.', and doesn't name the option"),
+        (("models", ""), ("models", "is empty"), "says that config.json is not found, not of what"),
         (("run", "--config", "c.yaml"), ("direct", "true"), "should be a valid boolean; doesn't say: true or false"),
-        ((*RUN, "--device", "cuda:99"), ("has no CUDA",), "Torch not compiled with CUDA enabled"),
+        ((*RUN, "--device", "cuda:99"), ("not on this machine",), "Torch not compiled with CUDA enabled"),
     ],
 )
 def test_messages_name_the_value_and_the_remedy(here, request, command, words, what):
     request.applymarker(broken(what))
-    written("bom.json", b"\xef\xbb\xbf" + Path(CIRCUIT).read_bytes())
     written("c.yaml", {"task": "or-gate", "direct": "no"})
     refused(here(*command), *words)
 

@@ -40,8 +40,8 @@ def tasks(
         details["defaults"] += f", model {d.model}"
     if d.models:
         details["per model"] = "; ".join(f"{m}: {o.model_dump(exclude_none=True)}" for m, o in d.models.items())
-    _details(details)
     if model is None:
+        _details(details)
         return
     from acdc.evaluation.competence import competence  # imports torch
     from acdc.report.competence import to_text
@@ -50,7 +50,9 @@ def tasks(
 
     config, checked, _ = resolve({"task": name, "model": model}, None, None)
     inputs = load(config, checked)
-    show("\n" + to_text(inputs, competence(inputs)))
+    found = competence(inputs)
+    _details(details)
+    show("\n" + to_text(inputs, found))
 
 
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:

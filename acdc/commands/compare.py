@@ -24,7 +24,7 @@ from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, write_scores
-from acdc.io.files import to_json, write_atomic
+from acdc.io.files import read_json, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Show
 from acdc.io.sizes import in_name
@@ -49,7 +49,8 @@ def compare(
     """Run all methods on all tasks, staying below `memory` bytes, measure their circuits and write the files. Raise
     UserError if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
     loaded = _load(plan, memory)
-    with locked(plan.out):
+    with locked(plan.out, others=("config.yaml", "runs")):
+        _check_same(plan)
         tasks = []
         while loaded:  # a task's activations are freed before the next one
             tasks.append(_on_task(plan, *loaded.pop(0), progress, say))
@@ -61,6 +62,22 @@ def compare(
             for name, data in curves.draw(of_comparison(result)).items():
                 write_atomic(plan.out / name, data)
     return result
+
+
+def _check_same(plan: ComparePlan) -> None:
+    """Raise FileError if the directory holds the result of another comparison, which would be lost."""
+    file = plan.out / "compare.json"
+    if not file.exists():
+        return
+    found = read_json(file)
+    wanted = {"sizes": list(plan.sizes), "greedy": plan.greedy, "tasks": [config.task_name for config, _ in plan.tasks]}
+    names = [task.get("name") for task in found.get("tasks") or [] if isinstance(task, dict)]
+    for key, value in wanted.items():
+        stated = names if key == "tasks" else found.get(key)
+        if stated != value:
+            raise FileError(
+                f"{plan.out}: holds a comparison of other {key} ({stated}, here {value}); choose another --out"
+            )
 
 
 def _load(plan: ComparePlan, memory: float | None) -> list[tuple[Inputs, Circuit | None]]:

@@ -25,9 +25,19 @@ COUNT: dict[str, Any] = {"min": 0, "max": LIMITS["reruns"]}
 SIZE: dict[str, Any] = {"parser": memory_bound, "metavar": "<size>"}
 
 
+def whole(text: str) -> int:
+    """The value of an option that is a whole number."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number; write it in digits, as 1000") from None
+
+
 def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
     """Declare an option of a table; `default` is REQUIRED if it may not be left out."""
     annotated: Any = Annotated
+    if kind is int and "min" not in settings:
+        settings |= {"parser": whole, "metavar": "<int>"}
     return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
 

@@ -186,7 +186,7 @@ def _write(
 @contextmanager
 def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
     """Lock the run's directory against other processes, and check that it holds no other config's run."""
-    with locked(out, "this run", config.to_yaml()):
+    with locked(out, "this run", config.to_yaml(), ("runs", "compare.json", "stability.json", "base")):
         stated = out / "config.yaml"
         instead = "choose another --out, or replace it with --force"
         if force:

@@ -82,7 +82,7 @@ def stability(
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
     inputs = load(plan.config, plan.task, memory)
     out = plan.out or Path("stability") / inputs.config.folder
-    with locked(out, config=inputs.config.to_yaml()):
+    with locked(out, config=inputs.config.to_yaml(), others=("runs", "compare.json", "circuit.json")):
         claim(out, inputs.config.to_yaml())
         notes = []
         if doubt := warning(inputs, competence(inputs)):

@@ -48,7 +48,12 @@ def write_output(path: Path, data: bytes | str) -> None:
 
 def check_output(flag: str, path: Path | None, *inputs: Path) -> None:
     """Raise FileError if a file that is to be written is one of the files that are read, by whatever name or link."""
-    if path is None or not path.exists():
+    if path is None:
+        return
+    if path.is_dir() or not path.parent.is_dir():
+        what = "is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        raise FileError(f"{flag} {path}: can't be written ({what})")
+    if not path.exists():
         return
     for file in inputs:
         if file.exists() and file.samefile(path):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import rmtree
 
 from filelock import FileLock, Timeout
 
@@ -11,11 +12,12 @@ from acdc.io.files import read_text, write_atomic
 
 
 @contextmanager
-def locked(out: Path, what: str = "there", config: str | None = None) -> Iterator[None]:
+def locked(out: Path, what: str = "there", config: str | None = None, others: tuple[str, ...] = ()) -> Iterator[None]:
     """Make the directory if needed and lock it; raise InUse if another process is writing `what` there.
 
     Raises FileError if the directory holds something and was not made by acdc: it has no lock file, nor the run of this
-    `config` (copies of a run often lack the hidden file). If what is done inside is refused, a new directory goes.
+    `config` (copies of a run often lack the hidden file); or if another command made it, which one of the names `others`
+    shows. If what is done inside is refused, a new directory goes.
     """
     lock = out / ".lock"
     try:
@@ -24,6 +26,8 @@ def locked(out: Path, what: str = "there", config: str | None = None) -> Iterato
         if not lock.exists() and any(out.iterdir()) and not _holds(out / "config.yaml", config):
             some = min(path.name for path in out.iterdir())
             raise FileError(f"--out {out}: holds files that are not acdc's ({some}); choose a new or an empty folder")
+        if made := next((name for name in others if (out / name).exists()), None):
+            raise FileError(f"--out {out}: was made by another command, which wrote {made}; choose another folder")
         if lock.is_symlink():
             raise FileError(f"--out {lock}: is a link; remove it or choose another folder")
         held = FileLock(lock, timeout=0)
@@ -36,10 +40,9 @@ def locked(out: Path, what: str = "there", config: str | None = None) -> Iterato
         enter(out)
         yield
     except UserError:
-        if before and {path.name for path in out.iterdir()} <= {lock.name, "config.yaml"}:
-            for path in out.iterdir():
-                path.unlink()
-            for folder in before:
+        if before and {path.name for path in out.rglob("*") if path.is_file()} <= {lock.name, "config.yaml"}:
+            rmtree(out)
+            for folder in before[1:]:
                 folder.rmdir()
         raise
     finally:

@@ -90,6 +90,8 @@ def problems(error: ValidationError) -> list[tuple[str, str]]:
             "string_too_short": "should not be empty",
             "tuple_type": f"should be a list{got}",
             "dict_type": f"should be a mapping{got}",
+            "bool_type": f"should be true or false{got}",
+            "bool_parsing": f"should be true or false{got}",
         }
         if problem["type"] in ("float_type", "int_type") and (number := _meant(problem["input"])):
             got = f", not the text {short(problem['input'])}: write {number}"

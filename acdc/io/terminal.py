@@ -54,5 +54,6 @@ def _write(stream: Any, text: str | bytes) -> None:
         to.write(text)
         to.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        with suppress(OSError, ValueError):  # it has no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         raise

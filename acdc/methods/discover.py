@@ -71,7 +71,7 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
     Raises:
         UserError: the threshold is below the rounding of the metric, or the metric is not finite.
     """
-    _check_threshold(inputs)
+    check_threshold(inputs)
     c = inputs.config
     model = inputs.model.transformer
     parts = inputs.parts("discovery")
@@ -90,10 +90,12 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
     return Discovery(circuit, tuple(journal.decisions), engine.evaluations)
 
 
-def _check_threshold(inputs: Inputs) -> None:
-    """Raise UserError for a threshold below the rounding of the metric, but for 0, which accepts no rise at all."""
+def check_threshold(inputs: Inputs) -> None:
+    """Raise UserError for a threshold of acdc below the rounding of the metric, but for 0, which accepts no rise."""
     model = inputs.model.transformer
     config = inputs.config
+    if config.method != "acdc":
+        return
     with torch.inference_mode():
         least = resolution(model, inputs.parts("discovery").targets)
     if 0 < (config.threshold or 0.0) < least:

@@ -62,8 +62,8 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
     prompts = _prompts(checkpoint, splits)
     where = str(checkpoint.path)
     with ThreadPoolExecutor(1) as beside, torch.no_grad():  # hashing and torch both release the GIL
-        digest = beside.submit(checkpoint.hash)
         read = checkpoint.read(DTYPES[dtype])
+        digest = beside.submit(checkpoint.hash)
         expected = None
         if not isinstance(read, dict):
             with huggingface.transformers(checkpoint.path, "checkpoint"):
@@ -125,7 +125,7 @@ def pick_device(device: str) -> torch.device:
     known = [kind for kind in there if there[kind]]
     if device == "auto":
         device = known[0]
-    if not there.get(device.partition(":")[0], True):
+    if not there.get(device.partition(":")[0]):
         raise ModelError(f"--device {device}: not on this machine, or not in this PyTorch; it has {', '.join(known)}")
     try:
         return torch.empty(0, device=device).device

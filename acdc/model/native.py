@@ -31,6 +31,7 @@ def sizes(config: Any) -> ModelConfig:
 def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights, which are the tensors."""
     t.out |= {name: t.take(name) for name in t.sizes.shapes()}
+    t.finish()
 
 
 def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:

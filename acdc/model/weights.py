@@ -78,12 +78,15 @@ class Weights:
         return factor
 
     def put_unembedding(self, norm: str) -> None:
-        """Set the unembedding, from the head or the embedding that it is tied to, with its norm folded in; raise
-        ModelError if a tensor was never read."""
+        """Set the unembedding, from the head or the embedding that it is tied to, with its norm folded in, and finish."""
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)
         weight = self.take(head) if head else token
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
+        self.finish()
+
+    def finish(self) -> None:
+        """Raise ModelError if a tensor was never read."""
         if left := sorted(set(self._tensors) - self._used):
             more = f" (and {len(left) - 1} more)" if len(left) > 1 else ""
             what = f"tensor {left[0]!r} has no place in a model of this family{more}"

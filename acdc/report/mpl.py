@@ -19,6 +19,7 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
+    date = os.environ.pop("SOURCE_DATE_EPOCH", None)  # matplotlib reads it, though no date is written
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -29,6 +30,7 @@ def own_settings(settings: Mapping[str, object]) -> Iterator[None]:
                 yield
     finally:
         logger.setLevel(level)
+        os.environ.update({"SOURCE_DATE_EPOCH": date} if date is not None else {})
 
 
 def _imported() -> Any:

@@ -159,6 +159,8 @@ def command_line(config: Config) -> str:
     words = ["acdc", "run"]
     for key, value in flags.items():
         words += [f"--{key}", str(value)]
+    if config.batch != Config.model_fields["batch"].default:
+        words += ["--batch", str(config.batch)]
     words.append("--direct" if config.direct else "--no-direct")
     words += [f"--{name}" for name in ("abs", "greedy") if getattr(config, name)]
     return shlex.join(words)

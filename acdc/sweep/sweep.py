@@ -35,7 +35,7 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
     UserError if the directory is in use or can't be written, or Slurm refuses."""
     title = plan.file.path.stem
     tracking = Tracking(plan.file.sweep.track, title, plan.out, say)
-    with locked(plan.out, "this sweep"):
+    with locked(plan.out, "this sweep", others=("config.yaml", "compare.json")):
         left = plan.left()
         for run in left:  # a failed run that is made again counts as not done
             (run.folder(plan.out) / FAILURE).unlink(missing_ok=True)
