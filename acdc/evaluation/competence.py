@@ -71,7 +71,7 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
         f"({low:.0%} to {high:.0%}) of {found.rows} answers, {found.chance:.0%} by chance; a circuit of a failure "
-        f"means little ({shlex.join(command)})"
+        f"means little ({command})"
     )
 
 
