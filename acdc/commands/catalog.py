@@ -1,5 +1,6 @@
 """`acdc tasks`, `acdc models` and `acdc methods`: list what there is, or show one in detail."""
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -21,7 +22,8 @@ def tasks(
     from acdc.task.load import load_task, task_names
 
     if name is None and model is not None:
-        raise UserError(f"--model {model}: name a task, too: acdc tasks greater-than --model {model}")
+        command = shlex.join(["acdc", "tasks", "greater-than", "--model", model])
+        raise UserError(f"--model {model}: name a task, too: {command}")
     if name is None:
         _list({n: load_task(n).description for n in task_names()})
         return

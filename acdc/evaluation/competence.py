@@ -66,12 +66,12 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     if found is None or found.able:
         return None
     low, high = found.interval
-    command = ["acdc", "tasks", inputs.config.task, "--model", inputs.config.model]
+    command = shlex.join(["acdc", "tasks", inputs.config.task, "--model", inputs.config.model])
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
         f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; a circuit of a failure "
-        f"means little ({shlex.join(command)})"
+        f"means little ({command})"
     )
 
 

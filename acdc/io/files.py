@@ -24,7 +24,8 @@ MAX_BYTES = 500_000_000  # largest file that is read
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file; even after a crash it has the old content or the new. A link is replaced, not followed: it may lead
     to a file that is not ours. Raise FileError if the file can't be written."""
-    raw = data.encode() if isinstance(data, str) else data
+    # A name of a file that is not UTF-8 can be in a text.
+    raw = data.encode(errors="backslashreplace") if isinstance(data, str) else data
     temporary = path.parent / f".acdc-{secrets.token_hex(6)}.tmp"  # not tempfile's: only their owner may read those
     try:
         if path.exists() and not path.is_file():
