@@ -352,6 +352,18 @@ def test_every_shipped_config_resolves():
             assert stated and {key: resolved[key] for key in stated} == stated
 
 
+def test_a_lack_of_memory_is_one_line(acdc, monkeypatch):
+    """A circuit of Llama 3.1's largest model has 800 million pairs of a sender and a receiver."""
+
+    def circuit(_):
+        raise MemoryError("Unable to allocate 5.9 GiB for an array with shape (16255, 48509)")
+
+    monkeypatch.setattr("acdc.files.circuit.CircuitFile.circuit", circuit)
+    result = acdc("export", GOLDEN, "--to", "dot", "-o", "c.dot")
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("acdc: not enough memory: Unable to allocate 5.9 GiB") and result.err.count("\n") == 1
+
+
 def test_an_interrupt_says_how_to_go_on(acdc, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt

@@ -6,9 +6,11 @@ Everything but the cost is the same no matter how often a sweep was interrupted.
 
 import io
 import json
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -196,10 +198,10 @@ def _parsed(key: str, text: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise UserError(f"--where: {key} is true or false, not {text!r}")
         return text.lower() == "true"
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"--where: {key} is a number, not {text!r}") from None
+    with suppress(ValueError):
+        if not math.isnan(value := float(text)):
+            return value
+    raise UserError(f"--where: {key} is a number, not {text!r}")
 
 
 def check_column(flag: str, key: str, known: Sequence[str]) -> None:

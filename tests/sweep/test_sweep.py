@@ -391,6 +391,7 @@ def test_results_filter_sort_and_print(swept, call):
     for bad, expected in (
         (("--where", "taks=ioi"), "--where: unknown column 'taks'. Did you mean 'task'"),
         (("--where", "task"), "--where: 'task' is not a condition"),
+        (("--where", "kept<nan"), "--where: kept is a number, not 'nan'"),
         (("--where", "kept=many"), "--where: kept is a number, not 'many'"),
         (("--sort", "sice"), "--sort: unknown column 'sice'"),
         (("--columns", "run,run"), "--columns: 'run,run' has run twice"),
