@@ -16,7 +16,7 @@ def locked(out: Path, what: str = "there", config: str | None = None, others: tu
     """Make the directory if needed and lock it; raise InUse if another process is writing `what` there.
 
     Raises FileError if the directory holds something and was not made by acdc: it has no lock file, nor the run of this
-    `config` (copies of a run often lack the hidden file); or if another command made it, which one of the names `others`
+    `config` (copies of a run often lack the hidden file); or if another command made it, as one of the names `others`
     shows. If what is done inside is refused, a new directory goes.
     """
     lock = out / ".lock"

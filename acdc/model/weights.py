@@ -78,7 +78,7 @@ class Weights:
         return factor
 
     def put_unembedding(self, norm: str) -> None:
-        """Set the unembedding, from the head or the embedding that it is tied to, with its norm folded in, and finish."""
+        """Set the unembedding, of the head or the embedding that it is tied to, with its norm folded in, and finish."""
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)
         weight = self.take(head) if head else token

@@ -194,7 +194,7 @@ def test_every_method_on_a_device_without_float64(monkeypatch, tmp_path, method,
     monkeypatch.setattr(offload, "save_file", save)  # safetensors knows no wrapped tensors
     monkeypatch.setattr(offload, "load_file", read)
     given = {"task": "induction", "model": "tiny", "device": "cpu", "metric": "nll", "examples": 2, "method": method}
-    given |= {"threshold": 1.0} if method == "acdc" else {"edges": 40}
+    given |= {"threshold": 1.0} if method == "acdc" else {"edges": 240}
     given |= {key: 1 for key in ("updates", "steps") if key in METHODS[method].options}
     config, task, _ = resolve({**given, "part": part}, None, None)
     here = load(config, task)

@@ -25,7 +25,8 @@ from acdc.methods import masks
 from acdc.methods.discover import find
 from acdc.methods.log import read_log
 from acdc.model.checkpoint import open_checkpoint
-from acdc.model.find import BUNDLED, INDEX, WEIGHTS
+from acdc.model.find import BUNDLED
+from acdc.model.hub import INDEX, WEIGHTS
 from acdc.model.huggingface import transformers
 from acdc.model.load import load_model
 from acdc.setup.config import resolve

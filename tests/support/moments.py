@@ -30,6 +30,7 @@ from safetensors import safe_open
 from acdc.commands import compare, compare_plan, stability
 from acdc.commands import run as runner
 from acdc.errors import InUse
+from acdc.io.files import open_own
 from acdc.methods import masks
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES
 from acdc.registry import METHODS
@@ -83,6 +84,9 @@ class Moments:
             file = opened(path, mode, *args, **options)
             return Halved(file, path, self) if set(mode) & set("xwa+") and self.inside(path) else file
 
+        def own(path, mode):
+            return Halved(open_own(path, mode), path, self) if self.inside(path) else open_own(path, mode)
+
         def unlink(path, missing_ok=False):
             if not (self.inside(path) and path.exists()):
                 return unlinked(path, missing_ok)
@@ -99,6 +103,7 @@ class Moments:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Path, "open", open_)
+            patch.setattr("acdc.methods.log.open_own", own)
             patch.setattr(Path, "unlink", unlink)
             patch.setattr(os, "replace", replace)
             yield

@@ -14,7 +14,7 @@ from acdc.errors import TaskError
 from acdc.task.draw import draw
 from acdc.task.load import load_task, shipped_dir, task_names
 from acdc.task.tokenize import Encoder, make_data, tokenize
-from tests.support.assets import gpt2_tokenizer
+from tests.support.assets import gpt2_files
 from tests.support.tokenizers import Fast, llama_like, llama_parts
 
 ANSWERED = [
@@ -108,7 +108,7 @@ def test_other_tokenizers_make_the_same_of_a_text_alone(name: str) -> None:
 
     fast = None
     if name == "gpt2":
-        folder = gpt2_tokenizer()
+        folder = gpt2_files()
         fast = ByteLevelBPETokenizer.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
     encoder = Encoder(load_task("ioi"), Fast(name, fast))
     words = {word for task in task_names() for word in words_of(task)} | {f"{n:02}" for n in range(100)}
