@@ -446,6 +446,8 @@ def test_a_failed_run_is_recorded_does_not_stop_others_and_can_be_retried(call, 
     bad.mkdir(parents=True)
     (tmp_path / "sweeps" / "s" / ".lock").touch()
     (bad / "log.jsonl").write_text("{}\n")  # of nobody
+    for folder in (tmp_path / "sweeps" / "s", bad):  # an earlier sweep was here
+        (folder / ".lock").touch()
     code, out, err = call("sweep", path)
     assert code == 1 and "3 done, 1 failed" in out
     assert "ioi-0.03 failed: " in err and "holds files that are not acdc's (log.jsonl)" in err
