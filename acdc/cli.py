@@ -7,7 +7,6 @@ import errno
 import json
 import sys
 from dataclasses import asdict
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,7 +38,7 @@ def main() -> None:
     """The command `acdc`; `acdc.start` calls it."""
     open_terminal()
     try:
-        _refuse_empty(sys.argv)
+        options.refuse_empty(sys.argv)
         code = app(standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
@@ -56,14 +55,6 @@ def main() -> None:
     if code == 130:  # newer versions of typer return it instead of raising
         say(INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _refuse_empty(words: list[str]) -> None:
-    """Raise UserError for an option or an argument that is empty, as from a shell's unset variable."""
-    for before, word in pairwise(words):
-        flag, equals, value = word.partition("=")
-        if not word.strip() or (word.startswith("--") and equals and not value.strip()):
-            raise UserError(f"{flag.strip() or before}: is empty; give a value, or leave it out")
 
 
 def _fail(message: str) -> int:

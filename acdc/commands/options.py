@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -209,6 +210,14 @@ def numbers(flag: str, text: str) -> list[float]:
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")
     return values
+
+
+def refuse_empty(words: list[str]) -> None:
+    """Raise UserError for an option or an argument that is empty, as from a shell's unset variable."""
+    for before, word in pairwise(words):
+        flag, equals, value = word.partition("=")
+        if not word.strip() or (word.startswith("--") and equals and not value.strip()):
+            raise UserError(f"{flag.strip() or before}: is empty; give a value, or leave it out")
 
 
 def default_model() -> tuple[str, str | None]:

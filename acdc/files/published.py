@@ -19,6 +19,7 @@ from acdc.io.schema import Flag, Strict, Text, Texts, Whole, validated
 from acdc.io.yaml_file import read_yaml
 from acdc.task.load import find, shipped_dir, task_names
 
+MOST_NODES = 5_000  # of a published circuit's graph; GPT-2 XL has 1,248
 FOLDER = "tasks/circuits"
 RULE = re.compile(r"(?P<senders>[^<>]+?)\s*->\s*(?P<receivers>[^<>]+?)\s*(<(?P<inputs>[qkv]+)>)?")
 NAME = re.compile(r"[^,<>\s]([^,<>]*[^,<>\s])?")
@@ -200,6 +201,8 @@ def _published(file: PublishedFile, stem: str) -> Published:
         raise FileError("task: " + unknown("task", file.task, task_names()))
     sizes = file.graph
     graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
+    if len(graph.senders) > MOST_NODES:
+        raise FileError(f"graph: {graph.words}: more than {MOST_NODES:,} nodes; no circuit is known of such a graph")
     names = _names(file, graph)
     classes = {name: tuple(names[name]) for name in file.classes}
     circuit = None

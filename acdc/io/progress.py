@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from acdc.errors import UserError
 from acdc.io.terminal import printable
 
 
@@ -28,10 +27,8 @@ def silent(_: Progress) -> None:
 @contextmanager
 def progress_bar(shown: bool | None = None) -> Iterator[Show]:
     """A bar on stderr that disappears at the end; in a notebook, a widget. By default only a terminal shows it."""
-    try:
-        from tqdm.auto import tqdm
-    except ValueError as error:  # in its class: imports can't be told apart
-        raise UserError(f"a variable TQDM_… of the environment has a value that tqdm can't read ({error})") from None
+    from tqdm.auto import tqdm
+
     if sys.stderr is None:  # was closed from the start
         shown = False
     with tqdm(disable=None if shown is None else not shown, dynamic_ncols=True, leave=False) as bar:

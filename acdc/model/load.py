@@ -63,7 +63,6 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
     where = str(checkpoint.path)
     with ThreadPoolExecutor(1) as beside, torch.no_grad():  # hashing and torch both release the GIL
         read = checkpoint.read(DTYPES[dtype])
-        digest = beside.submit(checkpoint.hash)
         expected = None
         if not isinstance(read, dict):
             with huggingface.transformers(checkpoint.path, "checkpoint"):
@@ -71,6 +70,7 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
                 read = huggingface.tensors_of(read)
         weights = Weights(read, checkpoint.sizes, where)
         FAMILIES[checkpoint.family].read(checkpoint.config, weights)
+        digest = beside.submit(checkpoint.hash)  # not before all tensors have a place: files can be very long
         moved = {name: weights.out.pop(name).to(to, DTYPES[dtype]) for name in list(weights.out)}
         transformer = Transformer(checkpoint.sizes, moved, where)
         verification = _verify(transformer, prompts, expected, where) if expected else None

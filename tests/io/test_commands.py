@@ -13,7 +13,7 @@ from acdc.model.find import BUNDLED
 from tests.support.checkpoints import checkpoint
 from tests.support.tasks import TASK
 
-NAMES = ("`touch TOUCHED`;$(touch TOUCHED)", "a  b", '-t it\'s "x"', "sub folder/~é*?[a]\nb")
+NAMES = ("`touch TOUCHED`;$(touch TOUCHED)", "a  b", '-t it\'s "x"', "sub folder/~é*?[a]b")
 
 
 def pasted(command, folder):

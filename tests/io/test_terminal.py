@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 
 import pytest
 
+from acdc.commands import check
 from acdc.files.table import every_column, to_csv
 from acdc.io.files import to_csv as csv_of
 from acdc.io.terminal import printable
+from tests.support import ROOT
 from tests.support.tasks import TASK
 
 GATE = ["--model", "or-gate", "--device", "cpu"]
@@ -155,8 +157,11 @@ def test_an_exported_file_has_the_same_bytes_on_stdout(acdc, tmp_path):
 # ---------------------------------------------------------------- XML and CSV
 
 
-def test_the_report_of_checks_is_xml_whatever_their_names(acdc, tmp_path):
-    (tmp_path / "c.yaml").write_text(f"checks: [{{name: {steer(STEERING + '<&')}, circuit: c, against: none.json}}]\n")
+def test_the_report_of_checks_is_xml_whatever_their_names(acdc, tmp_path, monkeypatch):
+    golden = ROOT / "configs" / "golden"
+    pair = f"circuit: {golden / 'ioi.json'}, against: {golden / 'ioi.json'}, edits: 0"
+    (tmp_path / "c.yaml").write_text(f"checks: [{{name: {steer(STEERING + '<&')}, {pair}}}]\n")
+    monkeypatch.setattr(check, "check_circuit", lambda *_: check.Outcome(STEERING + "<&", (STEERING,)))
     assert acdc("check", "c.yaml", "--junit", "j.xml").code == 1
     (case,) = ElementTree.parse(tmp_path / "j.xml").iter("testcase")
     assert case.get("name") == SHOWN + "<&"

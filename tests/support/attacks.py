@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 import acdc
@@ -45,11 +44,6 @@ class FullDisk(io.TextIOBase):
 
     def write(self, _: str) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
-
-
-def broken(what_happens: str) -> pytest.MarkDecorator:
-    """Mark an attack that succeeds today."""
-    return pytest.mark.xfail(strict=True, reason=what_happens)
 
 
 @contextmanager
