@@ -16,6 +16,7 @@ import typer
 
 from acdc.errors import ModelError, UserError
 from acdc.io.sizes import memory_bound
+from acdc.io.terminal import say
 from acdc.registry import LIMITS
 
 MANY = 5000  # prompts that take seconds to draw
@@ -165,7 +166,7 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
             for parameter, table in tables.items():
                 values[parameter] = _with_revision({name: values.pop(name) for name in table})
                 if MANY < (many := values[parameter].get("examples") or 0) <= LIMITS["examples"]:
-                    typer.echo(f"drawing {many:,} prompts, and as many held out: about a minute per 50,000", err=True)
+                    say(f"drawing {many:,} prompts, and as many held out: about a minute per 50,000")
             command(**values)
 
         call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it

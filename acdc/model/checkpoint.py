@@ -86,6 +86,7 @@ def open_checkpoint(name: str) -> Checkpoint:
 
 
 def _opened(name: str, path: Path) -> Checkpoint:
+    bundled = False
     if path.is_file():
         config, tokenizer, files, read = gguf.open_gguf(path, name)
     else:
@@ -100,6 +101,8 @@ def _opened(name: str, path: Path) -> Checkpoint:
         config, tokenizer, files, read = open_directory(path, name, raw)
     with reading(path, "config"):
         sizes = FAMILIES[config.model_type].sizes(config)
+    if path.is_dir() and not bundled:
+        huggingface.check_size(path, config)
     return Checkpoint(name, path, config.model_type, config, sizes, tokenizer, files, read)
 
 

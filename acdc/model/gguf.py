@@ -188,7 +188,7 @@ def _values(tensor: Any) -> Tensor:
 
     kind = tensor.tensor_type.name
     values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
-    return torch.from_numpy(np.array(values))  # a copy, since the mapped file is read-only
+    return torch.from_numpy(values if values.flags.writeable else np.array(values))  # the mapped file is read-only
 
 
 def _rearranged(tensor: Tensor, config: Any, name: str) -> Tensor:

@@ -91,7 +91,6 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
     """The model in evaluation mode on the CPU; raise ModelError unless the files have its tensors and no others."""
-    check_size(directory, config)
     if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
         config.reorder_and_upcast_attn = False  # of GPT-2: scores in float32, which transformers then can't use
     with transformers(directory, "checkpoint") as library:

@@ -40,7 +40,7 @@ def done(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["acdc", *FEW, "--out", str(folder / "out"), "--json"])
         printed = []
-        patch.setattr(cli.typer, "echo", lambda text, err=False, nl=True: printed.append(text) if not err else None)
+        patch.setattr(cli, "show", lambda text, end="": printed.append(text))
         with pytest.raises(SystemExit) as end:
             cli.main()
         assert end.value.code == 0

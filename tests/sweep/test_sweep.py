@@ -444,15 +444,14 @@ def test_results_leaves_out_what_is_not_ours_and_says_so(call, tmp_path):
 def test_a_failed_run_is_recorded_does_not_stop_others_and_can_be_retried(call, tmp_path):
     path, bad = write(tmp_path, SMALL), tmp_path / "sweeps" / "s" / "runs" / "ioi-0.03"
     bad.mkdir(parents=True)
-    (tmp_path / "sweeps" / "s" / ".lock").touch()
     (bad / "log.jsonl").write_text("{}\n")  # of nobody
     for folder in (tmp_path / "sweeps" / "s", bad):  # an earlier sweep was here
         (folder / ".lock").touch()
     code, out, err = call("sweep", path)
     assert code == 1 and "3 done, 1 failed" in out
-    assert "ioi-0.03 failed: " in err and "holds files that are not acdc's (log.jsonl)" in err
+    assert "ioi-0.03 failed: " in err and "holds files of a run but no config.yaml" in err
     row = next(r for r in found_or_failed(tmp_path / "sweeps" / "s") if r["run"] == "ioi-0.03")
-    assert row["state"] == "failed" and "(log.jsonl)" in row["message"]
+    assert row["state"] == "failed" and "but no config.yaml" in row["message"]
     (bad / "log.jsonl").unlink()
     code, out, _ = call("sweep", path)  # a failure is not tried again unasked
     assert code == 1 and "1 failed" in out

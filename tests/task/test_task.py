@@ -680,7 +680,7 @@ BAD_FILES: list[tuple[str, dict[str, Any], list[str]]] = [
     (
         "empty one among others",
         {"data": {"template": None, "templates": [""]}},
-        ["data.templates.0.clean:", "at least 1"],
+        ["data.templates.0.clean:", "should not be empty"],
     ),
     (
         "empty corrupted template",
