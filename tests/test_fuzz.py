@@ -223,7 +223,8 @@ def test_wrong_commands_are_refused_with_one_message(tmp_path: Path, call: Calla
                 break
         if any(flag in WRITES and value in values for flag, value in pairwise(words)):
             continue
-        if words[0] == "sweep" and "--dry-run" not in words:  # it would start processes
+        dry = any(word == "--dry-run" and not before.startswith("-") for before, word in pairwise(words))
+        if words[0] == "sweep" and not dry:  # it would start processes; after a flag the word is its value
             continue
         with in_time(), watched(tmp_path, code=False):
             code, _, err = call(*words)

@@ -171,7 +171,8 @@ def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, An
 
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
-    """All parameters by name, a tied head too, and the frequencies and factors of rotary embeddings."""
+    """All parameters by name, a tied head too, and the frequencies and factors of rotary embeddings. The module is left
+    without weights, so that each is freed as it is used."""
     if hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
     out = {name: tensor.detach() for name, tensor in module.named_parameters(remove_duplicate=False)}
@@ -179,4 +180,5 @@ def tensors_of(module: Any) -> dict[str, Tensor]:
     for name, part in module.named_modules():
         if hasattr(part, "attention_scaling"):
             out[f"{name}.attention_scaling"] = torch.tensor(part.attention_scaling, dtype=torch.float64)
+    module.to("meta")
     return out
