@@ -6,6 +6,7 @@ A table maps names to options; `add` adds all options of a table to a command, w
 import inspect
 import math
 import os
+import re
 from collections.abc import Callable
 from functools import wraps
 from itertools import pairwise
@@ -29,10 +30,9 @@ SIZE: dict[str, Any] = {"parser": memory_bound, "metavar": "<size>"}
 
 def whole(text: str) -> int:
     """The value of an option that is a whole number."""
-    try:
-        return int(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a whole number; write it in digits, as 1000") from None
+    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+        raise typer.BadParameter(f"{text!r} is not a whole number; write it in digits, as 1000")
+    return int(text)
 
 
 def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
