@@ -30,7 +30,7 @@ SIZE: dict[str, Any] = {"parser": memory_bound, "metavar": "<size>"}
 
 def whole(text: str) -> int:
     """The value of an option that is a whole number."""
-    if not re.fullmatch(r"-?[0-9]{1,20}", text):
+    if not re.fullmatch(r"-?[0-9]{1,1000}", text):
         raise typer.BadParameter(f"{text!r} is not a whole number; write it in digits, as 1000")
     return int(text)
 
