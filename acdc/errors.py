@@ -40,6 +40,11 @@ class InUse(FileError):
     """A directory that another process is writing; trying again later may work."""
 
 
+def is_panic(error: BaseException) -> bool:
+    """Whether an error is a panic of the library tokenizers, which is no Exception."""
+    return type(error).__name__ == "PanicException"
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the message for an unknown name, with the nearest known names and a list of all, cut at `MAX_NAMES`."""
     import difflib  # takes time

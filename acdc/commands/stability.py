@@ -5,7 +5,6 @@ edges. An edge's frequency is the share of reruns, without the base run, that fi
 are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -162,11 +161,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
     n = len(base.data.discovery.clean)
     rng = Random(f"resample {base.config.seed} {number}")
     discovery = base.data.discovery.take([rng.randrange(n) for _ in range(n)])
-    digest = hashlib.sha256()
-    for split in (discovery, base.data.held_out):
-        for array in split.arrays():
-            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-    data = Data(discovery, base.data.held_out, digest.hexdigest())
+    data = Data.of(discovery, base.data.held_out)
     return Inputs(base.config.model_copy(update={"data_hash": data.hash[:16]}), base.task, base.model, data)
 
 

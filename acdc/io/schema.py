@@ -8,10 +8,10 @@ from typing import Annotated, Any, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from acdc.errors import FileError, short, unknown
+from acdc.io.terminal import MARKS
 
 MAX_PROBLEMS = 10  # lines of one message
-# Control characters, line separators, marks that turn the direction of text, and what XML can't hold.
-ODD = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ufffe\uffff]")
+ODD = re.compile(f"[\0-\x1f{MARKS}]")
 
 
 def one_or_many(value: Any) -> Any:

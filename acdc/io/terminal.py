@@ -8,8 +8,9 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-# Control characters, line separators, overrides of the direction of text, halves of characters, and what XML forbids.
-STEERING = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+# More control characters, line separators, marks that turn the direction of text, and what XML can't hold.
+MARKS = "\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufffe\uffff"
+STEERING = re.compile(f"[\0-\x08\x0b-\x1f{MARKS}\ud800-\udfff]")  # also halves of characters; not newline and tab
 
 
 def printable(text: str) -> str:

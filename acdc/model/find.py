@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import FileError, ModelError, UserError
+from acdc.errors import FileError, ModelError, UserError, is_panic
 from acdc.io import files
 from acdc.model.hub import MAX_JSON_BYTES, download
 
@@ -100,7 +100,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except UserError:
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # a panic of tokenizers
+        if not isinstance(error, Exception) and not is_panic(error):
             raise
         why = " ".join(str(error).split()) or "no detail"
         raise ModelError(f"{path}: not a readable {what} ({type(error).__name__}: {why})") from None

@@ -7,8 +7,8 @@ from acdc.model.config import ModelConfig
 
 
 class Weights:
-    """Reads the tensors of a checkpoint into the weights of a transformer, `out`; large tensors are let go of as they
-    are read, so that the model is held once."""
+    """Reads the tensors of a checkpoint into the weights of a transformer, `out`; large tensors are freed as they are
+    read, so that the model is held once."""
 
     def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str) -> None:
         self.out: dict[str, Tensor] = {}

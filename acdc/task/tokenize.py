@@ -18,7 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
-from acdc.errors import TaskError, short
+from acdc.errors import TaskError, is_panic, short
 from acdc.task.draw import TextExample, draw, shuffled
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
@@ -85,6 +85,15 @@ class Data:
     held_out: Split
     hash: str  # sha256 of the arrays
 
+    @classmethod
+    def of(cls, discovery: Split, held_out: Split) -> Data:
+        """Return the data of two halves, hashed."""
+        digest = hashlib.sha256()
+        for split in (discovery, held_out):
+            for array in split.arrays():
+                digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
+        return cls(discovery, held_out, digest.hexdigest())
+
 
 def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Data:
     """Draw, tokenize and check `examples` examples for each half; raise TaskError if one breaks a rule."""
@@ -98,11 +107,7 @@ def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Dat
     if task.corrupt and task.corrupt.shuffle:
         halves = [shuffled(task, half, rng) for half in halves]
     splits = [tokenize(task, encoder, half, offset) for half, offset in zip(halves, (0, examples), strict=False)]
-    digest = hashlib.sha256()
-    for split in (splits[0], splits[-1]):
-        for array in split.arrays():
-            digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-    return Data(splits[0], splits[-1], digest.hexdigest())
+    return Data.of(splits[0], splits[-1])
 
 
 class Encoder:
@@ -120,7 +125,7 @@ class Encoder:
         try:
             return tuple(int(i) for i in self.tokenizer.encode(text))
         except BaseException as error:  # unknown words raise various errors, and some patterns panics
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            if not isinstance(error, Exception) and not is_panic(error):
                 raise
             what = f"{self.task.name}: tokenizer {self.tokenizer.name} can't encode {short(text)}"
             why = (str(error) or type(error).__name__).splitlines()[0]
