@@ -1,0 +1,314 @@
+"""The smallest circuit that is as faithful as asked for, or the best one with so many edges.
+
+Exact backward elimination, from a superset (`acdc.methods.superset`) to nothing:
+
+1. Take the effect of every edge: the rise of the metric when it alone is removed from the current circuit. Remove the
+   edge with the smallest effect, and what is dead without it. Effects change little from step to step, so only the
+   smallest are taken again, until the smallest of all is one of the current circuit (lazy evaluation, Minoux 1978).
+   Several edges go at once as long as they raise the metric by next to nothing together, which is checked.
+2. At the goal, exchange: add an edge that lowers the metric, as gradients suggest and an exact test confirms; then
+   remove others. The circuit is taken if it is smaller, or as large and better.
+3. Verify that no edge can go: all effects are taken again.
+4. Go on to the empty circuit. The order in which edges went gives a nested circuit of every size.
+
+Everything is measured on the discovery half, by the engine that follows a change through kept edges only.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from acdc.errors import FileError, UserError
+from acdc.graph.circuit import Circuit
+from acdc.io.progress import Progress, Show
+from acdc.methods.log import Decision, Journal
+from acdc.methods.superset import gradients
+from acdc.patching.activations import non_finite_advice
+from acdc.patching.circuit_engine import CircuitEngine, Edge
+from acdc.patching.problem import Problem
+
+Array = np.ndarray
+
+RETAKEN = 8  # effects that are taken again at once
+SMALL = 0.01  # edges that go together raise the metric's distance to the full model's by at most this share of it,
+SMALLEST = 0.0005  # or by this share of the distance from the full model to everything ablated
+SCREENED = 24  # edges, the best by gradient, that an exchange tests exactly
+TRIED = 6  # of them that it tries, the best by test
+GAIN = 0.0001  # an exchange that leaves the size as it is lowers the metric by this share of that distance
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for: one of the two."""
+
+    metric: float | None = None  # the largest metric of the circuit
+    edges: int | None = None  # the largest number of edges
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The circuit at the goal, and the path to the empty circuit."""
+
+    kept: Array  # Bool[sender receiver]
+    effects: Array  # Float[sender receiver], rise of the metric without each of its edges; NaN for others
+    metric: float
+    # Float[sender receiver]: 1/N for an edge that the nested circuits of N edges and more have, 0 for one that none has.
+    scores: Array
+
+
+def smallest(
+    engine: CircuitEngine,
+    problem: Problem,
+    start: Array,
+    allowed: Array,
+    goal: Goal,
+    ends: tuple[float, float],
+    journal: Journal,
+    progress: Show,
+) -> Smallest:
+    """Find the smallest circuit, and the path to the empty one.
+
+    Args:
+        start: Bool[sender receiver], the circuit to begin with, without dead edges
+        allowed: Bool[sender receiver], the edges that an exchange may add
+        ends: the metric of the full model and with everything ablated
+    Raises:
+        UserError: the metric is not finite.
+        FileError: the journal holds other tests, or can't be written.
+    """
+    search = _Search(engine, problem, start, allowed, goal, ends, journal, progress)
+    search.eliminate()
+    search.exchange()
+    while search.least_of_all() is not None:  # an effect that wasn't taken again had become smaller
+        search.eliminate()
+    kept = search.kept.copy()
+    metric = search.metric
+    effects = np.full(kept.shape, np.nan)
+    for edge in search.edges():
+        effects[edge] = search.effects[edge]
+    search.goal = Goal(edges=0)
+    search.eliminate()
+    scores = np.where(engine.graph.edges, 0.0, np.nan)
+    for edge, size in search.left_at.items():
+        scores[edge] = 1 / size
+    return Smallest(kept, effects, metric, scores)
+
+
+@dataclass
+class _Search:
+    """The current circuit, the effects of its edges, and the log, from which tests of an earlier run are repeated."""
+
+    engine: CircuitEngine
+    problem: Problem
+    kept: Array  # Bool[sender receiver]
+    allowed: Array
+    goal: Goal
+    ends: tuple[float, float]
+    journal: Journal
+    progress: Show
+    effects: dict[Edge, float] = field(default_factory=dict)
+    taken_in: dict[Edge, int] = field(default_factory=dict)  # edge → number of the circuit that its effect was taken in
+    left_at: dict[Edge, int] = field(default_factory=dict)  # edge → size of the last circuit that had it
+    circuit: int = 0  # number of the current circuit
+    circuits: int = 0  # how many there were
+    batch: int = 0  # in the log
+
+    def __post_init__(self) -> None:
+        self.recorded = iter(self.journal.batches())
+        self.metric = self.engine.metric(self.kept)
+        self.total = self.size
+
+    @property
+    def size(self) -> int:
+        """The number of edges of the current circuit."""
+        return int(self.kept.sum())
+
+    def edges(self) -> list[Edge]:
+        """The edges of the current circuit."""
+        return [(int(s), int(r)) for s, r in np.argwhere(self.kept)]
+
+    # --- the steps ----------------------------------------------------------------------------------------------------
+
+    def eliminate(self) -> None:
+        """Remove the edges with the smallest effects, as long as the goal allows."""
+        while (edges := self._next()) is not None:
+            limit = self.metric + self._small()
+            undo = self._undo()
+            self.flip(edges)
+            while len(edges) > 1 and not (self.metric <= limit and self._within(self.metric)):
+                undo()
+                edges = edges[: len(edges) // 2]
+                self.flip(edges)
+
+    def exchange(self) -> None:
+        """Add edges and remove others, until that makes the circuit neither smaller nor better."""
+        while any(self._exchanged(edge) for edge in self._candidates()):
+            pass
+
+    def least_of_all(self) -> Edge | None:
+        """Take all effects again; returns the edge with the smallest one if the goal allows it to go."""
+        self.take([edge for edge in self.edges() if not self._fresh(edge)])
+        edge = min(self.edges(), key=self._rank, default=None)
+        return edge if edge is not None and self._can_go(edge) else None
+
+    # --- elimination --------------------------------------------------------------------------------------------------
+
+    def _next(self, but: Edge | None = None) -> list[Edge] | None:
+        """The edges to remove next, one or, if their effects are small, several; None if none can go."""
+        edge = self.least(but)
+        if edge is None or not self._can_go(edge):
+            return None
+        block = [edge]
+        total = max(0.0, self.effects[edge])
+        for other in sorted(self.edges(), key=self._rank)[1:]:
+            total += max(0.0, self.effects[other])
+            full = self.goal.edges is not None and self.size - len(block) <= self.goal.edges
+            if not self._fresh(other) or total > self._small() or full or other == but:
+                break
+            block.append(other)
+        return block if self._within(self.metric + total) else [edge]
+
+    def least(self, but: Edge | None = None) -> Edge | None:
+        """The edge with the smallest effect, taken in the current circuit."""
+        edges = [edge for edge in self.edges() if edge != but]
+        self.take([edge for edge in edges if edge not in self.effects])
+        while edges:
+            edges.sort(key=self._rank)
+            if self._fresh(edges[0]):
+                return edges[0]
+            self.take([edge for edge in edges[:RETAKEN] if not self._fresh(edge)])
+        return None
+
+    def _fresh(self, edge: Edge) -> bool:
+        """Whether an effect was taken in the current circuit."""
+        return self.taken_in.get(edge) == self.circuit
+
+    def _rank(self, edge: Edge) -> tuple[float, Edge]:
+        return self.effects[edge], edge
+
+    def _small(self) -> float:
+        """The rise of the metric that several edges may make together."""
+        full, ablated = self.ends
+        return max(SMALL * (self.metric - full), SMALLEST * (ablated - full))
+
+    def _within(self, metric: float) -> bool:
+        """Whether the goal allows a metric."""
+        return self.goal.metric is None or metric <= self.goal.metric
+
+    def _can_go(self, edge: Edge) -> bool:
+        """Whether the goal allows an edge to be removed: there are too many, or nothing is lost."""
+        if self.goal.edges is None:
+            return self._within(self.metric + self.effects[edge])
+        return self.size > self.goal.edges or self.effects[edge] <= 0
+
+    # --- exchange -----------------------------------------------------------------------------------------------------
+
+    def _candidates(self) -> list[Edge]:
+        """Edges whose addition lowers the metric, the best first."""
+        nodes = set(Circuit(self.engine.graph, self.kept).nodes()) | set(self.engine.graph.inputs)
+        writes = np.array([s.name in nodes for s in self.engine.graph.senders])
+        reads = np.array([r.node in nodes for r in self.engine.graph.receivers])
+        slope = gradients(self.problem, self.kept)
+        fits = self.allowed & ~self.kept & writes[:, None] & reads & (slope < 0)
+        ranked = sorted(((float(slope[s, r]), (int(s), int(r))) for s, r in np.argwhere(fits)))
+        edges = [edge for _, edge in ranked[:SCREENED]]
+        self.take(edges)
+        return [edge for edge in sorted(edges, key=self._rank) if self.effects[edge] < 0][:TRIED]
+
+    def _exchanged(self, edge: Edge) -> bool:
+        """Add an edge and remove others; take it back unless the circuit is smaller or better."""
+        size = self.size
+        metric = self.metric
+        undo = self._undo()
+        self.flip([edge])
+        while (edges := self._next(edge)) is not None:
+            self.flip(edges[:1])
+        better = self.metric < metric - GAIN * (self.ends[1] - self.ends[0])
+        if self._within(self.metric) and (self.size < size or (self.size == size and better)):
+            return True
+        undo()
+        return False
+
+    # --- tests and changes, logged ------------------------------------------------------------------------------------
+
+    def take(self, edges: Sequence[Edge]) -> None:
+        """Take the effects of some edges: of removing them or, if the circuit lacks them, of adding them."""
+        if not edges:
+            return
+        recorded = self._recorded(edges)
+        if recorded is None:
+            values = self.engine.values(self.kept, edges)
+            recorded = [self._decision(*pair, taken=False) for pair in zip(edges, values, strict=True)]
+            self.journal.write(recorded)
+        for edge, decision in zip(edges, recorded, strict=True):
+            self.effects[edge] = decision.change
+            self.taken_in[edge] = self.circuit
+        self._show()
+
+    def flip(self, edges: Sequence[Edge], metric: float | None = None) -> None:
+        """Remove edges from the circuit, and what is dead then, or add those that it lacks. `metric` is that of the new
+        circuit, if it is known."""
+        kept = self.kept.copy()
+        for edge in edges:
+            kept[edge] = not kept[edge]
+        kept = Circuit(self.engine.graph, kept).live()
+        recorded = self._recorded(edges)
+        if recorded is None:
+            value = self.engine.metric(kept) if metric is None else metric
+            recorded = [self._decision(edge, value, taken=True) for edge in edges]
+            self.journal.write(recorded)
+        for edge in _differing(self.kept, kept):
+            if kept[edge]:
+                self.left_at.pop(edge, None)
+            else:
+                self.left_at[edge] = self.size
+        self.kept = kept
+        self.metric = recorded[0].metric
+        self.circuits += 1
+        self.circuit = self.circuits
+        self._show()
+
+    def _undo(self) -> Callable[[], None]:
+        """Return what goes back to the current circuit, whose effects then count again."""
+        kept = self.kept
+        metric = self.metric
+        left_at = dict(self.left_at)
+        circuit = self.circuit
+
+        def undo() -> None:
+            self.flip(_differing(kept, self.kept), metric)
+            self.left_at = left_at
+            self.circuit = circuit
+
+        return undo
+
+    def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
+        """The next batch of the log, which must be about these edges; None at its end."""
+        self.batch += 1
+        decisions = next(self.recorded, None)
+        if decisions is not None and [d.edge for d in decisions] != [self.engine.graph.edge_name(*e) for e in edges]:
+            raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
+        return decisions
+
+    def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
+        """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""
+        name = self.engine.graph.edge_name(*edge)
+        if not math.isfinite(value):
+            advice = non_finite_advice(self.engine.model)
+            raise UserError(f"the metric is {value} when {name} is removed or added; {advice}")
+        goal = self.metric if self.goal.metric is None else self.goal.metric
+        present = bool(self.kept[edge])
+        metric = value if taken else self.metric
+        return Decision(self.batch, name, value - self.metric, goal - value, metric, present != taken)
+
+    def _show(self) -> None:
+        full, ablated = self.ends
+        share = (ablated - self.metric) / (ablated - full)
+        note = f"{self.size} left, faithfulness {share:.3f} on the discovery half"
+        self.progress(Progress(self.total - self.size, self.total, "edges", note))
+
+
+def _differing(a: Array, b: Array) -> list[Edge]:
+    return [(int(s), int(r)) for s, r in np.argwhere(a != b)]
