@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.graph.graph import Sender
+from acdc.graph.graph import Receiver, Sender
 from acdc.model.config import ACTIVATIONS, ModelConfig
 
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
@@ -221,9 +221,7 @@ class Transformer:
         stream = [x]
         zs = []
         mlps = []
-        w = self.weights
         for layer in range(self.config.n_layers):
-            at = f"layers.{layer}."
             h = self.normalise(x)
             q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
             q = self.place("q", layer, q, positions)
@@ -231,7 +229,7 @@ class Transformer:
             z = self.attend(q, k, v, self.window(layer, mask))
             zs.append(edit("z", layer, z) if edit else z)
             before = x
-            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            x = self.after_attention(layer, x, zs[-1])
             if self.config.d_mlp:
                 written = self.mlp(layer, before if self.config.parallel else x)
                 mlps.append(edit("mlp", layer, written) if edit else written)
@@ -239,6 +237,18 @@ class Transformer:
             stream.append(x)
         mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)
         return Activations(inputs, torch.stack(zs), mlp), torch.stack(stream)
+
+    def after_attention(self, layer: int, x: Tensor, z: Tensor) -> Tensor:
+        """The stream Float[batch pos d_model] after a layer's heads, z Float[batch head pos d_head], wrote to it."""
+        at = f"layers.{layer}.o."
+        return x + torch.einsum("bhte,hed->btd", z, self.weights[at + "weight"]) + self.weights[at + "bias"]
+
+    def received(self, receiver: Receiver, run: Activations, stream: Tensor) -> Tensor:
+        """What a receiver reads in a run as `run_inputs` returns it, before its norm: Float[batch pos d_model]."""
+        x = stream[receiver.layer]
+        if receiver.kind == "mlp" and not self.config.parallel:
+            x = self.after_attention(receiver.layer, x, run.z[receiver.layer])
+        return x
 
     def written(self, activations: Activations, sender: Sender) -> Tensor:
         """The output of one sender in the residual stream: Float[batch pos d_model]."""

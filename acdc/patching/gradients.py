@@ -57,11 +57,7 @@ def receiver_gradients(
         n = 3 * graph.n_heads
         written = flow
         if graph.mlp:
-            x = residual[layer]
-            if not graph.parallel:
-                w = model.weights
-                x = x + torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
-                x = x + w[f"layers.{layer}.o.bias"]
+            x = model.received(graph.receivers[first + n], at, residual)
             inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
             yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
             flow = flow + inputs
