@@ -53,6 +53,8 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 class Transformer:
     """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
+    constant_scale = False  # whether a backward pass takes what the norms divide by as a constant
+
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], source: str = "model") -> None:
         shapes = config.shapes()
         for name, shape in shapes.items():
@@ -107,8 +109,12 @@ class Transformer:
         if self.config.norm == "none":
             return x
         if self.config.norm == "rms":
-            return F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+            return self.rms_norm(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+
+    def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
+        return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
 
     def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
         """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
@@ -127,7 +133,7 @@ class Transformer:
         if kind == "v":
             return y
         if self.config.head_norm:
-            y = F.rms_norm(y, y.shape[-1:], self.weights[f"layers.{layer}.{kind}.norm"], self.config.norm_eps)
+            y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
         if not self.config.rotary:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
@@ -156,12 +162,19 @@ class Transformer:
         w = self.weights
         flat = self.normalise(x).flatten(0, -2)
         hidden = torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"])
-        activation = ACTIVATIONS[self.config.activation]
         if self.config.gated:
-            hidden = hidden * activation(torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
+            hidden = self.gate(hidden, torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
         else:
-            hidden = activation(hidden)
+            hidden = self.activate(hidden)
         return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation function of the MLPs: Float[...] to the same shape."""
+        return ACTIVATIONS[self.config.activation](x)
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """The hidden units of a gated MLP from their linear half and their gate, before its activation."""
+        return x * self.activate(gate)
 
     # --- output layer, on normalised final rows `h = normalise(x)` ------------------------------------------------
 

@@ -103,7 +103,8 @@ def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, wr
 def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -> Tensor:
     """Turn gradients at normalised rows h Float[batch pos d_model], in place, into gradients at the rows x themselves.
 
-    For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the middle term for RMSNorm.
+    For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the second term for RMSNorm, and without the
+    third if σ counts as a constant.
     """
     if model.config.norm == "none":
         return gradients
@@ -115,5 +116,7 @@ def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -
         spread = x.square().mean(-1)
     scale = (spread + model.config.norm_eps).rsqrt()
     for g, a in zip(gradients, aligned, strict=True):  # one receiver at a time, to need no second table
-        g.addcmul_(h, a[..., None], value=-1).mul_(scale[..., None])
+        if not model.constant_scale:
+            g.addcmul_(h, a[..., None], value=-1)
+        g.mul_(scale[..., None])
     return gradients
