@@ -33,8 +33,9 @@ class Method(NamedTuple):
     """Facts about a method; `acdc.methods.discover` runs it."""
 
     what: str  # one line for the list of methods
-    # ACDC's search, gradients, exact patching of one edge or node at a time, training of gates, or a random draw.
-    kind: Literal["search", "gradient", "exact", "training", "random"]
+    # ACDC's search, gradients, exact patching of one edge or node at a time, training of gates, the activations of the
+    # clean run alone, or a random draw.
+    kind: Literal["search", "gradient", "exact", "training", "activations", "random"]
     options: tuple[str, ...] = SELECT  # beside those of every run
     # Forward passes per step (eap-ig), per step and layer (eap-ig-activations), per update (training), else in all; a
     # backward pass counts as two.
@@ -81,6 +82,18 @@ METHODS = {
     ),
     "eap-ig-clean-corrupted": Method(
         "the same, with the clean and the corrupted run (Hanna et al. 2024)", "gradient", passes=6, paired=True
+    ),
+    "relp": Method(
+        "as eap, with the coefficients of relevance propagation for the gradient (Jafari et al. 2025)",
+        "gradient",
+        passes=4,
+        slope=True,
+    ),
+    "information-flow-routes": Method(
+        "the share of each sender in what its receiver reads, on clean prompts (Ferrando and Voita 2024)",
+        "activations",
+        passes=2,
+        threshold=None,
     ),
     "edge-patching": Method("the exact effect of removing each edge alone from the full model", "exact"),
     "hisp": Method(

@@ -20,6 +20,8 @@ from acdc.methods import (
     edge_patching,
     edge_pruning,
     hisp,
+    information_flow_routes,
+    relp,
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
@@ -154,6 +156,8 @@ def _score(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Sco
         "eap-ig": integrated,
         "eap-ig-activations": integrated,
         "eap-ig-clean-corrupted": integrated,
+        "relp": lambda: relp.score(problem, progress),
+        "information-flow-routes": lambda: information_flow_routes.score(problem, progress),
         "edge-patching": lambda: edge_patching.score(problem, progress),
         "hisp": lambda: hisp.score(problem, progress),
         "causal-mediation": lambda: causal_mediation.score(problem, progress),

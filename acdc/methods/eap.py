@@ -15,7 +15,7 @@ from torch import Tensor
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.model.transformer import Activations
+from acdc.model.transformer import Activations, Transformer
 from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import Gradient, receiver_gradients
 from acdc.patching.problem import Problem
@@ -25,10 +25,15 @@ from acdc.registry import check_method
 def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges. Raises UserError for a metric whose gradient at the full model is zero."""
     check_method("eap", problem.metric, problem.parts.ablation)
+    return at_clean(problem, problem.model, progress)
+
+
+def at_clean(problem: Problem, model: Transformer, progress: Show) -> Scores:
+    """Scores from the gradients of the clean run, as `model` propagates them."""
     total = Attribution(problem)
     for cache in total.chunks(progress):
-        metric = cache.metric(problem.metric, problem.model)
-        total.add(cache, receiver_gradients(problem.model, cache, cache.clean, cache.residual, metric))
+        metric = cache.metric(problem.metric, model)
+        total.add(cache, receiver_gradients(model, cache, cache.clean, cache.residual, metric))
     return total.scores()
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError
-from acdc.graph.graph import Sender
+from acdc.graph.graph import Receiver, Sender
 from acdc.model.config import ACTIVATIONS, ModelConfig
 
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
@@ -52,6 +52,8 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 
 class Transformer:
     """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
+
+    constant_scale = False  # whether a backward pass takes what the norms divide by as a constant
 
     def __init__(self, config: ModelConfig, weights: dict[str, Tensor], source: str = "model") -> None:
         shapes = config.shapes()
@@ -107,8 +109,12 @@ class Transformer:
         if self.config.norm == "none":
             return x
         if self.config.norm == "rms":
-            return F.rms_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+            return self.rms_norm(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+
+    def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
+        return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
 
     def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
         """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
@@ -127,7 +133,7 @@ class Transformer:
         if kind == "v":
             return y
         if self.config.head_norm:
-            y = F.rms_norm(y, y.shape[-1:], self.weights[f"layers.{layer}.{kind}.norm"], self.config.norm_eps)
+            y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
         if not self.config.rotary:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
@@ -156,12 +162,19 @@ class Transformer:
         w = self.weights
         flat = self.normalise(x).flatten(0, -2)
         hidden = torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"])
-        activation = ACTIVATIONS[self.config.activation]
         if self.config.gated:
-            hidden = hidden * activation(torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
+            hidden = self.gate(hidden, torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
         else:
-            hidden = activation(hidden)
+            hidden = self.activate(hidden)
         return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
+
+    def activate(self, x: Tensor) -> Tensor:
+        """The activation function of the MLPs: Float[...] to the same shape."""
+        return ACTIVATIONS[self.config.activation](x)
+
+    def gate(self, x: Tensor, gate: Tensor) -> Tensor:
+        """The hidden units of a gated MLP from their linear half and their gate, before its activation."""
+        return x * self.activate(gate)
 
     # --- output layer, on normalised final rows `h = normalise(x)` ------------------------------------------------
 
@@ -221,9 +234,7 @@ class Transformer:
         stream = [x]
         zs = []
         mlps = []
-        w = self.weights
         for layer in range(self.config.n_layers):
-            at = f"layers.{layer}."
             h = self.normalise(x)
             q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
             q = self.place("q", layer, q, positions)
@@ -231,7 +242,7 @@ class Transformer:
             z = self.attend(q, k, v, self.window(layer, mask))
             zs.append(edit("z", layer, z) if edit else z)
             before = x
-            x = x + torch.einsum("bhte,hed->btd", zs[-1], w[at + "o.weight"]) + w[at + "o.bias"]
+            x = self.after_attention(layer, x, zs[-1])
             if self.config.d_mlp:
                 written = self.mlp(layer, before if self.config.parallel else x)
                 mlps.append(edit("mlp", layer, written) if edit else written)
@@ -239,6 +250,18 @@ class Transformer:
             stream.append(x)
         mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)
         return Activations(inputs, torch.stack(zs), mlp), torch.stack(stream)
+
+    def after_attention(self, layer: int, x: Tensor, z: Tensor) -> Tensor:
+        """The stream Float[batch pos d_model] after a layer's heads, z Float[batch head pos d_head], wrote to it."""
+        at = f"layers.{layer}.o."
+        return x + torch.einsum("bhte,hed->btd", z, self.weights[at + "weight"]) + self.weights[at + "bias"]
+
+    def received(self, receiver: Receiver, run: Activations, stream: Tensor) -> Tensor:
+        """What a receiver reads in a run as `run_inputs` returns it, before its norm: Float[batch pos d_model]."""
+        x = stream[receiver.layer]
+        if receiver.kind == "mlp" and not self.config.parallel:
+            x = self.after_attention(receiver.layer, x, run.z[receiver.layer])
+        return x
 
     def written(self, activations: Activations, sender: Sender) -> Tensor:
         """The output of one sender in the residual stream: Float[batch pos d_model]."""

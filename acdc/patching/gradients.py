@@ -57,11 +57,7 @@ def receiver_gradients(
         n = 3 * graph.n_heads
         written = flow
         if graph.mlp:
-            x = residual[layer]
-            if not graph.parallel:
-                w = model.weights
-                x = x + torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
-                x = x + w[f"layers.{layer}.o.bias"]
+            x = model.received(graph.receivers[first + n], at, residual)
             inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
             yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
             flow = flow + inputs
@@ -107,7 +103,8 @@ def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, wr
 def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -> Tensor:
     """Turn gradients at normalised rows h Float[batch pos d_model], in place, into gradients at the rows x themselves.
 
-    For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the middle term for RMSNorm.
+    For a layer norm that is (g − mean(g) − h mean(h g)) / σ, without the second term for RMSNorm, and without the
+    third if σ counts as a constant.
     """
     if model.config.norm == "none":
         return gradients
@@ -119,5 +116,7 @@ def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -
         spread = x.square().mean(-1)
     scale = (spread + model.config.norm_eps).rsqrt()
     for g, a in zip(gradients, aligned, strict=True):  # one receiver at a time, to need no second table
-        g.addcmul_(h, a[..., None], value=-1).mul_(scale[..., None])
+        if not model.constant_scale:
+            g.addcmul_(h, a[..., None], value=-1)
+        g.mul_(scale[..., None])
     return gradients

@@ -48,12 +48,8 @@ class LiveActivations:
 
     def clean_input(self, receiver: int, scored: bool) -> Tensor:
         """The clean stream that a receiver reads: Float[batch pos d_model]."""
-        r = self.graph.receivers[receiver]
-        x = self.cache.residual[r.layer][:, self.start :]
-        if r.kind == "mlp" and not self.graph.parallel:
-            z = self.cache.clean.z[r.layer][:, :, self.start :]
-            w = self.model.weights
-            x = x + torch.einsum("bhte,hed->btd", z, w[f"layers.{r.layer}.o.weight"]) + w[f"layers.{r.layer}.o.bias"]
+        run = self.cache.clean.map(lambda x: x[..., self.start :, :])
+        x = self.model.received(self.graph.receivers[receiver], run, self.cache.residual[:, :, self.start :])
         return self.narrow(x, False, scored)
 
     def clean(self, sender: int, scored: bool) -> Tensor:

@@ -93,7 +93,7 @@ class Sizes:
         kind = METHODS[method].kind
         if kind == "search":  # current values of the nodes, differences, a batch of candidates
             return senders * self.stream(n) + 2 * self.table(n)
-        if kind == "exact":  # what all senders write, and as much for the models without one edge
+        if kind in ("exact", "activations"):  # what all senders write, with changes
             return 4 * self.table(n)
         if kind == "gradient":  # three runs, and twice the gradients at the inputs of a layer's heads
             return 3 * self.passes(n) + 6 * m.n_heads * self.stream(min(CHUNK, n)) + 2 * self.table(n)

@@ -215,7 +215,7 @@ def test_a_method_that_cannot_is_left_out_of_all_and_refused_by_name(call, tmp_p
     task, methods = content(tmp_path / "out")
     assert task["half"] == "discovery"
     left = {note.split(" is left out")[0] for note in task["notes"] if " is left out" in note}
-    assert {"eap", "hisp", "eap-ig"} <= left
+    assert {"eap", "hisp", "eap-ig", "relp"} <= left
     assert set(methods) == set(METHODS) - left
     assert methods["edge-patching"]["circuits"][0]["low"] is None  # of one prompt
     code, out, err = call(*gate, "--methods", "eap")

@@ -1,10 +1,11 @@
 """Attribution scores against gradients taken in other ways: by autograd through patching, on Hugging Face's models with
-plain hooks, and in the limit of many steps."""
+plain hooks, in the limit of many steps, and (relp) through a plain forward pass in which the rules detach."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import transformers as hf
 from tokenizers import Tokenizer, models
 
 from acdc.errors import UserError
-from acdc.methods import eap, eap_ig
+from acdc.methods import eap, eap_ig, relp
 from acdc.methods.eap import Attribution
 from acdc.model.load import load_model
 from acdc.model.transformer import Activations, Transformer
@@ -21,6 +22,7 @@ from acdc.patching.offload import Parts
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
 from acdc.task.tokenize import Split
+from tests.support import oracle
 from tests.support.checkpoints import float64_norm
 from tests.support.random_models import random_model, random_prompts
 
@@ -30,7 +32,7 @@ FAMILIES = {
     "rotary, parallel, gated": {"norm": "layer", "rotary": 2, "parallel": True, "gated": True, "activation": "silu"},
     "no norm, not causal, split position": {"norm": "none", "causal": False, "split_position": True},
     "attention only": {"d_mlp": 0, "n_layers": 3},
-    "head norm": {"norm": "rms", "rotary": 4},
+    "head norm, gated": {"norm": "rms", "rotary": 4, "gated": True, "activation": "silu"},
     "windows": {"windows": (0, 2, 3), "n_layers": 3},
 }
 FORMS = ("eap-ig", "eap-ig-activations", "eap-ig-clean-corrupted")
@@ -52,7 +54,7 @@ def make_problem(
     if smooth:
         token = model.weights["token.weight"]
         model.weights["token.weight"] = torch.lerp(token[:1], token, 0.15)
-    if family == "head norm":
+    if family == "head norm, gated":
         model = with_head_norm(model)
     return Problem(model, Parts(model, random_prompts(0, model, **prompts), ablation, size), metric)
 
@@ -362,15 +364,121 @@ def test_scores_of_the_logits_edges_add_up_to_the_change_of_the_final_stream(fam
     assert abs(expected) > 1e-3
 
 
+# --- relevance: gradients at zeros that are added to the inputs of receivers, in a forward pass that detaches ---------
+
+
+def relevance_pass(model: Transformer, tokens: torch.Tensor, pad: torch.Tensor):
+    """What every sender writes, the zeros added to what every receiver reads, and the logits but for their mean."""
+    w, c, (batch, n_pos) = model.weights, model.config, tokens.shape
+    without_norm = SimpleNamespace(config=replace(c, head_norm=False), weights=w)
+    zeros: dict[str, torch.Tensor] = {}
+
+    def scaled(x):
+        return x / ((x**2).mean(-1, keepdim=True) + c.norm_eps).sqrt().detach()
+
+    def read(receiver, stream):
+        zeros[receiver] = torch.zeros_like(stream, requires_grad=True)
+        x = stream + zeros[receiver]
+        if c.norm == "none":
+            return x
+        return scaled(x - x.mean(-1, keepdim=True) if c.norm == "layer" else x)
+
+    def linear(x, name, *index):
+        return x @ w[f"layers.{layer}.{name}.weight"][index] + w[f"layers.{layer}.{name}.bias"][index]
+
+    def identity(x):
+        return x * (oracle.act(model, x) / x).detach()
+
+    def place(x, kind):
+        x = scaled(x) * w[f"layers.{layer}.{kind}.norm"] if c.head_norm else x
+        return oracle.place(without_norm, kind, layer, x, positions)
+
+    positions = (torch.arange(n_pos) - pad[:, None]).clamp(min=0)
+    out = {"tok" if c.split_position else "input": w["token.weight"][tokens]}
+    if not c.rotary:
+        position = w["position.weight"][positions]
+        out |= {"pos": position} if c.split_position else {"input": out["input"] + position}
+    stream = sum(out.values())
+    for layer in range(c.n_layers):
+        seen = torch.zeros(batch, n_pos, n_pos, dtype=torch.bool)
+        for b, t, s in np.ndindex(batch, n_pos, n_pos):
+            within = s > t - ((c.windows[layer] if c.windows else 0) or n_pos)
+            seen[b, t, s] = s == t or (s >= pad[b] and (s <= t or not c.causal) and within)
+        before, heads = stream, []
+        for h in range(c.n_heads):
+            q, k, v = (linear(read(f"a{layer}.h{h}<{x}>", before), x, h) for x in "qkv")
+            scores = place(q, "q") @ place(k, "k").mT
+            z = torch.where(seen, scores, -torch.inf).softmax(-1) @ v
+            heads.append(z @ w[f"layers.{layer}.o.weight"][h])
+            out[f"a{layer}.h{h}"] = heads[-1]
+        stream = stream + sum(heads) + w[f"layers.{layer}.o.bias"]
+        if c.d_mlp:
+            x = read(f"m{layer}", before if c.parallel else stream)
+            if c.gated:
+                up, gate = linear(x, "mlp_in"), identity(linear(x, "mlp_gate"))
+                hidden = up * gate.detach() / 2 + up.detach() * gate / 2
+            else:
+                hidden = identity(linear(x, "mlp_in"))
+            out[f"m{layer}"] = linear(hidden, "mlp_out")
+            stream = stream + out[f"m{layer}"]
+    return out, zeros, read("logits", stream) @ w["unembed.weight"].T + w["unembed.bias"]
+
+
+def plain_relevance(problem: Problem, prompts: Split, ablation: str) -> np.ndarray:
+    """Float[sender receiver]: Σ over positions of (ablated − clean) · gradient, mean over the prompts."""
+    model, graph = problem.model, problem.graph
+    pad = torch.as_tensor(prompts.pad)
+    clean, zeros, logits = relevance_pass(model, torch.as_tensor(prompts.clean), pad)
+    naive = oracle.Naive(model, prompts, problem.metric, ablation)
+    per_prompt = np.bincount(prompts.rows[:, 0])
+    value = torch.zeros((), dtype=torch.float64)
+    for (b, t), right, wrong in zip(prompts.rows, prompts.correct, prompts.wrong, strict=True):
+        right, row = right[right >= 0], logits[b, t]
+        if problem.metric == "logit-diff":
+            value = value - (row[right].mean() - row[wrong].max()) / per_prompt[b]
+        else:
+            value = value - row.log_softmax(-1)[right].logsumexp(-1) / per_prompt[b]
+    value.backward()
+    out = [
+        [float(((naive.ablated[s.name] - clean[s.name].detach()) * zeros[r.name].grad).sum()) for r in graph.receivers]
+        for s in graph.senders
+    ]
+    return np.array(out) / len(prompts.clean)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("ablation", "metric"), [("corrupted", "logit-diff"), ("zero", "nll"), ("mean", "nll")])
+def test_relp_is_the_gradient_of_a_pass_that_detaches_by_the_rules(family, ablation, metric):
+    problem = make_problem(family, ablation, metric, pad=True, scored="two")
+    expected = plain_relevance(problem, random_prompts(0, problem.model, pad=True, scored="two"), ablation)
+    found = relp.score(problem).edges
+    agree(found, expected, problem.graph, 1e-9)
+    queries = [r.kind == "q" for r in problem.graph.receivers]
+    assert np.nanmax(np.abs(found[:, queries])) > 1e-3
+    assert np.nanmax(np.abs(found - eap.score(problem).edges)) > 1e-3
+
+
+@pytest.mark.parametrize("sizes", [{"d_mlp": 0}, {"activation": "relu"}])
+def test_relp_is_eap_where_no_rule_says_otherwise(sizes):
+    """Also where a hidden unit is exactly 0."""
+    model = random_model(0, norm="none", **sizes)
+    if "activation" in sizes:
+        model.weights["layers.0.mlp_in.weight"][:, 0] = 0
+        model.weights["layers.0.mlp_in.bias"][0] = 0
+    problem = Problem(model, Parts(model, random_prompts(0, model), "corrupted"), "nll")
+    agree(relp.score(problem).edges, eap.score(problem).edges, problem.graph, 1e-9)
+
+
 # --- what is refused, and what changes nothing -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", ["kl", "l2"])
 def test_a_metric_that_is_flat_at_the_clean_run_is_refused(metric):
-    with pytest.raises(UserError, match="gradient at the full model is zero") as error:
-        eap.score(make_problem("layer norm", metric=metric))
-    assert f"--metric {metric}" in str(error.value)
-    assert "\n" not in str(error.value)
+    for method in (eap, relp):
+        with pytest.raises(UserError, match="gradient at the full model is zero") as error:
+            method.score(make_problem("layer norm", metric=metric))
+        assert f"--metric {metric}" in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("ablation", ["zero", "mean"])
@@ -387,7 +495,8 @@ def test_forms_that_need_corrupted_prompts_say_so(ablation, form):
 
 
 def all_scores(problem: Problem) -> list[np.ndarray]:
-    return [eap.score(problem).edges, *(eap_ig.score(problem, form, STEPS).edges for form in FORMS)]
+    one_run = [method.score(problem).edges for method in (eap, relp)]
+    return one_run + [eap_ig.score(problem, form, STEPS).edges for form in FORMS]
 
 
 @pytest.mark.parametrize("family", ["layer norm", "no norm, not causal, split position"])
@@ -399,7 +508,7 @@ def test_neither_chunks_nor_parts_change_scores(family, monkeypatch):
     monkeypatch.setattr(Problem, "chunks", lambda self, n: (seen.append(len(r.pad)) or r for r in chunks(self, n)))
     monkeypatch.setattr(eap, "CHUNK", 3)
     chunked = all_scores(make_problem(family, **prompts))
-    assert seen == [3, 2] * 4
+    assert seen == [3, 2] * 5
     for a, b, c in zip(whole, parts, chunked, strict=True):
         assert np.nanmax(np.abs(a)) > 1e-3
         assert np.allclose(a, b, rtol=0, atol=1e-12, equal_nan=True)

@@ -33,6 +33,8 @@ from acdc.methods import (
     edge_patching,
     edge_pruning,
     hisp,
+    information_flow_routes,
+    relp,
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
@@ -90,6 +92,8 @@ ROWS = {
         partial(eap_ig.score, method="eap-ig-activations", steps=2), seeds=FEW, least=(1.0, 1.0, 0.85, 0.85)
     ),
     "eap-ig-clean-corrupted": Row(partial(eap_ig.score, method="eap-ig-clean-corrupted"), paired=True),
+    "relp": Row(relp.score),
+    "information-flow-routes": Row(information_flow_routes.score, least=(0.7, 0.6, 0.7, 0.45)),
     "edge-patching": Row(edge_patching.score),
     "edge-patching, KL": Row(edge_patching.score, linear=False),
 }
@@ -279,9 +283,14 @@ def test_patching_single_edges_misses_both_inputs_of_an_or_gate(metric):
 def test_attribution_misses_a_saturated_or_gate_and_a_path_from_elsewhere_does_not():
     found = {
         name: {edge for edge, size in scored("or-gate", score, "corrupted", "logit-diff").items() if size > ZERO}
-        for name, score in (("eap", eap.score), ("eap-ig", partial(eap_ig.score, method="eap-ig")))
+        for name, score in (
+            ("eap", eap.score),
+            ("relp", relp.score),
+            ("eap-ig", partial(eap_ig.score, method="eap-ig")),
+        )
     }
-    assert found == {"eap": {"m0->logits"}, "eap-ig": HALVES[0] | HALVES[1] | {"m0->logits"}}
+    flat = {"m0->logits"}
+    assert found == {"eap": flat, "relp": flat, "eap-ig": HALVES[0] | HALVES[1] | flat}
 
 
 def test_attribution_misses_steps_of_relu():

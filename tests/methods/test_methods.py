@@ -11,7 +11,7 @@ import torch
 from acdc.errors import UserError
 from acdc.graph.graph import Graph
 from acdc.graph.scores import Scores
-from acdc.methods import causal_mediation, edge_patching, hisp
+from acdc.methods import causal_mediation, edge_patching, hisp, information_flow_routes
 from acdc.methods.acdc import Options, discover
 from acdc.methods.discover import computed
 from acdc.methods.log import Journal
@@ -21,7 +21,7 @@ from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.support.oracle import Naive, naive_acdc
+from tests.support.oracle import Naive, forward, naive_acdc
 from tests.support.random_models import random_model, random_prompts
 
 FAMILIES = [
@@ -99,6 +99,51 @@ def test_hisp_equals_autograd_through_the_masked_nodes(family):
 def test_metrics_that_are_flat_at_the_full_model_are_refused():
     with pytest.raises(UserError, match="gradient at the full model is zero"):
         hisp.score(setting(FAMILIES[0])[0])
+
+
+def flow(problem, prompts) -> np.ndarray:
+    """Float[sender receiver] by EAP-IG's definition, prompt by prompt, position by position, sender by sender."""
+    model, g = problem.model, problem.graph
+    outputs, _ = forward(model, g, torch.as_tensor(prompts.clean), torch.as_tensor(prompts.pad), None, set())
+    total = np.where(g.edges, 0.0, np.nan)
+    batch, n_pos = prompts.clean.shape
+    for r, receiver in enumerate(g.receivers):
+        senders = np.flatnonzero(g.edges[:, r])
+        layers = receiver.layer + int(receiver.kind == "mlp" and not g.parallel)
+        biases = sum((model.weights[f"layers.{i}.o.bias"] for i in range(layers)), torch.zeros(model.config.d_model))
+        for b in range(batch):
+            for t in range(prompts.pad[b], n_pos):
+                z = [outputs[g.senders[s].name][b, t] for s in senders]
+                y = sum(z) + biases
+                near = [max(0.0, float(y.abs().sum() - (y - x).abs().sum())) for x in z]
+                for s, one in zip(senders, near, strict=True):
+                    total[s, r] += one / (sum(near) or 1.0) / (n_pos - prompts.pad[b]) / batch
+    return total
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_information_flow_routes_equal_plain_shares(family, monkeypatch):
+    """Of whatever ablation, in one piece, in parts, and a prompt at a time."""
+    model = random_model(1, **family)
+    prompts = random_prompts(1, model, batch=5, first=2, scored="two", pad=family.get("causal", True))
+    problem = Problem(model, Parts(model, prompts, "corrupted"), "kl")
+    expected = flow(problem, prompts)
+    sums = np.nansum(expected, axis=0)
+    assert sums.max() == pytest.approx(1) and len(set(expected[0].round(9))) >= 3
+    parted = Problem(model, Parts(model, prompts, "zero", 2), "logit-diff")
+    found = [information_flow_routes.score(p).edges for p in (problem, parted)]
+    monkeypatch.setattr(information_flow_routes, "TABLE_BYTES", 1)
+    for edges in (*found, information_flow_routes.score(problem).edges):
+        assert np.allclose(edges, expected, rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_where_nothing_is_written_all_shares_are_0():
+    model = random_model(1, d_mlp=0)
+    for name, x in model.weights.items():
+        if name.startswith(("token", "position")) or name.endswith(("o.weight", "o.bias")):
+            x.zero_()
+    problem = Problem(model, Parts(model, random_prompts(1, model), "zero"), "kl")
+    assert (information_flow_routes.score(problem).edges[problem.graph.edges] == 0).all()
 
 
 def test_random_scores_are_seeded():

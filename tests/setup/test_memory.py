@@ -59,7 +59,8 @@ def test_what_is_bounded_stays_bounded():
     search = [sizes.working_set("acdc", sizes.prompts) for sizes in (few, many)]
     assert search[1] < 6 * search[0]  # not 10: batches and differences are bounded
     assert many.table(1000) == few.table(100) == TABLE_BYTES
-    for method in ("eap", "eap-ig", "edge-patching", "causal-mediation", "edge-pruning", "diffmask"):
+    bounded = ("eap", "eap-ig", "relp", "information-flow-routes", "edge-patching", "causal-mediation", "edge-pruning")
+    for method in (*bounded, "diffmask"):
         assert many.working_set(method, 1000) == few.working_set(method, 100) < 3e9
 
 
