@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from acdc.commands import catalog, options
-from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model, numbers
+from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import in_name
@@ -72,7 +72,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
-    """Discover one circuit, or one per threshold.
+    """Discover one circuit, or one for each of several thresholds or targets.
 
     Example: acdc run --task greater-than --model tiny
     """
@@ -80,9 +80,10 @@ def run(
 
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
-    text = given["threshold"]
-    thresholds = numbers("--threshold", text) if text is not None else [None]
-    settings, checked, notes = resolve(given | {"threshold": thresholds[0]}, config, default_model)
+    key, values = options.several(given)
+    settings, checked, notes = resolve(
+        given | dict.fromkeys([key], values[0] if values else None), config, default_model
+    )
     say(*notes)
 
     from acdc.commands.run import run as execute  # imports torch: only now, when the options are known to be right
@@ -96,11 +97,12 @@ def run(
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
     found = []
-    several = [inputs if value is None else inputs.at(value) for value in thresholds]
-    for at in several:
+    runs = [(inputs, out)]
+    if len(values) > 1:
+        runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
+    for at, _ in runs:
         check_threshold(at)
-    for value, at in zip(thresholds, several, strict=True):
-        folder = out / f"threshold-{in_name(value)}" if out and value is not None and len(thresholds) > 1 else out
+    for at, folder in runs:
         with progress_bar() as progress:
             found.append(execute(at, folder, force, tuple(notes), progress, say))
     if json_:

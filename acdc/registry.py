@@ -26,6 +26,8 @@ METRICS = {
 }
 
 
+BOUNDS = ("threshold", "faithfulness", "edges")  # options that say which edges to keep; one of them applies
+OF_THRESHOLD = ("abs", "order", "batch")  # options of acdc that apply with a threshold only
 SELECT = ("threshold", "edges", "greedy", "abs", "direct")  # options of every method that scores edges
 
 
@@ -60,7 +62,7 @@ METHODS = {
     "acdc": Method(
         "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
         "search",
-        ("threshold", "abs", "direct", "order", "batch", "prefilter"),
+        ("threshold", "faithfulness", "edges", "direct", "prefilter", *OF_THRESHOLD),
     ),
     "eap": Method(
         "gradient × difference at the clean run, for every edge (Syed et al. 2023)", "gradient", passes=4, slope=True

@@ -227,7 +227,7 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
         inputs = load(config, task)
         for threshold in entry.counts or [None]:
             with tempfile.TemporaryDirectory() as temporary:
-                at = inputs if threshold is None else inputs.at(threshold)
+                at = inputs if threshold is None else inputs.at(threshold=threshold)
                 file, out = run(at, Path(temporary) / "run", progress=progress)
                 outcome = check_circuit(out / "circuit.json", against, entry, entry.name)
             if threshold is not None:

@@ -226,7 +226,7 @@ class Finder:
         edges = np.where(graph.edges, 0.0, np.nan)
         for threshold in thresholds:
             at = inside(folder, f"threshold-{in_name(threshold)}")
-            circuits[threshold] = self.acdc(inputs.at(threshold), at, folder / COST, allowed)
+            circuits[threshold] = self.acdc(inputs.at(threshold=threshold), at, folder / COST, allowed)
             edges[circuits[threshold].kept] = threshold
         scores = Scores(graph, edges)
         write_scores(folder / SCORES, scores)
@@ -242,9 +242,9 @@ class Finder:
 
         def make() -> CircuitFile:
             with metered(cost, inputs.model.transformer.device):
-                found = search(inputs, folder, self.progress, allowed).circuit
-            circuit = found.pruned()
-            return describe(inputs, circuit, found, measure(inputs, circuit), ())
+                found = search(inputs, folder, self.progress, allowed)
+            circuit = found.circuit.pruned()
+            return describe(inputs, circuit, found.circuit, measure(inputs, circuit), (), found.changes)
 
         return run_or_read(folder, make).circuit()
 

@@ -51,7 +51,10 @@ RUN = {
     "revision": option(str, "A branch, tag or commit of a Hugging Face id, as step1000; short: --model ID@REVISION."),
     "method": option(str, "Method of discovery (`acdc methods`)."),
     "threshold": option(str, "τ in the metric's units; several with commas make a run each.", "--threshold", "-T"),
-    "edges": option(int, "Keep the N edges with the highest scores (not for acdc)."),
+    "faithfulness": option(
+        str, "For acdc: find the smallest circuit so faithful, as 0.9; several with commas make a run each."
+    ),
+    "edges": option(int, "Keep the N edges with the highest scores; acdc finds the best circuit of N edges."),
     "greedy": option(bool, "Grow the N edges from the logits instead.", "--greedy/--top"),
     "prefilter": option(str, "METHOD:SHARE, as eap-ig:0.05: acdc tests only this share of the edges, METHOD's best."),
     "metric": option(str, "kl, logit-diff, prob-diff, nll or l2, as the task allows."),
@@ -88,9 +91,10 @@ PLAN = {
     "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
 }
 
-STABILITY_OF_RUN = "task model revision method threshold edges metric ablation examples seed device"
+STABILITY_OF_RUN = "task model revision method threshold faithfulness edges metric ablation examples seed device"
 STABILITY = {name: RUN[name] for name in STABILITY_OF_RUN.split()} | {
     "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
+    "faithfulness": option(float, "For acdc: find the smallest circuit so faithful, as 0.9."),
     "seed": option(int, "Seed of the base run; the others follow."),
 }
 
@@ -204,13 +208,20 @@ def listed(flag: str, text: str, kind: Callable[[str], Any] = str, what: str = "
     return values
 
 
-def numbers(flag: str, text: str) -> list[float]:
-    """Parse numbers with commas between them; raise UserError if one is negative, not finite or there twice."""
-    values = listed(flag, text, float, "a number")
-    for value in values:
-        if not (math.isfinite(value) and value >= 0):
-            raise UserError(f"{flag}: is {value}; it must be a finite number, 0 or above, in the metric's units")
-    return values
+def several(given: Given) -> tuple[str, list[float]]:
+    """Return the option that makes a run for each of its values, and these, none if it isn't given; raise UserError if
+    a value is wrong or there twice."""
+    for key, fits, what in (
+        ("threshold", lambda x: 0 <= x < math.inf, "a finite number, 0 or above, in the metric's units"),
+        ("faithfulness", lambda x: 0 < x <= 1, "above 0 and up to 1, the full model's"),
+    ):
+        if given[key] is not None:
+            values = listed(f"--{key}", given[key], float, "a number")
+            for value in values:
+                if not fits(value):
+                    raise UserError(f"--{key}: is {value:g}; it must be {what}")
+            return key, values
+    return "threshold", []
 
 
 def refuse_empty(words: list[str]) -> None:

@@ -22,6 +22,7 @@ from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.explain import Explanation, explain
 from acdc.evaluation.faithfulness import Table, faithfulness, final_rows, means, measure_halves
+from acdc.evaluation.frontier import CurvePoint, curve
 from acdc.files.circuit import (
     CircuitFile,
     GraphPart,
@@ -32,20 +33,26 @@ from acdc.files.circuit import (
     read_circuit,
     write_circuit,
 )
+from acdc.files.frontier import to_csv
 from acdc.files.metrics import CostPart, Interval, MetricsFile, write_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
-from acdc.methods.discover import CHECKPOINT, LOG, SCORES, Discovery, find
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, find
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
 from acdc.report.style import PictureStyle
 from acdc.setup.config import Config, command_line
 from acdc.setup.inputs import Inputs
 
-FILES = ("config.yaml", LOG, CHECKPOINT, SCORES, "metrics.json", "circuit.svg", "report.html", "circuit.json")
+FILES = (
+    *("config.yaml", LOG, CHECKPOINT, SUPERSET, SCORES),
+    *("metrics.json", "frontier.csv", "circuit.svg", "report.html", "circuit.json"),
+)
+POINTS = 10  # sizes of the strongest edges that are measured,
+FRONTIER = 30  # and of the nested circuits on the path to a target
 
 
 def run(
@@ -90,9 +97,12 @@ def _discover(
         rows = final_rows(inputs, circuit)
         tables = measure_halves(inputs, rows)
         half = inputs.evaluation_split
-        explanation = explain(inputs, circuit, rows[half], tables[half][inputs.config.metric])
+        curves = _curves(inputs, found.path or circuit, tables, FRONTIER if found.path else POINTS)
+        explanation = explain(inputs, circuit, rows[half], curves[half])
         _, peak = memory()
-    file = describe(inputs, circuit, found.circuit, means(tables), notes)
+    measured = intervals(inputs, tables)
+    notes = (*notes, *found.notes, *_below_target(inputs, measured["faithfulness"][half]))
+    file = describe(inputs, circuit, found.circuit, means(tables), notes, found.changes)
     cost = CostPart(
         seconds=time.monotonic() - started,
         peak_memory_mb=peak / 1e6,
@@ -100,9 +110,32 @@ def _discover(
         evaluations=found.evaluations,
         threads=torch.get_num_threads(),
     )
-    metrics = MetricsFile(metrics=file.metrics, **intervals(inputs, tables), cost=cost)
+    metrics = MetricsFile(metrics=file.metrics, **measured, cost=cost)
+    if found.path:
+        write_atomic(folder / "frontier.csv", to_csv(curves))
     _write(folder, circuit, found, file, metrics, explanation)
     return file
+
+
+def _curves(
+    inputs: Inputs, circuit: Circuit, tables: dict[str, Table], points: int
+) -> dict[str, tuple[CurvePoint, ...]]:
+    """How faithful the strongest edges are alone, on the evaluation split or, on the path to a target, both halves."""
+    metric = inputs.config.metric
+    halves = tables if inputs.config.eliminates else (inputs.evaluation_split,)
+    return {half: curve(inputs, half, circuit, points, tables[half][metric]) for half in halves}
+
+
+def _below_target(inputs: Inputs, measured: Interval) -> tuple[str, ...]:
+    """A note if a target of faithfulness isn't surely met on prompts that the search hasn't seen."""
+    target = inputs.config.faithfulness
+    value, low, _ = measured
+    if target is None or value is None or (low is not None and low >= target):
+        return ()
+    half = inputs.evaluation_split.replace("_", "-")
+    interval = "" if low is None else f" (95 % interval from {low:.4f})"
+    found = f"on the {half} prompts the circuit's faithfulness is {value:.4f}{interval}"
+    return (f"{found}, so {target:g} is not certain there; more prompts (--examples) help",)
 
 
 def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
@@ -130,9 +163,15 @@ def _interval(x: Estimate) -> Interval:
 
 
 def describe(
-    inputs: Inputs, circuit: Circuit, found: Circuit, measures: dict[str, float], notes: tuple[str, ...]
+    inputs: Inputs,
+    circuit: Circuit,
+    found: Circuit,
+    measures: dict[str, float],
+    notes: tuple[str, ...],
+    changes: Circuit | None = None,
 ) -> CircuitFile:
-    """Return the content of circuit.json: `circuit` without dead edges, `found` with them, to count them."""
+    """Return the content of circuit.json: `circuit` without dead edges, `found` with them, to count them; the scores of
+    `changes` are the rises of the metric when the edges were tested."""
     config = inputs.config
     task = inputs.task
     model = inputs.model
@@ -159,7 +198,7 @@ def describe(
         ),
         graph=GraphPart.of(circuit, dead),
         metrics=measures,
-        edges=edges_of(circuit, tested=config.method == "acdc"),
+        edges=edges_of(circuit, changes),
         environment=environment(),
         command=command_line(config),
         notes=notes,

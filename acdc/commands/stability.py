@@ -173,9 +173,10 @@ def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Ca
         if rerun.kind == "orders" and base.config.prefilter is not None:
             # A filter may draw by the seed, which is the order's here. Take its scores from the base run instead.
             write_scores(folder / SCORES, scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress))
-        found = find(rerun.inputs, folder, progress).circuit
-        circuit = found.pruned()
-        file = describe(rerun.inputs, circuit, found, measure(rerun.inputs, circuit), rerun.notes)
+        found = find(rerun.inputs, folder, progress)
+        circuit = found.circuit.pruned()
+        measures = measure(rerun.inputs, circuit)
+        file = describe(rerun.inputs, circuit, found.circuit, measures, rerun.notes, found.changes)
         say(f"{rerun.name}: {circuit.n_edges} edges")
         if not rerun.number:
             return file

@@ -1,7 +1,6 @@
 """What helps a person to understand a circuit: example prompts with predictions, attention patterns, what each node
 adds to the answer directly, and how faithful the strongest edges are alone."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -9,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.evaluation.bootstrap import Estimate, estimate
-from acdc.evaluation.faithfulness import Rows, faithfulness, prompt_values
+from acdc.evaluation.faithfulness import Rows
+from acdc.evaluation.frontier import CurvePoint
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -18,7 +17,6 @@ from acdc.setup.inputs import Inputs
 
 EXAMPLES = 4  # prompts to show
 TOP = 5  # tokens to show of each prediction
-POINTS = 10  # sizes of the circuit to measure
 PATTERN_NUMBERS = 600_000  # bounds the attention patterns, over all heads and prompts
 
 
@@ -35,16 +33,6 @@ class ShownPrompt:
 
 
 @dataclass(frozen=True)
-class CurvePoint:
-    """The circuit of the strongest edges alone."""
-
-    score: float  # the smallest magnitude of their scores
-    edges: int  # number of residual edges, without dead ones
-    metric: Estimate
-    faithfulness: Estimate
-
-
-@dataclass(frozen=True)
 class Explanation:
     """What helps to understand a circuit."""
 
@@ -56,13 +44,13 @@ class Explanation:
     # Sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
     # positive favours the correct answer; empty for a task without answers.
     direct: dict[str, float]
-    curve: tuple[CurvePoint, ...]  # the circuit's strongest edges, from few to all
+    curve: tuple[CurvePoint, ...]  # of the circuit, or of the path that led to it
 
 
 @torch.inference_mode()
-def explain(inputs: Inputs, circuit: Circuit, rows: Rows, values: dict[str, np.ndarray]) -> Explanation:
+def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curve: tuple[CurvePoint, ...]) -> Explanation:
     """Explain a circuit without dead edges on the evaluation split, from its final rows by `model`, `circuit` and
-    `ablated`, and their values of the run's metric, Float[prompt] each."""
+    `ablated`, and how faithful its strongest edges are alone."""
     half = inputs.evaluation_split
     model = inputs.model.transformer
     parts = inputs.parts(half)
@@ -71,7 +59,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, values: dict[str, np.n
         examples=_examples(inputs, rows),
         attention=attention(model, circuit, parts[0]),
         direct=direct_effects(model, parts, circuit.nodes()),
-        curve=_curve(inputs, circuit, values),
+        curve=curve,
     )
 
 
@@ -178,33 +166,3 @@ def _norm_scale(model: Transformer, x: Tensor) -> Tensor:
         return torch.ones_like(x[:, :1])
     centred = x - x.mean(-1, keepdim=True) if model.config.norm == "layer" else x
     return (centred.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()
-
-
-def _curve(inputs: Inputs, circuit: Circuit, values: dict[str, np.ndarray]) -> tuple[CurvePoint, ...]:
-    """Measure the strongest edges of the circuit, from few to all; nothing if an edge has no score."""
-    if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
-        return ()
-    config = inputs.config
-    sizes = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
-    ranked = np.sort(sizes[circuit.kept])[::-1]
-
-    def strongest(n: int) -> Circuit:
-        return Circuit(circuit.graph, sizes >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
-
-    points: dict[int, CurvePoint] = {}
-    for size in np.geomspace(1, len(ranked), POINTS):
-        # Some of the strongest edges are dead without the weaker ones: take as many as leave `size` edges alive.
-        n = 1 + bisect_left(range(1, len(ranked)), size, key=lambda n: strongest(n).n_edges)
-        some = strongest(n)
-        if some.n_edges in points:
-            continue
-        own = values["circuit"]
-        if some.n_edges < circuit.n_edges:
-            own = prompt_values(inputs, inputs.evaluation_split, some, config.metric)
-        points[some.n_edges] = CurvePoint(
-            score=float(ranked[n - 1]),
-            edges=some.n_edges,
-            metric=estimate(own, seed=config.seed),
-            faithfulness=faithfulness(own, values["model"], values["ablated"], config.seed),
-        )
-    return tuple(points[n] for n in sorted(points))

@@ -169,9 +169,11 @@ class Edge(Strict):
 
     Args:
         name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
-        change: rise of the metric when the edge was removed in a test, in the metric's units; null for methods that
-            test no edges
-        score: importance in the method's units, larger is more important; null if there is none
+        change: rise of the metric when the edge was removed in a test, in the metric's units: in ACDC's circuit at that
+            moment; with a target of faithfulness or edges in this circuit; null for methods that test no edges
+        score: importance in the method's units, larger is more important; null if there is none. With a target of
+            faithfulness or edges it is 1/N, where N is the size of the smallest of the nested circuits that has the
+            edge
     """
 
     name: Label
@@ -255,11 +257,16 @@ class CircuitFile(Strict):
         return Circuit(g, kept, direct, scores, direct_scores)
 
 
-def edges_of(circuit: Circuit, tested: bool = False) -> tuple[Edge, ...]:
-    """Return the kept edges in (sender, receiver) order, direct ones last. `tested`: each score is also the change."""
+def edges_of(circuit: Circuit, changes: Circuit | None = None) -> tuple[Edge, ...]:
+    """Return the kept edges in (sender, receiver) order, direct ones last. The scores of `changes` are the rises of the
+    metric when the edges were tested."""
     names = circuit.edge_names() + circuit.direct_names()
-    scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)
-    return tuple(Edge(name=n, change=s if tested else None, score=s) for n, s in zip(names, scores, strict=True))
+    scores, tested = (_all_scores(circuit, of) for of in (circuit, changes or Circuit(circuit.graph, circuit.kept)))
+    return tuple(Edge(name=n, change=c, score=s) for n, c, s in zip(names, tested, scores, strict=True))
+
+
+def _all_scores(circuit: Circuit, of: Circuit) -> list[float | None]:
+    return _scores(of.scores, circuit.kept) + _scores(of.direct_scores, circuit.direct)
 
 
 def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | None]:

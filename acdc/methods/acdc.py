@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.errors import FileError, UserError
+from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.progress import Progress, Show, silent
@@ -29,6 +29,7 @@ from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
 
+SHARE = 0.01
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
 
 
@@ -36,12 +37,17 @@ GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that
 class Options:
     """Options of the method."""
 
-    threshold: float  # τ, in the metric's units
+    threshold: float = 0.0  # τ, in the metric's units
+    limit: float | None = None  # instead of τ: an edge may use up `SHARE` of what the metric may rise up to this
     magnitude: bool = False  # compare |change| with τ instead of the signed change
     order: str = "paper"  # one of `acdc.registry.ORDERS`
     direct: bool = True  # test the direct edges too
     seed: int = 0  # of the random order
     batch: int = 64  # largest number of candidates evaluated at once
+
+    def bound(self, metric: float) -> float:
+        """The rise at which an edge stays in a circuit of this metric."""
+        return self.threshold if self.limit is None else SHARE * (self.limit - metric)
 
 
 def discover(
@@ -117,13 +123,11 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.graph = self.engine.graph
-        self.recorded = iter(self.journal.batches())  # of an earlier run; repeated without evaluating them
         self.scores = np.full(self.graph.edges.shape, np.nan)
         self.direct_scores = np.full(len(self.graph.receivers), np.nan)
         self.direct = self.graph.direct.copy()
         self.total = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
         self.n_kept = 0  # edges that were tested and stay
-        self.batch = 0  # number of the current batch
         # The typical number of removals in a row, which sets the batch size: it depends on the decisions alone, so that
         # a replay makes the same batches.
         self.streak = 8.0
@@ -155,14 +159,10 @@ class _Search:
     def _test(self, queue: list[Removal], most: int) -> None:
         """Decide some edges, in batches of at most so many."""
         while queue:
-            self.batch += 1
-            decisions = next(self.recorded, None)
+            decisions = self.journal.begin([self._name(removal) for removal in queue])
             if decisions is None:
                 decisions = self._evaluate(queue, most)
                 self.journal.write(decisions)
-            elif [d.edge for d in decisions] != [self._name(r) for r in queue[: len(decisions)]]:
-                where = f"{self.journal.path}: batch {self.batch}"
-                raise FileError(f"{where} tests other edges than this run; use --force")
             self._apply(queue[: len(decisions)], decisions)
             queue = queue[len(decisions) :]
 
@@ -184,10 +184,10 @@ class _Search:
         for removal in candidates:
             new = next(values) if removal in active_set else metric
             change = new - metric
-            margin = self.options.threshold - (abs(change) if self.options.magnitude else change)
+            margin = self.options.bound(metric) - (abs(change) if self.options.magnitude else change)
             kept = not margin > 0
             metric = metric if kept else new
-            decisions.append(Decision(self.batch, self._name(removal), change, margin, metric, kept))
+            decisions.append(Decision(self.journal.batch, self._name(removal), change, margin, metric, kept))
             if kept:
                 break
         return decisions
@@ -204,7 +204,7 @@ class _Search:
         guess = self.engine.guess(rows)
         start = 0
         for end in range(1, len(removals) + 1):
-            stays = guess is not None and guess[end] - guess[end - 1] > GUESS_SHARE * self.options.threshold
+            stays = guess is not None and guess[end] - guess[end - 1] > GUESS_SHARE * self.options.bound(self.metric)
             if stays or end == len(removals):
                 for i, value in enumerate(self.engine.metric(rows[start + 1 : end + 1]), start):
                     if not math.isfinite(value):

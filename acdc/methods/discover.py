@@ -25,8 +25,11 @@ from acdc.methods import (
     subnetwork_probing,
 )
 from acdc.methods.acdc import Options, discover
+from acdc.methods.elimination import Goal, smallest
 from acdc.methods.log import Decision, Journal
+from acdc.methods.superset import FEWEST, Ends, metric_of, superset
 from acdc.patching.activations import non_finite_advice
+from acdc.patching.circuit_engine import CircuitEngine
 from acdc.patching.engine import Engine
 from acdc.patching.metrics import resolution
 from acdc.patching.offload import PartedEngine
@@ -35,8 +38,14 @@ from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs
 
 SCORES = "scores.safetensors"
+SUPERSET = "superset.safetensors"
 CHECKPOINT = "masks.safetensors"
 LOG = "log.jsonl"
+BY_GRADIENT = 0.25  # shares of the faithfulness that may be lost: so much is lost by ruling out edges by gradients,
+BY_ACDC = 0.75  # and so much in all by ACDC, before exact elimination
+LOSS = 0.2  # of faithfulness, where a number of edges is asked for
+ROOM = 2  # times that number, which exact elimination begins with
+MANY = 256  # edges from which on ACDC comes before exact elimination
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,9 @@ class Discovery:
     circuit: Circuit  # with its scores, dead edges included
     decisions: tuple[Decision, ...] = ()  # of ACDC, logged
     evaluations: int = 0  # how often ACDC evaluated the metric
+    changes: Circuit | None = None  # its scores are the rises of the metric when the edges were tested
+    path: Circuit | None = None  # its strongest edges are nested circuits of every size
+    notes: tuple[str, ...] = ()  # for the user
 
 
 def find(inputs: Inputs, out: Path, progress: Show) -> Discovery:
@@ -62,7 +74,7 @@ def find(inputs: Inputs, out: Path, progress: Show) -> Discovery:
     if config.prefilter is not None:
         method, share = parse_filter(config.prefilter)
         allowed = scored(inputs, method, out, progress).best(share)
-    return search(inputs, out, progress, allowed)
+    return (eliminate if config.eliminates else search)(inputs, out, progress, allowed)
 
 
 def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None) -> Discovery:
@@ -75,21 +87,98 @@ def search(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None
     """
     check_threshold(inputs)
     c = inputs.config
+    journal = Journal(out / LOG)
+    options = Options(c.threshold or 0.0, None, c.abs, c.order, c.direct, c.seed, c.batch)
+    circuit, evaluations = _acdc(inputs, options, journal, progress, allowed)
+    return Discovery(circuit, tuple(journal.decisions), evaluations, changes=circuit)
+
+
+def _acdc(
+    inputs: Inputs, options: Options, journal: Journal, progress: Show, allowed: np.ndarray | None
+) -> tuple[Circuit, int]:
+    """Run ACDC; returns its circuit, and how often it evaluated the metric."""
     model = inputs.model.transformer
     parts = inputs.parts("discovery")
     graph = model.config.graph()
     with torch.inference_mode():
-        metric = parts.metric(c.metric)
-        guess = parts.guess(c.metric)
+        metric = parts.metric(inputs.config.metric)
+        guess = parts.guess(inputs.config.metric)
         engine: Engine | PartedEngine
         if len(parts) == 1:
             engine = Engine(model, graph, parts[0], metric, guess)
         else:
             engine = PartedEngine(model, graph, parts, metric, guess)
-        journal = Journal(out / LOG)
-        options = Options(c.threshold or 0.0, c.abs, c.order, c.direct, c.seed, c.batch)
-        circuit = discover(engine, options, journal, progress, allowed)
-    return Discovery(circuit, tuple(journal.decisions), engine.evaluations)
+        return discover(engine, options, journal, progress, allowed), engine.evaluations
+
+
+def eliminate(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | None) -> Discovery:
+    """Find the smallest circuit that is faithful enough, or the best one with so many edges, or resume from the log.
+
+    Args:
+        allowed: Bool[sender receiver], the edges that a filter left; None without a filter
+    Raises:
+        UserError: no circuit of these edges is so faithful, or the metric is not finite.
+    """
+    c = inputs.config
+    problem = inputs.problem("discovery")
+    graph = problem.graph
+    allowed = graph.edges if allowed is None else allowed
+    ends = Ends.of(problem)
+    flag = "--edges" if c.faithfulness is None else f"--faithfulness {c.faithfulness:g}"
+    if not ends.full < ends.ablated:
+        values = f"{c.metric} {ends.ablated:.4g}, full model {ends.full:.4g}"
+        raise UserError(f"{flag}: {c.model_name} does {c.task_name} as well with everything ablated ({values})")
+    goal = Goal(edges=c.edges) if c.faithfulness is None else Goal(metric=ends.metric(c.faithfulness))
+    if goal.metric is not None and (metric := metric_of(problem, allowed)) > goal.metric:
+        reached = f"are {ends.faithfulness(metric):.3g} faithful on the discovery half"
+        raise UserError(f"{flag}: the edges that --prefilter {c.prefilter} leaves {reached}; leave more")
+    journal = Journal(out / LOG)
+    start, evaluations = _superset(inputs, out, ends, journal, progress, allowed)
+    with torch.inference_mode():
+        engine = CircuitEngine(problem.model, problem.parts, problem.parts.metric(c.metric), start)
+        found = smallest(engine, problem, start, allowed, goal, ends, journal, progress)
+    scores = Scores(graph, found.scores)
+    write_scores(out / SCORES, scores)
+    notes: tuple[str, ...] = ()
+    if found.kept.any() and goal.metric is not None:
+        next_best = ends.faithfulness(found.metric + float(np.nanmin(found.effects)))
+        notes = (
+            f"1-minimal: without any one of its {found.kept.sum():,} edges the circuit is at most {next_best:.4f} "
+            "faithful on the discovery half",
+        )
+    return Discovery(
+        scores.circuit(found.kept, c.direct),
+        tuple(journal.decisions),
+        evaluations + engine.evaluations,
+        changes=Circuit(graph, found.kept, scores=found.effects),
+        path=scores.circuit(found.scores > 0, c.direct),
+        notes=notes,
+    )
+
+
+def _superset(
+    inputs: Inputs, out: Path, ends: Ends, journal: Journal, progress: Show, allowed: np.ndarray
+) -> tuple[np.ndarray, int]:
+    """The edges that elimination begins with, Bool[sender receiver], and how often ACDC evaluated the metric.
+
+    Gradients rule out edges until a quarter of the faithfulness that may be lost is lost. If many are left, ACDC goes
+    on until three quarters are. For a number of edges, a loss is tried that leaves enough of them.
+    """
+    c = inputs.config
+    problem = inputs.problem("discovery")
+    least = 0 if c.edges is None else ROOM * c.edges
+    loss = LOSS if c.faithfulness is None else 1 - c.faithfulness
+    worst = ends.metric(1 - BY_GRADIENT * loss)
+    start = superset(problem, allowed, max(FEWEST, least), worst, out / SUPERSET, inputs.effects, progress)
+    evaluations = 0
+    while start.sum() > MANY and BY_ACDC * loss > ends.loss(metric_of(problem, start)):
+        options = Options(limit=ends.metric(1 - BY_ACDC * loss))
+        circuit, n = _acdc(inputs, options, journal, progress, start)
+        evaluations += n
+        if (smaller := circuit.live()).sum() >= least:
+            return smaller, evaluations
+        loss /= 2
+    return start, evaluations
 
 
 def check_threshold(inputs: Inputs) -> None:

@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from acdc.errors import FileError, UserError
+from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.methods.log import Decision, Journal
-from acdc.methods.superset import gradients
+from acdc.methods.superset import Ends, gradients
 from acdc.patching.activations import non_finite_advice
 from acdc.patching.circuit_engine import CircuitEngine, Edge
 from acdc.patching.problem import Problem
@@ -43,7 +43,7 @@ GAIN = 0.0001  # an exchange that leaves the size as it is lowers the metric by 
 class Goal:
     """What is asked for: one of the two."""
 
-    metric: float | None = None  # the largest metric of the circuit
+    metric: float | None = None  # the largest metric of the circuit, mean over the prompts
     edges: int | None = None  # the largest number of edges
 
 
@@ -54,8 +54,7 @@ class Smallest:
     kept: Array  # Bool[sender receiver]
     effects: Array  # Float[sender receiver], rise of the metric without each of its edges; NaN for others
     metric: float
-    # Float[sender receiver]: 1/N for an edge that the nested circuits of N edges and more have, 0 for one that none has.
-    scores: Array
+    scores: Array  # Float[sender receiver]: 1/N, N the size of the smallest nested circuit that has the edge; or 0
 
 
 def smallest(
@@ -64,7 +63,7 @@ def smallest(
     start: Array,
     allowed: Array,
     goal: Goal,
-    ends: tuple[float, float],
+    ends: Ends,
     journal: Journal,
     progress: Show,
 ) -> Smallest:
@@ -73,7 +72,6 @@ def smallest(
     Args:
         start: Bool[sender receiver], the circuit to begin with, without dead edges
         allowed: Bool[sender receiver], the edges that an exchange may add
-        ends: the metric of the full model and with everything ablated
     Raises:
         UserError: the metric is not finite.
         FileError: the journal holds other tests, or can't be written.
@@ -105,7 +103,7 @@ class _Search:
     kept: Array  # Bool[sender receiver]
     allowed: Array
     goal: Goal
-    ends: tuple[float, float]
+    ends: Ends
     journal: Journal
     progress: Show
     effects: dict[Edge, float] = field(default_factory=dict)
@@ -113,10 +111,8 @@ class _Search:
     left_at: dict[Edge, int] = field(default_factory=dict)  # edge → size of the last circuit that had it
     circuit: int = 0  # number of the current circuit
     circuits: int = 0  # how many there were
-    batch: int = 0  # in the log
 
     def __post_init__(self) -> None:
-        self.recorded = iter(self.journal.batches())
         self.metric = self.engine.metric(self.kept)
         self.total = self.size
 
@@ -190,8 +186,7 @@ class _Search:
 
     def _small(self) -> float:
         """The rise of the metric that several edges may make together."""
-        full, ablated = self.ends
-        return max(SMALL * (self.metric - full), SMALLEST * (ablated - full))
+        return max(SMALL * (self.metric - self.ends.full), SMALLEST * self.ends.span)
 
     def _within(self, metric: float) -> bool:
         """Whether the goal allows a metric."""
@@ -225,7 +220,7 @@ class _Search:
         self.flip([edge])
         while (edges := self._next(edge)) is not None:
             self.flip(edges[:1])
-        better = self.metric < metric - GAIN * (self.ends[1] - self.ends[0])
+        better = self.metric < metric - GAIN * self.ends.span
         if self._within(self.metric) and (self.size < size or (self.size == size and better)):
             return True
         undo()
@@ -286,11 +281,7 @@ class _Search:
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        self.batch += 1
-        decisions = next(self.recorded, None)
-        if decisions is not None and [d.edge for d in decisions] != [self.engine.graph.edge_name(*e) for e in edges]:
-            raise FileError(f"{self.journal.path}: batch {self.batch} tests other edges than this run; use --force")
-        return decisions
+        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges])
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""
@@ -301,12 +292,10 @@ class _Search:
         goal = self.metric if self.goal.metric is None else self.goal.metric
         present = bool(self.kept[edge])
         metric = value if taken else self.metric
-        return Decision(self.batch, name, value - self.metric, goal - value, metric, present != taken)
+        return Decision(self.journal.batch, name, value - self.metric, goal - value, metric, present != taken)
 
     def _show(self) -> None:
-        full, ablated = self.ends
-        share = (ablated - self.metric) / (ablated - full)
-        note = f"{self.size} left, faithfulness {share:.3f} on the discovery half"
+        note = f"{self.size} left, faithfulness {self.ends.faithfulness(self.metric):.3f} on the discovery half"
         self.progress(Progress(self.total - self.size, self.total, "edges", note))
 
 

@@ -41,15 +41,22 @@ class Journal:
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
         self.decisions: list[Decision] = []
+        self.batch = 0  # number of the current batch
         # The file is truncated just before the next write, so that a second crash loses nothing.
         self._longer = path is not None and path.exists()
         if path is not None and self._longer:
             decisions = read_log(path)
             self.decisions = [d for d in decisions if d.batch != decisions[-1].batch]
+        self._recorded = iter([list(batch) for _, batch in groupby(self.decisions, lambda d: d.batch)])
 
-    def batches(self) -> list[list[Decision]]:
-        """The decisions of an earlier run, batch by batch."""
-        return [list(batch) for _, batch in groupby(self.decisions, lambda d: d.batch)]
+    def begin(self, edges: Sequence[str]) -> list[Decision] | None:
+        """Begin the next batch, on edges of these names: returns the decisions of an earlier run, on the first of the
+        edges, or None. Raises FileError if the earlier run decided on other edges."""
+        self.batch += 1
+        decisions = next(self._recorded, None)
+        if decisions is not None and [d.edge for d in decisions] != list(edges[: len(decisions)]):
+            raise FileError(f"{self.path}: batch {self.batch} tests other edges than this run; use --force")
+        return decisions
 
     def write(self, batch: Sequence[Decision]) -> None:
         """Append one batch and force it to disk; raise FileError if that fails."""

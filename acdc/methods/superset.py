@@ -6,7 +6,10 @@ one step from the full model that is edge attribution patching). Half of the edg
 at once; then it is estimated anew. If the circuit would get worse than allowed, fewer go.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,47 +17,98 @@ import torch
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from acdc.errors import FileError
+from acdc.errors import FileError, UserError
 from acdc.graph.circuit import Circuit
 from acdc.io.files import read_bytes, write_atomic
 from acdc.io.progress import Progress, Show
-from acdc.patching.activations import CHUNK
+from acdc.patching.activations import CHUNK, non_finite_advice
+from acdc.patching.metrics import resolution
 from acdc.patching.patch import PatchedModel, circuit_edges, patched_rows
 from acdc.patching.problem import Problem
 
 Array = np.ndarray
+Effects = dict[tuple[str, bytes], Array]  # by metric and circuit
 
 STEPS = 4  # weights at which gradients are taken, the middles of as many intervals from 0 to 1
 SHARES = (0.5, 0.75, 0.875)  # of the edges that stay, until the circuit is good enough
 FEWEST = 64  # edges that are never ruled out by gradients: exact elimination is cheap from there on
 
 
-def superset(problem: Problem, allowed: Array, path: Path, good: Callable[[float], bool], progress: Show) -> Array:
-    """Remove edges as long as the metric of the circuit, mean over the prompts, is `good`: Bool[sender receiver].
+@dataclass(frozen=True)
+class Ends:
+    """The metric, mean over the prompts, of the full model and with everything ablated, between which faithfulness is
+    measured (`acdc.evaluation.faithfulness`)."""
 
-    `path` is the file of the edges that are left; an interrupted search goes on from it.
+    full: float
+    ablated: float
+    rounding: float  # the smallest difference that is more than rounding
+
+    @classmethod
+    def of(cls, problem: Problem) -> Ends:
+        """Measure the ends; raise UserError if they aren't finite."""
+        edges = problem.graph.edges
+        full, ablated = (metric_of(problem, kept) for kept in (edges, np.zeros_like(edges)))
+        if not math.isfinite(full + ablated):
+            advice = non_finite_advice(problem.model)
+            raise UserError(
+                f"{problem.metric} is {full} in the full model, {ablated} with everything ablated; {advice}"
+            )
+        return cls(full, ablated, resolution(problem.model, problem.parts.targets))
+
+    @property
+    def span(self) -> float:
+        """What ablating everything costs."""
+        return self.ablated - self.full
+
+    def faithfulness(self, metric: float) -> float:
+        """The faithfulness of a circuit with this metric."""
+        return (self.ablated - metric) / self.span
+
+    def loss(self, metric: float) -> float:
+        """The faithfulness that a circuit with this metric lacks."""
+        return 1 - self.faithfulness(metric)
+
+    def metric(self, faithfulness: float) -> float:
+        """The metric of a circuit that is so faithful; a circuit as good as the full model may differ by rounding."""
+        return max(self.full + self.rounding, self.ablated - faithfulness * self.span)
+
+
+def superset(
+    problem: Problem, allowed: Array, fewest: int, worst: float, path: Path, known: Effects, progress: Show
+) -> Array:
+    """The edges that can't be ruled out, of those `allowed`: Bool[sender receiver].
+
+    Args:
+        fewest: the least number of edges to leave
+        worst: the largest metric of the circuit that they make
+        path: the file of the edges that are left; an interrupted search goes on from it
+        known: effects, which aren't computed again
     """
     left, done = _read(path, allowed) if path.exists() else (Circuit(problem.graph, allowed).live(), False)
     while not done:
         _show(problem, left, progress)
-        fewer = _smaller(problem, left, good)
+        fewer = _smaller(problem, left, fewest, worst, known)
         done = fewer is None
         left = left if fewer is None else fewer
         write_atomic(path, save({"edges": left, "done": np.array([done])}))
     return left
 
 
-def _smaller(problem: Problem, left: Array, good: Callable[[float], bool]) -> Array | None:
-    """The edges without those of the smallest effects, or None if no share of them can go."""
+def _smaller(problem: Problem, left: Array, fewest: int, worst: float, known: Effects) -> Array | None:
+    """The edges without those of the smallest effects, or None if no share of them can go: `fewest` edges stay, and the
+    metric gets no worse than `worst`."""
     n = int(left.sum())
-    if n <= FEWEST:
+    if n <= fewest:
         return None
-    effects = np.where(left, np.abs(edge_effects(problem, left)), -np.inf)
+    what = problem.metric, np.packbits(left).tobytes()
+    if what not in known:
+        known[what] = edge_effects(problem, left)
+    effects = np.where(left, np.abs(known[what]), -np.inf)
     ranked = np.sort(effects[left])[::-1]
     for share in SHARES:
-        least = ranked[max(FEWEST, round(share * n)) - 1]
+        least = ranked[max(fewest, round(share * n)) - 1]
         fewer = Circuit(problem.graph, effects >= least).live()
-        if fewer.sum() < n and good(metric_of(problem, fewer)):
+        if fewer.sum() < n and metric_of(problem, fewer) <= worst:
             return fewer
     return None
 
@@ -68,9 +122,9 @@ def metric_of(problem: Problem, kept: Array) -> float:
 
 
 def edge_effects(problem: Problem, kept: Array) -> Array:
-    """Estimated rise of the metric when each edge is removed from a circuit, or added to it if it isn't in it, which
-    the sign doesn't say: Float[sender receiver], mean over the prompts; 0 for edges of nodes outside the circuit."""
-    return -sum(gradients(problem, kept, (step + 0.5) / STEPS) for step in range(STEPS)) / STEPS
+    """Estimated rise of the metric when each edge alone is removed from a circuit, mean over the prompts: Float[sender
+    receiver]; of other edges not."""
+    return -np.mean([gradients(problem, kept, (step + 0.5) / STEPS) for step in range(STEPS)], axis=0)
 
 
 def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:

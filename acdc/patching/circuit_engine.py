@@ -100,7 +100,9 @@ class _Part:
         self.node_of = {r: s for s, own in enumerate(graph.own_receivers) for r in own}
         self.logits = graph.receiver_index["logits"]
         # What doesn't depend on the circuit, at the live positions:
-        self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry, for an input with its sign; head: z
+        self.ablated: dict[
+            int, Tensor
+        ] = {}  # sender → what its removed edges carry, for an input with its sign; head: z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
         self.before: dict[tuple[int, str], Tensor] = {}  # (head, "k" or "v") → before the live positions
         # The current circuit:

@@ -35,11 +35,15 @@ def _bound(file: CircuitFile) -> str:
     """What limits the number of edges."""
     options = file.method.options
     threshold = file.method.threshold
+    among = f" among {options['prefilter']}" if "prefilter" in options else ""
+    if "faithfulness" in options:
+        return f"smallest found of faithfulness {options['faithfulness']:g}{among}"
+    if threshold is None and file.method.name == "acdc":
+        return f"best found of {options['edges']} edges{among}"
     if threshold is None:
         chosen = "greedy" if options.get("greedy") else "top"
         return f"{chosen} {options['edges']}" + (", by magnitude" if options.get("abs") else "")
     bound = "τ" if file.method.name == "acdc" else "score from"
-    among = f" among {options['prefilter']}" if "prefilter" in options else ""
     return f"{bound} = {threshold:g}{among}"
 
 
@@ -91,17 +95,19 @@ def _strongest(file: CircuitFile) -> str:
 
 
 def overview(found: list[tuple[CircuitFile, Path]]) -> str:
-    """Return one line per threshold."""
+    """Return one line per threshold or target."""
     first = found[0][0]
     metric = first.method.metric
     half = "held_out" if f"held_out.circuit.{metric}" in first.metrics else "discovery"
     edges = f"residual edges of {first.graph.edges.total:,}"
-    rows = [["τ", edges, "with direct", f"{half.replace('_', ' ')} {metric}"]]
+    target = first.method.threshold is None
+    rows = [["target" if target else "τ", edges, "with direct", f"{half.replace('_', ' ')} {metric}"]]
     for file, _ in found:
         direct = file.graph.edges_with_direct
         with_direct = f"{direct.kept:,}" if direct else "–"
         value = number(file.metrics[f"{half}.circuit.{metric}"], 4)
-        rows.append([f"{file.method.threshold:g}", f"{file.graph.edges.kept:,}", with_direct, value])
+        bound = file.method.options["faithfulness"] if target else file.method.threshold
+        rows.append([f"{bound:g}", f"{file.graph.edges.kept:,}", with_direct, value])
     table = grid(rows, left=0, widths=(10, 26, 12, 16)).splitlines()
     folders = ["files", *(f"{folder}/" for _, folder in found)]
     lines = [f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation"]

@@ -18,7 +18,18 @@ from acdc.errors import FileError, UserError, unknown
 from acdc.io.schema import Flag, Name, Number, Strict, Whole, problems
 from acdc.io.yaml_file import read_yaml
 from acdc.model.find import is_path
-from acdc.registry import DEVICES, LIMITS, METHOD_OPTIONS, METHODS, NAMES, check_method, parse_filter, refusal
+from acdc.registry import (
+    BOUNDS,
+    DEVICES,
+    LIMITS,
+    METHOD_OPTIONS,
+    METHODS,
+    NAMES,
+    OF_THRESHOLD,
+    check_method,
+    parse_filter,
+    refusal,
+)
 from acdc.task.load import find_config, load_task
 from acdc.task.schema import Task
 
@@ -42,7 +53,10 @@ class Config(Strict):
         metric: the metric to minimise, one of the task's; by default the task's default
         threshold: τ in the metric's units: an edge is removed if its removal raises the metric by less. For methods
             with scores: the smallest score to keep. By default the task's, or the method's
-        edges: number of edges to keep, those with the highest scores, instead of a threshold; not for acdc
+        faithfulness: for acdc, instead of a threshold: find the smallest circuit that is at least as faithful on the
+            discovery half, above 0 and up to 1
+        edges: number of edges to keep instead of a threshold: those with the highest scores or, for acdc, the best
+            circuit of so many
         greedy: grow these edges from the logits
         abs: use the absolute value of changes and scores
         ablation: what a removed edge carries; by default the task's
@@ -69,6 +83,7 @@ class Config(Strict):
     method: Name = "acdc"
     metric: Name
     threshold: NonNegative | None = None
+    faithfulness: Annotated[Number, Field(gt=0, le=1)] | None = None
     edges: Annotated[Whole, Field(ge=1, le=LIMITS["edges"])] | None = None
     greedy: Flag | None = None
     abs: Flag = False
@@ -114,6 +129,11 @@ class Config(Strict):
         return (*self.needs_model, self.task, self.examples, self.seed, self.ablation)
 
     @property
+    def eliminates(self) -> bool:
+        """Whether acdc looks for the smallest or the best circuit, rather than decide by a threshold."""
+        return self.method == "acdc" and self.threshold is None
+
+    @property
     def digest(self) -> str:
         """Eight hex digits that identify the config."""
         return hashlib.sha256(json.dumps(self.model_dump(exclude_none=True), sort_keys=True).encode()).hexdigest()[:8]
@@ -139,7 +159,8 @@ class Config(Strict):
 
     def options(self) -> dict[str, bool | int | float | str]:
         """Return the options that decide the result of the method; not `batch`, which changes only the speed."""
-        values = {name: getattr(self, name) for name in METHODS[self.method].options if name != "batch"}
+        without = OF_THRESHOLD if self.eliminates else ("batch",)
+        values = {name: getattr(self, name) for name in METHODS[self.method].options if name not in without}
         return {name: value for name, value in values.items() if value is not None}
 
 
@@ -235,7 +256,7 @@ def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
     """Return the task's defaults, with the method's own threshold if it has one."""
     defaults = task.defaults_for(str(explicit["model"])).model_dump(exclude={"model", "models"})
     threshold = METHODS[explicit.get("method", "acdc")].threshold
-    if "edges" in explicit or threshold is None:
+    if "edges" in explicit or "faithfulness" in explicit or threshold is None:
         del defaults["threshold"]
     elif threshold != "task":
         defaults["threshold"] = threshold
@@ -253,8 +274,9 @@ def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
 
 
 def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _Stated) -> None:
-    """Raise UserError unless exactly one of threshold and edges is given, in the units of the metric."""
+    """Raise UserError unless exactly one of `BOUNDS` is given, a threshold in the units of the metric."""
     name = explicit.get("method", "acdc")
+    bounds = [key for key in BOUNDS if key in explicit]
     by_edges = "edges" in explicit
     by_threshold = "threshold" in explicit
     metric = explicit.get("metric", defaults["metric"])
@@ -263,9 +285,12 @@ def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _St
         or_edges = " or --edges" if "edges" in METHODS[name].options else ""
         advice = f"give --threshold for {metric}{or_edges}"
         raise stated.wrong("metric", f"the task's default threshold is for {defaults['metric']}; {advice}")
-    if by_threshold and by_edges:
-        raise stated.wrong("edges", "--threshold says already which edges to keep; give one of the two")
-    if not by_edges and not by_threshold and "threshold" not in defaults:
+    if len(bounds) > 1:
+        raise stated.wrong(bounds[1], f"--{bounds[0]} says already which edges to keep; give one of the two")
+    for key in OF_THRESHOLD:
+        if name == "acdc" and key in explicit and bounds and not by_threshold:
+            raise stated.wrong(key, f"is for deciding by a threshold; leave it out with --{bounds[0]}")
+    if not bounds and "threshold" not in defaults:
         raise UserError(f"--method {name}: how many edges to keep? Give --edges N or --threshold X", "method")
     if explicit.get("greedy") and not by_edges:
         raise stated.wrong("greedy", "needs --edges N, the number of edges to grow to")

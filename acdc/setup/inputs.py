@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 
 from acdc.errors import FileError, short
@@ -20,18 +21,19 @@ from acdc.task.tokenize import Data, make_data
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a config names. Scores and activations are computed once and shared by all that `under` and `at` return."""
+    """What a config names. Scores, effects and activations are computed once and shared by all that `under` returns."""
 
     config: Config
     task: Task
     model: Model
     data: Data
     scores: dict[tuple[object, ...], Scores] = field(default_factory=dict)  # of methods that have been run already
+    effects: dict[tuple[str, bytes], np.ndarray] = field(default_factory=dict)  # by metric and circuit, likewise
     _parts: dict[str, Parts] = field(default_factory=dict)
 
-    def at(self, threshold: float) -> Inputs:
-        """The same inputs at another threshold."""
-        return self.under(self.config.model_copy(update={"threshold": threshold}))
+    def at(self, **bound: float) -> Inputs:
+        """The same inputs with another threshold, or target."""
+        return self.under(self.config.model_copy(update=bound))
 
     def under(self, config: Config) -> Inputs:
         """The same inputs for another config that needs the same model, prompts and activations."""
