@@ -1,10 +1,15 @@
 """`frontier.csv`: how faithful the nested circuits are that elimination leaves, from few edges to many."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-from acdc.evaluation.frontier import CurvePoint
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from acdc.io import files
 from acdc.io.files import plain
+
+if TYPE_CHECKING:  # it loads torch
+    from acdc.evaluation.frontier import CurvePoint
 
 
 def to_csv(curves: Mapping[str, Sequence[CurvePoint]]) -> str:

@@ -46,8 +46,10 @@ class Ends:
     @classmethod
     def of(cls, problem: Problem) -> Ends:
         """Measure the ends; raise UserError if they aren't finite."""
-        edges = problem.graph.edges
-        full, ablated = (metric_of(problem, kept) for kept in (edges, np.zeros_like(edges)))
+        with torch.inference_mode():
+            clean = problem.parts.metric(problem.metric)(problem.parts.targets.clean)
+        full = float(clean.cpu().double().mean())
+        ablated = metric_of(problem, np.zeros_like(problem.graph.edges))
         if not math.isfinite(full + ablated):
             advice = non_finite_advice(problem.model)
             raise UserError(
@@ -151,7 +153,8 @@ def _show(problem: Problem, left: Array, progress: Show) -> None:
 def _read(path: Path, allowed: Array) -> tuple[Array, bool]:
     try:
         tensors = load(read_bytes(path))
-        left, done = tensors["edges"], bool(tensors["done"][0])
+        left = tensors["edges"]
+        done = bool(tensors["done"][0])
     except (SafetensorError, LookupError, TypeError, ValueError):
         raise FileError(f"{path}: not a file of edges; remove the folder or use --force") from None
     if left.shape != allowed.shape or left.dtype != bool or (left & ~allowed).any():
