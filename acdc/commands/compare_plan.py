@@ -12,6 +12,7 @@ from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
+ELIMINATION = "elimination"  # the name here of acdc with --faithfulness
 
 
 @dataclass(frozen=True)
@@ -65,15 +66,15 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     names = listed("--methods", text)
     every: list[str] = []
     for name in names:
-        every += METHODS if name == "all" else [name]
+        every += [*METHODS, ELIMINATION] if name == "all" else [name]
     for name in every:
         if name.endswith(THEN_ACDC):
             try:
                 parse_filter(name.removesuffix(THEN_ACDC))
             except ValueError as error:
                 raise UserError(f"--methods: {name} {error}") from None
-        elif name not in METHODS:
-            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS])}")
+        elif name not in METHODS and name != ELIMINATION:
+            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS, ELIMINATION])}")
     return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
 
 
@@ -108,6 +109,8 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     Raise UserError if it can't use any."""
     if method == "random":
         return "none"
+    if method == ELIMINATION:
+        return config.metric
     if method == "diffmask":  # always trains on KL
         return "kl"
     if method.endswith(THEN_ACDC):
@@ -125,5 +128,10 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
 
 
 def has_threshold(method: str) -> bool:
-    """Whether a method is ACDC, with or without a filter before it: it takes thresholds, the others take sizes."""
+    """Whether a method is ACDC with thresholds, with or without a filter before it."""
     return method == "acdc" or method.endswith(THEN_ACDC)
+
+
+def has_size(method: str) -> bool:
+    """Whether a method takes numbers of edges, rather than thresholds or targets."""
+    return not has_threshold(method) and method != ELIMINATION
