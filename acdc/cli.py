@@ -201,7 +201,10 @@ def check(
 def export(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
     *,
-    to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
+    to: Annotated[str, typer.Option("--to", help="circuit, graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
+    edges: Annotated[
+        int | None, typer.Option(min=1, help="The N strongest edges of the run; after --faithfulness, of its path.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. [default: beside the circuit; - is stdout]")
     ] = None,
@@ -214,15 +217,17 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look
+    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import check_output, write_atomic, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
+    file = strongest(file, edges, circuit.parent) if edges else file
     data = convert(file, to, make_look(to, picture), circuit.parent)
-    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
+    of_edges = f"-{edges}" if edges else ""
+    target = out or circuit.with_name(f"{circuit.stem}{of_edges}{FORMATS[to]}")
     if str(target) == "-":
         show(data.encode() if isinstance(data, str) else data)
         return

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError, unknown
-from acdc.files.circuit import CircuitFile
+from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
 from acdc.files.eap_ig import to_eap_ig
 from acdc.files.graphml import to_graphml, to_node_link
 from acdc.files.metrics import MetricsFile, read_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
+from acdc.graph.scores import read_scores
+from acdc.methods.discover import SCORES
 from acdc.methods.log import read_log
 from acdc.report.page import render_report
 from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
 from acdc.report.style import DIRECTIONS, PLAIN, PictureStyle
 
 FORMATS = {  # name → ending of the file
+    "circuit": ".circuit.json",
     "graphml": ".graphml",
     "node-link": ".node-link.json",
     "dot": ".dot",
@@ -62,6 +65,8 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: this circuit has no edge scores")
     circuit = file.circuit()
+    if to == "circuit":
+        return to_json(file)
     if to == "graphml":
         return to_graphml(circuit)
     if to == "node-link":
@@ -73,6 +78,34 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         metrics, log = _of_run(file, folder) if folder else (None, [])
         return render_report(file, log, metrics, published=published)
     return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
+
+
+def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
+    """Return the circuit of the n edges with the highest scores of a run, without dead edges and unmeasured: after
+    elimination, the nested circuit of that size. `folder` is the run's.
+
+    Raises UserError if the run has no scores of its edges, or too few edges have one.
+    """
+    path = folder / SCORES
+    if not path.exists():
+        raise UserError(
+            f"--edges: {path} is missing; it has the scores of all edges, and acdc with a threshold has none"
+        )
+    scores = read_scores(path, file.model.graph)
+    magnitude = bool(file.method.options.get("abs"))
+    n_scored = int((scores.importance(magnitude) > 0).sum())
+    if n > n_scored:
+        raise UserError(f"--edges: is {n}, but {n_scored} edges have a score above 0")
+    chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
+    circuit = chosen.pruned()
+    dead = chosen.n_edges + chosen.n_direct - circuit.n_edges - circuit.n_direct
+    update = {
+        "graph": GraphPart.of(circuit, dead),
+        "edges": edges_of(circuit),
+        "metrics": {},
+        "notes": (f"the {n} strongest edges of a run with {file.graph.edges.kept}",),
+    }
+    return file.model_copy(update=update)
 
 
 def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:

@@ -98,7 +98,7 @@ def _discover(
         tables = measure_halves(inputs, rows)
         half = inputs.evaluation_split
         curves = _curves(inputs, found.path or circuit, tables, FRONTIER if found.path else POINTS)
-        explanation = explain(inputs, circuit, rows[half], curves[half])
+        explanation = explain(inputs, circuit, rows[half], curves)
         _, peak = memory()
     measured = intervals(inputs, tables)
     notes = (*notes, *found.notes, *_below_target(inputs, measured["faithfulness"][half]))

@@ -44,11 +44,11 @@ class Explanation:
     # Sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
     # positive favours the correct answer; empty for a task without answers.
     direct: dict[str, float]
-    curve: tuple[CurvePoint, ...]  # of the circuit, or of the path that led to it
+    curves: dict[str, tuple[CurvePoint, ...]]  # by half, of the circuit or of the path to a target
 
 
 @torch.inference_mode()
-def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curve: tuple[CurvePoint, ...]) -> Explanation:
+def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curves: dict[str, tuple[CurvePoint, ...]]) -> Explanation:
     """Explain a circuit without dead edges on the evaluation split, from its final rows by `model`, `circuit` and
     `ablated`, and how faithful its strongest edges are alone."""
     half = inputs.evaluation_split
@@ -59,7 +59,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curve: tuple[CurvePoin
         examples=_examples(inputs, rows),
         attention=attention(model, circuit, parts[0]),
         direct=direct_effects(model, parts, circuit.nodes()),
-        curve=curve,
+        curves=curves,
     )
 
 

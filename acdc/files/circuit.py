@@ -296,8 +296,13 @@ def of_unknown(circuit: Circuit, task: str, model: str, d_model: int, notes: tup
 
 def write_circuit(path: Path, file: CircuitFile) -> None:
     """Write `circuit.json` atomically; raise FileError if it can't be written."""
+    write_atomic(path, to_json(file))
+
+
+def to_json(file: CircuitFile) -> str:
+    """Return the content of `circuit.json`."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
-    write_atomic(path, "{\n" + ",\n".join(blocks) + "\n}\n")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
 def _block(value: Any) -> str:
