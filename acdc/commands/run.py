@@ -51,7 +51,7 @@ FILES = (
     *("config.yaml", LOG, CHECKPOINT, SUPERSET, SCORES),
     *("metrics.json", "frontier.csv", "circuit.svg", "report.html", "circuit.json"),
 )
-POINTS = 10  # sizes of the strongest edges that are measured,
+POINTS = 10  # sizes of the strongest edges that are measured, beside the circuit's own,
 FRONTIER = 30  # and of the nested circuits on the path to a target
 
 
@@ -97,7 +97,7 @@ def _discover(
         rows = final_rows(inputs, circuit)
         tables = measure_halves(inputs, rows)
         half = inputs.evaluation_split
-        curves = _curves(inputs, found.path or circuit, tables, FRONTIER if found.path else POINTS)
+        curves = _curves(inputs, circuit, found.path, tables)
         explanation = explain(inputs, circuit, rows[half], curves)
         _, peak = memory()
     measured = intervals(inputs, tables)
@@ -118,12 +118,15 @@ def _discover(
 
 
 def _curves(
-    inputs: Inputs, circuit: Circuit, tables: dict[str, Table], points: int
+    inputs: Inputs, circuit: Circuit, path: Circuit | None, tables: dict[str, Table]
 ) -> dict[str, tuple[CurvePoint, ...]]:
-    """How faithful the strongest edges are alone, on the evaluation split or, on the path to a target, both halves."""
+    """How faithful the circuit's strongest edges are alone, on the evaluation split, or the nested circuits on the path
+    to a target, on both halves."""
     metric = inputs.config.metric
-    halves = tables if inputs.config.eliminates else (inputs.evaluation_split,)
-    return {half: curve(inputs, half, circuit, points, tables[half][metric]) for half in halves}
+    of = path or circuit
+    sizes = [*np.geomspace(1, max(1, of.n_edges), FRONTIER if path else POINTS), circuit.n_edges]
+    halves = tables if path else (inputs.evaluation_split,)
+    return {half: curve(inputs, half, of, sizes, tables[half][metric]) for half in halves}
 
 
 def _below_target(inputs: Inputs, measured: Interval) -> tuple[str, ...]:

@@ -29,21 +29,21 @@ class CurvePoint:
 
 
 def curve(
-    inputs: Inputs, half: str, circuit: Circuit, points: int, values: Mapping[str, Array]
+    inputs: Inputs, half: str, circuit: Circuit, sizes: Iterable[float], values: Mapping[str, Array]
 ) -> tuple[CurvePoint, ...]:
-    """Measure the strongest edges of a circuit on one half, from few to all, at up to so many sizes; nothing if an edge
-    has no score. `values` are the run's metric of the full `model` and of everything `ablated`, Float[prompt]."""
+    """Measure the strongest edges of a circuit on one half, about so many each time; nothing if an edge has no score.
+    `values` are the run's metric of the full `model` and of everything `ablated`, Float[prompt]."""
     if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
     config = inputs.config
-    sizes = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
-    ranked = np.sort(sizes[circuit.kept])[::-1]
+    importance = np.where(circuit.kept, np.abs(circuit.scores), -np.inf)
+    ranked = np.sort(importance[circuit.kept])[::-1]
 
     def strongest(n: int) -> Circuit:
-        return Circuit(circuit.graph, sizes >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
+        return Circuit(circuit.graph, importance >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
 
     found: dict[int, CurvePoint] = {}
-    for size in np.geomspace(1, len(ranked), points):
+    for size in sizes:
         # Some of the strongest edges are dead without the weaker ones: take as many as leave `size` edges alive.
         n = 1 + bisect_left(range(1, len(ranked)), size, key=lambda n: strongest(n).n_edges)
         some = strongest(n)
