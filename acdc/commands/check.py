@@ -293,23 +293,21 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
 def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:
     """Return the problems and facts of a comparison with a published circuit."""
     published = load_published(name)
-    circuit = file.circuit()
-    found = recovery(published, circuit)
+    found = recovery(published, file.circuit())
     facts = [found.summary()]
     for component, nodes in found.classes.items():
-        names = f" ({', '.join(nodes.found)})" if nodes.found else ""
-        facts.append(f"{component}: {len(nodes.found)} of {len(nodes.found) + len(nodes.missed)}{names}")
+        names = f" ({', '.join(nodes)})" if nodes else ""
+        facts.append(f"{component}: {len(nodes)} of {len(published.classes[component])}{names}")
     problems = []
-    if bounds.classes is not None and found.found_types < bounds.classes:
+    if bounds.classes is not None and sum(map(bool, found.classes.values())) < bounds.classes:
         problems.append(f"{found.summary()} found; it should be at least {bounds.classes}")
-    edges = found.edges
-    if edges is None or published.circuit is None:
+    if published.circuit is None:
         if (bounds.recall, bounds.precision, bounds.auc) != (None, None, None):
             raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
     measured = [
-        ("recall of residual edges", bounds.recall, edges.true / max(1, edges.true + edges.missed)),
-        ("precision of residual edges", bounds.precision, edges.true / max(1, edges.true + edges.false)),
+        ("recall of residual edges", bounds.recall, found.recall),
+        ("precision of residual edges", bounds.precision, found.precision),
     ]
     if bounds.auc is not None:
         measured.append(("edge AUC", bounds.auc, _auc(file, path, published.circuit)))
