@@ -45,8 +45,8 @@ def tasks(
     if model is None:
         _details(details)
         return
-    from acdc.evaluation.competence import competence  # imports torch
-    from acdc.report.competence import to_text
+    from acdc.evaluation.competence import competence, warning  # imports torch
+    from acdc.report.text import grid, number
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 
@@ -54,7 +54,18 @@ def tasks(
     inputs = load(config, checked)
     found = competence(inputs)
     _details(details)
-    show("\n" + to_text(inputs, found))
+    if found is None:
+        show(f"\n{task.name} has no answers, so there is no accuracy")
+        return
+    low, high = found.interval
+    rows = [["(↓ lower, ↑ higher is better)", "clean", "corrupted"]]
+    rows.append(["accuracy ↑", number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
+    rows += [[f"{metric} ↓", *(number(value, 4) for value in values)] for metric, values in found.metrics.items()]
+    on = f"{model} on {inputs.config.examples} prompts, seed {inputs.config.seed}"
+    show(f"\n{on}: accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), by chance {found.chance:.1%}")
+    show("\n" + grid(rows, widths=(32, 10, 10)))
+    if doubt := warning(inputs, found):
+        show("\n" + doubt)
 
 
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:

@@ -230,24 +230,19 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
                 at = inputs if threshold is None else inputs.at(threshold)
                 file, out = run(at, Path(temporary) / "run", progress=progress)
                 outcome = check_circuit(out / "circuit.json", against, entry, entry.name)
-            if threshold is not None:
-                outcome = _counted(outcome, file, entry, threshold)
-            yield outcome
-
-
-def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
-    """Return the outcome of a run at one threshold with its number of edges compared with the published one."""
-    assert entry.counts is not None
-    name = f"{entry.name}, τ = {in_name(threshold)}"
-    published = entry.counts[threshold]
-    within = WITHIN if entry.within is None else entry.within
-    kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
-    allowed = math.ceil(within * published)
-    line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
-    if abs(kept - published) <= allowed:
-        return Outcome(name, outcome.problems, (line, *outcome.facts))
-    line += f"; it should be from {published - allowed} to {published + allowed}"
-    return Outcome(name, (line, *outcome.problems), outcome.facts)
+            if entry.counts is None or threshold is None:
+                yield outcome
+                continue
+            published = entry.counts[threshold]
+            allowed = math.ceil((WITHIN if entry.within is None else entry.within) * published)
+            kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
+            line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
+            name = f"{entry.name}, τ = {in_name(threshold)}"
+            if abs(kept - published) <= allowed:
+                yield Outcome(name, outcome.problems, (line, *outcome.facts))
+            else:
+                line += f"; it should be from {published - allowed} to {published + allowed}"
+                yield Outcome(name, (line, *outcome.problems), outcome.facts)
 
 
 def junit(outcomes: list[Outcome]) -> str:

@@ -9,7 +9,7 @@ from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile
 from acdc.files.eap_ig import to_eap_ig
 from acdc.files.graphml import to_graphml, to_node_link
-from acdc.files.metrics import MetricsFile, read_metrics
+from acdc.files.metrics import read_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.methods.log import read_log
@@ -70,14 +70,10 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         return to_eap_ig(circuit, file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
-        metrics, log = _of_run(file, folder) if folder else (None, [])
-        return render_report(file, log, metrics, published=published)
+        path, log = ((folder or Path()) / name for name in READ)
+        metrics = read_metrics(path) if folder and path.exists() else None
+        if metrics is None or metrics.metrics != file.metrics:  # of another circuit
+            return render_report(file, published=published)
+        decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
+        return render_report(file, decisions, metrics, published=published)
     return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
-
-
-def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
-    """Return metrics.json and the decisions in a folder, if they belong to this circuit."""
-    path, log = (folder / name for name in READ)
-    if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
-        return None, []
-    return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []

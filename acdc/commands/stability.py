@@ -115,10 +115,8 @@ def core_of(circuits: list[Circuit], share: float) -> Circuit:
     graph = circuits[0].graph
     often: np.ndarray = np.mean([c.kept for c in circuits], 0)
     direct = [c.direct for c in circuits if c.direct is not None]
-    if not direct:
-        return Circuit(graph, often >= share, None, often)
-    often_direct: np.ndarray = np.mean(direct, 0)
-    return Circuit(graph, often >= share, often_direct >= share, often, often_direct)
+    often_direct = np.mean(direct, 0) if direct else None
+    return Circuit(graph, often >= share, None if often_direct is None else often_direct >= share, often, often_direct)
 
 
 # ---------------------------------------------------------------- the runs

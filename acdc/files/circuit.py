@@ -270,23 +270,6 @@ def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | 
     return [float(s) if np.isfinite(s) else None for s in scores[kept]]
 
 
-def of_unknown(circuit: Circuit, task: str, model: str, d_model: int, notes: tuple[str, ...]) -> CircuitFile:
-    """Return the content for a circuit in EAP-IG's format, without its dead edges; names are "" if they are unknown."""
-    live = circuit.pruned()
-    sizes = {key: getattr(circuit.graph, key) for key in ("n_layers", "n_heads", "mlp", "inputs", "parallel")}
-    return CircuitFile(
-        task=TaskPart(name=task, version=0, examples=0, seed=0, data_hash=""),
-        model=ModelPart(name=model, family="", hash="", d_model=d_model, **sizes),
-        method=MethodPart(name=EAP_IG, metric="", ablation="", dtype="", device="", threshold=None, options={}),
-        graph=GraphPart.of(live, circuit.n_edges - live.n_edges),
-        edges=edges_of(live),
-        notes=notes,
-        metrics={},
-        environment={},
-        command="",
-    )
-
-
 def write_circuit(path: Path, file: CircuitFile) -> None:
     """Write `circuit.json` atomically; raise FileError if it can't be written."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]

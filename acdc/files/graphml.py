@@ -15,20 +15,11 @@ from acdc.graph.circuit import Circuit
 def to_graphml(circuit: Circuit) -> bytes:
     """Return the circuit as GraphML, for `networkx.read_graphml`."""
     out = io.BytesIO()
-    nx.write_graphml_xml(to_networkx(circuit), out)
+    nx.write_graphml_xml(circuit.to_networkx(), out)
     return out.getvalue() + b"\n"
 
 
 def to_node_link(circuit: Circuit) -> str:
     """Return the circuit as node-link JSON text, for `networkx.node_link_graph(…, edges="edges")`."""
-    data = nx.node_link_data(to_networkx(circuit), edges="edges")
+    data = nx.node_link_data(circuit.to_networkx(), edges="edges")
     return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-
-
-def to_networkx(circuit: Circuit) -> nx.MultiDiGraph:
-    """Return `Circuit.to_networkx` with the convention and the scores of direct edges as attributes."""
-    out = circuit.to_networkx()
-    out.graph["convention"] = "residual" if circuit.direct is None else "residual and direct"
-    if circuit.direct is not None and circuit.direct_scores is not None:
-        out.graph["direct_scores"] = ",".join(repr(float(s)) for s in circuit.direct_scores[circuit.direct])
-    return out

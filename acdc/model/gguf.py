@@ -210,17 +210,14 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     if kind != "gpt2":
         raise file.refuse(f"tokenizer {kind!r} is not supported, only byte-level BPE; use the original checkpoint")
     splitting = file.get("tokenizer.ggml.pre", "gpt-2" if file.family == "gpt2" else None)
-    if splitting in SPLITS:
-        first = pre_tokenizers.Split(Regex(SPLITS[splitting]), behavior="isolated")
-        split: Any = pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    elif splitting == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    elif splitting == "gpt-2":
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
+    if splitting not in (*SPLITS, "smollm", "gpt-2"):
         known = ", ".join(sorted([*SPLITS, "smollm", "gpt-2"]))
         raise file.refuse(f"pre-tokenizer {splitting!r} is not supported, only {known}; use the original checkpoint")
+    split: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting not in SPLITS)]
+    if splitting in SPLITS:
+        split.insert(0, pre_tokenizers.Split(Regex(SPLITS[splitting]), behavior="isolated"))
+    elif splitting == "smollm":
+        split.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
     merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -229,7 +226,7 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting == "llama-bpe"))
     if splitting in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
     types = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
     # 3 marks control tokens, 4 user-defined ones

@@ -18,7 +18,7 @@ from torch import Tensor
 from acdc.errors import FileError
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Activations, Transformer
-from acdc.patching.activations import ActivationCache, Named, means, numbered, prepare, unpaired
+from acdc.patching.activations import ActivationCache, means, prepare, unpaired
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.patching.state import State
@@ -29,9 +29,7 @@ class Parts:
     """The clean and ablated activations of a set of prompts, in parts of `size` prompts; in files if there are several
     parts."""
 
-    def __init__(
-        self, model: Transformer, prompts: Split, ablation: str, size: int | None = None, named: Named = numbered
-    ) -> None:
+    def __init__(self, model: Transformer, prompts: Split, ablation: str, size: int | None = None) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
         self.ablation = ablation
@@ -41,12 +39,8 @@ class Parts:
         self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
-
-            def later(prompt: int, run: str, start: int = start) -> str:
-                return named(start + prompt, run)
-
             part = prompts.take(range(start, min(start + size, n)))
-            cache = prepare(model, part, ablation, self._mean, later)
+            cache = prepare(model, part, ablation, self._mean)
             targets.append(replace(cache.targets, example=cache.targets.example + start))
             self._parts.append(cache if self._folder is None else self._write(cache))
             del cache  # before the next part is made

@@ -12,8 +12,7 @@ from typing import Any
 
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
-from acdc.io.process import PYTHON, last_words
-from acdc.sweep.executors import Executor, Say, Unit, by_inputs, write_unit
+from acdc.sweep.executors import PYTHON, Executor, Say, Unit, by_inputs, last_words, write_unit
 from acdc.sweep.file import Slurm
 from acdc.sweep.grid import Run
 

@@ -116,7 +116,13 @@ class Encoder:
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         self.task = task
         self.tokenizer = tokenizer
-        self.bos = first_tokens(task, tokenizer)
+        self.bos: list[int] = []  # the tokens before every prompt
+        if task.data.bos and tokenizer.bos_id is None:
+            copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
+            right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
+            raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
+        if task.data.bos and tokenizer.bos_id is not None:
+            self.bos = [tokenizer.bos_id]
         cached = lru_cache(maxsize=100_000)
         self.encode: Callable[[str], tuple[int, ...]] = cached(self._encode)
         self.continuation: Callable[[str], tuple[int, ...]] = cached(self._continuation)
@@ -188,17 +194,6 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
         wrong=filled([wrong for _, wrong in answers]),
         texts=tuple((example.clean, example.corrupted) for example in half),
     )
-
-
-def first_tokens(task: Task, tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens before every prompt: BOS if the task has `data.bos`; raise TaskError if there is none."""
-    if not task.data.bos:
-        return []
-    if tokenizer.bos_id is None:
-        copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
-        right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
-        raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
-    return [tokenizer.bos_id]
 
 
 def left_padded(prompts: list[list[int]], length: int, filler: int) -> np.ndarray:
