@@ -1,14 +1,17 @@
 """One circuit in every format we write."""
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
 from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile
 from acdc.files.eap_ig import to_eap_ig
-from acdc.files.graphml import to_graphml, to_node_link
 from acdc.files.metrics import read_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
@@ -48,6 +51,19 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     if direction not in DIRECTIONS:
         raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
     return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no_header"])
+
+
+def to_graphml(circuit: Circuit) -> bytes:
+    """Return the circuit as GraphML, for `networkx.read_graphml`, Gephi, Cytoscape and yEd."""
+    out = io.BytesIO()
+    nx.write_graphml_xml(circuit.to_networkx(), out)
+    return out.getvalue() + b"\n"
+
+
+def to_node_link(circuit: Circuit) -> str:
+    """Return the circuit as node-link JSON text, for `networkx.node_link_graph(…, edges="edges")` and D3."""
+    data = nx.node_link_data(circuit.to_networkx(), edges="edges")
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
 
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:

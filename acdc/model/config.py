@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
 from acdc.graph.graph import MAX_NODES, Graph
+from acdc.model.find import SIZES
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -107,8 +109,16 @@ class ModelConfig:
         return out | {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
 
 
-def head_size(d_model: int, n_heads: int) -> int:
-    """d_head where it is a head's share of d_model; raise ModelError if that is no whole number."""
-    if n_heads < 1 or d_model % n_heads:
-        raise ModelError(f"model config: the width {d_model} is not a multiple of the number of heads {n_heads}")
-    return d_model // n_heads
+def sizes_of(config: Any, d_head: int | None = None, **more: Any) -> ModelConfig:
+    """The transformer's config, from transformers' config and what a family has of its own. `d_head` is by default a
+    head's share of d_model; raise ModelError if that is no whole number."""
+    found: dict[str, Any] = {}
+    for size, names in SIZES.items():
+        found[size] = next(getattr(config, name) for name in names if hasattr(config, name))
+    if d_head is None:
+        width = found["d_model"]
+        n_heads = found["n_heads"]
+        if n_heads < 1 or width % n_heads:
+            raise ModelError(f"model config: the width {width} is not a multiple of the number of heads {n_heads}")
+        d_head = width // n_heads
+    return ModelConfig(**{**found, "d_head": d_head, "vocab_out": found["vocab_size"], **more})

