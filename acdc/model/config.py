@@ -61,10 +61,9 @@ class ModelConfig:
             raise ModelError(f"model config: {size} are a graph of more than {MAX_NODES:,} nodes, which can't be held")
         if self.rotary > self.d_head or self.d_head > MAX_HEAD:
             raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
-        if self.norm not in NORMS:
-            raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
+        for kind, name, known in (("activation", self.activation, ACTIVATIONS), ("norm", self.norm, NORMS)):
+            if name not in known:
+                raise ModelError("model config: " + unknown(kind, name, known))
         if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
             raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
         if not all(type(window) is int and window >= 0 for window in self.windows):

@@ -161,11 +161,7 @@ class SweepFile:
     sweep: Sweep
     lines: Lines  # of the file and those that it includes, nearest first
     axes: dict[Keys, dict[str, list[Option]]]  # the values of every option of a grid, by the keys that lead to the grid
-
-    @property
-    def size(self) -> int:
-        """Number of runs before exclusions."""
-        return sum(math.prod(map(len, axes.values())) for axes in self.axes.values())
+    size: int  # number of runs before exclusions
 
 
 def read_sweep(path: Path) -> SweepFile:
@@ -184,7 +180,16 @@ def read_sweep(path: Path) -> SweepFile:
             if key not in OPTIONS:
                 place = f"{lines.at(*where, key)}: {'.'.join(map(str, where))}"
                 raise FileError(f"{place}: {unknown('option', key, OPTIONS)}")
-    return SweepFile(path, sweep, lines, _axes(sweep, lines))
+    axes: dict[Keys, dict[str, list[Option]]] = {}
+    runs = 0
+    for where, grid in (sweep.grids or {("grid",): {}}).items():
+        if not grid:
+            raise FileError(f"{lines.at(*where)}: grid: is empty; give options with their values")
+        axes[where] = {key: _values(lines, (*where, key), given) for key, given in grid.items()}
+        runs += math.prod(map(len, axes[where].values()))
+        if runs > MAX_RUNS:
+            raise FileError(f"{lines.at('grid')}: grid: has more than {MAX_RUNS:,} runs")
+    return SweepFile(path, sweep, lines, axes, runs)
 
 
 def _keys(lines: Lines, error: ValidationError) -> list[str | int]:
@@ -200,20 +205,6 @@ def _keys(lines: Lines, error: ValidationError) -> list[str | int]:
         if lines.has(*keys, part):
             keys.append(part)
     return keys
-
-
-def _axes(sweep: Sweep, lines: Lines) -> dict[Keys, dict[str, list[Option]]]:
-    """Return the values of all options, by grid; raise FileError if some are wrong or there are too many runs."""
-    axes: dict[Keys, dict[str, list[Option]]] = {}
-    runs = 0
-    for where, grid in (sweep.grids or {("grid",): {}}).items():
-        if not grid:
-            raise FileError(f"{lines.at(*where)}: grid: is empty; give options with their values")
-        axes[where] = {key: _values(lines, (*where, key), given) for key, given in grid.items()}
-        runs += math.prod(map(len, axes[where].values()))
-        if runs > MAX_RUNS:
-            raise FileError(f"{lines.at('grid')}: grid: has more than {MAX_RUNS:,} runs")
-    return axes
 
 
 def _values(lines: Lines, where: Keys, given: Any) -> list[Option]:

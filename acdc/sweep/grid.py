@@ -34,30 +34,28 @@ def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[R
     """Return all runs in the order of the grid, and notes for the user; `default_model` is for runs that name no model.
     Raises UserError if a run is impossible, with the line of the option at fault."""
     load = lru_cache(maxsize=None)(load_task)
-    configs: list[Config] = []
-    tasks: list[Task] = []
+    found: list[tuple[Config, Task]] = []
     notes: list[str] = []
     used: set[str] = set()
     for where, axes in file.axes.items():
         for point in _points(file, axes, used):
             try:
-                config, task, found = resolve({**file.sweep.base, **point}, None, default_model, load)
+                config, task, new = resolve({**file.sweep.base, **point}, None, default_model, load)
             except UserError as error:
                 key = error.key or "task"
                 place = file.lines.at(*where, key) if key in axes else file.lines.at("base", key)
                 options = ", ".join(f"{key} {value}" for key, value in point.items())
                 raise FileError(f"{place}: {options}: {error}") from None
-            configs.append(config)
-            tasks.append(task)
-            notes += [note for note in found if note not in notes]
+            found.append((config, task))
+            notes += [note for note in new if note not in notes]
     for name in file.sweep.exclude:
         if name not in used:
-            raise FileError(
-                f"{file.lines.at('exclude', name)}: exclude: {name}: excludes nothing; no run has these options"
-            )
-    if not configs:
+            rule = f"{file.lines.at('exclude', name)}: exclude: {name}"
+            raise FileError(f"{rule}: excludes nothing; no run has these options")
+    if not found:
         raise FileError(f"{file.path}: exclude: every run is left out")
-    return [Run(*parts) for parts in zip(_names(file, configs), configs, tasks, strict=True)], notes
+    names = _names(file, [config for config, _ in found])
+    return [Run(name, *each) for name, each in zip(names, found, strict=True)], notes
 
 
 def _points(file: SweepFile, axes: dict[str, list[Option]], used: set[str]) -> Iterator[dict[str, Option]]:
