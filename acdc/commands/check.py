@@ -158,13 +158,8 @@ def check_circuit(
     path: Path, against: str, bounds: Bounds, name: str | None = None, names: Mapping[str, str | None] | None = None
 ) -> Outcome:
     """Check a circuit against another one (each a circuit.json, or in EAP-IG's format), or against the name or YAML
-    file of a published circuit. Raise UserError if the two can't be compared, or a bound is for the other kind of
-    comparison.
-
-    Args:
-        name: of the check
-        names: the task and the model of a file in EAP-IG's format; if None, these are not compared
-    """
+    file of a published circuit. `names` are the task and the model of a file in EAP-IG's format, compared only if they
+    are given. Raise UserError if the two can't be compared, or a bound is for the other kind of comparison."""
     golden = against.endswith(".json")
     paths = [path, Path(against)] if golden else [path]
     file, *others = read_all(paths, names or {}, NAMES if golden and names is not None else ())

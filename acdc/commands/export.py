@@ -68,13 +68,9 @@ def to_node_link(circuit: Circuit) -> str:
 
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
     """Return the circuit as the content of a file of format `to`, one of FORMATS. Pictures and pages show the
-    component classes of the task's published circuit, if it is of the same graph.
-
-    Args:
-        folder: the run's folder; a page then has its metrics and decisions
-    Raises:
-        UserError: the style shows scores and the circuit has none; a file in the folder can't be read.
-    """
+    component classes of the task's published circuit, if it is of the same graph; pages also metrics and decisions, if
+    `folder` is the run's. Raise UserError if the style shows scores and the circuit has none, or a file in the folder
+    can't be read."""
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: this circuit has no edge scores")
     circuit = file.circuit()

@@ -142,31 +142,28 @@ def load_published(name_or_path: str) -> Published:
     path = find(name_or_path, "published circuit", FOLDER)
     file = validated(PublishedFile, read_yaml(path, PublishedFile.model_fields), str(path))
     try:
-        return _published(file, path.stem)
+        if file.name != path.stem:
+            raise FileError(f"name: {file.name!r} should be the file's name, {path.stem!r}")
+        if file.task not in task_names() and not file.task.endswith((".yaml", ".yml")):
+            raise FileError("task: " + unknown("task", file.task, task_names()))
+        sizes = file.graph
+        graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
+        if len(graph.senders) > MOST_NODES:
+            more = f"more than {MOST_NODES:,} nodes; no circuit is known of such a graph"
+            raise FileError(f"graph: {graph.words}: {more}")
+        names = _names(file, graph)
+        classes = {name: tuple(names[name]) for name in file.classes}
+        circuit = None
+        if file.edges is not None:
+            kept = np.zeros_like(graph.edges)
+            for i, rule in enumerate(file.edges):
+                kept |= _edges(rule, names, graph, f"edges.{i}")
+            circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
+            _check_circuit(circuit, classes, file.counts)
+        elif file.counts or file.groups:
+            raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-
-
-def _published(file: PublishedFile, stem: str) -> Published:
-    if file.name != stem:
-        raise FileError(f"name: {file.name!r} should be the file's name, {stem!r}")
-    if file.task not in task_names() and not file.task.endswith((".yaml", ".yml")):
-        raise FileError("task: " + unknown("task", file.task, task_names()))
-    sizes = file.graph
-    graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
-    if len(graph.senders) > MOST_NODES:
-        raise FileError(f"graph: {graph.words}: more than {MOST_NODES:,} nodes; no circuit is known of such a graph")
-    names = _names(file, graph)
-    classes = {name: tuple(names[name]) for name in file.classes}
-    circuit = None
-    if file.edges is not None:
-        kept = np.zeros_like(graph.edges)
-        for i, rule in enumerate(file.edges):
-            kept |= _edges(rule, names, graph, f"edges.{i}")
-        circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
-        _check_circuit(circuit, classes, file.counts)
-    elif file.counts or file.groups:
-        raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
     return Published(file.name, file.task, file.model, file.source, graph, classes, circuit)
 
 

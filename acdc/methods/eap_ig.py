@@ -31,11 +31,8 @@ Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, its residua
 def score(
     problem: Problem, method: str = "eap-ig", steps: int = METHODS["eap-ig"].repeats, progress: Show = silent
 ) -> Scores:
-    """Scores of all edges; eap-ig-clean-corrupted ignores the steps.
-
-    Raises:
-        UserError: the method needs corrupted prompts, which the ablation lacks.
-    """
+    """Scores of all edges; eap-ig-clean-corrupted ignores the steps. Raises UserError if the method needs corrupted
+    prompts, which the ablation lacks."""
     check_method(method, problem.metric, problem.parts.ablation)
     points = {"eap-ig": _inputs, "eap-ig-activations": _activations, "eap-ig-clean-corrupted": _ends}[method]
     total = Attribution(problem)

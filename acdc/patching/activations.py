@@ -78,13 +78,9 @@ class ActivationCache:
 
 
 def prepare(model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None) -> ActivationCache:
-    """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones.
-
-    Args:
-        mean: for mean ablation, the means of the whole data set if the prompts are only a part of it
-    Raises:
-        UserError: a node writes values that are not finite or too large to be normalised.
-    """
+    """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones. `mean`, for mean
+    ablation, are the means of the whole data set if the prompts are only a part of it. Raises UserError if a node
+    writes values that are not finite or too large to be normalised."""
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
     clean, residual = _run(model, tokens, pad)
