@@ -148,8 +148,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command: the options of each table take the place of the parameter of that name, which gets their
-    values."""
+    """Decorate a command: the parameter named like a table becomes its options, and gets their values."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = []

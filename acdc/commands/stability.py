@@ -110,8 +110,7 @@ def stability(
 
 
 def core_of(circuits: list[Circuit], share: float) -> Circuit:
-    """Return the edges that at least this share of the circuits has, dead ones included. The scores of all edges are
-    their frequencies."""
+    """Return the edges that at least this share of the circuits has, dead ones included; scores are frequencies."""
     graph = circuits[0].graph
     often: np.ndarray = np.mean([c.kept for c in circuits], 0)
     direct = [c.direct for c in circuits if c.direct is not None]

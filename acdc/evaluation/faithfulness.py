@@ -126,8 +126,7 @@ class Judge:
         self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 
     def judged(self, circuit: Circuit) -> tuple[float, Estimate, float]:
-        """The mean of the run's metric of a circuit, its faithfulness, and its accuracy (NaN for a task without
-        answers)."""
+        """A circuit's mean of the run's metric, its faithfulness, and its accuracy (NaN for a task without answers)."""
         values, right = self._measured(circuit)
         found = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
         return float(values.mean()), found, right

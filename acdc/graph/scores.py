@@ -64,8 +64,7 @@ class Scores:
         return self.importance(magnitude) >= threshold
 
     def top(self, n: int, magnitude: bool = False) -> Array:
-        """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in (sender, receiver)
-        order."""
+        """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in index order."""
         flat = self.importance(magnitude).ravel()
         kept = np.zeros(flat.size, dtype=bool)
         kept[np.argsort(-flat, kind="stable")[:n]] = True

@@ -67,8 +67,7 @@ def discover(
 
 
 def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
-    """Yield groups of receivers in the order of their decisions; no path leads from one receiver to another of its
-    group."""
+    """Yield groups of receivers in the order of their decisions; no path leads from one to another of its group."""
     index = graph.receiver_index
     yield [index["logits"]]
     for layer in reversed(range(graph.n_layers)):

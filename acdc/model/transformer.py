@@ -40,10 +40,6 @@ class Activations:
     def __add__(self, other: Activations) -> Activations:
         return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
 
-    def examples(self, chunk: slice) -> Activations:
-        """The outputs on some of the prompts."""
-        return self.map(lambda x: x[:, chunk])
-
 
 def positions_of(pad: Tensor, n_pos: int) -> Tensor:
     """The position of every column, Int[batch pos]; the first one after the padding has 0."""

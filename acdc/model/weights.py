@@ -35,8 +35,7 @@ class Weights:
         return tensor
 
     def linear(self, name: str, transposed: bool = True) -> tuple[Tensor, Tensor]:
-        """Weight Float[in out] and bias Float[out] of an nn.Linear, which stores its weight transposed; a missing bias
-        is 0."""
+        """Weight Float[in out] and bias Float[out], 0 if missing, of an nn.Linear, whose weight is transposed."""
         weight = self.take(f"{name}.weight")
         weight = weight.T if transposed else weight
         bias = f"{name}.bias"

@@ -70,8 +70,8 @@ class ActivationCache:
             self.mask[chunk],
             torch.stack([rows[:, 0] - begin, rows[:, 1]], 1),
             targets,
-            self.clean.examples(chunk),
-            self.ablated.examples(chunk),
+            self.clean.map(lambda x: x[:, chunk]),
+            self.ablated.map(lambda x: x[:, chunk]),
             self.residual[:, chunk],
             self.start,
         )

@@ -62,7 +62,10 @@ def receiver_gradients(
                 w = model.weights
                 x = x + torch.einsum("bhte,hed->btd", at.z[layer], w[f"layers.{layer}.o.weight"])
                 x = x + w[f"layers.{layer}.o.bias"]
-            inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
+            x = x[:, start:].detach().requires_grad_()
+            with torch.enable_grad():
+                y = model.mlp(layer, x)
+            (inputs,) = torch.autograd.grad(y, x, torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
             yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
             flow = flow + inputs
         if not graph.parallel:
@@ -72,13 +75,6 @@ def receiver_gradients(
         heads = _heads(model, layer, cache, residual[layer], written)
         yield Gradient(slice(first, first + n), heads, written)
         flow = flow + heads.sum(0)
-
-
-def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        y = model.mlp(layer, x)
-    return torch.autograd.grad(y, x, written)[0]
 
 
 def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, written: Tensor) -> Tensor:

@@ -26,8 +26,7 @@ from acdc.task.tokenize import Split
 
 
 class Parts:
-    """The clean and ablated activations of a set of prompts, in parts of `size` prompts; in files if there are several
-    parts."""
+    """The clean and ablated activations of a set of prompts, in parts of `size` prompts; several parts are in files."""
 
     def __init__(self, model: Transformer, prompts: Split, ablation: str, size: int | None = None) -> None:
         n = len(prompts.clean)
@@ -158,15 +157,12 @@ class PartedEngine:
     def _offload(self, index: int, changes: bool = True) -> None:
         engine = self._engines[index]
         if changes:
-            _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
+            # Write beside the old file, which may still be mapped. Clone: safetensors takes no views or shared memory.
+            path = self._parts.scratch(f"state-{index}.safetensors")
+            tensors = {name: x.contiguous().clone() for name, x in engine.state.tensors().items()}
+            _save_file(tensors, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
         engine.offload()
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Write beside the old file, which may still be mapped. Clone: safetensors takes no views and no shared memory.
-    beside = path.with_suffix(".new")
-    _save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
-    beside.replace(path)
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:

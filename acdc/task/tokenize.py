@@ -240,7 +240,8 @@ class Encoder:
 
 
 def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
-    """Tokenize and check one half. `offset` is added to the numbers of its examples in messages."""
+    """Tokenize and check one half. `offset` is added to the numbers of its examples in messages. Unequal lengths are an
+    error unless the task allows padding."""
     cleans = []
     corrupteds = []
     rows = []
@@ -255,7 +256,14 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
             raise TaskError(f"{task.name}: example {offset + i + 1} {short(example.clean)}: {error}") from None
         cleans.append(encoder.bos + clean)
         corrupteds.append(encoder.bos + corrupted)
-    length = check_lengths(task, encoder, half, cleans, offset)
+    lengths = [len(clean) for clean in cleans]
+    if task.data.padding == "none" and len(set(lengths)) > 1:
+        usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
+        odd = next(i for i, n in enumerate(lengths) if n != usual)
+        where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
+        tokens = f"has {lengths[odd]} tokens, most have {usual}: {encoder.show(cleans[odd])}"
+        raise TaskError(f"{where}: {tokens}; use words of equal token length or allow data.padding: left")
+    length = max(lengths)
     pad = np.array([length - len(clean) for clean in cleans], dtype=np.int64)
     return Split(
         clean=left_padded(cleans, length, encoder.tokenizer.bos_id or 0),
@@ -280,15 +288,3 @@ def filled(answers: list[list[int]]) -> np.ndarray:
     for row, ids in zip(array, answers, strict=True):
         row[: len(ids)] = ids
     return array
-
-
-def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans: list[list[int]], offset: int) -> int:
-    """Return the longest length; unequal lengths are an error unless the task allows padding."""
-    lengths = [len(clean) for clean in cleans]
-    if task.data.padding == "none" and len(set(lengths)) > 1:
-        usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
-        odd = next(i for i, n in enumerate(lengths) if n != usual)
-        where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
-        tokens = f"has {lengths[odd]} tokens, most have {usual}: {encoder.show(cleans[odd])}"
-        raise TaskError(f"{where}: {tokens}; use words of equal token length or allow data.padding: left")
-    return max(lengths)
