@@ -106,24 +106,21 @@ class Executor(ABC):
                     attempts.update(lost)
                     failed = [left.pop(name) for name in lost if attempts[name] >= ATTEMPTS]
                     for run in failed:
-                        self._fail(run, last)
+                        message = f"{last.end}, {ATTEMPTS} times; {last.advice}{self.folder} has the logs"
+                        try:
+                            record_failure(run.folder(self.out), message)
+                        except FileError as error:
+                            again = "the sweep is stopped, and the same command continues it"
+                            raise UserError(f"{error}; {again}") from None
                     yield failed, self._doing()
-                    again = [left[name] for name in lost if name in left]
-                    if again:
-                        which = again[0].name if len(again) == 1 else f"{len(again)} runs"
+                    once_more = [left[name] for name in lost if name in left]
+                    if once_more:
+                        which = once_more[0].name if len(once_more) == 1 else f"{len(once_more)} runs"
                         say(f"{which}: {last.end}; trying again")
                     if left:
-                        self._start(again)
+                        self._start(once_more)
         finally:
             self._stop(not left, say)
-
-    def _fail(self, run: Run, unit: Unit) -> None:
-        """Record that a run has used up its attempts."""
-        message = f"{unit.end}, {ATTEMPTS} times; {unit.advice}{self.folder} has the logs"
-        try:
-            record_failure(run.folder(self.out), message)
-        except FileError as error:
-            raise UserError(f"{error}; the sweep is stopped, and the same command continues it") from None
 
 
 def by_inputs(runs: Sequence[Run]) -> list[list[Run]]:
