@@ -194,7 +194,7 @@ def _look(entry: Entry, folder: Path) -> None:
     if entry.circuit is not None:
         found = read_any(folder / entry.circuit, {}, ()).model.graph
     else:
-        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        config, task, _ = resolve(entry.options()[0], None, None)
         checkpoint = open_checkpoint(config.model)
         found = checkpoint.sizes.graph()
         make_data(task, checkpoint.tokenizer, config.examples, config.seed)
@@ -218,7 +218,7 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
     if entry.circuit is not None:
         yield check_circuit(folder / entry.circuit, against, entry, entry.name)
     else:
-        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        config, task, _ = resolve(entry.options()[0], None, None)
         inputs = load(config, task)
         for threshold in entry.counts or [None]:
             with tempfile.TemporaryDirectory() as temporary:
@@ -339,11 +339,7 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
         _check_bounds(entry, entry.against)
         for options in entry.options():
             try:
-                resolve(options, None, _no_default)
+                resolve(options, None, None)
             except UserError as error:
                 raise FileError(f"{where}: run: {error}") from None
     return checks
-
-
-def _no_default() -> tuple[str, str | None]:
-    raise FileError("name the model; a check has no default model")

@@ -188,7 +188,9 @@ def resolve(
     note = None
     if "model" not in explicit:
         explicit["model"] = task.defaults.model
-        if not task.defaults.model and default_model is not None:
+        if not task.defaults.model:
+            if default_model is None:
+                raise UserError("name the model; there is no default here", "model")
             explicit["model"], note = default_model()
     _check_options(explicit, stated)
     defaults = _defaults(explicit, task)
