@@ -16,7 +16,7 @@ from acdc.errors import FileError, short
 from acdc.files.metrics import Measures
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import MAX_NODES, Graph, known_inputs
-from acdc.io.files import read_json, write_atomic
+from acdc.io.files import plain, read_json, write_atomic
 from acdc.io.schema import Flag, Label, Line, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
@@ -258,16 +258,11 @@ class CircuitFile(Strict):
 def edges_of(circuit: Circuit, tested: bool = False) -> tuple[Edge, ...]:
     """Return the kept edges in (sender, receiver) order, direct ones last. `tested`: each score is also the change."""
     names = circuit.edge_names() + circuit.direct_names()
-    scores = _scores(circuit.scores, circuit.kept) + _scores(circuit.direct_scores, circuit.direct)
+    scores: list[float | None] = []
+    for kept, values in ((circuit.kept, circuit.scores), (circuit.direct, circuit.direct_scores)):
+        if kept is not None:
+            scores += [None] * int(kept.sum()) if values is None else plain(values[kept].tolist())
     return tuple(Edge(name=n, change=s if tested else None, score=s) for n, s in zip(names, scores, strict=True))
-
-
-def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | None]:
-    if kept is None:
-        return []
-    if scores is None:
-        return [None] * int(kept.sum())
-    return [float(s) if np.isfinite(s) else None for s in scores[kept]]
 
 
 def write_circuit(path: Path, file: CircuitFile) -> None:

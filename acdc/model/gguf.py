@@ -169,7 +169,14 @@ def _module(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:
             name = name_of(theirs, (".weight", ".bias"))
             if name not in left:
                 raise file.refuse(f"tensor {name!r} is missing")
-            weights[theirs] = _rearranged(_values(left.pop(name)).to(dtype), config, theirs)
+            tensor = _values(left.pop(name)).to(dtype)
+            if file.family == "gpt2" and tensor.ndim == 2 and ".h." in theirs:
+                tensor = tensor.T.contiguous()  # input × output
+            elif file.family == "llama" and (".q_proj." in theirs or ".k_proj." in theirs):
+                heads = config.num_attention_heads if ".q_proj." in theirs else config.num_key_value_heads
+                # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
+                tensor = tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+            weights[theirs] = tensor
         if left:
             raise file.refuse(f"tensor {min(left)!r} has no place in a {file.family} model as acdc knows it")
         module.load_state_dict(weights, strict=False, assign=True)
@@ -189,17 +196,6 @@ def _values(tensor: Any) -> Tensor:
     kind = tensor.tensor_type.name
     values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
     return torch.from_numpy(values if values.flags.writeable else np.array(values))  # the mapped file is read-only
-
-
-def _rearranged(tensor: Tensor, config: Any, name: str) -> Tensor:
-    """A tensor in Hugging Face's layout, from llama.cpp's."""
-    if config.model_type == "gpt2" and tensor.ndim == 2 and ".h." in name:
-        return tensor.T.contiguous()  # input × output
-    if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
-        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-        # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
-        return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-    return tensor
 
 
 def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
