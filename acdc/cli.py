@@ -212,7 +212,7 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look
+    from acdc.commands.export import FORMATS, JSON, NAMELESS, READ, convert, make_look
     from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import check_output, write_atomic, write_output
 
@@ -220,7 +220,8 @@ def export(
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
     data = convert(file, to, make_look(to, picture), circuit.parent)
-    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
+    ending = f"{to}.json" if to in JSON else to
+    target = out or circuit.with_name(f"{circuit.stem}.{ending}")
     if str(target) == "-":
         show(data.encode() if isinstance(data, str) else data)
         return

@@ -20,16 +20,8 @@ from acdc.report.page import render_report
 from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
 from acdc.report.style import DIRECTIONS, PLAIN, PictureStyle
 
-FORMATS = {  # name → ending of the file
-    "graphml": ".graphml",
-    "node-link": ".node-link.json",
-    "dot": ".dot",
-    "svg": ".svg",
-    "png": ".png",
-    "pdf": ".pdf",
-    "html": ".html",
-    "eap-ig": ".eap-ig.json",
-}
+FORMATS = ("graphml", "node-link", "dot", "svg", "png", "pdf", "html", "eap-ig")
+JSON = ("node-link", "eap-ig")  # their files end in .json, too
 Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
 DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
 PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture

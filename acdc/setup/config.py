@@ -145,17 +145,9 @@ class Config(Strict):
 
 def command_line(config: Config) -> str:
     """Return the command that makes a run again, quoted for a shell, with the paths of task and model as given."""
-    flags = {
-        "task": config.task,
-        "model": config.model,
-        "method": config.method,
-        "metric": config.metric,
-        "ablation": config.ablation,
-        **{key: value for key, value in config.options().items() if not isinstance(value, bool)},
-        "examples": config.examples,
-        "seed": config.seed,
-        "dtype": config.dtype,
-    }
+    flags = config.model_dump(include={"task", "model", "method", "metric", "ablation"})
+    flags |= {key: value for key, value in config.options().items() if not isinstance(value, bool)}
+    flags |= config.model_dump(include={"examples", "seed", "dtype"})
     words = ["acdc", "run"]
     for key, value in flags.items():
         words += [f"--{key}", str(value)]
