@@ -193,8 +193,7 @@ def _values(tensor: Any) -> Tensor:
     """A tensor without quantization."""
     from gguf import dequantize
 
-    kind = tensor.tensor_type.name
-    values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
+    values = dequantize(tensor.data, tensor.tensor_type)
     return torch.from_numpy(values if values.flags.writeable else np.array(values))  # the mapped file is read-only
 
 

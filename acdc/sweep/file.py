@@ -197,11 +197,8 @@ def _keys(lines: Lines, error: ValidationError) -> list[str | int]:
     file has, are left out."""
     problem = error.errors()[0]
     cause = problem.get("ctx", {}).get("error")
-    parts = list(problem["loc"])
-    if isinstance(cause, UnknownKey):
-        parts.append(cause.key)
     keys: list[str | int] = []
-    for part in parts:
+    for part in (*problem["loc"], *([cause.key] if isinstance(cause, UnknownKey) else [])):
         if lines.has(*keys, part):
             keys.append(part)
     return keys
