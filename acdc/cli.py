@@ -217,7 +217,7 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look, strongest
+    from acdc.commands.export import FORMATS, JSON, NAMELESS, READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import check_output, write_atomic, write_output
 
@@ -226,8 +226,9 @@ def export(
     (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
     file = strongest(file, edges, circuit.parent) if edges else file
     data = convert(file, to, make_look(to, picture), circuit.parent)
-    of_edges = f"-{edges}" if edges else ""
-    target = out or circuit.with_name(f"{circuit.stem}{of_edges}{FORMATS[to]}")
+    ending = f"{to}.json" if to in JSON else to
+    stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
+    target = out or circuit.with_name(f"{stem}.{ending}")
     if str(target) == "-":
         show(data.encode() if isinstance(data, str) else data)
         return

@@ -47,12 +47,16 @@ def make_plan(
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
+    sizes = sorted(listed("--sizes", wanted["sizes"], int, "a whole number"))
+    if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
+        wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
+        raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
     models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
     plan = ComparePlan(
         tasks=tuple(resolved),
         methods=every,
         named=named,
-        sizes=_sizes(wanted["sizes"]),
+        sizes=tuple(sizes),
         greedy=wanted["greedy"],
         references=_references(wanted["reference"], names),
         updates=wanted["updates"],
@@ -76,15 +80,6 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
         elif name not in METHODS and name != ELIMINATION:
             raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS, ELIMINATION])}")
     return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Return the sizes, rising."""
-    sizes = sorted(listed("--sizes", text, int, "a whole number"))
-    if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
-        wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
-        raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
-    return tuple(sizes)
 
 
 def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:

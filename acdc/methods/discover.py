@@ -211,13 +211,8 @@ def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
 
 
 def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
-    """A method's scores of all edges, computed once for these inputs.
-
-    Args:
-        checkpoint: where a training method keeps its state
-    Raises:
-        UserError: a score is not finite, or the method can't work with these inputs.
-    """
+    """A method's scores of all edges, computed once for these inputs; a training method has its state in `checkpoint`.
+    Raises UserError if a score is not finite, or the method can't work with these inputs."""
     what = _what(inputs.config, method)
     if what not in inputs.scores:
         inputs.scores[what] = _score(inputs, method, checkpoint, progress)

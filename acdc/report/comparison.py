@@ -2,7 +2,7 @@
 
 import math
 
-from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, to_rows
+from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
@@ -45,9 +45,13 @@ def _chosen(comparison: Comparison) -> str:
 
 def _task(comparison: Comparison, task: ComparedTask) -> str:
     size = task.overlap.size
+    costs = [COSTS]
+    for m in task.methods:
+        areas = [number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd)]
+        costs.append([m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas])
     blocks = [
         _head(task),
-        grid([COSTS, *map(_costs, task.methods)], left=2),
+        grid(costs, left=2),
         _needed(task),
         _by_size(comparison, task),
         _by_bound(task, "threshold", "τ"),
@@ -72,11 +76,6 @@ def _head(task: ComparedTask) -> str:
 
 def _right(accuracy: float) -> str:
     return "" if math.isnan(accuracy) else f", right {accuracy:.0%}"
-
-
-def _costs(m: ComparedMethod) -> list[str]:
-    areas = [number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd)]
-    return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
 
 
 def _by_size(comparison: Comparison, task: ComparedTask) -> str:

@@ -26,7 +26,8 @@ from acdc.registry import METRICS
 from acdc.report.canvas import curve_path
 from acdc.report.layout import lay_out
 from acdc.report.panels import Panel, labels
-from acdc.report.run import bound, metric_rows
+from acdc.report.run import metric_rows
+from acdc.report.text import bound
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
@@ -233,7 +234,7 @@ def _method(file: CircuitFile) -> str:
         return f"Read from EAP-IG's format. {file.graph.nodes} nodes; residual edges are counted."
     limit = "" if method.threshold is None else f" and threshold {_shown(method.threshold)}"
     if _target(file):
-        limit = f", {bound(file)}"
+        limit = f", {bound(method.name, method.threshold, method.options)}"
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""
     return (
