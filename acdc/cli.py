@@ -16,7 +16,6 @@ from acdc.commands import catalog, options
 from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
-from acdc.io.sizes import in_name
 from acdc.io.terminal import open_terminal, say, show
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
@@ -81,13 +80,10 @@ def run(
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     key, values = options.several(given)
-    settings, checked, notes = resolve(
-        given | dict.fromkeys([key], values[0] if values else None), config, default_model
-    )
+    settings, checked, notes = resolve(given | ({key: values[0]} if values else {}), config, default_model)
     say(*notes)
 
-    from acdc.commands.run import run as execute  # imports torch: only now, when the options are known to be right
-    from acdc.methods.discover import check_threshold
+    from acdc.commands.run import run_each  # imports torch: only now, when the options are known to be right
     from acdc.report.run import overview, to_text
     from acdc.setup.inputs import load
 
@@ -96,21 +92,13 @@ def run(
     if memory and inputs.expected_memory > memory:
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
-    found = []
-    runs = [(inputs, out)]
-    if len(values) > 1:
-        runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
-    for at, _ in runs:
-        check_threshold(at)
-    for at, folder in runs:
-        with progress_bar() as progress:
-            found.append(execute(at, folder, force, tuple(notes), progress, say))
+    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, say)
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    say(*found[0][0].notes)
+    say(*dict.fromkeys(note for file, _ in found for note in file.notes))
 
 
 @app.command()

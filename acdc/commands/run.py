@@ -6,8 +6,8 @@ A run owns one directory. `config.yaml` is written first, `log.jsonl` grows with
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,8 @@ from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
-from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, find
+from acdc.io.sizes import in_name
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
 from acdc.report.style import PictureStyle
@@ -69,6 +70,29 @@ def run(
     folder = out or Path("runs") / inputs.config.folder
     with _owned(folder, inputs.config, force):
         return run_or_read(folder, lambda: _discover(inputs, folder, notes, progress, say)), folder
+
+
+def run_each(
+    inputs: Inputs,
+    out: Path | None,
+    force: bool,
+    key: str,
+    values: Sequence[float],
+    notes: tuple[str, ...],
+    bar: Callable[[], AbstractContextManager[Show]],
+    say: Callable[[str], None],
+) -> list[tuple[CircuitFile, Path]]:
+    """Make a run, or one for each of several `values` of the option `key`, in folders of their own."""
+    runs = [(inputs, out)]
+    if len(values) > 1:
+        runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
+    for at, _ in runs:
+        check_threshold(at)
+    found = []
+    for at, folder in runs:
+        with bar() as progress:
+            found.append(run(at, folder, force, notes, progress, say))
+    return found
 
 
 def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
