@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
@@ -18,6 +19,7 @@ from typer.main import get_command
 from acdc import cli
 from acdc.commands.check import read_checks
 from acdc.errors import UserError
+from acdc.files.circuit import read_circuit
 from acdc.model.find import bundled_models
 from acdc.setup import config
 from acdc.setup.config import Config, resolve
@@ -260,6 +262,27 @@ def test_export_in_every_format(acdc, tmp_path):
     assert list(raw) == ["cfg", "nodes", "edges"]
     assert len(raw["edges"]) == 13
     assert acdc("export", "run/circuit.json", "--to", "dot", "-o", "-").out.startswith("digraph")
+
+
+def test_a_nested_circuit_of_the_path_is_exported_without_a_new_run(acdc, tmp_path):
+    greater_than = ("run", "--task", "greater-than", "--model", "tiny", "--examples", "20")
+    assert acdc(*greater_than, "--faithfulness", "0.8", "--out", "r").code == 0
+    rows = list(csv.DictReader((tmp_path / "r/frontier.csv").open()))
+    found = read_circuit(tmp_path / "r/circuit.json")
+    assert str(found.graph.edges.kept) in [row["edges"] for row in rows]
+    row = rows[len(rows) // 2]
+    assert acdc("export", "r/circuit.json", "--to", "circuit", "--edges", row["edges"]).out == (
+        f"r/circuit-{row['edges']}.circuit.json\n"
+    )
+    smaller = read_circuit(tmp_path / f"r/circuit-{row['edges']}.circuit.json")
+    assert smaller.graph.edges.kept == int(row["edges"]) and not smaller.metrics
+    result = acdc("evaluate", f"r/circuit-{row['edges']}.circuit.json", "--json")
+    assert json.loads(result.out)["measured"]["faithfulness"][0] == pytest.approx(float(row["held_out_faithfulness"]))
+    beyond = acdc("export", "r/circuit.json", "--to", "svg", "--edges", "400")
+    assert (beyond.code, beyond.err.count("\n")) == (2, 1) and "edges have a score above 0" in beyond.err
+    acdc(*GATE, "--out", "gate")
+    without = acdc("export", "gate/circuit.json", "--to", "svg", "--edges", "2")
+    assert (without.code, without.err.count("\n")) == (2, 1) and "scores.safetensors is missing" in without.err
 
 
 def test_several_thresholds_make_a_run_each(acdc, tmp_path):

@@ -40,7 +40,16 @@ from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
 
-AROUND = (1.0, 1.04, 1.08, 1.15, 1.25)  # sizes on the path to a target that are measured, over that of its circuit
+AROUND = (
+    0.85,
+    0.92,
+    0.96,
+    1.0,
+    1.04,
+    1.08,
+    1.15,
+    1.25,
+)  # sizes on the path that are measured, over that of the circuit
 THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}

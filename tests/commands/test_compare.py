@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -22,7 +23,7 @@ from acdc.registry import METHODS
 from tests.support.browser import chromium, opened
 
 COMMAND = ["compare", "--model", "tiny", "--examples", "6", "--tasks", "gendered-pronoun"]
-FEW = [*COMMAND, "--methods", "acdc,eap-ig,hisp,random,eap-ig:0.2+acdc", "--sizes", "40,20"]
+FEW = [*COMMAND, "--methods", "acdc,eap-ig,hisp,random,eap-ig:0.2+acdc,elimination", "--sizes", "40,20"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,7 +58,7 @@ def test_the_files_are_there_and_json_is_one_of_them(done):
     assert printed == (folder / "compare.json").read_text()
     task, methods = content(folder)
     rows = list(csv.DictReader((folder / "table.csv").open()))
-    assert len(rows) == sum(len(m["circuits"]) for m in task["methods"]) == 3 * 2 + 2 * 3
+    assert len(rows) == sum(len(m["circuits"]) for m in task["methods"]) == 3 * 2 + 2 * 3 + 5
     assert {row["ranked_by"] for row in rows} == {"kl", "logit-diff", "none"}
     for kind in ("faithfulness", "roc"):
         assert (folder / f"{kind}-gendered-pronoun.png").read_bytes()[:4] == b"\x89PNG"
@@ -169,6 +170,24 @@ def test_a_second_call_only_reads_and_gives_the_same(done, call):
     assert {p.name: p.read_bytes() for p in folder.glob("*.*g")} == plots
 
 
+def test_elimination_meets_its_targets_with_nearly_the_fewest_edges(done):
+    folder, _ = done
+    _, methods = content(folder)
+    targets = [c["target"] for c in methods["elimination"]["circuits"]]
+    assert targets == [0.5, 0.7, 0.8, 0.9, 0.95]
+    for c in methods["elimination"]["circuits"]:
+        at = folder / f"gendered-pronoun/elimination/faithfulness-{c['target']:g}"
+        file = read_circuit(at / "circuit.json")
+        assert (file.method.options["faithfulness"], file.graph.edges.kept) == (c["target"], c["edges"])
+        full, found, ablated = (file.metrics[f"discovery.{what}.kl"] for what in ("model", "circuit", "ablated"))
+        assert (ablated - found) / (ablated - full) >= c["target"]
+    for name, method in methods.items():
+        needed = [math.inf if n is None else n for n in method["needed"]]
+        assert needed == sorted(needed), name
+        for own, other in zip(methods["elimination"]["needed"], needed, strict=True):
+            assert own < other + 1, name  # on held-out prompts, so few that chance moves it
+
+
 def test_the_table_says_it_all(done, call):
     code, out, err = call(*FEW, "--out", done[0], "--no-plots")
     assert code == 0
@@ -177,6 +196,7 @@ def test_the_table_says_it_all(done, call):
         "AUC",
         "top 20",
         "τ",
+        "edges needed for a faithfulness on the held out prompts of",
         "Jaccard index of edges",
         "Spearman",
         "acdc at τ = ",
@@ -216,7 +236,7 @@ def test_a_method_that_cannot_is_left_out_of_all_and_refused_by_name(call, tmp_p
     assert task["half"] == "discovery"
     left = {note.split(" is left out")[0] for note in task["notes"] if " is left out" in note}
     assert {"eap", "hisp", "eap-ig", "relp"} <= left
-    assert set(methods) == set(METHODS) - left
+    assert set(methods) == {*METHODS, "elimination"} - left
     assert methods["edge-patching"]["circuits"][0]["low"] is None  # of one prompt
     code, out, err = call(*gate, "--methods", "eap")
     assert (code, out, err.count("\n")) == (2, "", 1)

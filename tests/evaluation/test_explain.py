@@ -10,6 +10,7 @@ from acdc.commands.run import intervals
 from acdc.evaluation import explain as module
 from acdc.evaluation.explain import attention, direct_effects, explain
 from acdc.evaluation.faithfulness import final_rows, measure_halves
+from acdc.evaluation.frontier import curve
 from acdc.graph.circuit import Circuit
 from acdc.methods.discover import find
 from acdc.patching.activations import prepare
@@ -31,7 +32,10 @@ def ioi(tmp_path_factory):
 def explained(ioi):
     inputs, circuit, rows = ioi
     half = inputs.evaluation_split
-    return explain(inputs, circuit, rows[half], measure_halves(inputs, rows)[half]["kl"])
+    points = curve(
+        inputs, half, circuit, np.geomspace(1, circuit.n_edges, 10), measure_halves(inputs, rows)[half]["kl"]
+    )
+    return explain(inputs, circuit, rows[half], {half: points})
 
 
 @pytest.mark.parametrize("norm", ["layer", "rms", "none"])
@@ -124,13 +128,13 @@ def test_examples_are_of_the_prompts_that_were_not_searched(ioi, explained):
 
 def test_the_curve_ends_at_the_circuit_and_its_points_are_circuits(ioi, explained):
     inputs, circuit, rows = ioi
-    last, stated = explained.curve[-1], intervals(inputs, measure_halves(inputs, rows))
+    last, stated = explained.curves["held_out"][-1], intervals(inputs, measure_halves(inputs, rows))
     assert last.edges == circuit.n_edges
     assert list(last.faithfulness) == pytest.approx(stated["faithfulness"]["held_out"])
     assert list(last.metric) == pytest.approx(stated["metric"]["held_out"])
-    sizes = [p.edges for p in explained.curve]
+    sizes = [p.edges for p in explained.curves["held_out"]]
     assert len(sizes) >= 4 and sizes == sorted(set(sizes))
-    point = explained.curve[len(sizes) // 2]
+    point = explained.curves["held_out"][len(sizes) // 2]
     some = Circuit(circuit.graph, circuit.kept & (np.abs(circuit.scores) >= point.score), circuit.direct).pruned()
     assert some.n_edges == point.edges
     again = intervals(inputs, measure_halves(inputs, final_rows(inputs, some)))
@@ -138,6 +142,6 @@ def test_the_curve_ends_at_the_circuit_and_its_points_are_circuits(ioi, explaine
 
 
 def test_circuits_without_scores_or_edges_have_no_curve(ioi):
-    inputs, circuit, rows = ioi
+    inputs, circuit, _ = ioi
     for other in (Circuit(circuit.graph, circuit.kept, circuit.direct), Circuit.empty(circuit.graph)):
-        assert explain(inputs, other, rows["held_out"], {}).curve == ()
+        assert curve(inputs, "held_out", other, [1, 2], {}) == ()

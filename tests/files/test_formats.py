@@ -107,7 +107,7 @@ def test_edges_come_in_order_with_their_changes() -> None:
     direct_scores = np.where(direct, 0.25, np.nan)
     circuit = Circuit(SMALL, kept, direct, scores, direct_scores)
     expected = {"input->a0.h1<v>": None, "input->m0": 0.5, "m1->logits": None, "a0.h1<v>->a0.h1": 0.25}
-    assert edges_of(circuit, tested=True) == tuple(Edge(name=n, change=x, score=x) for n, x in expected.items())
+    assert edges_of(circuit, circuit) == tuple(Edge(name=n, change=x, score=x) for n, x in expected.items())
     assert edges_of(circuit) == tuple(Edge(name=n, score=x) for n, x in expected.items())
 
 
