@@ -135,7 +135,7 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     model = problem.model
     graph = problem.graph
     total = np.zeros(graph.edges.shape)
-    read = int(kept.any(0).sum())
+    read = max(1, int(kept.any(0).sum()))
     size = min(CHUNK, problem.max_batch(8 * read))  # the backward pass holds a few vectors per receiver
     with torch.inference_mode(False), torch.enable_grad():
         for cache in problem.chunks(size):
