@@ -309,7 +309,8 @@ class _Search:
         circuit = self.circuit
 
         def undo() -> None:
-            self.flip(_differing(kept, self.kept), metric)
+            if changed := _differing(kept, self.kept):
+                self.flip(changed, metric)
             self.left_at = left_at
             self.circuit = circuit
 
