@@ -311,7 +311,7 @@ class _Search:
         def undo() -> None:
             if changed := _differing(kept, self.kept):
                 self.flip(changed, metric)
-            self.left_at = left_at
+            self.left_at = dict(left_at)
             self.circuit = circuit
 
         return undo
