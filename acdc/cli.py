@@ -16,7 +16,6 @@ from acdc.commands import catalog, options
 from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
-from acdc.io.sizes import in_name
 from acdc.io.terminal import open_terminal, say, show
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
@@ -81,13 +80,10 @@ def run(
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     key, values = options.several(given)
-    settings, checked, notes = resolve(
-        given | dict.fromkeys([key], values[0] if values else None), config, default_model
-    )
+    settings, checked, notes = resolve(given | ({key: values[0]} if values else {}), config, default_model)
     say(*notes)
 
-    from acdc.commands.run import run as execute  # imports torch: only now, when the options are known to be right
-    from acdc.methods.discover import check_threshold
+    from acdc.commands.run import run_each  # imports torch: only now, when the options are known to be right
     from acdc.report.run import overview, to_text
     from acdc.setup.inputs import load
 
@@ -96,21 +92,13 @@ def run(
     if memory and inputs.expected_memory > memory:
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
-    found = []
-    runs = [(inputs, out)]
-    if len(values) > 1:
-        runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
-    for at, _ in runs:
-        check_threshold(at)
-    for at, folder in runs:
-        with progress_bar() as progress:
-            found.append(execute(at, folder, force, tuple(notes), progress, say))
+    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, say)
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    say(*found[0][0].notes)
+    say(*dict.fromkeys(note for file, _ in found for note in file.notes))
 
 
 @app.command()
@@ -201,7 +189,10 @@ def check(
 def export(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
     *,
-    to: Annotated[str, typer.Option("--to", help="graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
+    to: Annotated[str, typer.Option("--to", help="circuit, graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
+    edges: Annotated[
+        int | None, typer.Option(min=1, help="The N strongest edges of the run; after --faithfulness, of its path.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="File to write. [default: beside the circuit; - is stdout]")
     ] = None,
@@ -214,15 +205,18 @@ def export(
 
     Example: acdc export runs/…/circuit.json --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, NAMELESS, READ, convert, make_look
+    from acdc.commands.export import FORMATS, JSON, NAMELESS, READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import check_output, write_atomic, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
+    file = strongest(file, edges, circuit.parent) if edges else file
     data = convert(file, to, make_look(to, picture), circuit.parent)
-    target = out or circuit.with_name(f"{circuit.stem}{FORMATS[to]}")
+    ending = f"{to}.json" if to in JSON else to
+    stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
+    target = out or circuit.with_name(f"{stem}.{ending}")
     if str(target) == "-":
         show(data.encode() if isinstance(data, str) else data)
         return

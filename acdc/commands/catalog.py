@@ -43,18 +43,29 @@ def tasks(
     if d.models:
         details["per model"] = "; ".join(f"{m}: {o.model_dump(exclude_none=True)}" for m, o in d.models.items())
     if model is None:
-        _details(details)
+        _list(details)
         return
-    from acdc.evaluation.competence import competence  # imports torch
-    from acdc.report.competence import to_text
+    from acdc.evaluation.competence import competence, warning  # imports torch
+    from acdc.report.text import grid, number
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 
     config, checked, _ = resolve({"task": name, "model": model}, None, None)
     inputs = load(config, checked)
     found = competence(inputs)
-    _details(details)
-    show("\n" + to_text(inputs, found))
+    _list(details)
+    if found is None:
+        show(f"\n{task.name} has no answers, so there is no accuracy")
+        return
+    low, high = found.interval
+    rows = [["(↓ lower, ↑ higher is better)", "clean", "corrupted"]]
+    rows.append(["accuracy ↑", number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
+    rows += [[f"{metric} ↓", *(number(value, 4) for value in values)] for metric, values in found.metrics.items()]
+    on = f"{model} on {inputs.config.examples} prompts, seed {inputs.config.seed}"
+    show(f"\n{on}: accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), by chance {found.chance:.1%}")
+    show("\n" + grid(rows, widths=(32, 10, 10)))
+    if doubt := warning(inputs, found):
+        show("\n" + doubt)
 
 
 def models(name: Annotated[str | None, typer.Argument(help="A model, for its details.")] = None) -> None:
@@ -73,7 +84,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
         _list(bundled | packaged_models() | cached)
         return
     if name in bundled_models():
-        _details({"name": name, "sizes": describe_model(BUNDLED / name)})
+        _list({"name": name, "sizes": describe_model(BUNDLED / name)})
         show("\n" + (BUNDLED / name / "README.md").read_text(encoding="utf-8").rstrip())
         return
     from acdc.model.load import load_model  # imports torch
@@ -81,7 +92,7 @@ def models(name: Annotated[str | None, typer.Argument(help="A model, for its det
     model = load_model(name, "cpu")
     c = model.checkpoint.sizes
     found = model.verification
-    _details(
+    _list(
         {
             "name": name,
             "sizes": f"{model.checkpoint.family}, {c.n_layers} layers, {c.n_heads} heads, {c.d_model:,} wide, "
@@ -111,7 +122,7 @@ def methods(name: Annotated[str | None, typer.Argument(help="A method, for its d
     if "order" in method.options:
         details["orders"] = "; ".join(f"{order}: {text}" for order, text in ORDERS.items())
     details["ablations"] = "; ".join(f"{ablation}: {text}" for ablation, text in ABLATIONS.items())
-    _details(details)
+    _list(details)
 
 
 def _list(lines: Mapping[str, str]) -> None:
@@ -119,8 +130,3 @@ def _list(lines: Mapping[str, str]) -> None:
     width = max(map(len, lines)) + 2
     for name, text in lines.items():
         show(f"{name:{width}}{' '.join(text.split())}")
-
-
-def _details(lines: Mapping[str, str]) -> None:
-    for key, text in lines.items():
-        show(f"{key:13}{' '.join(text.split())}")

@@ -158,13 +158,8 @@ def check_circuit(
     path: Path, against: str, bounds: Bounds, name: str | None = None, names: Mapping[str, str | None] | None = None
 ) -> Outcome:
     """Check a circuit against another one (each a circuit.json, or in EAP-IG's format), or against the name or YAML
-    file of a published circuit. Raise UserError if the two can't be compared, or a bound is for the other kind of
-    comparison.
-
-    Args:
-        name: of the check
-        names: the task and the model of a file in EAP-IG's format; if None, these are not compared
-    """
+    file of a published circuit. `names` are the task and the model of a file in EAP-IG's format, compared only if they
+    are given. Raise UserError if the two can't be compared, or a bound is for the other kind of comparison."""
     golden = against.endswith(".json")
     paths = [path, Path(against)] if golden else [path]
     file, *others = read_all(paths, names or {}, NAMES if golden and names is not None else ())
@@ -199,7 +194,7 @@ def _look(entry: Entry, folder: Path) -> None:
     if entry.circuit is not None:
         found = read_any(folder / entry.circuit, {}, ()).model.graph
     else:
-        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        config, task, _ = resolve(entry.options()[0], None, None)
         checkpoint = open_checkpoint(config.model)
         found = checkpoint.sizes.graph()
         make_data(task, checkpoint.tokenizer, config.examples, config.seed)
@@ -223,31 +218,26 @@ def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator
     if entry.circuit is not None:
         yield check_circuit(folder / entry.circuit, against, entry, entry.name)
     else:
-        config, task, _ = resolve(entry.options()[0], None, _no_default)
+        config, task, _ = resolve(entry.options()[0], None, None)
         inputs = load(config, task)
         for threshold in entry.counts or [None]:
             with tempfile.TemporaryDirectory() as temporary:
                 at = inputs if threshold is None else inputs.at(threshold=threshold)
                 file, out = run(at, Path(temporary) / "run", progress=progress)
                 outcome = check_circuit(out / "circuit.json", against, entry, entry.name)
-            if threshold is not None:
-                outcome = _counted(outcome, file, entry, threshold)
-            yield outcome
-
-
-def _counted(outcome: Outcome, file: CircuitFile, entry: Entry, threshold: float) -> Outcome:
-    """Return the outcome of a run at one threshold with its number of edges compared with the published one."""
-    assert entry.counts is not None
-    name = f"{entry.name}, τ = {in_name(threshold)}"
-    published = entry.counts[threshold]
-    within = WITHIN if entry.within is None else entry.within
-    kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
-    allowed = math.ceil(within * published)
-    line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
-    if abs(kept - published) <= allowed:
-        return Outcome(name, outcome.problems, (line, *outcome.facts))
-    line += f"; it should be from {published - allowed} to {published + allowed}"
-    return Outcome(name, (line, *outcome.problems), outcome.facts)
+            if entry.counts is None or threshold is None:
+                yield outcome
+                continue
+            published = entry.counts[threshold]
+            allowed = math.ceil((WITHIN if entry.within is None else entry.within) * published)
+            kept = (file.graph.edges_with_direct or file.graph.edges).kept + file.graph.dead
+            line = f"{kept} edges; published: {published} ({(kept - published) / published:+.0%})"
+            name = f"{entry.name}, τ = {in_name(threshold)}"
+            if abs(kept - published) <= allowed:
+                yield Outcome(name, outcome.problems, (line, *outcome.facts))
+            else:
+                line += f"; it should be from {published - allowed} to {published + allowed}"
+                yield Outcome(name, (line, *outcome.problems), outcome.facts)
 
 
 def junit(outcomes: list[Outcome]) -> str:
@@ -293,23 +283,21 @@ def _golden(now: CircuitFile, golden: CircuitFile, bounds: Bounds) -> tuple[list
 def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tuple[list[str], list[str]]:
     """Return the problems and facts of a comparison with a published circuit."""
     published = load_published(name)
-    circuit = file.circuit()
-    found = recovery(published, circuit)
+    found = recovery(published, file.circuit())
     facts = [found.summary()]
     for component, nodes in found.classes.items():
-        names = f" ({', '.join(nodes.found)})" if nodes.found else ""
-        facts.append(f"{component}: {len(nodes.found)} of {len(nodes.found) + len(nodes.missed)}{names}")
+        names = f" ({', '.join(nodes)})" if nodes else ""
+        facts.append(f"{component}: {len(nodes)} of {len(published.classes[component])}{names}")
     problems = []
-    if bounds.classes is not None and found.found_types < bounds.classes:
+    if bounds.classes is not None and sum(map(bool, found.classes.values())) < bounds.classes:
         problems.append(f"{found.summary()} found; it should be at least {bounds.classes}")
-    edges = found.edges
-    if edges is None or published.circuit is None:
+    if published.circuit is None:
         if (bounds.recall, bounds.precision, bounds.auc) != (None, None, None):
             raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
     measured = [
-        ("recall of residual edges", bounds.recall, edges.true / max(1, edges.true + edges.missed)),
-        ("precision of residual edges", bounds.precision, edges.true / max(1, edges.true + edges.false)),
+        ("recall of residual edges", bounds.recall, found.recall),
+        ("precision of residual edges", bounds.precision, found.precision),
     ]
     if bounds.auc is not None:
         measured.append(("edge AUC", bounds.auc, _auc(file, path, published.circuit)))
@@ -351,11 +339,7 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
         _check_bounds(entry, entry.against)
         for options in entry.options():
             try:
-                resolve(options, None, _no_default)
+                resolve(options, None, None)
             except UserError as error:
                 raise FileError(f"{where}: run: {error}") from None
     return checks
-
-
-def _no_default() -> tuple[str, str | None]:
-    raise FileError("name the model; a check has no default model")

@@ -1,8 +1,9 @@
 """Compare methods on tasks: how faithful their circuits are, what they cost, and where they agree.
 
 A method that scores edges gives a circuit of its best edges for every size; ACDC gives one for each of a grid of
-thresholds, and the score of an edge is the largest threshold at which it was kept. All circuits are pruned and run as a
-whole on the same held-out prompts. Each method works in `<out>/<task>/<method>/`, where a second call resumes.
+thresholds, and the score of an edge is the largest threshold at which it was kept; exact elimination gives one for each
+of some targets of faithfulness. All circuits are pruned and run as a whole on the same held-out prompts. Each method
+works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
 import re
@@ -13,22 +14,23 @@ from typing import Any
 
 import numpy as np
 
-from acdc.commands.compare_plan import THEN_ACDC, ComparePlan, has_threshold, ranked_by
+from acdc.commands.compare_plan import ELIMINATION, THEN_ACDC, ComparePlan, has_size, has_threshold, ranked_by
 from acdc.commands.cost import Cost, metered, read_cost
 from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import FileError, UserError
 from acdc.evaluation import ranking
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
+from acdc.evaluation.frontier import Measured, edges_needed, measured_around
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
+from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
-from acdc.graph.scores import Scores, write_scores
+from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.io.files import read_json, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Show
 from acdc.io.sizes import in_name
-from acdc.methods.discover import CHECKPOINT, SCORES, computed, scored, search
+from acdc.methods.discover import CHECKPOINT, SCORES, computed, eliminate, scored, search
 from acdc.model.load import Model
 from acdc.registry import METHODS, parse_filter
 from acdc.report import curves
@@ -38,6 +40,7 @@ from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
 
+AROUND = (1.0, 1.04, 1.08, 1.15, 1.25)  # sizes on the path to a target that are measured, over that of its circuit
 THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
@@ -171,8 +174,9 @@ class Found:
     method: str
     cost: Cost
     scores: Scores
-    circuits: dict[float, Circuit]  # by size or threshold, without dead edges
+    circuits: dict[float, Circuit]  # by size, threshold or target, without dead edges
     allowed: Array | None = None  # Bool[sender receiver], the edges that a filter left
+    others: tuple[Circuit, ...] = ()  # between those, to interpolate
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,11 @@ class Finder:
     progress: Show
 
     def find(self, method: str, thresholds: list[float]) -> Found:
-        """Find a method's circuits: for ACDC one at each threshold, for the others one of each size."""
+        """Find a method's circuits: for ACDC one at each threshold or target, for the others one of each size."""
         if has_threshold(method):
             return self.by_threshold(method, thresholds)
+        if method == ELIMINATION:
+            return self.by_target()
         config = self.inputs.config
         scores, cost = self.scores(method)
         pick = scores.greedy if self.plan.greedy else scores.top
@@ -232,17 +238,33 @@ class Finder:
         write_scores(folder / SCORES, scores)
         return Found(method, cost + read_cost(folder / COST), scores, circuits, allowed)
 
+    def by_target(self) -> Found:
+        """Find the smallest circuits of some targets of faithfulness, and larger ones on the paths to them."""
+        inputs, folder = self._enter(ELIMINATION, threshold=None)
+        circuits = {}
+        others = []
+        for target in LEVELS:
+            at = inside(folder, f"faithfulness-{in_name(target)}")
+            circuit = self.acdc(inputs.at(faithfulness=target), at, folder / COST, None)
+            scores = read_scores(at / SCORES, circuit.graph)
+            n_path = int((scores.edges > 0).sum())
+            sizes = {round(circuit.n_edges * ratio) for ratio in AROUND}
+            others += [scores.circuit(scores.top(min(size, n_path))).pruned() for size in sizes]
+            circuits[target] = circuit
+        return Found(ELIMINATION, read_cost(folder / COST), scores, circuits, others=tuple(others))
+
     def reference(self) -> Circuit:
         """Find ACDC's circuit at the task's own threshold."""
         inputs, folder = self._enter("reference")
         return self.acdc(inputs, folder, folder / COST, None)
 
     def acdc(self, inputs: Inputs, folder: Path, cost: Path, allowed: Array | None) -> Circuit:
-        """Find ACDC's circuit at one threshold, without dead edges."""
+        """Find ACDC's circuit at one threshold or target, without dead edges."""
 
         def make() -> CircuitFile:
             with metered(cost, inputs.model.transformer.device):
-                found = search(inputs, folder, self.progress, allowed)
+                run = eliminate if inputs.config.eliminates else search
+                found = run(inputs, folder, self.progress, allowed)
             circuit = found.circuit.pruned()
             return describe(inputs, circuit, found.circuit, measure(inputs, circuit), (), found.changes)
 
@@ -265,7 +287,7 @@ def _method_part(
     """Measure a method's circuits and scores. `of_acdc`: whether the reference is ACDC's; `unfiltered`: ACDC's circuits
     without a filter, by threshold."""
     config = judge.inputs.config
-    swept = has_threshold(found.method)
+    sized = has_size(found.method)
     circuits = []
     shares = []  # (share of the edges, faithfulness)
     for bound, circuit in found.circuits.items():
@@ -275,8 +297,9 @@ def _method_part(
             edges = np.argwhere(unfiltered[bound].kept & ~found.allowed)
             lost = tuple(circuit.graph.edge_name(s, r) for s, r in edges)
         judged = Judged(
-            size=None if swept else int(bound),
-            threshold=bound if swept else None,
+            size=int(bound) if sized else None,
+            threshold=bound if has_threshold(found.method) else None,
+            target=bound if found.method == ELIMINATION else None,
             edges=circuit.n_edges,
             components=int(_components(circuit).sum()),
             metric=metric,
@@ -287,7 +310,7 @@ def _method_part(
             lost=lost,
         )
         circuits.append(judged)
-        shares.append(((circuit.n_edges if swept else bound) / circuit.graph.n_edges, value))
+        shares.append(((bound if sized else circuit.n_edges) / circuit.graph.n_edges, value))
     areas = ranking.faithfulness_areas(np.array([(0.0, 0.0), *sorted(shares), (1.0, 1.0)]))
     return ComparedMethod(
         name=found.method,
@@ -297,8 +320,29 @@ def _method_part(
         circuits=tuple(circuits),
         cpr=areas.cpr,
         cmd=areas.cmd,
-        **(NO_ROC if swept and of_acdc else _ranking(found.scores, reference, config.abs)),
+        needed=_needed(judge, found),
+        **(NO_ROC if has_threshold(found.method) and of_acdc else _ranking(found.scores, reference, config.abs)),
     )
+
+
+def _needed(judge: Judge, found: Found) -> tuple[float, ...]:
+    """Edges needed for each of `LEVELS`. For a method that scores edges, they are ranked by score and by its magnitude,
+    and the smaller number counts."""
+
+    def measured(circuit: Circuit) -> Measured:
+        return circuit.n_edges, judge.judged(circuit)[1].value
+
+    if not has_size(found.method):
+        return edges_needed(map(measured, (*found.circuits.values(), *found.others)), LEVELS)
+    scores = found.scores
+    needed = []
+    for magnitude in (False, True):
+
+        def best(size: int, magnitude: bool = magnitude) -> Measured:
+            return measured(scores.circuit(scores.top(size, magnitude)).pruned())
+
+        needed.append(edges_needed(measured_around(LEVELS, best, scores.graph.n_edges), LEVELS))
+    return tuple(np.fmin.reduce(needed).tolist())
 
 
 def _ranking(scores: Scores, reference: Circuit, magnitude: bool) -> dict[str, Any]:
@@ -324,10 +368,10 @@ def _overlap(found: list[Found], size: int, magnitude: bool) -> Similarity:
     """Compare the methods' circuits of about `size` edges, and their scores, with each other."""
     circuits = []
     for f in found:
-        if has_threshold(f.method):
-            circuits.append(min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)))
-        else:
+        if has_size(f.method):
             circuits.append(f.circuits[size])
+        else:
+            circuits.append(min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)))
     return Similarity(
         size=size,
         edges=_pairs(ranking.jaccard, [c.kept for c in circuits]),

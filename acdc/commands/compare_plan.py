@@ -12,6 +12,7 @@ from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
+ELIMINATION = "elimination"  # the name here of acdc with --faithfulness
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,16 @@ def make_plan(
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
+    sizes = sorted(listed("--sizes", wanted["sizes"], int, "a whole number"))
+    if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
+        wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
+        raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
     models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
     plan = ComparePlan(
         tasks=tuple(resolved),
         methods=every,
         named=named,
-        sizes=_sizes(wanted["sizes"]),
+        sizes=tuple(sizes),
         greedy=wanted["greedy"],
         references=_references(wanted["reference"], names),
         updates=wanted["updates"],
@@ -65,25 +70,16 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     names = listed("--methods", text)
     every: list[str] = []
     for name in names:
-        every += METHODS if name == "all" else [name]
+        every += [*METHODS, ELIMINATION] if name == "all" else [name]
     for name in every:
         if name.endswith(THEN_ACDC):
             try:
                 parse_filter(name.removesuffix(THEN_ACDC))
             except ValueError as error:
                 raise UserError(f"--methods: {name} {error}") from None
-        elif name not in METHODS:
-            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS])}")
+        elif name not in METHODS and name != ELIMINATION:
+            raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS, ELIMINATION])}")
     return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
-
-
-def _sizes(text: str) -> tuple[int, ...]:
-    """Return the sizes, rising."""
-    sizes = sorted(listed("--sizes", text, int, "a whole number"))
-    if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
-        wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
-        raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
-    return tuple(sizes)
 
 
 def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
@@ -108,6 +104,8 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     Raise UserError if it can't use any."""
     if method == "random":
         return "none"
+    if method == ELIMINATION:
+        return config.metric
     if method == "diffmask":  # always trains on KL
         return "kl"
     if method.endswith(THEN_ACDC):
@@ -125,5 +123,10 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
 
 
 def has_threshold(method: str) -> bool:
-    """Whether a method is ACDC, with or without a filter before it: it takes thresholds, the others take sizes."""
+    """Whether a method is ACDC with thresholds, with or without a filter before it."""
     return method == "acdc" or method.endswith(THEN_ACDC)
+
+
+def has_size(method: str) -> bool:
+    """Whether a method takes numbers of edges, rather than thresholds or targets."""
+    return not has_threshold(method) and method != ELIMINATION

@@ -50,7 +50,9 @@ def read_cost(path: Path) -> Cost:
 def metered(path: Path, device: torch.device) -> Iterator[None]:
     """Add the cost of the block to `cost.json`, also when the block is interrupted."""
     before = read_cost(path) if path.exists() else Cost()
-    _release()
+    gc.collect()
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):  # glibc only
+        libc.malloc_trim(0)  # gives freed memory back to the system, so that reuse shows up in resident memory
     with watched(device) as memory:
         started = time.perf_counter()
         try:
@@ -60,15 +62,6 @@ def metered(path: Path, device: torch.device) -> Iterator[None]:
             begin, peak = memory()
             cost = before + Cost(seconds, (peak - begin) / 1e6)
             write_atomic(path, json.dumps(asdict(cost), indent=1) + "\n")
-
-
-def _release() -> None:
-    """Give freed memory back to the system, so that reuse shows up in resident memory."""
-    gc.collect()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):  # glibc only
-            libc.malloc_trim(0)
 
 
 @contextmanager

@@ -82,7 +82,10 @@ def evaluate(
     checkpoint = model.checkpoint if model else open_checkpoint(config.model)
     _check_graph(where, file, checkpoint)
     inputs = load(config, task, memory, model or checkpoint)
-    _check_weights(where, file, inputs.model)
+    own_model = file.model
+    if inputs.model.hash != own_model.hash and not file.of_eap_ig:
+        hashes = f"hash {own_model.hash} ({own_model.name}), not {inputs.model.hash} ({inputs.model.name})"
+        raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
     other = _other_prompts(where, file, inputs, given)
     notes = [*file.notes, *other]
     if inputs.evaluation_split == "discovery":
@@ -95,7 +98,11 @@ def evaluate(
     measured = _measured(inputs, table)
     minimality = _minimality(inputs, edges, values["circuit"], most, progress)
     random = _random(inputs, edges, values, progress)
-    others = tuple(_under(inputs, edges, ablation) for ablation in ABLATIONS if ablation != config.ablation)
+    others = []
+    for ablation in [ablation for ablation in ABLATIONS if ablation != config.ablation]:
+        other_config = inputs.config.model_copy(update={"ablation": ablation})
+        under = replace(inputs, config=other_config, _parts={})  # without the activations of this ablation
+        others.append(_measured(under, _table(under, edges, [config.metric])))
     notes += _claim([measured, *others])
     return Evaluation(
         task=task.name,
@@ -108,7 +115,7 @@ def evaluate(
         edges=edges.n_edges,
         total=edges.graph.n_edges,
         measured=measured,
-        others=others,
+        others=tuple(others),
         minimality=minimality,
         random=random,
         spread=_spread(inputs, values),
@@ -154,16 +161,6 @@ def _check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
     if file.of_eap_ig and width != file.model.d_model:
         wide = f"the circuit's model is {file.model.d_model} wide, {of.name} is {width}"
         raise FileError(f"{where}: cfg.d_model: {wide}")
-
-
-def _check_weights(where: str, file: CircuitFile, model: Model) -> None:
-    """Raise FileError unless the model has the circuit's weights."""
-    own = file.model
-    if file.of_eap_ig:
-        return
-    if model.hash != own.hash:
-        hashes = f"hash {own.hash} ({own.name}), not {model.hash} ({model.name})"
-        raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
 
 
 def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[str, Any]) -> list[str]:
@@ -222,13 +219,6 @@ def _differences(where: str, file: CircuitFile, inputs: Inputs, table: Table) ->
     changed = [f"{k} {then.get(k, 'unknown')}, now {v}" for k, v in today.items() if then.get(k) != v]
     why = f"then {'; '.join(changed)}" if changed else "versions and device are the same"
     return [f"warning: {where} was changed, or computes differently here: {differ[0]}{more}; {why}"]
-
-
-def _under(inputs: Inputs, circuit: Circuit, ablation: str) -> Measured:
-    """The means under another ablation."""
-    config = inputs.config.model_copy(update={"ablation": ablation})
-    other = replace(inputs, config=config, _parts={})  # without the activations of this ablation
-    return _measured(other, _table(other, circuit, [config.metric]))
 
 
 def _measured(inputs: Inputs, table: Table) -> Measured:

@@ -1,32 +1,29 @@
 """One circuit in every format we write."""
 
+import io
+import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import networkx as nx
+
 from acdc.errors import UserError, unknown
-from acdc.files.circuit import CircuitFile
+from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
 from acdc.files.eap_ig import to_eap_ig
-from acdc.files.graphml import to_graphml, to_node_link
-from acdc.files.metrics import MetricsFile, read_metrics
+from acdc.files.metrics import read_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
+from acdc.graph.scores import read_scores
+from acdc.methods.discover import SCORES
 from acdc.methods.log import read_log
 from acdc.report.page import render_report
 from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
 from acdc.report.style import DIRECTIONS, PLAIN, PictureStyle
 
-FORMATS = {  # name → ending of the file
-    "graphml": ".graphml",
-    "node-link": ".node-link.json",
-    "dot": ".dot",
-    "svg": ".svg",
-    "png": ".png",
-    "pdf": ".pdf",
-    "html": ".html",
-    "eap-ig": ".eap-ig.json",
-}
+FORMATS = ("circuit", "graphml", "node-link", "dot", "svg", "png", "pdf", "html", "eap-ig")
+JSON = ("circuit", "node-link", "eap-ig")  # their files end in .json, too
 Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
 DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
 PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
@@ -50,18 +47,29 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no_header"])
 
 
+def to_graphml(circuit: Circuit) -> bytes:
+    """Return the circuit as GraphML, for `networkx.read_graphml`, Gephi, Cytoscape and yEd."""
+    out = io.BytesIO()
+    nx.write_graphml_xml(circuit.to_networkx(), out)
+    return out.getvalue() + b"\n"
+
+
+def to_node_link(circuit: Circuit) -> str:
+    """Return the circuit as node-link JSON text, for `networkx.node_link_graph(…, edges="edges")` and D3."""
+    data = nx.node_link_data(circuit.to_networkx(), edges="edges")
+    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
     """Return the circuit as the content of a file of format `to`, one of FORMATS. Pictures and pages show the
-    component classes of the task's published circuit, if it is of the same graph.
-
-    Args:
-        folder: the run's folder; a page then has its metrics and decisions
-    Raises:
-        UserError: the style shows scores and the circuit has none; a file in the folder can't be read.
-    """
+    component classes of the task's published circuit, if it is of the same graph; pages also metrics and decisions, if
+    `folder` is the run's. Raise UserError if the style shows scores and the circuit has none, or a file in the folder
+    can't be read."""
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: this circuit has no edge scores")
     circuit = file.circuit()
+    if to == "circuit":
+        return to_json(file)
     if to == "graphml":
         return to_graphml(circuit)
     if to == "node-link":
@@ -70,14 +78,38 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         return to_eap_ig(circuit, file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
-        metrics, log = _of_run(file, folder) if folder else (None, [])
-        return render_report(file, log, metrics, published=published)
+        path, log = ((folder or Path()) / name for name in READ)
+        metrics = read_metrics(path) if folder and path.exists() else None
+        if metrics is None or metrics.metrics != file.metrics:  # of another circuit
+            return render_report(file, published=published)
+        decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
+        return render_report(file, decisions, metrics, published=published)
     return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
 
 
-def _of_run(file: CircuitFile, folder: Path) -> tuple[MetricsFile | None, list[dict[str, Any]]]:
-    """Return metrics.json and the decisions in a folder, if they belong to this circuit."""
-    path, log = (folder / name for name in READ)
-    if not path.exists() or (metrics := read_metrics(path)).metrics != file.metrics:
-        return None, []
-    return metrics, [asdict(d) for d in read_log(log)] if log.exists() else []
+def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
+    """Return the circuit of the n edges with the highest scores of a run, without dead edges and unmeasured: after
+    elimination, the nested circuit of that size. `folder` is the run's.
+
+    Raises UserError if the run has no scores of its edges, or too few edges have one.
+    """
+    path = folder / SCORES
+    if not path.exists():
+        raise UserError(
+            f"--edges: {path} is missing; it has the scores of all edges, and acdc with a threshold has none"
+        )
+    scores = read_scores(path, file.model.graph)
+    magnitude = bool(file.method.options.get("abs"))
+    n_scored = int((scores.importance(magnitude) > 0).sum())
+    if n > n_scored:
+        raise UserError(f"--edges: is {n}, but {n_scored} edges have a score above 0")
+    chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
+    circuit = chosen.pruned()
+    dead = chosen.n_edges + chosen.n_direct - circuit.n_edges - circuit.n_direct
+    update = {
+        "graph": GraphPart.of(circuit, dead),
+        "edges": edges_of(circuit),
+        "metrics": {},
+        "notes": (f"the {n} strongest edges of a run with {file.graph.edges.kept}",),
+    }
+    return file.model_copy(update=update)

@@ -152,8 +152,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 
 
 def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command: the options of each table take the place of the parameter of that name, which gets their
-    values."""
+    """Decorate a command: the parameter named like a table becomes its options, and gets their values."""
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = []
@@ -168,8 +167,13 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
         @wraps(command)
         def call(**values: Any) -> None:
             for parameter, table in tables.items():
-                values[parameter] = _with_revision({name: values.pop(name) for name in table})
-                if MANY < (many := values[parameter].get("examples") or 0) <= LIMITS["examples"]:
+                given = {name: values.pop(name) for name in table}
+                if (revision := given.pop("revision", None)) is not None:
+                    if given["model"] is None or "@" in given["model"]:
+                        raise UserError("--revision: give --model, too, as a Hugging Face id without @")
+                    given["model"] += f"@{revision}"
+                values[parameter] = given
+                if MANY < (many := given.get("examples") or 0) <= LIMITS["examples"]:
                     say(f"drawing {many:,} prompts, and as many held out: about a minute per 50,000")
             command(**values)
 
@@ -177,16 +181,6 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
         return call
 
     return decorate
-
-
-def _with_revision(given: Given) -> Given:
-    """Put the revision into the model's name."""
-    revision = given.pop("revision", None)
-    if revision is None:
-        return given
-    if given["model"] is None or "@" in given["model"]:
-        raise UserError("--revision: give --model, too, as a Hugging Face id without @")
-    return given | {"model": f"{given['model']}@{revision}"}
 
 
 def paths(given: Given) -> list[Path]:

@@ -6,8 +6,8 @@ A run owns one directory. `config.yaml` is written first, `log.jsonl` grows with
 
 import platform
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -40,7 +40,8 @@ from acdc.graph.circuit import Circuit
 from acdc.io.files import read_text, write_atomic
 from acdc.io.folder import enter, locked
 from acdc.io.progress import Show, silent
-from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, find
+from acdc.io.sizes import in_name
+from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
 from acdc.report.style import PictureStyle
@@ -51,7 +52,7 @@ FILES = (
     *("config.yaml", LOG, CHECKPOINT, SUPERSET, SCORES),
     *("metrics.json", "frontier.csv", "circuit.svg", "report.html", "circuit.json"),
 )
-POINTS = 10  # sizes of the strongest edges that are measured,
+POINTS = 10  # sizes of the strongest edges that are measured, beside the circuit's own,
 FRONTIER = 30  # and of the nested circuits on the path to a target
 
 
@@ -69,6 +70,29 @@ def run(
     folder = out or Path("runs") / inputs.config.folder
     with _owned(folder, inputs.config, force):
         return run_or_read(folder, lambda: _discover(inputs, folder, notes, progress, say)), folder
+
+
+def run_each(
+    inputs: Inputs,
+    out: Path | None,
+    force: bool,
+    key: str,
+    values: Sequence[float],
+    notes: tuple[str, ...],
+    bar: Callable[[], AbstractContextManager[Show]],
+    say: Callable[[str], None],
+) -> list[tuple[CircuitFile, Path]]:
+    """Make a run, or one for each of several `values` of the option `key`, in folders of their own."""
+    runs = [(inputs, out)]
+    if len(values) > 1:
+        runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
+    for at, _ in runs:
+        check_threshold(at)
+    found = []
+    for at, folder in runs:
+        with bar() as progress:
+            found.append(run(at, folder, force, notes, progress, say))
+    return found
 
 
 def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
@@ -97,8 +121,8 @@ def _discover(
         rows = final_rows(inputs, circuit)
         tables = measure_halves(inputs, rows)
         half = inputs.evaluation_split
-        curves = _curves(inputs, found.path or circuit, tables, FRONTIER if found.path else POINTS)
-        explanation = explain(inputs, circuit, rows[half], curves[half])
+        curves = _curves(inputs, circuit, found.path, tables)
+        explanation = explain(inputs, circuit, rows[half], curves)
         _, peak = memory()
     measured = intervals(inputs, tables)
     notes = (*notes, *found.notes, *_below_target(inputs, measured["faithfulness"][half]))
@@ -118,12 +142,15 @@ def _discover(
 
 
 def _curves(
-    inputs: Inputs, circuit: Circuit, tables: dict[str, Table], points: int
+    inputs: Inputs, circuit: Circuit, path: Circuit | None, tables: dict[str, Table]
 ) -> dict[str, tuple[CurvePoint, ...]]:
-    """How faithful the strongest edges are alone, on the evaluation split or, on the path to a target, both halves."""
+    """How faithful the circuit's strongest edges are alone, on the evaluation split, or the nested circuits on the path
+    to a target, on both halves."""
     metric = inputs.config.metric
-    halves = tables if inputs.config.eliminates else (inputs.evaluation_split,)
-    return {half: curve(inputs, half, circuit, points, tables[half][metric]) for half in halves}
+    of = path or circuit
+    sizes = [*np.geomspace(1, max(1, of.n_edges), FRONTIER if path else POINTS), circuit.n_edges]
+    halves = tables if path else (inputs.evaluation_split,)
+    return {half: curve(inputs, half, of, sizes, tables[half][metric]) for half in halves}
 
 
 def _below_target(inputs: Inputs, measured: Interval) -> tuple[str, ...]:

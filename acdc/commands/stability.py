@@ -110,15 +110,12 @@ def stability(
 
 
 def core_of(circuits: list[Circuit], share: float) -> Circuit:
-    """Return the edges that at least this share of the circuits has, dead ones included. The scores of all edges are
-    their frequencies."""
+    """Return the edges that at least this share of the circuits has, dead ones included; scores are frequencies."""
     graph = circuits[0].graph
     often: np.ndarray = np.mean([c.kept for c in circuits], 0)
     direct = [c.direct for c in circuits if c.direct is not None]
-    if not direct:
-        return Circuit(graph, often >= share, None, often)
-    often_direct: np.ndarray = np.mean(direct, 0)
-    return Circuit(graph, often >= share, often_direct >= share, often, often_direct)
+    often_direct = np.mean(direct, 0) if direct else None
+    return Circuit(graph, often >= share, None if often_direct is None else often_direct >= share, often, often_direct)
 
 
 # ---------------------------------------------------------------- the runs
@@ -227,6 +224,13 @@ def _summary(
     kinds["all"] = [circuit for circuits in kinds.values() for circuit in circuits]
     runs = [_run(judge, kind, name, circuit, base) for kind in found for name, circuit in found[kind].items()]
     edges = _edges(base, core, kinds)
+    compared = []
+    for kind, circuits in kinds.items():
+        kept = [circuit.kept for circuit in circuits]
+        sizes = MeanRange.of([circuit.n_edges for circuit in circuits])
+        of_two = MeanRange.of([jaccard(a, b) for a, b in combinations(kept, 2)])
+        like_base = MeanRange.of([jaccard(k, base.kept) for k in kept])
+        compared.append(Kind(kind, len(kept), sizes, of_two, like_base))
     direct_names = base.graph.direct_index
     return Stability(
         task=inputs.task.name,
@@ -239,7 +243,7 @@ def _summary(
         ablated=float(judge.ablated.mean()),
         base=_run(judge, BASE, BASE, base, base),
         runs=tuple(runs),
-        kinds=tuple(_kind(kind, circuits, base) for kind, circuits in kinds.items()),
+        kinds=tuple(compared),
         share=plan.core,
         core=_run(judge, "core", "core", core, base),
         dead=frequent.n_edges - core.n_edges,
@@ -268,18 +272,6 @@ def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> lis
 def _names(circuit: Circuit) -> list[str]:
     """Return the names of a circuit's residual and direct edges."""
     return circuit.edge_names() + circuit.direct_names()
-
-
-def _kind(name: str, circuits: list[Circuit], base: Circuit) -> Kind:
-    """Compare reruns with each other and with the base run."""
-    kept = [circuit.kept for circuit in circuits]
-    return Kind(
-        name=name,
-        runs=len(kept),
-        edges=MeanRange.of([circuit.n_edges for circuit in circuits]),
-        jaccard=MeanRange.of([jaccard(a, b) for a, b in combinations(kept, 2)]),
-        like_base=MeanRange.of([jaccard(k, base.kept) for k in kept]),
-    )
 
 
 def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) -> Run:

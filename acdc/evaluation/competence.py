@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from acdc.evaluation.bootstrap import share
 from acdc.evaluation.faithfulness import mean_accuracy, measure_rows
@@ -46,7 +45,11 @@ def competence(inputs: Inputs) -> Competence | None:
     if not prompts.correct.shape[1]:
         return None
     with torch.inference_mode():
-        rows = {"clean": inputs.parts("discovery").targets.clean, "corrupted": _corrupted_rows(inputs)}
+        ids, pad, at = (torch.as_tensor(x).to(model.device) for x in (prompts.corrupted, prompts.pad, prompts.rows))
+        # A view of the last layer would keep the residual streams of all layers in memory: clone it.
+        parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
+        corrupted = model.normalise(torch.cat(parts)[at[:, 0], at[:, 1]])
+        rows = {"clean": inputs.parts("discovery").targets.clean, "corrupted": corrupted}
         names = [name for name in inputs.task.metrics if not METRICS[name].flat]
         table = measure_rows(inputs, "discovery", rows, names)
     n_correct = (prompts.correct >= 0).sum(1)
@@ -73,13 +76,3 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
         f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; a circuit of a failure "
         f"means little ({command})"
     )
-
-
-def _corrupted_rows(inputs: Inputs) -> Tensor:
-    """The normalised final residual stream at the scored positions of the corrupted prompts, Float[row d_model]."""
-    model = inputs.model.transformer
-    prompts = inputs.data.discovery
-    ids, pad, rows = (torch.as_tensor(x).to(model.device) for x in (prompts.corrupted, prompts.pad, prompts.rows))
-    # A view of the last layer would keep the residual streams of all layers in memory: clone it.
-    parts = [model.run(t, p)[1][-1].clone() for t, p in zip(ids.split(CHUNK), pad.split(CHUNK), strict=True)]
-    return model.normalise(torch.cat(parts)[rows[:, 0], rows[:, 1]])

@@ -44,11 +44,11 @@ class Explanation:
     # Sender of the circuit → what it adds directly to the logit difference (`acdc.patching.metrics`), in logits;
     # positive favours the correct answer; empty for a task without answers.
     direct: dict[str, float]
-    curve: tuple[CurvePoint, ...]  # of the circuit, or of the path that led to it
+    curves: dict[str, tuple[CurvePoint, ...]]  # by half, of the circuit or of the path to a target
 
 
 @torch.inference_mode()
-def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curve: tuple[CurvePoint, ...]) -> Explanation:
+def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curves: dict[str, tuple[CurvePoint, ...]]) -> Explanation:
     """Explain a circuit without dead edges on the evaluation split, from its final rows by `model`, `circuit` and
     `ablated`, and how faithful its strongest edges are alone."""
     half = inputs.evaluation_split
@@ -59,7 +59,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curve: tuple[CurvePoin
         examples=_examples(inputs, rows),
         attention=attention(model, circuit, parts[0]),
         direct=direct_effects(model, parts, circuit.nodes()),
-        curve=curve,
+        curves=curves,
     )
 
 
@@ -130,7 +130,12 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
             return {}
         b, p = runs.rows.T
         direction = _answer_direction(model, runs)
-        scale = _norm_scale(model, runs.residual[-1][b, p])
+        final = runs.residual[-1][b, p]
+        if model.config.norm == "layer":
+            final = final - final.mean(-1, keepdim=True)
+        scale = (final.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()  # what the norm divides by
+        if model.config.norm == "none":
+            scale = torch.ones_like(scale)
         at_rows = Activations(
             runs.clean.inputs[:, b, p][:, :, None],
             runs.clean.z[:, b, :, p].transpose(0, 1)[:, :, :, None],
@@ -158,11 +163,3 @@ def _answer_direction(model: Transformer, runs: ActivationCache) -> Tensor:
         logits = model.centred_logits(runs.targets.clean, wrong.clamp(min=0)).masked_fill(wrong < 0, -torch.inf)
         direction = direction - weight[wrong.gather(1, logits.argmax(1, keepdim=True))[:, 0]]
     return direction
-
-
-def _norm_scale(model: Transformer, x: Tensor) -> Tensor:
-    """What the final norm divides by, Float[row 1]."""
-    if model.config.norm == "none":
-        return torch.ones_like(x[:, :1])
-    centred = x - x.mean(-1, keepdim=True) if model.config.norm == "layer" else x
-    return (centred.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()

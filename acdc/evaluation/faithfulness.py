@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.errors import UserError
+from acdc.errors import UserError, short
 from acdc.evaluation.bootstrap import Estimate, estimate
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
@@ -90,7 +90,8 @@ def _finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
     """Return the values of every prompt, Float[prompt], in float64; raise UserError if one is not finite."""
     found: Array = values.cpu().double().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(found))):
-        prompt = inputs.prompt(half, int(wrong[0]))
+        text = short(getattr(inputs.data, half).texts[wrong[0]][0])
+        prompt = f"prompt {wrong[0] + 1} of the {half.replace('_', '-')} half: {text}"
         raise UserError(f"{what} is {found[wrong[0]]} on {prompt}; {non_finite_advice(inputs.model.transformer)}")
     return found
 
@@ -125,8 +126,7 @@ class Judge:
         self.ablated, self.ablated_accuracy = self._measured(Circuit.empty(inputs.problem(self.half).graph))
 
     def judged(self, circuit: Circuit) -> tuple[float, Estimate, float]:
-        """The mean of the run's metric of a circuit, its faithfulness, and its accuracy (NaN for a task without
-        answers)."""
+        """A circuit's mean of the run's metric, its faithfulness, and its accuracy (NaN for a task without answers)."""
         values, right = self._measured(circuit)
         found = faithfulness(values, self.full, self.ablated, self.inputs.config.seed)
         return float(values.mean()), found, right

@@ -16,7 +16,7 @@ from acdc.errors import FileError, short
 from acdc.files.metrics import Measures
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import MAX_NODES, Graph, known_inputs
-from acdc.io.files import read_json, write_atomic
+from acdc.io.files import plain, read_json, write_atomic
 from acdc.io.schema import Flag, Label, Line, Number, Strict, Text, Whole, validated
 
 FORMAT_VERSION = 1
@@ -266,38 +266,23 @@ def edges_of(circuit: Circuit, changes: Circuit | None = None) -> tuple[Edge, ..
 
 
 def _all_scores(circuit: Circuit, of: Circuit) -> list[float | None]:
-    return _scores(of.scores, circuit.kept) + _scores(of.direct_scores, circuit.direct)
-
-
-def _scores(scores: np.ndarray | None, kept: np.ndarray | None) -> list[float | None]:
-    if kept is None:
-        return []
-    if scores is None:
-        return [None] * int(kept.sum())
-    return [float(s) if np.isfinite(s) else None for s in scores[kept]]
-
-
-def of_unknown(circuit: Circuit, task: str, model: str, d_model: int, notes: tuple[str, ...]) -> CircuitFile:
-    """Return the content for a circuit in EAP-IG's format, without its dead edges; names are "" if they are unknown."""
-    live = circuit.pruned()
-    sizes = {key: getattr(circuit.graph, key) for key in ("n_layers", "n_heads", "mlp", "inputs", "parallel")}
-    return CircuitFile(
-        task=TaskPart(name=task, version=0, examples=0, seed=0, data_hash=""),
-        model=ModelPart(name=model, family="", hash="", d_model=d_model, **sizes),
-        method=MethodPart(name=EAP_IG, metric="", ablation="", dtype="", device="", threshold=None, options={}),
-        graph=GraphPart.of(live, circuit.n_edges - live.n_edges),
-        edges=edges_of(live),
-        notes=notes,
-        metrics={},
-        environment={},
-        command="",
-    )
+    """The scores that one circuit gives the edges of another, None where it has none."""
+    scores: list[float | None] = []
+    for kept, values in ((circuit.kept, of.scores), (circuit.direct, of.direct_scores)):
+        if kept is not None:
+            scores += [None] * int(kept.sum()) if values is None else plain(values[kept].tolist())
+    return scores
 
 
 def write_circuit(path: Path, file: CircuitFile) -> None:
     """Write `circuit.json` atomically; raise FileError if it can't be written."""
+    write_atomic(path, to_json(file))
+
+
+def to_json(file: CircuitFile) -> str:
+    """Return the content of `circuit.json`."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
-    write_atomic(path, "{\n" + ",\n".join(blocks) + "\n}\n")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
 def _block(value: Any) -> str:

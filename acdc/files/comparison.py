@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from acdc.io import files
 from acdc.io.files import plain
 
+LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)  # of faithfulness
+
 
 @dataclass(frozen=True)
 class Judged:
     """A circuit without dead edges, measured on the prompts for evaluation."""
 
-    size: int | None  # number of edges asked for; None for ACDC, which has a threshold
+    size: int | None  # number of edges asked for; None for ACDC, which has a threshold or a target
     threshold: float | None  # τ, in the metric's units
+    target: float | None  # the faithfulness asked for on the discovery half
     edges: int  # residual edges
     components: int  # heads and MLPs that these edges touch
     metric: float  # mean over prompts, lower is better
@@ -37,6 +40,7 @@ class ComparedMethod:
     node_auc: float  # for heads and MLPs, each scored by its largest edge
     cpr: float  # MIB's area under faithfulness by share of edges, over the circuits and both ends (0 and 1)
     cmd: float  # MIB's area between faithfulness and 1
+    needed: tuple[float, ...]  # edges needed for each of `LEVELS`; NaN where no circuit is so faithful
     roc: tuple[tuple[float, float], ...]  # (false, true positive rate) of the scores against the reference
 
 
@@ -87,16 +91,29 @@ class Comparison:
 
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
     """Return the columns, and a row per circuit."""
-    of_circuit = ("size", "threshold", "edges", "components", "metric", "faithfulness", "low", "high", "accuracy")
+    of_circuit = (
+        "size",
+        "threshold",
+        "target",
+        "edges",
+        "components",
+        "metric",
+        "faithfulness",
+        "low",
+        "high",
+        "accuracy",
+    )
     of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc", "node_auc", "cpr", "cmd")
     rows: list[list[object]] = []
     for task in comparison.tasks:
         for method in task.methods:
             for c in method.circuits:
                 lost = None if c.lost is None else len(c.lost)
-                values = [*(getattr(method, k) for k in of_method), *(getattr(c, k) for k in of_circuit), lost]
+                values = [getattr(method, k) for k in of_method]
+                values += [*method.needed, *(getattr(c, k) for k in of_circuit), lost]
                 rows.append([task.name, task.model, method.name, *map(plain, values)])
-    return ["task", "model", "method", *of_method, *of_circuit, "lost"], rows
+    needed = [f"needed_{level:g}" for level in LEVELS]
+    return ["task", "model", "method", *of_method, *needed, *of_circuit, "lost"], rows
 
 
 def to_csv(comparison: Comparison) -> str:

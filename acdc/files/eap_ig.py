@@ -8,13 +8,24 @@ receiver, so those are written as not in the graph: the circuit behaves the same
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.files.circuit import CircuitFile, checked_circuit, is_eap_ig, of_unknown
+from acdc.files.circuit import (
+    EAP_IG,
+    CircuitFile,
+    GraphPart,
+    MethodPart,
+    ModelPart,
+    TaskPart,
+    checked_circuit,
+    edges_of,
+    is_eap_ig,
+)
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import MAX_NODES, QKV, Graph
 from acdc.io.files import read_json
@@ -67,7 +78,18 @@ def read_any(path: Path, names: Mapping[str, Any], needed: Sequence[str] = NAMES
         raise FileError(f"{path}: cfg.d_model should be the width of the model's residual stream")
     notes = () if circuit.n_edges else (f"{path}: no edge has in_graph: true, so the circuit is empty",)
     named = Config.model_construct(task=names.get("task") or "", model=names.get("model") or "")
-    return of_unknown(circuit, named.task_name, named.model_name, d_model, notes)
+    live = circuit.pruned()
+    return CircuitFile(
+        task=TaskPart(name=named.task_name, version=0, examples=0, seed=0, data_hash=""),
+        model=ModelPart(name=named.model_name, family="", hash="", d_model=d_model, **asdict(circuit.graph)),
+        method=MethodPart(name=EAP_IG, metric="", ablation="", dtype="", device="", threshold=None, options={}),
+        graph=GraphPart.of(live, circuit.n_edges - live.n_edges),
+        edges=edges_of(live),
+        notes=notes,
+        metrics={},
+        environment={},
+        command="",
+    )
 
 
 def read_eap_ig(path: Path) -> Circuit:

@@ -6,7 +6,7 @@ edges of every head input that a residual edge enters, as in all circuits with p
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -99,45 +99,17 @@ class Published:
     classes: dict[str, tuple[str, ...]]  # the nodes of each component class
     circuit: Circuit | None  # including direct edges; None if only nodes are known
 
-    def nodes(self) -> set[str]:
-        """Return the heads and MLPs that an edge touches; without edges, those of the classes."""
-        if self.circuit is None:
-            return {node for nodes in self.classes.values() for node in nodes}
-        return _nodes(self.circuit)
 
-
-class ClassMatch(NamedTuple):
-    """The nodes of a class that are in a circuit, and those that are not."""
-
-    found: tuple[str, ...]
-    missed: tuple[str, ...]
-
-
-class Confusion(NamedTuple):
-    """A circuit compared with a published one: true positives, false positives and false negatives."""
-
-    true: int
-    false: int
-    missed: int
-
-
-@dataclass(frozen=True)
-class Recovery:
+class Recovery(NamedTuple):
     """How much of a published circuit another circuit has."""
 
-    classes: dict[str, ClassMatch]
-    nodes: Confusion  # heads and MLPs that an edge touches
-    edges: Confusion | None  # residual edges; None if no published edges are known
-    edges_with_direct: Confusion | None  # also None if the circuit has no direct edges
-
-    @property
-    def found_types(self) -> int:
-        """The classes with at least one node in the circuit, which Conmy et al. 2023 report as "5/5"."""
-        return sum(bool(found) for found, _ in self.classes.values())
+    classes: dict[str, list[str]]  # the nodes of each class that its edges touch
+    recall: float  # share of the published residual edges that it has; NaN if only nodes were published
+    precision: float  # share of its residual edges that were published; likewise
 
     def summary(self) -> str:
-        """`k of n component types`."""
-        return f"{self.found_types} of {len(self.classes)} component types"
+        """`k of n component types`: classes with at least one node, which Conmy et al. 2023 report as "5/5"."""
+        return f"{sum(map(bool, self.classes.values()))} of {len(self.classes)} component types"
 
 
 def recovery(published: Published, circuit: Circuit) -> Recovery:
@@ -145,27 +117,12 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
     if circuit.graph != published.graph:
         theirs = f"the published circuit {published.name!r} is of {published.model}, {published.graph.words}"
         raise UserError(f"{theirs}; this one is of a model of {circuit.graph.words}")
-    nodes = _nodes(circuit)
-    true = published.nodes()
-    classes = {}
-    for name, members in published.classes.items():
-        missed = tuple(node for node in members if node not in nodes)
-        classes[name] = ClassMatch(tuple(node for node in members if node in nodes), missed)
-    edges = both = None
-    if published.circuit is not None:
-        edges = _confusion(circuit.kept, published.circuit.kept)
-        if circuit.direct is not None and published.circuit.direct is not None:
-            direct = _confusion(circuit.direct, published.circuit.direct)
-            both = Confusion(*(a + b for a, b in zip(edges, direct, strict=True)))
-    return Recovery(classes, Confusion(len(nodes & true), len(nodes - true), len(true - nodes)), edges, both)
-
-
-def _confusion(found: Array, true: Array) -> Confusion:
-    return Confusion(int((found & true).sum()), int((found & ~true).sum()), int((~found & true).sum()))
-
-
-def _nodes(circuit: Circuit) -> set[str]:
-    return set(circuit.nodes()) - {"logits", *circuit.graph.inputs}
+    touched = circuit.nodes()
+    classes = {name: [node for node in nodes if node in touched] for name, nodes in published.classes.items()}
+    if published.circuit is None:
+        return Recovery(classes, np.nan, np.nan)
+    true = int((circuit.kept & published.circuit.kept).sum())
+    return Recovery(classes, true / max(1, published.circuit.n_edges), true / max(1, circuit.n_edges))
 
 
 def published_names() -> list[str]:
@@ -173,15 +130,11 @@ def published_names() -> list[str]:
     return sorted(path.stem for path in shipped_dir(FOLDER).glob("*.yaml"))
 
 
-@lru_cache(maxsize=1)
-def _shipped() -> tuple[Published, ...]:
-    """Return all shipped circuits; cached, because every run of a sweep asks for one."""
-    return tuple(map(load_published, published_names()))
-
-
+@cache  # every run of a sweep asks
 def published_for(task: str, graph: Graph) -> Published | None:
     """Return the shipped circuit of a task in a model with this graph, or None."""
-    return next((p for p in _shipped() if p.task == task and p.graph == graph), None)
+    shipped = map(load_published, published_names())
+    return next((p for p in shipped if p.task == task and p.graph == graph), None)
 
 
 def load_published(name_or_path: str) -> Published:
@@ -189,31 +142,28 @@ def load_published(name_or_path: str) -> Published:
     path = find(name_or_path, "published circuit", FOLDER)
     file = validated(PublishedFile, read_yaml(path, PublishedFile.model_fields), str(path))
     try:
-        return _published(file, path.stem)
+        if file.name != path.stem:
+            raise FileError(f"name: {file.name!r} should be the file's name, {path.stem!r}")
+        if file.task not in task_names() and not file.task.endswith((".yaml", ".yml")):
+            raise FileError("task: " + unknown("task", file.task, task_names()))
+        sizes = file.graph
+        graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
+        if len(graph.senders) > MOST_NODES:
+            more = f"more than {MOST_NODES:,} nodes; no circuit is known of such a graph"
+            raise FileError(f"graph: {graph.words}: {more}")
+        names = _names(file, graph)
+        classes = {name: tuple(names[name]) for name in file.classes}
+        circuit = None
+        if file.edges is not None:
+            kept = np.zeros_like(graph.edges)
+            for i, rule in enumerate(file.edges):
+                kept |= _edges(rule, names, graph, f"edges.{i}")
+            circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
+            _check_circuit(circuit, classes, file.counts)
+        elif file.counts or file.groups:
+            raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
     except FileError as error:
         raise FileError(f"{path}: {error}") from None
-
-
-def _published(file: PublishedFile, stem: str) -> Published:
-    if file.name != stem:
-        raise FileError(f"name: {file.name!r} should be the file's name, {stem!r}")
-    if file.task not in task_names() and not file.task.endswith((".yaml", ".yml")):
-        raise FileError("task: " + unknown("task", file.task, task_names()))
-    sizes = file.graph
-    graph = Graph(sizes.layers, sizes.heads, sizes.mlp, sizes.inputs, sizes.parallel)
-    if len(graph.senders) > MOST_NODES:
-        raise FileError(f"graph: {graph.words}: more than {MOST_NODES:,} nodes; no circuit is known of such a graph")
-    names = _names(file, graph)
-    classes = {name: tuple(names[name]) for name in file.classes}
-    circuit = None
-    if file.edges is not None:
-        kept = np.zeros_like(graph.edges)
-        for i, rule in enumerate(file.edges):
-            kept |= _edges(rule, names, graph, f"edges.{i}")
-        circuit = Circuit(graph, kept, graph.direct & kept.any(axis=0))
-        _check_circuit(circuit, classes, file.counts)
-    elif file.counts or file.groups:
-        raise FileError(f"{'counts' if file.counts else 'groups'}: there are no edges")
     return Published(file.name, file.task, file.model, file.source, graph, classes, circuit)
 
 

@@ -98,16 +98,14 @@ def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circui
 
 
 def _of_circuit(file: CircuitFile) -> Row:
-    with_direct = file.graph.edges_with_direct
+    graph = file.graph.model_dump()
+    with_direct = graph.pop("edges_with_direct") or {}
     return {
         "task": file.task.name,
         "model": file.model.name,
-        "kept": file.graph.edges.kept,
-        "total": file.graph.edges.total,
-        "kept_with_direct": with_direct.kept if with_direct else None,
-        "total_with_direct": with_direct.total if with_direct else None,
-        "nodes": file.graph.nodes,
-        "dead": file.graph.dead,
+        **graph.pop("edges"),
+        **{f"{key}_with_direct": number for key, number in with_direct.items()},
+        **graph,
         "model_hash": file.model.hash,
         "data_hash": file.task.data_hash,
         **{key.replace(".", "_"): value for key, value in file.metrics.items()},

@@ -29,14 +29,14 @@ class Circuit:
     _repr_html_: ClassVar[Callable[[Circuit], str]]  # a picture for notebooks, set in acdc.library
 
     @classmethod
-    def full(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """All edges, with the direct ones if `direct`."""
-        return cls(graph, graph.edges.copy(), graph.direct.copy() if direct else None)
+    def full(cls, graph: Graph) -> Circuit:
+        """All edges, residual and direct."""
+        return cls(graph, graph.edges.copy(), graph.direct.copy())
 
     @classmethod
-    def empty(cls, graph: Graph, direct: bool = True) -> Circuit:
-        """No edges; without `direct`, direct edges don't count."""
-        return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct) if direct else None)
+    def empty(cls, graph: Graph) -> Circuit:
+        """No edges, neither residual nor direct."""
+        return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct))
 
     @property
     def n_edges(self) -> int:
@@ -87,8 +87,8 @@ class Circuit:
     def to_networkx(self) -> nx.MultiDiGraph:
         """A multigraph of nodes (`input`, `a5.h1`, `m8`, `logits`).
 
-        Each edge has `name`, `input` (q, k, v or empty) and, if known, `score`. Direct edges don't join nodes; they are
-        listed in the graph's attributes.
+        Each edge has `name`, `input` (q, k, v or empty) and, if known, `score`. Direct edges don't join nodes; they and
+        their scores are listed in the graph's attributes.
         """
         g = self.graph
         out = nx.MultiDiGraph(
@@ -98,7 +98,10 @@ class Circuit:
             parallel=g.parallel,
             inputs=",".join(g.inputs),
             direct=",".join(self.direct_names()),
+            convention="residual" if self.direct is None else "residual and direct",
         )
+        if self.direct is not None and self.direct_scores is not None:
+            out.graph["direct_scores"] = ",".join(repr(float(s)) for s in self.direct_scores[self.direct])
         layer = {s.name: s.layer for s in g.senders} | {"logits": g.n_layers}
         for name in self.nodes():
             out.add_node(name, layer=layer[name])

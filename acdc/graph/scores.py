@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from acdc.errors import FileError, UserError
+from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import read_bytes, write_atomic
@@ -64,9 +64,7 @@ class Scores:
         return self.importance(magnitude) >= threshold
 
     def top(self, n: int, magnitude: bool = False) -> Array:
-        """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in (sender, receiver)
-        order. Raises UserError if the graph has fewer."""
-        self._check(n)
+        """The n edges with the largest scores, Bool[sender receiver]; of equal ones, the first in index order."""
         flat = self.importance(magnitude).ravel()
         kept = np.zeros(flat.size, dtype=bool)
         kept[np.argsort(-flat, kind="stable")[:n]] = True
@@ -78,9 +76,7 @@ class Scores:
 
     def greedy(self, n: int, magnitude: bool = False) -> Array:
         """n edges grown from the logits, Bool[sender receiver]: each step adds the edge with the largest score among
-        those into a node that is reached already (Hanna et al. 2024, section 3). Raises UserError if the graph has
-        fewer."""
-        self._check(n)
+        those into a node that is reached already (Hanna et al. 2024, section 3)."""
         g = self.graph
         ranked = self.importance(magnitude)
         kept = np.zeros_like(g.edges)
@@ -105,10 +101,6 @@ class Scores:
         """The circuit of the kept edges, with all scores. It has a direct edge if it has an edge into its receiver."""
         whole = self.graph.direct & kept.any(axis=0) if direct else None
         return Circuit(self.graph, kept, whole, self.edges)
-
-    def _check(self, n: int) -> None:
-        if n > self.graph.n_edges:
-            raise UserError(f"--edges: {n} of {self.graph.n_edges} residual edges; ask for fewer")
 
 
 def _weaker_end(graph: Graph, nodes: Array) -> Array:

@@ -23,8 +23,9 @@ def locked(out: Path, what: str = "there", config: str | None = None, others: tu
     try:
         before = [folder for folder in (out, *out.parents) if not folder.exists()]
         out.mkdir(parents=True, exist_ok=True)
-        if not lock.exists() and any(out.iterdir()) and not _holds(out / "config.yaml", config):
-            some = min(path.name for path in out.iterdir())
+        stated = out / "config.yaml"
+        ours = lock.exists() or (config is not None and stated.is_file() and read_text(stated) == config)
+        if not ours and (some := min((path.name for path in out.iterdir()), default=None)):
             raise FileError(f"--out {out}: holds files that are not acdc's ({some}); choose a new or an empty folder")
         if made := next((name for name in others if (out / name).exists()), None):
             raise FileError(f"--out {out}: was made by another command, which wrote {made}; choose another folder")
@@ -48,10 +49,6 @@ def locked(out: Path, what: str = "there", config: str | None = None, others: tu
     finally:
         # Keep the lock file: if it were removed, a process that has just locked it would hold a lock nobody else sees.
         held.release()
-
-
-def _holds(file: Path, text: str | None) -> bool:
-    return text is not None and file.is_file() and read_text(file) == text
 
 
 def inside(root: Path, *names: str) -> Path:

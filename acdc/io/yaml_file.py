@@ -120,32 +120,33 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class Lines:
-    """The line numbers of the keys of a YAML file, for messages; none for a file that can't be read."""
+    """Where the keys of some YAML files stand, for messages. Of several files with a key the first one counts."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._root = yaml.compose(read_text(path, MAX_YAML_BYTES), Loader)
-        except (FileError, yaml.YAMLError):
-            self._root = None
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._roots = {path: yaml.compose(read_text(path, MAX_YAML_BYTES), Loader) for path in paths}
 
-    def of(self, keys: Iterable[str | int]) -> int | None:
-        """Return the line of a key, given as the keys on the way to it; None if the file has no such key."""
-        node = self._root
-        line = None
-        for key in keys:
-            entry = _entry(node, key)
-            if entry is None:
-                return None
-            line = entry[0].start_mark.line + 1
-            node = entry[1]
-        return line
+    def at(self, *keys: str | int) -> str:
+        """Return file and line of a key, given as the keys on the way to it; without a line if no file has it."""
+        found = ((path, _line(root, keys)) for path, root in self._roots.items())
+        known = (f"{path} line {line}" for path, line in found if line)
+        return next(known, str(next(iter(self._roots))))
+
+    def has(self, *keys: str | int) -> bool:
+        """Return whether a file has a key."""
+        return any(_line(root, keys) for root in self._roots.values())
 
 
-def _entry(node: Any, key: str | int) -> tuple[Any, Any] | None:
-    """Return the nodes of a key and of its value; for an item of a list, the item twice."""
-    if isinstance(node, yaml.MappingNode):
-        return next(((k, v) for k, v in node.value if k.value == str(key)), None)
-    if isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
-        return node.value[key], node.value[key]
-    return None
+def _line(node: Any, keys: Iterable[str | int]) -> int | None:
+    """Return the line of a key below a node; None if there is none."""
+    line = None
+    for key in keys:
+        found = None
+        if isinstance(node, yaml.MappingNode):
+            found = next(((k, v) for k, v in node.value if k.value == str(key)), None)
+        elif isinstance(node, yaml.SequenceNode) and isinstance(key, int) and key < len(node.value):
+            found = node.value[key], node.value[key]
+        if found is None:
+            return None
+        line = found[0].start_mark.line + 1
+        node = found[1]
+    return line

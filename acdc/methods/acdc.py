@@ -59,14 +59,9 @@ def discover(
 ) -> Circuit:
     """Return the circuit that ACDC finds, dead edges included; its scores are the changes of the metric.
 
-    Decisions that the journal already holds are repeated without evaluating them.
-
-    Args:
-        allowed: Bool[sender receiver], the edges that may be kept; all others are removed without a test when their
-            receiver's turn comes
-    Raises:
-        UserError: the metric is not finite.
-        FileError: the journal holds other decisions, or can't be written.
+    Decisions that the journal already holds are repeated without evaluating them. `allowed`, Bool[sender receiver], are
+    the edges that may be kept; all others are removed without a test when their receiver's turn comes. Raises UserError
+    if the metric is not finite, FileError if the journal holds other decisions, or can't be written.
     """
     search = _Search(engine, options, journal or Journal(), progress, allowed)
     for stage in stages(engine.graph, options):
@@ -78,8 +73,7 @@ def discover(
 
 
 def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
-    """Yield groups of receivers in the order of their decisions; no path leads from one receiver to another of its
-    group."""
+    """Yield groups of receivers in the order of their decisions; no path leads from one to another of its group."""
     index = graph.receiver_index
     yield [index["logits"]]
     for layer in reversed(range(graph.n_layers)):

@@ -41,8 +41,8 @@ SCORES = "scores.safetensors"
 SUPERSET = "superset.safetensors"
 CHECKPOINT = "masks.safetensors"
 LOG = "log.jsonl"
-BY_GRADIENT = 0.25  # shares of the faithfulness that may be lost: so much is lost by ruling out edges by gradients,
-BY_ACDC = 0.75  # and so much in all by ACDC, before exact elimination
+BY_GRADIENT = 0.6  # shares of the faithfulness that may be lost: so much is lost by ruling out edges by gradients,
+BY_ACDC = 0.8  # and so much in all by ACDC, before exact elimination
 LOSS = 0.2  # of faithfulness, where a number of edges is asked for
 ROOM = 2  # times that number, which exact elimination begins with
 MANY = 256  # edges from which on ACDC comes before exact elimination
@@ -211,13 +211,8 @@ def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
 
 
 def computed(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
-    """A method's scores of all edges, computed once for these inputs.
-
-    Args:
-        checkpoint: where a training method keeps its state
-    Raises:
-        UserError: a score is not finite, or the method can't work with these inputs.
-    """
+    """A method's scores of all edges, computed once for these inputs; a training method has its state in `checkpoint`.
+    Raises UserError if a score is not finite, or the method can't work with these inputs."""
     what = _what(inputs.config, method)
     if what not in inputs.scores:
         inputs.scores[what] = _score(inputs, method, checkpoint, progress)

@@ -31,11 +31,8 @@ Point = tuple[Activations, Tensor, tuple[str, int] | None]  # a run, its residua
 def score(
     problem: Problem, method: str = "eap-ig", steps: int = METHODS["eap-ig"].repeats, progress: Show = silent
 ) -> Scores:
-    """Scores of all edges; eap-ig-clean-corrupted ignores the steps.
-
-    Raises:
-        UserError: the method needs corrupted prompts, which the ablation lacks.
-    """
+    """Scores of all edges; eap-ig-clean-corrupted ignores the steps. Raises UserError if the method needs corrupted
+    prompts, which the ablation lacks."""
     check_method(method, problem.metric, problem.parts.ablation)
     points = {"eap-ig": _inputs, "eap-ig-activations": _activations, "eap-ig-clean-corrupted": _ends}[method]
     total = Attribution(problem)
@@ -65,15 +62,14 @@ def _activations(problem: Problem, cache: ActivationCache, steps: int) -> Iterat
     for layer in range(problem.model.config.n_layers):
         blocks += [("z", layer)] + [("mlp", layer)] * int(problem.graph.mlp)
     for block in blocks:
-        for k in range(1, steps + 1):
+        for share in (k / steps for k in range(1, steps + 1)):
 
-            def mixed(a: Tensor, c: Tensor, share: float = k / steps) -> Tensor:
-                return torch.lerp(a, c, share)
-
-            def edit(kind: str, layer: int, computed: Tensor, block: tuple[str, int] = block) -> Tensor:
+            def edit(
+                kind: str, layer: int, computed: Tensor, block: tuple[str, int] = block, share: float = share
+            ) -> Tensor:
                 if (kind, layer) != block:
                     return computed
-                return mixed(getattr(ablated, kind)[layer], getattr(clean, kind)[layer])
+                return torch.lerp(getattr(ablated, kind)[layer], getattr(clean, kind)[layer], share)
 
-            inputs = mixed(ablated.inputs, clean.inputs) if block[0] == "inputs" else clean.inputs
+            inputs = torch.lerp(ablated.inputs, clean.inputs, share) if block[0] == "inputs" else clean.inputs
             yield *problem.model.run_inputs(inputs, cache.pad, edit), block

@@ -17,8 +17,7 @@ from acdc.registry import check_method
 
 
 def score(problem: Problem, progress: Show = silent) -> Scores:
-    """Scores of all nodes, and of all edges by them. Raises UserError for a metric whose gradient
-    at the full model is zero."""
+    """Scores of all nodes, and of all edges by them. Raises UserError for a metric that is flat at the full model."""
     check_method("hisp", problem.metric, problem.parts.ablation)
     graph = problem.graph
     model = problem.model

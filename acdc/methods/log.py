@@ -63,7 +63,10 @@ class Journal:
         if self.path is not None:
             try:
                 if self._longer:
-                    _truncate(self.path, len(self.decisions))
+                    with open_own(self.path, "rb+") as f:
+                        for _ in self.decisions:
+                            f.readline()
+                        f.truncate()
                     self._longer = False
                 with open_own(self.path, "ab") as f:
                     f.write("".join(json.dumps(asdict(d)) + "\n" for d in batch).encode())
@@ -90,10 +93,3 @@ def read_log(path: Path) -> list[Decision]:
             wrong = f"{path}, line {number}: not a decision of this log; remove the folder or use --force"
             raise FileError(wrong) from None
     return out
-
-
-def _truncate(path: Path, lines: int) -> None:
-    with open_own(path, "rb+") as f:
-        for _ in range(lines):
-            f.readline()
-        f.truncate()

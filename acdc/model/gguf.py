@@ -169,7 +169,14 @@ def _module(file: GgufFile, config: Any, dtype: torch.dtype) -> Any:
             name = name_of(theirs, (".weight", ".bias"))
             if name not in left:
                 raise file.refuse(f"tensor {name!r} is missing")
-            weights[theirs] = _rearranged(_values(left.pop(name)).to(dtype), config, theirs)
+            tensor = _values(left.pop(name)).to(dtype)
+            if file.family == "gpt2" and tensor.ndim == 2 and ".h." in theirs:
+                tensor = tensor.T.contiguous()  # input × output
+            elif file.family == "llama" and (".q_proj." in theirs or ".k_proj." in theirs):
+                heads = config.num_attention_heads if ".q_proj." in theirs else config.num_key_value_heads
+                # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
+                tensor = tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
+            weights[theirs] = tensor
         if left:
             raise file.refuse(f"tensor {min(left)!r} has no place in a {file.family} model as acdc knows it")
         module.load_state_dict(weights, strict=False, assign=True)
@@ -186,20 +193,8 @@ def _values(tensor: Any) -> Tensor:
     """A tensor without quantization."""
     from gguf import dequantize
 
-    kind = tensor.tensor_type.name
-    values = tensor.data if kind == "F16" else dequantize(tensor.data, tensor.tensor_type)
+    values = dequantize(tensor.data, tensor.tensor_type)
     return torch.from_numpy(values if values.flags.writeable else np.array(values))  # the mapped file is read-only
-
-
-def _rearranged(tensor: Tensor, config: Any, name: str) -> Tensor:
-    """A tensor in Hugging Face's layout, from llama.cpp's."""
-    if config.model_type == "gpt2" and tensor.ndim == 2 and ".h." in name:
-        return tensor.T.contiguous()  # input × output
-    if config.model_type == "llama" and (".q_proj." in name or ".k_proj." in name):
-        heads = config.num_attention_heads if ".q_proj." in name else config.num_key_value_heads
-        # rotary pairs are neighbours in llama.cpp, half a head apart in Hugging Face
-        return tensor.view(heads, -1, 2, *tensor.shape[1:]).transpose(1, 2).reshape(tensor.shape)
-    return tensor
 
 
 def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
@@ -210,17 +205,14 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     if kind != "gpt2":
         raise file.refuse(f"tokenizer {kind!r} is not supported, only byte-level BPE; use the original checkpoint")
     splitting = file.get("tokenizer.ggml.pre", "gpt-2" if file.family == "gpt2" else None)
-    if splitting in SPLITS:
-        first = pre_tokenizers.Split(Regex(SPLITS[splitting]), behavior="isolated")
-        split: Any = pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
-    elif splitting == "smollm":
-        digits = pre_tokenizers.Digits(individual_digits=True)
-        split = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    elif splitting == "gpt-2":
-        split = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    else:
+    if splitting not in (*SPLITS, "smollm", "gpt-2"):
         known = ", ".join(sorted([*SPLITS, "smollm", "gpt-2"]))
         raise file.refuse(f"pre-tokenizer {splitting!r} is not supported, only {known}; use the original checkpoint")
+    split: list[Any] = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=splitting not in SPLITS)]
+    if splitting in SPLITS:
+        split.insert(0, pre_tokenizers.Split(Regex(SPLITS[splitting]), behavior="isolated"))
+    elif splitting == "smollm":
+        split.insert(0, pre_tokenizers.Digits(individual_digits=True))
     tokens: list[str] = file.get("tokenizer.ggml.tokens", [])
     merges = [tuple(pair.split(" ")) for pair in file.get("tokenizer.ggml.merges", [])]
     vocab = {token: i for i, token in enumerate(tokens)}
@@ -229,7 +221,7 @@ def _tokenizer(file: GgufFile, n_embedded: int) -> Any:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, ignore_merges=splitting == "llama-bpe"))
     if splitting in ("qwen2", "deepseek-r1-qwen"):
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = split
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
     tokenizer.decoder = decoders.ByteLevel()
     types = file.get("tokenizer.ggml.token_type", [1] * len(tokens))
     # 3 marks control tokens, 4 user-defined ones

@@ -5,24 +5,13 @@ The latter are ordinary GPT-2: an epsilon of 1e12 drowns the variance, and scale
 
 from typing import Any
 
-from acdc.model.config import ModelConfig, head_size
+from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `GPT2Config`."""
-    return ModelConfig(
-        n_layers=config.n_layer,
-        n_heads=config.n_head,
-        d_model=config.n_embd,
-        d_head=head_size(config.n_embd, config.n_head),
-        d_mlp=config.n_inner or 4 * config.n_embd,
-        n_positions=config.n_positions,
-        vocab_size=config.vocab_size,
-        vocab_out=config.vocab_size,
-        norm_eps=config.layer_norm_epsilon,
-        activation=config.activation_function,
-    )
+    return sizes_of(config, d_mlp=config.n_inner or 4 * config.n_embd)
 
 
 def read(config: Any, t: Weights) -> None:

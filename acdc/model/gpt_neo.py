@@ -2,25 +2,14 @@
 
 from typing import Any
 
-from acdc.model.config import ModelConfig, head_size
+from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `GPTNeoConfig`."""
-    return ModelConfig(
-        n_layers=config.num_layers,
-        n_heads=config.num_heads,
-        d_model=config.hidden_size,
-        d_head=head_size(config.hidden_size, config.num_heads),
-        d_mlp=config.intermediate_size or 4 * config.hidden_size,
-        n_positions=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        vocab_out=config.vocab_size,
-        norm_eps=config.layer_norm_epsilon,
-        activation=config.activation_function,
-        windows=tuple(config.window_size if kind == "local" else 0 for kind in config.attention_layers),
-    )
+    windows = tuple(config.window_size if kind == "local" else 0 for kind in config.attention_layers)
+    return sizes_of(config, d_mlp=config.intermediate_size or 4 * config.hidden_size, windows=windows)
 
 
 def read(config: Any, t: Weights) -> None:

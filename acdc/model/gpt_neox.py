@@ -1,28 +1,16 @@
 """GPT-NeoX checkpoints (Pythia among them): parallel blocks, partly rotated heads, interleaved q, k and v."""
 
+from dataclasses import replace
 from typing import Any
 
-from acdc.model.config import ModelConfig, head_size
+from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `GPTNeoXConfig`."""
-    d_head = head_size(config.hidden_size, config.num_attention_heads)
-    return ModelConfig(
-        n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        d_model=config.hidden_size,
-        d_head=d_head,
-        d_mlp=config.intermediate_size,
-        n_positions=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        vocab_out=config.vocab_size,
-        norm_eps=config.layer_norm_eps,
-        activation=config.hidden_act,
-        rotary=int(d_head * config.rope_parameters.get("partial_rotary_factor", 1.0)),
-        parallel=config.use_parallel_residual,
-    )
+    c = sizes_of(config, d_mlp=config.intermediate_size, parallel=config.use_parallel_residual)
+    return replace(c, rotary=int(c.d_head * config.rope_parameters.get("partial_rotary_factor", 1.0)))
 
 
 def read(config: Any, t: Weights) -> None:

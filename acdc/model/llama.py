@@ -4,37 +4,31 @@ They have RMS norms, rotated heads, gated MLPs, and key and value heads shared b
 gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention.
 """
 
+from dataclasses import replace
 from typing import Any
 
-from acdc.model.config import ModelConfig, head_size
+from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `LlamaConfig` or a relative's."""
-    d_head = getattr(config, "head_dim", None) or head_size(config.hidden_size, config.num_attention_heads)
     window = config.sliding_window if config.model_type != "llama" else None
     kinds = ["sliding_attention"] * config.num_hidden_layers if config.model_type == "mistral" else None
     # longrope has other frequencies for prompts that are longer than this
     shorter = config.rope_parameters.get("original_max_position_embeddings")
     longrope = config.rope_parameters["rope_type"] == "longrope"
-    return ModelConfig(
-        n_layers=config.num_hidden_layers,
-        n_heads=config.num_attention_heads,
-        d_model=config.hidden_size,
-        d_head=d_head,
+    c = sizes_of(
+        config,
+        getattr(config, "head_dim", None),
         d_mlp=config.intermediate_size,
         n_positions=shorter if longrope and shorter else config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        vocab_out=config.vocab_size,
         norm="rms",
-        norm_eps=config.rms_norm_eps,
-        activation=config.hidden_act,
-        rotary=d_head,
         gated=True,
         head_norm=config.model_type == "qwen3",
         windows=tuple(window if k == "sliding_attention" else 0 for k in kinds or config.layer_types) if window else (),
     )
+    return replace(c, rotary=c.d_head)
 
 
 def read(config: Any, t: Weights) -> None:

@@ -2,7 +2,6 @@
 own: config.json has the fields of `ModelConfig`, and tensors have the names of its shapes."""
 
 from dataclasses import fields
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,6 +35,7 @@ def read(config: Any, t: Weights) -> None:
 
 def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, Tokenizer, tuple[Path, ...], Any]:
     """The config, the tokenizer, the file with weights, and what reads it (`Checkpoint`)."""
+    from safetensors.torch import load_file
     from tokenizers import Tokenizer as Backend
 
     file = directory / "tokenizer.json"
@@ -45,11 +45,9 @@ def open_native(directory: Path, name: str, raw: dict[str, Any]) -> tuple[Any, T
         bos = read_json(special).get("bos_token") if special.is_file() else None
         tokens = [backend.token_to_id(token) if token else None for token in (bos, "<unk>")]
     weights = directory / "model.safetensors"
-    return SimpleNamespace(**raw), Tokenizer(backend, name, *tokens), (weights,), partial(_tensors, weights)
 
+    def read_weights(dtype: torch.dtype) -> dict[str, Tensor]:
+        with reading(weights, "safetensors file"):
+            return {name: tensor.to(dtype) for name, tensor in load_file(weights).items()}
 
-def _tensors(file: Path, dtype: torch.dtype) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    with reading(file, "safetensors file"):
-        return {name: tensor.to(dtype) for name, tensor in load_file(file).items()}
+    return SimpleNamespace(**raw), Tokenizer(backend, name, *tokens), (weights,), read_weights

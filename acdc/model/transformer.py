@@ -40,10 +40,6 @@ class Activations:
     def __add__(self, other: Activations) -> Activations:
         return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
 
-    def examples(self, chunk: slice) -> Activations:
-        """The outputs on some of the prompts."""
-        return self.map(lambda x: x[:, chunk])
-
 
 def positions_of(pad: Tensor, n_pos: int) -> Tensor:
     """The position of every column, Int[batch pos]; the first one after the padding has 0."""
@@ -78,14 +74,6 @@ class Transformer:
         for name in ("unembed.weight", "unembed.bias"):
             if not torch.isfinite(self.weights[name]).all():
                 raise ModelError(f"{source}: tensor {name!r} is too large to be centred in {w_u.dtype}")
-
-    def embed(self, tokens: Tensor, pad: Tensor) -> Tensor:
-        """Inputs' outputs, Float[input batch pos d_model]: tokens Int[batch pos], left padding Int[batch]."""
-        token = self.weights["token.weight"][tokens]
-        if self.config.rotary:
-            return token[None]
-        position = self.weights["position.weight"][positions_of(pad, tokens.shape[1])]
-        return torch.stack([token, position]) if self.config.split_position else (token + position)[None]
 
     def attention_mask(self, pad: Tensor, n_pos: int) -> Tensor:
         """Which keys each query may attend to, without windows: Bool[batch query key]."""
@@ -218,7 +206,11 @@ class Transformer:
 
     def run(self, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
         """A plain forward pass of tokens Int[batch pos] with left padding Int[batch]; returns as `run_inputs`."""
-        return self.run_inputs(self.embed(tokens, pad), pad)
+        inputs = self.weights["token.weight"][tokens][None]
+        if not self.config.rotary:
+            position = self.weights["position.weight"][positions_of(pad, tokens.shape[1])][None]
+            inputs = torch.cat([inputs, position]) if self.config.split_position else inputs + position
+        return self.run_inputs(inputs, pad)
 
     def run_inputs(
         self, inputs: Tensor, pad: Tensor, edit: Callable[[str, int, Tensor], Tensor] | None = None

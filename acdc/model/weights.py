@@ -17,10 +17,6 @@ class Weights:
         self._where = where
         self._used: set[str] = set()
 
-    def has(self, name: str) -> bool:
-        """Whether there is a tensor of this name."""
-        return name in self._tensors
-
     def get(self, name: str) -> Tensor:
         """Return the tensor of this name; raise ModelError if it is missing."""
         if name not in self._tensors:
@@ -35,16 +31,15 @@ class Weights:
         return tensor
 
     def linear(self, name: str, transposed: bool = True) -> tuple[Tensor, Tensor]:
-        """Weight Float[in out] and bias Float[out] of an nn.Linear, which stores its weight transposed; a missing bias
-        is 0."""
+        """Weight Float[in out] and bias Float[out], 0 if missing, of an nn.Linear, whose weight is transposed."""
         weight = self.take(f"{name}.weight")
         weight = weight.T if transposed else weight
         bias = f"{name}.bias"
-        return weight, self.take(bias) if self.has(bias) else weight.new_zeros(weight.shape[1])
+        return weight, self.take(bias) if bias in self._tensors else weight.new_zeros(weight.shape[1])
 
     def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
-        if self.has(f"{norm}.bias"):
+        if f"{norm}.bias" in self._tensors:
             bias = bias + self.get(f"{norm}.bias") @ weight
         return self.get(f"{norm}.weight")[:, None] * weight, bias
 
@@ -80,7 +75,7 @@ class Weights:
     def put_unembedding(self, norm: str) -> None:
         """Set the unembedding, of the head or the embedding that it is tied to, with its norm folded in, and finish."""
         token = self.out["token.weight"]
-        head = next((name for name in ("lm_head.weight", "embed_out.weight") if self.has(name)), None)
+        head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self._tensors), None)
         weight = self.take(head) if head else token
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         self.finish()

@@ -7,13 +7,13 @@ prompts, position by position.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from acdc.errors import UserError
+from acdc.errors import UserError, short
 from acdc.model.transformer import Activations, Transformer
 from acdc.patching.metrics import Metric, Targets, make_metric
 from acdc.task.tokenize import Split
@@ -70,40 +70,26 @@ class ActivationCache:
             self.mask[chunk],
             torch.stack([rows[:, 0] - begin, rows[:, 1]], 1),
             targets,
-            self.clean.examples(chunk),
-            self.ablated.examples(chunk),
+            self.clean.map(lambda x: x[:, chunk]),
+            self.ablated.map(lambda x: x[:, chunk]),
             self.residual[:, chunk],
             self.start,
         )
 
 
-Named = Callable[[int, str], str]  # names a prompt in messages, from its index and "clean" or "corrupted"
-
-
-def numbered(prompt: int, run: str) -> str:
-    """The name of a prompt whose text is not known."""
-    return f"prompt {prompt + 1}, {run} run"
-
-
-def prepare(
-    model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None, named: Named = numbered
-) -> ActivationCache:
-    """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones.
-
-    Args:
-        mean: for mean ablation, the means of the whole data set if the prompts are only a part of it
-    Raises:
-        UserError: a node writes values that are not finite or too large to be normalised.
-    """
+def prepare(model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None) -> ActivationCache:
+    """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones. `mean`, for mean
+    ablation, are the means of the whole data set if the prompts are only a part of it. Raises UserError if a node
+    writes values that are not finite or too large to be normalised."""
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
     clean, residual = _run(model, tokens, pad)
-    _check(model, clean, residual, "clean", named)
+    _check(model, clean, residual, prompts, "clean")
     start = 0
     if ablation == "corrupted":
         other = torch.as_tensor(prompts.corrupted).to(to)
         ablated, stream = _run(model, other, pad)
-        _check(model, ablated, stream, "corrupted", named)
+        _check(model, ablated, stream, prompts, "corrupted")
         del stream
         if model.config.causal:
             # Before their first difference both runs are equal; make them so exactly, not only to rounding.
@@ -156,7 +142,7 @@ def non_finite_advice(model: Transformer) -> str:
     return f"nothing that follows could be trusted; {wider}look at the model's weights"
 
 
-def _check(model: Transformer, run: Activations, residual: Tensor, which: str, named: Named) -> None:
+def _check(model: Transformer, run: Activations, residual: Tensor, prompts: Split, which: str) -> None:
     """Raise UserError with the first node and prompt of a run whose values are not finite or too large."""
     # This norm is finite only if every value and its square are.
     if torch.isfinite(torch.linalg.vector_norm(residual)):
@@ -167,10 +153,9 @@ def _check(model: Transformer, run: Activations, residual: Tensor, which: str, n
         finite = torch.isfinite(x if model.config.norm == "none" else x.square().sum(-1, keepdim=True)).all(-1)
         if not finite.all():
             prompt = int(torch.nonzero(~finite)[0, 0])
-            raise UserError(
-                f"{name} {float(x[prompt].abs().max()):.3g} on {named(prompt, which)}, which {dtype} can't go on with: "
-                f"{non_finite_advice(model)}"
-            )
+            text = short(prompts.texts[prompt][which == "corrupted"])
+            values = f"{float(x[prompt].abs().max()):.3g} on the {which} prompt {text}"
+            raise UserError(f"{name} {values}, which {dtype} can't go on with: {non_finite_advice(model)}")
 
 
 def _blocks(model: Transformer, run: Activations, residual: Tensor) -> Iterator[tuple[str, Tensor]]:

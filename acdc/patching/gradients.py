@@ -57,8 +57,10 @@ def receiver_gradients(
         n = 3 * graph.n_heads
         written = flow
         if graph.mlp:
-            x = model.received(graph.receivers[first + n], at, residual)
-            inputs = _mlp(model, layer, x[:, start:], torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
+            x = model.received(graph.receivers[first + n], at, residual)[:, start:].detach().requires_grad_()
+            with torch.enable_grad():
+                y = model.mlp(layer, x)
+            (inputs,) = torch.autograd.grad(y, x, torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
             yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
             flow = flow + inputs
         if not graph.parallel:
@@ -68,13 +70,6 @@ def receiver_gradients(
         heads = _heads(model, layer, cache, residual[layer], written)
         yield Gradient(slice(first, first + n), heads, written)
         flow = flow + heads.sum(0)
-
-
-def _mlp(model: Transformer, layer: int, x: Tensor, written: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        y = model.mlp(layer, x)
-    return torch.autograd.grad(y, x, written)[0]
 
 
 def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, written: Tensor) -> Tensor:

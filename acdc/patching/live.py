@@ -28,7 +28,12 @@ class LiveActivations:
         self.all_scored = len(self.columns) == self.n_live
         self._differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output
         self._ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input without any edge
-        self._nonzero = self._where_different()
+        flags = []
+        for s in graph.senders:
+            at = (self._at_live(cache.ablated, s) != self._at_live(cache.clean, s)).any(-1).any(0)
+            flags.append(torch.stack([at.any(), at[self.columns].any()]))
+        # Bool[sender 2]: whether clean and ablated output differ at any live position, and at any scored one
+        self._nonzero: np.ndarray = torch.stack(flags).cpu().numpy()
 
     def offload(self) -> None:
         """Free large tensors; `cache` must be set again before the next use."""
@@ -88,14 +93,6 @@ class LiveActivations:
                 x += self.difference(sender, scored)
             self._ablated[n, scored] = x
         return self._ablated[n, scored]
-
-    def _where_different(self) -> np.ndarray:
-        """Bool[sender 2]: whether clean and ablated output differ at any live position, and at any scored one."""
-        flags = []
-        for s in self.graph.senders:
-            at = (self._at_live(self.cache.ablated, s) != self._at_live(self.cache.clean, s)).any(-1).any(0)
-            flags.append(torch.stack([at.any(), at[self.columns].any()]))
-        return torch.stack(flags).cpu().numpy()
 
     def _at_live(self, activations: Activations, s: Sender) -> Tensor:
         """A sender's output at the live positions; for a head z."""

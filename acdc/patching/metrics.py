@@ -38,11 +38,6 @@ class Targets:
     wrong: Tensor  # Int[row k], likewise
     clean: Tensor  # Float[row d_model], the full model's normalised final residual stream
 
-    @property
-    def n_examples(self) -> int:
-        """The number of prompts."""
-        return int(self.example.max()) + 1
-
 
 def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogSumExp | None = None) -> Metric:
     """The metric `name`, Float[... row d_model] → Float[... batch], by default with the exact log-sum-exp."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from acdc.errors import FileError
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Activations, Transformer
-from acdc.patching.activations import ActivationCache, Named, means, numbered, prepare, unpaired
+from acdc.patching.activations import ActivationCache, means, prepare, unpaired
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric
 from acdc.patching.state import State
@@ -26,12 +26,9 @@ from acdc.task.tokenize import Split
 
 
 class Parts:
-    """The clean and ablated activations of a set of prompts, in parts of `size` prompts; in files if there are several
-    parts."""
+    """The clean and ablated activations of a set of prompts, in parts of `size` prompts; several parts are in files."""
 
-    def __init__(
-        self, model: Transformer, prompts: Split, ablation: str, size: int | None = None, named: Named = numbered
-    ) -> None:
+    def __init__(self, model: Transformer, prompts: Split, ablation: str, size: int | None = None) -> None:
         n = len(prompts.clean)
         size = min(size or n, n)
         self.ablation = ablation
@@ -41,12 +38,8 @@ class Parts:
         self._parts: list[ActivationCache | Path] = []
         targets = []
         for start in range(0, n, size):
-
-            def later(prompt: int, run: str, start: int = start) -> str:
-                return named(start + prompt, run)
-
             part = prompts.take(range(start, min(start + size, n)))
-            cache = prepare(model, part, ablation, self._mean, later)
+            cache = prepare(model, part, ablation, self._mean)
             targets.append(replace(cache.targets, example=cache.targets.example + start))
             self._parts.append(cache if self._folder is None else self._write(cache))
             del cache  # before the next part is made
@@ -164,15 +157,12 @@ class PartedEngine:
     def _offload(self, index: int, changes: bool = True) -> None:
         engine = self._engines[index]
         if changes:
-            _save(self._parts.scratch(f"state-{index}.safetensors"), engine.state.tensors())
+            # Write beside the old file, which may still be mapped. Clone: safetensors takes no views or shared memory.
+            path = self._parts.scratch(f"state-{index}.safetensors")
+            tensors = {name: x.contiguous().clone() for name, x in engine.state.tensors().items()}
+            _save_file(tensors, path.with_suffix(".new"))
+            path.with_suffix(".new").replace(path)
         engine.offload()
-
-
-def _save(path: Path, tensors: dict[str, Tensor]) -> None:
-    # Write beside the old file, which may still be mapped. Clone: safetensors takes no views and no shared memory.
-    beside = path.with_suffix(".new")
-    _save_file({name: x.contiguous().clone() for name, x in tensors.items()}, beside)
-    beside.replace(path)
 
 
 def _save_file(tensors: dict[str, Tensor], path: Path) -> None:

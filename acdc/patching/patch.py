@@ -4,7 +4,7 @@ Receiver input = Σ kept edges: sender's current output + Σ removed edges: send
 positions are computed; before them everything is clean.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph, Receiver
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
+from acdc.patching.metrics import Metric
 
 Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
@@ -50,6 +51,36 @@ class PatchedModel:
 
     def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
         """Rows for kept edges, Float[sender receiver] as in `patched_rows`; nodes that nothing reads are skipped."""
+        return self._with_edges(graph, edges, lambda _, x: x)[0]
+
+    def edge_gradients(self, graph: Graph, edges: Tensor, metric: Metric) -> Tensor:
+        """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`: Float[sender
+        receiver]; 0 for edges of nodes that nothing reads.
+
+        The gradient at an edge's weight is what its sender adds times the gradient at its receiver's input. So only the
+        latter needs a backward pass, which then keeps no senders' outputs per receiver.
+        """
+        to: list[int] = []
+        offsets = []
+
+        def shifted(receivers: Sequence[int], x: Tensor) -> Tensor:
+            to.extend(receivers)
+            offsets.append(torch.zeros_like(x, requires_grad=True))
+            return x + offsets[-1]
+
+        with torch.enable_grad():
+            rows, senders, added = self._with_edges(graph, edges, shifted)
+            gradients = torch.autograd.grad(metric(rows).sum(), offsets)
+        products = added.detach().flatten(1) @ torch.cat(gradients).flatten(1).T
+        out = edges.new_zeros(edges.shape)
+        out[self._index(senders)[:, None], self._index(to)] = products
+        return out * torch.as_tensor(graph.edges).to(out)
+
+    def _with_edges(
+        self, graph: Graph, edges: Tensor, received: Callable[[Sequence[int], Tensor], Tensor]
+    ) -> tuple[Tensor, list[int], Tensor]:
+        """The rows of `with_edges`, the senders computed, and what their kept edges add over removed ones, Float[sender
+        batch live d_model]. `received` may change what receivers read, Float[receiver batch live d_model]."""
         model = self.model
         cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
@@ -63,7 +94,7 @@ class PatchedModel:
         def receive(to: Sequence[int], x: Tensor) -> Tensor:
             weight = edges.index_select(0, self._index(senders)).index_select(1, self._index(to))
             added = weight.T @ torch.cat(current).flatten(1)
-            return x + added.view(-1, *x.shape)
+            return received(to, x + added.view(-1, *x.shape))
 
         for layer in range(graph.n_layers):
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
@@ -85,7 +116,8 @@ class PatchedModel:
                     current.append((model.mlp(layer, new) - removed)[None])
                     senders.append(index[f"m{layer}"])
                 x = x + removed
-        return self._rows(receive([receivers["logits"]], x)[0])
+        (final,) = receive([receivers["logits"]], x)
+        return self._rows(final), senders, torch.cat(current)
 
     def with_nodes(self, nodes: Tensor) -> Tensor:
         """Rows for kept nodes, Float[sender]: 1 for a kept one, 0 for one removed for all its readers."""

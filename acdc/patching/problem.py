@@ -26,7 +26,7 @@ class Problem:
     @property
     def n_prompts(self) -> int:
         """The number of prompts in all parts."""
-        return self.parts.targets.n_examples
+        return int(self.parts.targets.example.max()) + 1
 
     def max_batch(self, versions: int = 1) -> int:
         """How many prompts can be run at once with so many stream vectors at every live position."""

@@ -2,7 +2,7 @@
 
 import math
 
-from acdc.files.comparison import ComparedMethod, ComparedTask, Comparison, Judged, to_rows
+from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import grid, number
@@ -45,11 +45,17 @@ def _chosen(comparison: Comparison) -> str:
 
 def _task(comparison: Comparison, task: ComparedTask) -> str:
     size = task.overlap.size
+    costs = [COSTS]
+    for m in task.methods:
+        areas = [number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd)]
+        costs.append([m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas])
     blocks = [
         _head(task),
-        grid([COSTS, *map(_costs, task.methods)], left=2),
+        grid(costs, left=2),
+        _needed(task),
         _by_size(comparison, task),
-        _by_threshold(task),
+        _by_bound(task, "threshold", "τ"),
+        _by_bound(task, "target", "target"),
         f"Jaccard index of edges, at {size} edges\n" + _matrix(task, task.overlap.edges),
         f"Jaccard index of heads and MLPs, at {size} edges\n" + _matrix(task, task.overlap.components),
         "rank correlation of scores over all edges (Spearman)\n" + _matrix(task, task.overlap.scores),
@@ -72,11 +78,6 @@ def _right(accuracy: float) -> str:
     return "" if math.isnan(accuracy) else f", right {accuracy:.0%}"
 
 
-def _costs(m: ComparedMethod) -> list[str]:
-    areas = [number(x, 3) for x in (m.auc, m.pessimistic_auc, m.node_auc, m.cpr, m.cmd)]
-    return [m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas]
-
-
 def _by_size(comparison: Comparison, task: ComparedTask) -> str:
     methods = [m for m in task.methods if m.circuits[0].size is not None]
     if not methods:
@@ -86,16 +87,22 @@ def _by_size(comparison: Comparison, task: ComparedTask) -> str:
     return f"edges after pruning, faithfulness [95 % interval] of the N edges {_chosen(comparison)}\n" + grid(rows)
 
 
-def _by_threshold(task: ComparedTask) -> str:
-    methods = [m for m in task.methods if m.circuits[0].size is None]
+def _needed(task: ComparedTask) -> str:
+    rows = [["method", *(f"{level:g}" for level in LEVELS)]]
+    rows += [[m.name, *(number(x, 1) for x in m.needed)] for m in task.methods]
+    return f"edges needed for a faithfulness on the {task.half.replace('_', ' ')} prompts of\n" + grid(rows)
+
+
+def _by_bound(task: ComparedTask, bound: str, name: str) -> str:
+    methods = [m for m in task.methods if getattr(m.circuits[0], bound) is not None]
     if not methods:
         return ""
-    title = "edges after pruning, faithfulness [95 % interval] of ACDC by threshold"
+    title = f"edges after pruning, faithfulness [95 % interval] of ACDC by {bound}"
     if any(m.circuits[0].lost is not None for m in methods):
         title += "; in brackets, edges that the filter lost"
-    rows = [["τ", *(m.name for m in methods)]]
+    rows = [[name, *(m.name for m in methods)]]
     for circuits in zip(*(m.circuits for m in methods), strict=True):
-        rows.append([f"{circuits[0].threshold:g}", *map(_cell, circuits)])
+        rows.append([f"{getattr(circuits[0], bound):g}", *map(_cell, circuits)])
     return title + "\n" + grid(rows)
 
 

@@ -77,9 +77,9 @@ def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
     row_of = {name: i for i, row in enumerate(rows) for name in row}
     sizes = {}
     for name in row_of:
-        across, along = SIDEWAYS[kinds[name]] if sideways else UPRIGHT[kinds[name]]
+        width, depth = SIDEWAYS[kinds[name]] if sideways else UPRIGHT[kinds[name]]
         length = LETTER * len(name) + 10
-        sizes[name] = (across, max(along, length)) if sideways else (max(across, length), along)
+        sizes[name] = (width, max(depth, length)) if sideways else (max(width, length), depth)
     edges = []
     for s, r in zip(*circuit.kept.nonzero(), strict=True):
         receiver = g.receivers[r]
@@ -108,7 +108,11 @@ def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
         xs[0] += docks.get((chain[0], chain[1]), 0.0)
         xs[-1] += docks.get((chain[-1], chain[-2]), port(kind, sideways))
         paths[name] = _path(xs, bands[chain[0][0] : chain[-1][0] + 1])
-    return Layout(boxes, paths, [(text, sum(bands[i]) / 2) for text, i in labels], _corners(boxes, paths))
+    points = [point for path in paths.values() for point in path]
+    points += [(b.x + i * b.width / 2, b.y + i * b.height / 2) for b in boxes.values() for i in (-1, 1)]
+    across, along = zip(*points, strict=True)
+    corners = (min(across), min(along), max(across), max(along))
+    return Layout(boxes, paths, [(text, sum(bands[i]) / 2) for text, i in labels], corners)
 
 
 def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
@@ -269,10 +273,3 @@ def _path(across: list[float], bands: list[tuple[float, float]]) -> list[Point]:
         y2 = low if last else high
         points += [(end, y1 + (y2 - y1) / 3), (end, y2 - (y2 - y1) / 3), (end, y2)]
     return points
-
-
-def _corners(boxes: dict[str, Box], paths: dict[str, list[Point]]) -> tuple[float, float, float, float]:
-    points = [point for path in paths.values() for point in path]
-    points += [(b.x + i * b.width / 2, b.y + i * b.height / 2) for b in boxes.values() for i in (-1, 1)]
-    across, along = zip(*points, strict=True)
-    return min(across), min(along), max(across), max(along)

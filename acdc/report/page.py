@@ -27,9 +27,11 @@ from acdc.report.canvas import curve_path
 from acdc.report.layout import lay_out
 from acdc.report.panels import Panel, labels
 from acdc.report.run import metric_rows
+from acdc.report.text import bound
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
+    from acdc.evaluation.frontier import CurvePoint
 
 WEB = Path(__file__).parent / "web"
 LOG_ROWS = 50_000  # decisions in the page: of a longer log, the kept edges and those nearest to the threshold
@@ -75,12 +77,13 @@ def render_report(
         unit=UNITS.get(metric, ""),
         explanation=explanation,
         half=data["half"],
-        curve=[[p.edges, *p.faithfulness, *p.metric] for p in explanation.curve] if explanation else [],
+        curve=[[p.edges, *p.faithfulness, *p.metric] for p in _curve(explanation)],
+        target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
         residual=len(residual),
         edges=[[e.name, e.score, e.change] for e in ranked],
         log=log,
-        tested=_tested(log),
+        tested=_tested(log, file),
         command=file.command,
         config=json.dumps(config, indent=1, ensure_ascii=False),
         version=file.environment.get("acdc", ""),
@@ -156,11 +159,13 @@ def _layout(circuit: Circuit) -> dict[str, object]:
 
 def _explained(explanation: Explanation | None) -> dict[str, object]:
     if explanation is None:
-        return {"half": "", "direct": {}, "examples": [], "attention": {}, "curve": []}
-    curve = []
-    for p in explanation.curve:
-        metric = [_round(x) for x in p.metric]
-        curve.append({"edges": p.edges, "metric": metric, "faithfulness": [_round(x) for x in p.faithfulness]})
+        return {"half": "", "direct": {}, "examples": [], "attention": {}, "curve": [], "searched": []}
+    curves: dict[str, list[dict[str, object]]] = {explanation.half: [], "discovery": []}
+    for half, points in explanation.curves.items():
+        for p in points:
+            metric = [_round(x) for x in p.metric]
+            point = {"edges": p.edges, "metric": metric, "faithfulness": [_round(x) for x in p.faithfulness]}
+            curves[half].append(point)
     attention = {}
     for head, patterns in explanation.attention.items():
         attention[head] = [(100 * pattern).round().astype(int).tolist() for pattern in patterns]  # percent
@@ -169,8 +174,18 @@ def _explained(explanation: Explanation | None) -> dict[str, object]:
         "direct": {sender: _round(logits) for sender, logits in explanation.direct.items()},
         "examples": [{"clean": x.clean, "scored": x.scored} for x in explanation.examples],
         "attention": attention,
-        "curve": curve,
+        "curve": curves[explanation.half],
+        "searched": curves["discovery"] if explanation.half != "discovery" else [],
     }
+
+
+def _curve(explanation: Explanation | None) -> Sequence[CurvePoint]:
+    return explanation.curves[explanation.half] if explanation else ()
+
+
+def _target(file: CircuitFile) -> bool:
+    """Whether the circuit was found by elimination, to a faithfulness or a number of edges."""
+    return file.method.name == "acdc" and file.method.threshold is None
 
 
 def _round(x: float) -> float:
@@ -217,11 +232,13 @@ def _method(file: CircuitFile) -> str:
     method = file.method
     if file.of_eap_ig:
         return f"Read from EAP-IG's format. {file.graph.nodes} nodes; residual edges are counted."
-    threshold = "" if method.threshold is None else f" and threshold {_shown(method.threshold)}"
+    limit = "" if method.threshold is None else f" and threshold {_shown(method.threshold)}"
+    if _target(file):
+        limit = f", {bound(method.name, method.threshold, method.options)}"
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""
     return (
-        f"Found by {method.name} with {method.metric}{threshold}, {method.ablation} ablation, {file.task.examples} "
+        f"Found by {method.name} with {method.metric}{limit}, {method.ablation} ablation, {file.task.examples} "
         f"prompts, seed {file.task.seed}. {file.graph.nodes} nodes; residual edges are counted{counted}."
     )
 
@@ -249,7 +266,9 @@ def _prompt(example: ShownPrompt) -> dict[str, object]:
     }
 
 
-def _tested(log: Sequence[Mapping[str, Any]]) -> str:
+def _tested(log: Sequence[Mapping[str, Any]], file: CircuitFile) -> str:
+    if _target(file):
+        return f"{len(log):,} tests and changes of edges"
     kept = sum(bool(d["kept"]) for d in log)
     text = f"{len(log):,} edges were tested one by one, {kept:,} kept"
     if len(log) > LOG_ROWS:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from acdc.files.comparison import Comparison
 from acdc.files.table import OPTIONS, Row
+from acdc.io.files import plain
 
 SWEPT = ("threshold", "edges", "sparsity", "penalty")  # vary along a line; other options that differ make lines
 NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose values speak for themselves
@@ -141,7 +142,7 @@ def of_comparison(comparison: Comparison) -> list[Panel]:
             points = []
             for c in method.circuits:
                 if math.isfinite(c.faithfulness):
-                    points.append(Point(c.edges, c.faithfulness, _finite(c.low), _finite(c.high), row))
+                    points.append(Point(c.edges, c.faithfulness, plain(c.low), plain(c.high), row))
                 row += 1
             lines.append(Line(method.name, _sorted(points)))
             if method.roc:
@@ -164,7 +165,3 @@ def of_comparison(comparison: Comparison) -> list[Panel]:
             rates = ("false positive rate", "true positive rate")
             panels.append(Panel("roc", f"roc-{task.name}", title, *rates, tuple(curves)))
     return panels
-
-
-def _finite(x: float) -> float | None:
-    return x if math.isfinite(x) else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import read_metrics
-from acdc.report.text import grid, number
+from acdc.report.text import bound, grid, number
 
 STRONGEST = 8  # edges shown
 WIDTHS = (32, 10, 10, 10)
@@ -24,27 +24,12 @@ def _head(file: CircuitFile) -> str:
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
+    limit = bound(method.name, method.threshold, method.options)
     return (
         f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
-        f"method    {method.name}, {method.metric}, {_bound(file)}, {method.ablation} ablation, "
+        f"method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}"
     )
-
-
-def _bound(file: CircuitFile) -> str:
-    """What limits the number of edges."""
-    options = file.method.options
-    threshold = file.method.threshold
-    among = f" among {options['prefilter']}" if "prefilter" in options else ""
-    if "faithfulness" in options:
-        return f"smallest found of faithfulness {options['faithfulness']:g}{among}"
-    if threshold is None and file.method.name == "acdc":
-        return f"best found of {options['edges']} edges{among}"
-    if threshold is None:
-        chosen = "greedy" if options.get("greedy") else "top"
-        return f"{chosen} {options['edges']}" + (", by magnitude" if options.get("abs") else "")
-    bound = "τ" if file.method.name == "acdc" else "score from"
-    return f"{bound} = {threshold:g}{among}"
 
 
 def metric_rows(file: CircuitFile) -> list[tuple[str, str, list[float | None]]]:
@@ -106,8 +91,8 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
         direct = file.graph.edges_with_direct
         with_direct = f"{direct.kept:,}" if direct else "–"
         value = number(file.metrics[f"{half}.circuit.{metric}"], 4)
-        bound = file.method.options["faithfulness"] if target else file.method.threshold
-        rows.append([f"{bound:g}", f"{file.graph.edges.kept:,}", with_direct, value])
+        asked = file.method.options["faithfulness"] if target else file.method.threshold
+        rows.append([f"{asked:g}", f"{file.graph.edges.kept:,}", with_direct, value])
     table = grid(rows, left=0, widths=(10, 26, 12, 16)).splitlines()
     folders = ["files", *(f"{folder}/" for _, folder in found)]
     lines = [f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation"]

@@ -1,7 +1,7 @@
 """How stable a circuit is, as text."""
 
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
-from acdc.report.text import estimate, grid, number
+from acdc.report.text import bound, estimate, grid, number
 
 LABEL = 12
 SHOWN = 12  # edges of each kind
@@ -19,14 +19,8 @@ def to_text(s: Stability) -> str:
 
 def _head(s: Stability) -> str:
     m = s.method
-    options = m["options"]
-    if m["threshold"] is None:
-        bound = f"{options.get('edges')} edges"
-    else:
-        bound = f"{'τ =' if m['name'] == 'acdc' else 'score from'} {m['threshold']:g}"
-    if "prefilter" in options:
-        bound += f" among {options['prefilter']}"
-    how = f"{m['name']}, {m['metric']}, {bound}, {m['ablation']} ablation, {s.examples} prompts, seed {s.seed}"
+    limit = bound(m["name"], m["threshold"], m["options"])
+    how = f"{m['name']}, {m['metric']}, {limit}, {m['ablation']} ablation, {s.examples} prompts, seed {s.seed}"
     done = "; ".join(f"{k.runs} on {KINDS[k.name]}" for k in s.kinds if k.name in KINDS)
     return f"{'base run':{LABEL}}{s.task} in {s.model}: {how}\n{'reruns':{LABEL}}{done}"
 

@@ -1,7 +1,8 @@
 """Tables, numbers and differences as text."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from acdc.files.diff import Diff
 
@@ -30,6 +31,19 @@ def estimate(values: Sequence[float | None], digits: int) -> str:
     """Return a value with its interval: `value [low, high]`; the value alone if there is no interval."""
     value, low, high = (number(x, digits) for x in values)
     return value if low == "–" else f"{value} [{low}, {high}]"
+
+
+def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> str:
+    """Return what limits the number of edges that a method keeps."""
+    among = f" among {options['prefilter']}" if "prefilter" in options else ""
+    if "faithfulness" in options:
+        return f"smallest found of faithfulness {options['faithfulness']:g}{among}"
+    if threshold is None and method == "acdc":
+        return f"best found of {options['edges']} edges{among}"
+    if threshold is None:
+        chosen = "greedy" if options.get("greedy") else "top"
+        return f"{chosen} {options['edges']}" + (", by magnitude" if options.get("abs") else "")
+    return f"{'τ' if method == 'acdc' else 'score from'} = {threshold:g}{among}"
 
 
 def diff_text(diff: Diff) -> str:

@@ -166,17 +166,9 @@ class Config(Strict):
 
 def command_line(config: Config) -> str:
     """Return the command that makes a run again, quoted for a shell, with the paths of task and model as given."""
-    flags = {
-        "task": config.task,
-        "model": config.model,
-        "method": config.method,
-        "metric": config.metric,
-        "ablation": config.ablation,
-        **{key: value for key, value in config.options().items() if not isinstance(value, bool)},
-        "examples": config.examples,
-        "seed": config.seed,
-        "dtype": config.dtype,
-    }
+    flags = config.model_dump(include={"task", "model", "method", "metric", "ablation"})
+    flags |= {key: value for key, value in config.options().items() if not isinstance(value, bool)}
+    flags |= config.model_dump(include={"examples", "seed", "dtype"})
     words = ["acdc", "run"]
     for key, value in flags.items():
         words += [f"--{key}", str(value)]
@@ -209,12 +201,19 @@ def resolve(
     note = None
     if "model" not in explicit:
         explicit["model"] = task.defaults.model
-        if not task.defaults.model and default_model is not None:
+        if not task.defaults.model:
+            if default_model is None:
+                raise UserError("name the model; there is no default here", "model")
             explicit["model"], note = default_model()
     _check_options(explicit, stated)
     defaults = _defaults(explicit, task)
     values = {**defaults, **explicit}
-    _check_choices(values, task, stated)
+    for key, names in NAMES.items():
+        if key in values and values[key] not in names:
+            raise stated.wrong(key, refusal(key, str(values[key])))
+    metric = values["metric"]
+    if metric not in task.metrics:
+        raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")
     _check_bound(explicit, defaults, stated)
     try:
         config = Config(**values)
@@ -261,16 +260,6 @@ def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:
     elif threshold != "task":
         defaults["threshold"] = threshold
     return defaults
-
-
-def _check_choices(values: dict[str, Any], task: Task, stated: _Stated) -> None:
-    """Raise UserError unless all names are known and the task has the metric."""
-    for key, names in NAMES.items():
-        if key in values and values[key] not in names:
-            raise stated.wrong(key, refusal(key, str(values[key])))
-    metric = values["metric"]
-    if metric not in task.metrics:
-        raise stated.wrong("metric", f"task {task.name} has no answers for {metric}; it has {', '.join(task.metrics)}")
 
 
 def _check_bound(explicit: dict[str, Any], defaults: dict[str, Any], stated: _Stated) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import torch
 
-from acdc.errors import FileError, short
+from acdc.errors import FileError
 from acdc.graph.scores import Scores
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.load import Model, load_model, place
@@ -57,20 +57,9 @@ class Inputs:
         if half not in self._parts:
             # No inference mode: methods take gradients through these activations.
             with torch.inference_mode(False), torch.no_grad():
-                self._parts[half] = Parts(
-                    self.model.transformer,
-                    getattr(self.data, half),
-                    self.config.ablation,
-                    self.config.part,
-                    lambda i, run: self.prompt(half, i, run),
-                )
+                prompts = getattr(self.data, half)
+                self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
         return self._parts[half]
-
-    def prompt(self, half: str, index: int, run: str | None = None) -> str:
-        """What messages call a prompt, or its clean or corrupted run."""
-        clean, corrupted = getattr(self.data, half).texts[index]
-        text = short(corrupted if run == "corrupted" else clean)
-        return f"prompt {index + 1} of the {half.replace('_', '-')} half{f', {run} run' if run else ''}: {text}"
 
     def problem(self, half: str) -> Problem:
         """What a method is given of one half."""

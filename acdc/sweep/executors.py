@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -18,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,9 +28,16 @@ from acdc.errors import FileError, UserError
 from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import open_own, write_atomic
 from acdc.io.folder import inside
-from acdc.io.process import PYTHON, last_words
 from acdc.sweep.grid import Run
 
+# What follows `-m` is run as Python does, but without the current folder on the path: a torch.py or queue.py there
+# would be imported. Python's own options for this came with 3.11.
+_RUN = (
+    f"import sys; sys.path[:] = [*filter(None, sys.path), {str(Path(__file__).resolve().parents[2])!r}]; "
+    "del sys.argv[: sys.argv.index('-m') + 1]; "
+    "import runpy; runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)"
+)
+PYTHON = (sys.executable, "-c", _RUN)  # then "-m", a module and its arguments
 COMMAND = (*PYTHON, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
 TOO_LARGE = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
@@ -96,32 +106,26 @@ class Executor(ABC):
                     attempts.update(lost)
                     failed = [left.pop(name) for name in lost if attempts[name] >= ATTEMPTS]
                     for run in failed:
-                        self._fail(run, last)
+                        message = f"{last.end}, {ATTEMPTS} times; {last.advice}{self.folder} has the logs"
+                        try:
+                            record_failure(run.folder(self.out), message)
+                        except FileError as error:
+                            again = "the sweep is stopped, and the same command continues it"
+                            raise UserError(f"{error}; {again}") from None
                     yield failed, self._doing()
-                    again = [left[name] for name in lost if name in left]
-                    if again:
-                        which = again[0].name if len(again) == 1 else f"{len(again)} runs"
+                    once_more = [left[name] for name in lost if name in left]
+                    if once_more:
+                        which = once_more[0].name if len(once_more) == 1 else f"{len(once_more)} runs"
                         say(f"{which}: {last.end}; trying again")
                     if left:
-                        self._start(again)
+                        self._start(once_more)
         finally:
             self._stop(not left, say)
-
-    def _fail(self, run: Run, unit: Unit) -> None:
-        """Record that a run has used up its attempts."""
-        message = f"{unit.end}, {ATTEMPTS} times; {unit.advice}{self.folder} has the logs"
-        try:
-            record_failure(run.folder(self.out), message)
-        except FileError as error:
-            raise UserError(f"{error}; the sweep is stopped, and the same command continues it") from None
 
 
 def by_inputs(runs: Sequence[Run]) -> list[list[Run]]:
     """Return the runs in groups that share model, prompts and activations; groups of one model are neighbours."""
-
-    def inputs(run: Run) -> list[str]:
-        return [str(option) for option in run.config.needs]
-
+    inputs = attrgetter("config.needs")
     return [list(group) for _, group in groupby(sorted(runs, key=inputs), key=inputs)]
 
 
@@ -134,6 +138,16 @@ def write_unit(folder: Path, runs: Sequence[Run], out: Path, share: float = 1.0,
     path = folder / f"unit-{time.time_ns()}.json"
     write_atomic(path, json.dumps({"share": share, "memory": memory, "runs": entries}) + "\n")
     return path.absolute()
+
+
+def last_words(log: Path, begin: int = 0) -> str:
+    """Return the reason in what a process has written to its log from byte `begin` on, with ": " before it: the last
+    line of its last traceback, or the last line; "" if there is none."""
+    with log.open("rb") as file:
+        file.seek(max(begin, log.stat().st_size - 10_000))
+        text = file.read().decode(errors="replace").strip()
+    reason = (re.findall(r"^Traceback.*\n(?: .*\n)+(.+)", text, re.MULTILINE) or text.split("\n"))[-1]
+    return f": {reason[:300]}" if reason else ""
 
 
 @dataclass

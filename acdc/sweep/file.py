@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -160,77 +159,54 @@ class SweepFile:
 
     path: Path
     sweep: Sweep
-    files: tuple[Lines, ...]  # the file and those that it includes, nearest first
+    lines: Lines  # of the file and those that it includes, nearest first
     axes: dict[Keys, dict[str, list[Option]]]  # the values of every option of a grid, by the keys that lead to the grid
-
-    @property
-    def size(self) -> int:
-        """Number of runs before exclusions."""
-        return sum(math.prod(map(len, axes.values())) for axes in self.axes.values())
-
-    def at(self, *keys: str | int) -> str:
-        """Return file and line of a key."""
-        return _at(self.files, keys)
+    size: int  # number of runs before exclusions
 
 
 def read_sweep(path: Path) -> SweepFile:
     """Read and check a sweep file and those that it includes, but not yet the options of its runs; raise FileError with
     one line that says what is wrong and where."""
-    content, files = _read_included(path, ())
+    content, paths = _read_included(path, ())
+    lines = Lines(paths)
     try:
         sweep = Sweep.model_validate(content)
     except ValidationError as error:
-        raise FileError(mistakes(_at(files, _keys(files, error)), error)) from None
+        raise FileError(mistakes(lines.at(*_keys(lines, error)), error)) from None
     mappings: dict[Keys, dict[str, Any]] = {("base",): sweep.base, **sweep.grids}
     mappings |= {("exclude", name): rule for name, rule in sweep.exclude.items()}
     for where, options in mappings.items():
         for key in options:
             if key not in OPTIONS:
-                place = f"{_at(files, (*where, key))}: {'.'.join(map(str, where))}"
+                place = f"{lines.at(*where, key)}: {'.'.join(map(str, where))}"
                 raise FileError(f"{place}: {unknown('option', key, OPTIONS)}")
-    return SweepFile(path, sweep, files, _axes(sweep, files))
-
-
-def _at(files: Sequence[Lines], keys: Sequence[str | int]) -> str:
-    """Return file and line of a key, in the first file that has it; without a line if none has it."""
-    for lines in files:
-        if line := lines.of(keys):
-            return f"{lines.path} line {line}"
-    return str(files[0].path)
-
-
-def _keys(files: Sequence[Lines], error: ValidationError) -> list[str | int]:
-    """Return the keys that lead to the first of pydantic's errors. Its own names for the forms of a value, which no
-    file has, are left out."""
-    problem = error.errors()[0]
-    cause = problem.get("ctx", {}).get("error")
-    parts = list(problem["loc"])
-    if isinstance(cause, UnknownKey):
-        parts.append(cause.key)
-    keys: list[str | int] = []
-    for part in parts:
-        if any(lines.of([*keys, part]) for lines in files):
-            keys.append(part)
-    return keys
-
-
-def _axes(sweep: Sweep, files: Sequence[Lines]) -> dict[Keys, dict[str, list[Option]]]:
-    """Return the values of all options, by grid; raise FileError if some are wrong or there are too many runs."""
     axes: dict[Keys, dict[str, list[Option]]] = {}
     runs = 0
     for where, grid in (sweep.grids or {("grid",): {}}).items():
         if not grid:
-            raise FileError(f"{_at(files, where)}: grid: is empty; give options with their values")
-        axes[where] = {key: _values(files, (*where, key), given) for key, given in grid.items()}
+            raise FileError(f"{lines.at(*where)}: grid: is empty; give options with their values")
+        axes[where] = {key: _values(lines, (*where, key), given) for key, given in grid.items()}
         runs += math.prod(map(len, axes[where].values()))
         if runs > MAX_RUNS:
-            raise FileError(f"{_at(files, ('grid',))}: grid: has more than {MAX_RUNS:,} runs")
-    return axes
+            raise FileError(f"{lines.at('grid')}: grid: has more than {MAX_RUNS:,} runs")
+    return SweepFile(path, sweep, lines, axes, runs)
 
 
-def _values(files: Sequence[Lines], where: Keys, given: Any) -> list[Option]:
+def _keys(lines: Lines, error: ValidationError) -> list[str | int]:
+    """Return the keys that lead to the first of pydantic's errors. Its own names for the forms of a value, which no
+    file has, are left out."""
+    problem = error.errors()[0]
+    cause = problem.get("ctx", {}).get("error")
+    keys: list[str | int] = []
+    for part in (*problem["loc"], *([cause.key] if isinstance(cause, UnknownKey) else [])):
+        if lines.has(*keys, part):
+            keys.append(part)
+    return keys
+
+
+def _values(lines: Lines, where: Keys, given: Any) -> list[Option]:
     """Return the values of an option, given as one value, a list or a range."""
-    prefix = f"{_at(files, where)}: {'.'.join(map(str, where))}"
+    prefix = f"{lines.at(*where)}: {'.'.join(map(str, where))}"
     if isinstance(given, dict):
         try:
             return AxisRange.model_validate(given).values(where[-1] in WHOLE)
@@ -246,10 +222,10 @@ def _values(files: Sequence[Lines], where: Keys, given: Any) -> list[Option]:
     return values
 
 
-def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Lines, ...]]:
+def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any], list[Path]]:
     """Read a file and those that it includes, and merge them."""
     content = read_yaml(path, Sweep.model_fields)
-    files = [Lines(path)]
+    paths = [path]
     check_trail(path, trail)
     given = content.pop("include", ())
     parents = [given] if isinstance(given, str) else given
@@ -259,7 +235,7 @@ def _read_included(path: Path, trail: tuple[Path, ...]) -> tuple[dict[str, Any],
     for parent in parents:
         included, more = _read_included(path.parent / parent, (*trail, path.resolve()))
         merged = merge(merged, included)
-        files += more
-        if len(files) > MAX_FILES:
+        paths += more
+        if len(paths) > MAX_FILES:
             raise FileError(f"{path}: includes more than {MAX_FILES} files; include each once")
-    return merge(merged, content), tuple(files)
+    return merge(merged, content), paths

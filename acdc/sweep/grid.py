@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from acdc.errors import FileError, UserError, unknown
 from acdc.io.folder import inside
@@ -35,28 +34,28 @@ def runs_of(file: SweepFile, default_model: DefaultModel | None) -> tuple[list[R
     """Return all runs in the order of the grid, and notes for the user; `default_model` is for runs that name no model.
     Raises UserError if a run is impossible, with the line of the option at fault."""
     load = lru_cache(maxsize=None)(load_task)
-    configs: list[Config] = []
-    tasks: list[Task] = []
+    found: list[tuple[Config, Task]] = []
     notes: list[str] = []
     used: set[str] = set()
     for where, axes in file.axes.items():
         for point in _points(file, axes, used):
             try:
-                config, task, found = resolve({**file.sweep.base, **point}, None, default_model, load)
+                config, task, new = resolve({**file.sweep.base, **point}, None, default_model, load)
             except UserError as error:
                 key = error.key or "task"
-                place = file.at(*where, key) if key in axes else file.at("base", key)
+                place = file.lines.at(*where, key) if key in axes else file.lines.at("base", key)
                 options = ", ".join(f"{key} {value}" for key, value in point.items())
                 raise FileError(f"{place}: {options}: {error}") from None
-            configs.append(config)
-            tasks.append(task)
-            notes += [note for note in found if note not in notes]
+            found.append((config, task))
+            notes += [note for note in new if note not in notes]
     for name in file.sweep.exclude:
         if name not in used:
-            raise FileError(f"{file.at('exclude', name)}: exclude: {name}: excludes nothing; no run has these options")
-    if not configs:
+            rule = f"{file.lines.at('exclude', name)}: exclude: {name}"
+            raise FileError(f"{rule}: excludes nothing; no run has these options")
+    if not found:
         raise FileError(f"{file.path}: exclude: every run is left out")
-    return [Run(*parts) for parts in zip(_names(file, configs), configs, tasks, strict=True)], notes
+    names = _names(file, [config for config, _ in found])
+    return [Run(name, *each) for name, each in zip(names, found, strict=True)], notes
 
 
 def _points(file: SweepFile, axes: dict[str, list[Option]], used: set[str]) -> Iterator[dict[str, Option]]:
@@ -64,14 +63,13 @@ def _points(file: SweepFile, axes: dict[str, list[Option]], used: set[str]) -> I
     for combination in product(*axes.values()):
         point = dict(zip(axes, combination, strict=True))
         given = {**file.sweep.base, **point}
-        excluded = [name for name, rule in file.sweep.exclude.items() if _matches(given, rule)]
-        used.update(excluded)
+        excluded = False
+        for name, rule in file.sweep.exclude.items():
+            if all(given.get(key) in (value if isinstance(value, list) else [value]) for key, value in rule.items()):
+                used.add(name)
+                excluded = True
         if not excluded:
             yield point
-
-
-def _matches(given: dict[str, Option], rule: dict[str, Any]) -> bool:
-    return all(given.get(key) in (value if isinstance(value, list) else [value]) for key, value in rule.items())
 
 
 def _names(file: SweepFile, configs: list[Config]) -> list[str]:
@@ -84,12 +82,12 @@ def _names(file: SweepFile, configs: list[Config]) -> list[str]:
     first: dict[str, int] = {}
     for i, name in enumerate(names):
         if not name or name.startswith("."):
-            raise FileError(f"{file.at('run_name')}: run_name: gives {name!r}, not a valid folder name")
+            raise FileError(f"{file.lines.at('run_name')}: run_name: gives {name!r}, not a valid folder name")
         other = first.setdefault(name, i)
         if other != i:
             missing = [key for key in OPTIONS if dumped[i][key] != dumped[other][key]]
             why = f"they differ in {', '.join(missing)}" if missing else "they are the same run"
-            raise FileError(f"{file.at('run_name')}: run_name: two runs would be called {name!r}; {why}")
+            raise FileError(f"{file.lines.at('run_name')}: run_name: two runs would be called {name!r}; {why}")
     return names
 
 
@@ -105,7 +103,7 @@ def _name(file: SweepFile, config: Config, differ: list[str]) -> str:
         problem = unknown("name", str(error.args[0]), words)
     except ValueError as error:
         problem = str(error)
-    raise FileError(f"{file.at('run_name')}: run_name: {problem}")
+    raise FileError(f"{file.lines.at('run_name')}: run_name: {problem}")
 
 
 def _word(config: Config, key: str) -> str:

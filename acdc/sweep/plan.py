@@ -20,8 +20,7 @@ from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import open_checkpoint
 from acdc.model.load import pick_device
-from acdc.report.results import summary
-from acdc.report.text import grid
+from acdc.report.results import summary, to_text
 from acdc.setup.config import Config, DefaultModel
 from acdc.sweep import estimate
 from acdc.sweep.executors import Executor, Local
@@ -84,24 +83,21 @@ def make_plan(
 def overview(plan: SweepPlan) -> str:
     """Return the plan as text: every run, its state, and the time that it will take."""
     rows = [plan.row(run) for run in plan.runs]
+    counts = summary(rows)
     varied = [k for k in OPTIONS if len({row[k] for row in rows}) > 1]
-    shown = [["run", *varied, "state", "about"]]
-    words = {"waiting": "to do"}
-    if plan.retry:
-        words["failed"] = "to be made again"
+    words = {"waiting": "to do"} | ({"failed": "to be made again"} if plan.retry else {})
     left = {run.name for run in plan.left()}
     for row in rows:
-        about = estimate.in_words(plan.seconds[row["run"]]) if row["run"] in left else ""
-        now = words.get(row["state"], str(row["state"]))
-        shown.append([row["run"], *("–" if row[k] is None else str(row[k]) for k in varied), now, about])
+        row["state"] = words.get(row["state"], row["state"])
+        row["about"] = estimate.in_words(plan.seconds[row["run"]]) if row["run"] in left else ""
     total = sum(plan.seconds[name] for name in left)
     if isinstance(plan.executor, Local):
         workers = min(plan.executor.workers, max(1, len(left)))
         total_time = f"about {estimate.in_words(total / workers)} on {workers} × {plan.executor.threads} threads"
     else:
         total_time = f"about {estimate.in_words(total)} of work for Slurm"
-    table = grid(shown, left=1 + len(varied))
-    return f"{table}\n\n{summary(rows)}; {len(left):,} to make, {total_time}\nfiles     {plan.out}/"
+    table = to_text(rows, ["run", *varied, "state", "about"])
+    return f"{table}\n\n{counts}; {len(left):,} to make, {total_time}\nfiles     {plan.out}/"
 
 
 def _check_begun(run: Run, folder: Path) -> None:
@@ -154,7 +150,7 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
     """Return the circuits taken as the truth, by the configs' name of the task."""
     found: dict[str, Circuit] = {}
     for name, source in file.sweep.references.items():
-        where = f"{file.at('references', name)}: references: {name}"
+        where = f"{file.lines.at('references', name)}: references: {name}"
         tasks = {run.config.task for run in runs if name in (run.config.task, run.task.name)}
         if not tasks:
             raise FileError(f"{where}: no run is of this task")

@@ -8,12 +8,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
-from acdc.io.process import PYTHON, last_words
-from acdc.sweep.executors import Executor, Say, Unit, by_inputs, write_unit
+from acdc.sweep.executors import PYTHON, Executor, Say, Unit, by_inputs, last_words, write_unit
 from acdc.sweep.file import Slurm
 from acdc.sweep.grid import Run
 
@@ -71,20 +69,8 @@ class Cluster(Executor):
 
         unit_files = [write_unit(self.folder, unit, self.out) for unit in units]
         executor = submitit.SlurmExecutor(folder=self.folder, python=shlex.join(PYTHON))
-        executor.update_parameters(**self._parameters())
-        try:
-            with executor.batch():
-                handles = [executor.submit(make_unit, unit_file) for unit_file in unit_files]
-        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"--executor slurm: sbatch refuses: {reason[-300:]}") from None
-        for handle, unit in zip(handles, units, strict=True):
-            self._submitted[handle.job_id] = [run.name for run in unit]
-        write_atomic(path, json.dumps({"jobs": self._submitted}, indent=1) + "\n")
-
-    def _parameters(self) -> dict[str, Any]:
         o = self.options
-        given = {
+        parameters = {
             "job_name": "acdc",
             "time": o.time,
             "partition": o.partition,
@@ -96,7 +82,16 @@ class Cluster(Executor):
             "setup": [f"export {name}={o.cpus}" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")],
             "additional_parameters": {"requeue": True, **o.extra},
         }
-        return {key: value for key, value in given.items() if value is not None}
+        executor.update_parameters(**{key: value for key, value in parameters.items() if value is not None})
+        try:
+            with executor.batch():
+                handles = [executor.submit(make_unit, unit_file) for unit_file in unit_files]
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--executor slurm: sbatch refuses: {reason[-300:]}") from None
+        for handle, unit in zip(handles, units, strict=True):
+            self._submitted[handle.job_id] = [run.name for run in unit]
+        write_atomic(path, json.dumps({"jobs": self._submitted}, indent=1) + "\n")
 
     def _look(self, say: Say) -> list[Unit]:
         queued = _queued()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from acdc.errors import TaskError, short
-from acdc.task.schema import Answers, Compare, Generator, Prompt, Task
+from acdc.task.schema import Answers, Generator, Prompt, Task
 from acdc.task.template import fields, render
 from acdc.task.words import NumberRange, Table
 
@@ -144,8 +144,12 @@ def fill(task: Task, prompt: Prompt, slots: dict[str, Pool], rng: Random) -> tup
 def answers_of(task: Task, prompt: Prompt, values: Values | None) -> tuple[Texts, Texts]:
     """Return correct and wrong answers as text. Without slot values, as for rows, the prompt's own are literal."""
     answers = task.answers or Answers.model_construct()
-    if answers.compare and prompt.correct is None:
-        return compared(answers.compare, (values or {})[answers.compare.slot])
+    if (compare := answers.compare) and prompt.correct is None:
+        value = int((values or {})[compare.slot])
+        is_correct = operator.gt if compare.relation == "greater" else operator.lt
+        numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != value]
+        correct = tuple(n for n in numbers if is_correct(int(n), value))
+        return correct, tuple(n for n in numbers if not is_correct(int(n), value))
 
     def texts(own: Texts | None, common: Texts | None) -> Texts:
         if own is not None and values is None:
@@ -153,14 +157,6 @@ def answers_of(task: Task, prompt: Prompt, values: Values | None) -> tuple[Texts
         return tuple(render(text, values or {}) for text in (own if own is not None else common or ()))
 
     return texts(prompt.correct, answers.correct), texts(prompt.wrong, answers.wrong)
-
-
-def compared(compare: Compare, value: str) -> tuple[Texts, Texts]:
-    """Return the numbers on the correct side of the slot's value, and the others."""
-    is_correct = operator.gt if compare.relation == "greater" else operator.lt
-    numbers = [n for n in compare.among.texts() if compare.equal == "wrong" or int(n) != int(value)]
-    correct = tuple(n for n in numbers if is_correct(int(n), int(value)))
-    return correct, tuple(n for n in numbers if not is_correct(int(n), int(value)))
 
 
 def shuffled(task: Task, half: list[TextExample], rng: Random) -> list[TextExample]:

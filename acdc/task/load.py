@@ -13,7 +13,10 @@ from acdc.task.schema import Task
 
 def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     """Return a file's content merged over what it includes: a shipped task by name, or a .yaml relative to the file."""
-    content = with_rows(read_yaml(path, Task.model_fields), path)
+    content = read_yaml(path, Task.model_fields)
+    data = content.get("data")
+    if isinstance(data, dict) and isinstance(data.get("file"), str) and "rows" not in data:
+        content["data"] = {**data, "rows": read_rows(path.parent / data["file"])}
     check_trail(path, trail)
     if "include" not in content:
         return content
@@ -21,14 +24,6 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(parent, str):
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
     return merge(read_included(find(parent, beside=path.parent), (*trail, path.resolve())), content)
-
-
-def with_rows(content: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Replace `data.file` by the `data.rows` that it holds."""
-    data = content.get("data")
-    if not isinstance(data, dict) or not isinstance(data.get("file"), str) or "rows" in data:
-        return content
-    return content | {"data": {**data, "rows": read_rows(path.parent / data["file"])}}
 
 
 def shipped_dir(name: str) -> Path:

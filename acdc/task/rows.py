@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,25 +45,22 @@ def of_jsonl(text: str, path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def of_csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield each row with its line number. An empty cell is a key that the row doesn't have."""
+    """Yield each row with its line number. An empty cell is a key that the row doesn't have; a column without a name is
+    an index, which pandas writes."""
     lines = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        check_columns(lines.fieldnames or (), path)
+        names = [*filter(None, lines.fieldnames or ())]
+        if ids := next(filter(TOKEN_IDS.fullmatch, names), None):
+            right = "give the answers as texts in columns correct and wrong, and remove this one"
+            raise TaskError(f"{path}: column {ids!r} has token ids, which differ between tokenizers; {right}")
+        for name in names:
+            if name not in Prompt.model_fields:
+                raise TaskError(f"{path}: {unknown('column', name, Prompt.model_fields)}; rename or remove it")
+            if names.count(name) > 1:
+                raise TaskError(f"{path}: column {name!r} is there twice; for several answers of a prompt, use JSONL")
         for row in lines:
             if None in row or None in row.values():
                 raise TaskError(f"{path} line {lines.line_num}: not a cell for each column; quote texts with commas")
             yield lines.line_num, {name: cell for name, cell in row.items() if name and cell}
     except csv.Error as error:
         raise TaskError(f"{path} line {lines.reader.line_num}: not valid CSV: {error}") from None
-
-
-def check_columns(names: Sequence[str], path: Path) -> None:
-    """Raise TaskError for a column that isn't a row's key; one without a name is an index, which pandas writes."""
-    if ids := next(filter(TOKEN_IDS.fullmatch, names), None):
-        right = "give the answers as texts in columns correct and wrong, and remove this one"
-        raise TaskError(f"{path}: column {ids!r} has token ids, which differ between tokenizers; {right}")
-    for name in filter(None, names):
-        if name not in Prompt.model_fields:
-            raise TaskError(f"{path}: {unknown('column', name, Prompt.model_fields)}; rename or remove it")
-        if names.count(name) > 1:
-            raise TaskError(f"{path}: column {name!r} is there twice; for several answers of a prompt, use JSONL")

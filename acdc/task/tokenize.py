@@ -111,12 +111,18 @@ def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Dat
 
 
 class Encoder:
-    """A caching tokenizer wrapper, with the task's rules about single texts."""
+    """A caching tokenizer wrapper, with the task's rules about texts and examples."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer) -> None:
         self.task = task
         self.tokenizer = tokenizer
-        self.bos = first_tokens(task, tokenizer)
+        self.bos: list[int] = []  # the tokens before every prompt
+        if task.data.bos and tokenizer.bos_id is None:
+            copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
+            right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
+            raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
+        if task.data.bos and tokenizer.bos_id is not None:
+            self.bos = [tokenizer.bos_id]
         cached = lru_cache(maxsize=100_000)
         self.encode: Callable[[str], tuple[int, ...]] = cached(self._encode)
         self.continuation: Callable[[str], tuple[int, ...]] = cached(self._continuation)
@@ -162,22 +168,102 @@ class Encoder:
                 want = "|".join(map(repr, parts))
                 yield f"{text!r} should be the tokens {want}, tokenizer {self.tokenizer.name} makes {self.show(whole)}"
 
+    # --- rules for one example; a broken one is a ValueError
+
+    def ids(self, text: str, *, follows: bool = False) -> list[int]:
+        """Return the tokens of a text, each in the vocabulary. `follows`: other text precedes it."""
+        ids = list(self.continuation(text) if follows else self.encode(text))
+        tokenizer = self.tokenizer
+        for i in ids:
+            if not 0 <= i < tokenizer.vocab_size:
+                rule = f"should be below the vocabulary size {tokenizer.vocab_size}"
+                raise ValueError(f"token id {i} of {short(text)} {rule}; is {tokenizer.name} the model's tokenizer?")
+        if getattr(tokenizer, "unk_id", None) in ids:
+            unknown = f"has words that tokenizer {tokenizer.name} doesn't know: {self.show(ids)}"
+            raise ValueError(f"{short(text)} {unknown}; use words of its vocabulary or another model")
+        return ids
+
+    def pair(self, example: TextExample) -> tuple[list[int], list[int]]:
+        """Return clean and corrupted tokens: not empty, different, of equal length, and aligned."""
+        clean = self.ids(example.clean)
+        corrupted = self.ids(example.corrupted)
+        show = self.show
+        if not clean:
+            raise ValueError("the prompt has no tokens; it should have at least one")
+        if clean == corrupted:
+            raise ValueError(f"clean and corrupted prompt should differ, both are {show(clean)}")
+        for slot, text in example.steps.items():
+            changed = self.ids(text)
+            if len(changed) != len(clean):
+                rule = f"slot {slot!r} should keep its number of tokens when it is corrupted"
+                both = f"clean {show(clean)}, with the slot changed {show(changed)}"
+                raise ValueError(f"{rule}: {both}; {AS_MANY}")
+        if len(clean) != len(corrupted):
+            counts = f"have {len(clean)} and {len(corrupted)}: {show(clean)} and {show(corrupted)}"
+            raise ValueError(f"clean and corrupted prompt should have equally many tokens, {counts}; {AS_MANY}")
+        return clean, corrupted
+
+    def positions(self, clean: list[int]) -> list[int]:
+        """Return the scored positions, counted from 0 without BOS and padding; the task may count from the end."""
+        length = len(clean)
+        # With answers.next, a token must follow each scored position.
+        last = length - 1 if self.task.answers and self.task.answers.next else length
+        if self.task.score_at == "last":
+            return [length - 1]
+        if self.task.score_at == "all":
+            return list(range(last))
+        for position in self.task.score_at:
+            if not -length <= position < last or (position < 0 and position + length >= last):
+                has = f"the prompt has {length} tokens, {self.show(clean)}"
+                raise ValueError(f"score_at: position {position} should be from {-length} to {last - 1}; {has}")
+        return sorted({position % length for position in self.task.score_at})
+
+    def answers(self, example: TextExample, clean: list[int], position: int) -> tuple[list[int], list[int]]:
+        """Return token ids of the correct and the wrong answers: single tokens, none of them both."""
+        if self.task.answers and self.task.answers.next:
+            return [clean[position + 1]], []
+        correct = list(dict.fromkeys(map(self.answer, example.correct)))
+        wrong = list(dict.fromkeys(map(self.answer, example.wrong)))
+        if not correct and (self.task.answers or wrong):
+            raise ValueError("has no correct answer; it should have at least one")
+        for i in set(correct) & set(wrong):
+            raise ValueError(f"answer {self.show([i])} is both correct and wrong")
+        return correct, wrong
+
+    def answer(self, text: str) -> int:
+        """Return the token id of an answer, which must be a single token."""
+        ids = self.ids(text, follows=True)
+        if len(ids) != 1:
+            made = f"tokenizer {self.tokenizer.name} makes {self.show(ids)}"
+            raise ValueError(f"answer {text!r} should be a single token, {made}")
+        return ids[0]
+
 
 def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int) -> Split:
-    """Tokenize and check one half. `offset` is added to the numbers of its examples in messages."""
+    """Tokenize and check one half. `offset` is added to the numbers of its examples in messages. Unequal lengths are an
+    error unless the task allows padding."""
     cleans = []
     corrupteds = []
     rows = []
     answers = []
     for i, example in enumerate(half):
-        check = Check(task, encoder, f"{task.name}: example {offset + i + 1} {short(example.clean)}")
-        clean, corrupted = check.pair(example)
+        try:
+            clean, corrupted = encoder.pair(example)
+            for position in encoder.positions(clean):
+                rows.append((i, len(encoder.bos) + position))
+                answers.append(encoder.answers(example, clean, position))
+        except ValueError as error:
+            raise TaskError(f"{task.name}: example {offset + i + 1} {short(example.clean)}: {error}") from None
         cleans.append(encoder.bos + clean)
         corrupteds.append(encoder.bos + corrupted)
-        for position in check.positions(clean):
-            rows.append((i, len(encoder.bos) + position))
-            answers.append(check.answers(example, clean, position))
-    length = check_lengths(task, encoder, half, cleans, offset)
+    lengths = [len(clean) for clean in cleans]
+    if task.data.padding == "none" and len(set(lengths)) > 1:
+        usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
+        odd = next(i for i, n in enumerate(lengths) if n != usual)
+        where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
+        tokens = f"has {lengths[odd]} tokens, most have {usual}: {encoder.show(cleans[odd])}"
+        raise TaskError(f"{where}: {tokens}; use words of equal token length or allow data.padding: left")
+    length = max(lengths)
     pad = np.array([length - len(clean) for clean in cleans], dtype=np.int64)
     return Split(
         clean=left_padded(cleans, length, encoder.tokenizer.bos_id or 0),
@@ -188,17 +274,6 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
         wrong=filled([wrong for _, wrong in answers]),
         texts=tuple((example.clean, example.corrupted) for example in half),
     )
-
-
-def first_tokens(task: Task, tokenizer: Tokenizer) -> list[int]:
-    """Return the tokens before every prompt: BOS if the task has `data.bos`; raise TaskError if there is none."""
-    if not task.data.bos:
-        return []
-    if tokenizer.bos_id is None:
-        copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
-        right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
-        raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
-    return [tokenizer.bos_id]
 
 
 def left_padded(prompts: list[list[int]], length: int, filler: int) -> np.ndarray:
@@ -213,96 +288,3 @@ def filled(answers: list[list[int]]) -> np.ndarray:
     for row, ids in zip(array, answers, strict=True):
         row[: len(ids)] = ids
     return array
-
-
-def check_lengths(task: Task, encoder: Encoder, half: list[TextExample], cleans: list[list[int]], offset: int) -> int:
-    """Return the longest length; unequal lengths are an error unless the task allows padding."""
-    lengths = [len(clean) for clean in cleans]
-    if task.data.padding == "none" and len(set(lengths)) > 1:
-        usual = max(set(lengths), key=lambda n: (lengths.count(n), n))
-        odd = next(i for i, n in enumerate(lengths) if n != usual)
-        where = f"{task.name}: example {offset + odd + 1} {short(half[odd].clean)}"
-        tokens = f"has {lengths[odd]} tokens, most have {usual}: {encoder.show(cleans[odd])}"
-        raise TaskError(f"{where}: {tokens}; use words of equal token length or allow data.padding: left")
-    return max(lengths)
-
-
-@dataclass(frozen=True)
-class Check:
-    """The rules for one example; every message begins with `where`."""
-
-    task: Task
-    encoder: Encoder
-    where: str
-
-    def fail(self, text: str) -> TaskError:
-        """Return the error for this example."""
-        return TaskError(f"{self.where}: {text}")
-
-    def ids(self, text: str, *, follows: bool = False) -> list[int]:
-        """Return the tokens of a text, each in the vocabulary. `follows`: other text precedes it."""
-        ids = list(self.encoder.continuation(text) if follows else self.encoder.encode(text))
-        tokenizer = self.encoder.tokenizer
-        for i in ids:
-            if not 0 <= i < tokenizer.vocab_size:
-                rule = f"should be below the vocabulary size {tokenizer.vocab_size}"
-                raise self.fail(f"token id {i} of {short(text)} {rule}; is {tokenizer.name} the model's own tokenizer?")
-        if getattr(tokenizer, "unk_id", None) in ids:
-            unknown = f"has words that tokenizer {tokenizer.name} doesn't know: {self.encoder.show(ids)}"
-            raise self.fail(f"{short(text)} {unknown}; use words of its vocabulary or another model")
-        return ids
-
-    def pair(self, example: TextExample) -> tuple[list[int], list[int]]:
-        """Return clean and corrupted tokens: not empty, different, of equal length, and aligned."""
-        clean = self.ids(example.clean)
-        corrupted = self.ids(example.corrupted)
-        show = self.encoder.show
-        if not clean:
-            raise self.fail("the prompt has no tokens; it should have at least one")
-        if clean == corrupted:
-            raise self.fail(f"clean and corrupted prompt should differ, both are {show(clean)}")
-        for slot, text in example.steps.items():
-            changed = self.ids(text)
-            if len(changed) != len(clean):
-                rule = f"slot {slot!r} should keep its number of tokens when it is corrupted"
-                both = f"clean {show(clean)}, with the slot changed {show(changed)}"
-                raise self.fail(f"{rule}: {both}; {AS_MANY}")
-        if len(clean) != len(corrupted):
-            counts = f"have {len(clean)} and {len(corrupted)}: {show(clean)} and {show(corrupted)}"
-            raise self.fail(f"clean and corrupted prompt should have equally many tokens, {counts}; {AS_MANY}")
-        return clean, corrupted
-
-    def positions(self, clean: list[int]) -> list[int]:
-        """Return the scored positions, counted from 0 without BOS and padding; the task may count from the end."""
-        length = len(clean)
-        # With answers.next, a token must follow each scored position.
-        last = length - 1 if self.task.answers and self.task.answers.next else length
-        if self.task.score_at == "last":
-            return [length - 1]
-        if self.task.score_at == "all":
-            return list(range(last))
-        for position in self.task.score_at:
-            if not -length <= position < last or (position < 0 and position + length >= last):
-                has = f"the prompt has {length} tokens, {self.encoder.show(clean)}"
-                raise self.fail(f"score_at: position {position} should be from {-length} to {last - 1}; {has}")
-        return sorted({position % length for position in self.task.score_at})
-
-    def answers(self, example: TextExample, clean: list[int], position: int) -> tuple[list[int], list[int]]:
-        """Return token ids of the correct and the wrong answers: single tokens, none of them both."""
-        if self.task.answers and self.task.answers.next:
-            return [clean[position + 1]], []
-        correct = list(dict.fromkeys(map(self.answer, example.correct)))
-        wrong = list(dict.fromkeys(map(self.answer, example.wrong)))
-        if not correct and (self.task.answers or wrong):
-            raise self.fail("has no correct answer; it should have at least one")
-        for i in set(correct) & set(wrong):
-            raise self.fail(f"answer {self.encoder.show([i])} is both correct and wrong")
-        return correct, wrong
-
-    def answer(self, text: str) -> int:
-        """Return the token id of an answer, which must be a single token."""
-        ids = self.ids(text, follows=True)
-        if len(ids) != 1:
-            made = f"tokenizer {self.encoder.tokenizer.name} makes {self.encoder.show(ids)}"
-            raise self.fail(f"answer {text!r} should be a single token, {made}")
-        return ids[0]

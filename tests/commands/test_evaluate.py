@@ -330,7 +330,7 @@ def test_one_prompt_and_no_edges(tmp_path):
     assert any("one set of prompts" in note for note in found.notes)
     assert "nan" not in to_text(found)
     file = read_circuit(LIST.parent / "golden" / "or-gate.json")
-    none = Circuit.empty(file.model.graph, direct=False)
+    none = Circuit(file.model.graph, np.zeros_like(file.model.graph.edges))
     write_circuit(tmp_path / "c.json", file.model_copy(update={"graph": GraphPart.of(none), "edges": ()}))
     empty = assess(tmp_path / "c.json", most=200)
     assert (empty.random, empty.minimality) == (None, None)

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from acdc.commands.export import to_graphml, to_node_link
 from acdc.errors import FileError
 from acdc.files.circuit import (
     Edge,
@@ -27,7 +28,6 @@ from acdc.files.circuit import (
 )
 from acdc.files.diff import diff
 from acdc.files.eap_ig import read_eap_ig, to_eap_ig
-from acdc.files.graphml import to_graphml, to_node_link
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic, write_output

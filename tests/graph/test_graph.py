@@ -107,7 +107,7 @@ def test_networkx_has_every_edge_once(circuit):
 
 def test_networkx_says_layer_input_and_score():
     graph = Graph(2, 2)
-    circuit = Circuit.empty(graph, direct=False)
+    circuit = Circuit(graph, np.zeros_like(graph.edges))
     scores = np.full(graph.edges.shape, np.nan)
     for name, score in (("input->a1.h0<q>", 0.5), ("a1.h0->m1", np.nan), ("m1->logits", -2.0)):
         edge = graph.parse_edge(name)

@@ -226,20 +226,20 @@ def test_there_are_many() -> None:
 # ---------------------------------------------------------------- verification
 
 MISTAKES = {  # a family's file, broken in one place
-    "gpt2, a norm": ("gpt2", "config.layer_norm_epsilon", "0.5"),
+    "gpt2, a norm": ("gpt2", "d_mlp=", "norm_eps=0.5, d_mlp="),
     "gpt2, a scale": ("gpt2", "c.d_head**-0.5", "c.d_head**-0.6"),
-    "gpt_neo, a norm": ("gpt_neo", "config.layer_norm_epsilon", "0.5"),
+    "gpt_neo, a norm": ("gpt_neo", "d_mlp=", "norm_eps=0.5, d_mlp="),
     "gpt_neo, windows": ("gpt_neo", 'kind == "local"', 'kind == "global"'),
-    "gpt_neox, a norm": ("gpt_neox", "config.layer_norm_eps", "0.5"),
+    "gpt_neox, a norm": ("gpt_neox", "d_mlp=", "norm_eps=0.5, d_mlp="),
     "gpt_neox, a scale": ("gpt_neox", 't.scale(to + "q", scale)', 't.scale(to + "q", scale * 1.1)'),
     "gpt_neox, a rotation": ("gpt_neox", "    for i in", '    t.out["rotary.frequencies"] *= 1.1\n    for i in'),
-    "llama, a norm": ("llama", "config.rms_norm_eps", "0.5"),
+    "llama, a norm": ("llama", "d_mlp=", "norm_eps=0.5, d_mlp="),
     "llama, a scale": ("llama", 't.scale(to + "q", scale)', "pass"),
     "llama, a rotation": ("llama", "    for i in", '    t.out["rotary.frequencies"] *= 1.1\n    for i in'),
     "mistral, windows": ("mistral", "config.sliding_window if", "None if"),
     "qwen2, windows": ("qwen2", 'k == "sliding_attention"', 'k == "full_attention"'),
     "qwen3, a scale": ("qwen3", 'q_norm.weight") * scale', 'q_norm.weight")'),
-    "qwen3, a norm": ("qwen3", "config.rms_norm_eps", "0.5"),
+    "qwen3, a norm": ("qwen3", "d_mlp=", "norm_eps=0.5, d_mlp="),
 }
 WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
 

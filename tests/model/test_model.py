@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
-from acdc.errors import ModelError
+from acdc.errors import UserError
 from acdc.model.checkpoint import POST_NORM
 from acdc.model.load import load_model
 from acdc.model.transformer import VOCAB_BLOCK
@@ -148,7 +148,7 @@ BAD_TENSORS = {
 
 
 def refused(folder, message):
-    with pytest.raises(ModelError) as error:
+    with pytest.raises(UserError) as error:
         load_model(str(folder), "cpu")
     assert message in str(error.value)
     assert str(folder) in str(error.value) or str(error.value).startswith("model config: ")

@@ -64,7 +64,7 @@ def test_a_run_that_overflows_names_node_and_prompt_and_leaves_no_result(acdc, t
         assert result.code == 2
         *_, last = result.err.splitlines()
         assert last.startswith("acdc: a1.h2 writes "), result.err
-        assert "prompt 1 of the discovery half, clean run: 'Then, " in last
+        assert "on the clean prompt 'Then, " in last
         assert "float32 can't go on with" in last and "--dtype float64" in last
         assert "Traceback" not in result.err and not result.out
     assert not [p.name for p in tmp_path.rglob("*") if p.name in ("circuit.json", "metrics.json", "log.jsonl")]
@@ -102,7 +102,7 @@ def test_the_first_node_and_its_first_prompt_are_found(run, node, size):
     with pytest.raises(UserError) as error:
         Parts(model, prompts, "corrupted", size)
     assert f"{node} writes " in str(error.value)
-    assert f"prompt {example + 1}, {run} run" in str(error.value)
+    assert f"the {run} prompt '{run} {example}'," in str(error.value)
     if node == "a1.h1":
         assert "writes nan" in str(error.value)
 
@@ -114,7 +114,7 @@ def test_what_a_norm_would_turn_into_zeros_is_refused(norm, fails):
     model.weights["layers.1.o.bias"][0] = 1e25
     prompts = random_prompts(0, model)
     if fails:
-        with pytest.raises(UserError, match=r"the logits read 1e\+25 on prompt 1, clean run"):
+        with pytest.raises(UserError, match=r"the logits read 1e\+25 on the clean prompt 'clean 0'"):
             prepare(model, prompts, "zero")
     else:
         assert float(prepare(model, prompts, "zero").residual[-1].max()) > 9e24

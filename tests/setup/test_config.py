@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from acdc.errors import UserError
 from acdc.model.find import BUNDLED
 from acdc.setup.config import Config, resolve
+from acdc.setup.inputs import load
 from tests.support import ROOT
 
 CASES = {  # as typed, and as results call it
@@ -66,3 +68,10 @@ def test_the_command_of_a_run_can_be_pasted(acdc, tmp_path: Path, typed: str) ->
     assert (tmp_path / "second" / "circuit.json").read_text() == text
     for file in (tmp_path / "first").iterdir():
         assert str(tmp_path).encode() not in file.read_bytes(), file.name
+
+
+def test_more_edges_than_the_graph_has_are_refused():
+    given = {"task": "or-gate", "model": "or-gate", "method": "edge-patching", "edges": 10_000}
+    config, task, _ = resolve(given, None, None)
+    with pytest.raises(UserError, match=r"--edges: 10000 of .* residual edges; ask for fewer"):
+        load(config, task)

@@ -57,4 +57,5 @@ def random_prompts(
     answers = np.stack([rng.permutation(model.config.vocab_out)[:4] for _ in rows])
     correct, wrong = answers[:, :2].copy(), answers[:, 2:].copy()
     correct[::2, 1] = -1
-    return Split(clean, corrupted, pads, rows, correct, wrong)
+    texts = tuple((f"clean {i}", f"corrupted {i}") for i in range(batch))
+    return Split(clean, corrupted, pads, rows, correct, wrong, texts)

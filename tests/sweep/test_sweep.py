@@ -23,11 +23,11 @@ import yaml
 from acdc.errors import UserError
 from acdc.files import table
 from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
-from acdc.io.process import PYTHON
 from acdc.model.checkpoint import open_checkpoint
 from acdc.report.results import to_text
 from acdc.setup.config import Config, resolve
 from acdc.sweep import estimate, executors
+from acdc.sweep.executors import PYTHON
 from acdc.sweep.file import AxisRange, read_sweep
 from acdc.sweep.grid import runs_of as all_runs_of
 from acdc.sweep.tracking import Tracking

@@ -332,7 +332,9 @@ function drawCurve(point) {
   plot.append("g").attr("class", "axis").attr("transform", `translate(${left},0)`).call(d3.axisLeft(y).ticks(5, "%"));
   for (const level of [0, 1]) plot.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
   plot.append("path").attr("class", "band").attr("d", d3.area().x(p => x(p.edges)).y0(p => y(p.faithfulness[1] ?? p.faithfulness[0])).y1(p => y(p.faithfulness[2] ?? p.faithfulness[0]))(points));
-  plot.append("path").attr("class", "line").attr("d", d3.line(p => x(p.edges), p => y(p.faithfulness[0]))(points));
+  const line = d3.line(p => x(p.edges), p => y(p.faithfulness[0]));
+  plot.append("path").attr("class", "line").attr("d", line(points));
+  plot.append("path").attr("class", "line searched").attr("d", line(data.searched.filter(p => p.faithfulness[0] !== null)));
   plot.selectAll("circle.dot").data(points).join("circle").attr("class", "dot").attr("r", 4).attr("cx", p => x(p.edges)).attr("cy", p => y(p.faithfulness[0]))
     .append("title").text(p => `${p.edges} edges: faithfulness ${interval(p.faithfulness, percent)}; ${data.method.metric} ${interval(p.metric, v => number(v))}`);
   if (point) plot.append("circle").attr("class", "now").attr("r", 8).attr("cx", x(point.edges)).attr("cy", y(point.faithfulness[0]));

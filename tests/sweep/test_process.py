@@ -11,8 +11,8 @@ import sys
 import pytest
 
 from acdc.errors import UserError
-from acdc.io.process import PYTHON, last_words
 from acdc.sweep import executors
+from acdc.sweep.executors import PYTHON, last_words
 from acdc.sweep.file import Slurm, read_sweep
 from acdc.sweep.grid import runs_of
 from acdc.sweep.slurm import Cluster
