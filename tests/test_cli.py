@@ -35,7 +35,7 @@ GOLDEN = ROOT / "configs/golden/ioi.json"
 BAD_OPTIONS = {
     "a flat metric": (["--method", "eap", "--edges", "5"], "--metric kl"),
     "a flat metric of the filter": (["--prefilter", "hisp:0.1"], "--metric kl"),
-    "an option of another method": (["--edges", "5"], "method acdc has no edges"),
+    "an option of another method": (["--steps", "5"], "method acdc has no steps"),
     "no number of edges": (["--method", "hisp", "--metric", "logit-diff"], "--edges N"),
     "both bounds": (["--method", "eap-ig", "--edges", "3", "--threshold", "0.1"], "one of the two"),
     "more edges than there are": (["--method", "eap-ig", "--edges", "4000"], "4000 of 479"),
