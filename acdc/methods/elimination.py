@@ -318,7 +318,7 @@ class _Search:
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges])
+        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges], whole=True)
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""
