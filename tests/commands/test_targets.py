@@ -15,7 +15,7 @@ from acdc.files.circuit import read_circuit
 from acdc.graph.scores import read_scores
 from acdc.methods import discover
 from acdc.methods.discover import LOG, SCORES, SUPERSET
-from tests.support.moments import Moments, contents, named
+from tests.support.moments import TASK, Moments, contents, named
 from tests.support.runs import Killed, inputs
 
 TINY = {"task": "ioi", "model": "tiny", "examples": 8, "ablation": "corrupted", "dtype": "float32"}
@@ -162,3 +162,44 @@ def test_a_superset_that_is_no_file_of_edges_is_refused(tmp_path, data):
         runner.run(inp, tmp_path)
     _, out = runner.run(inp, tmp_path, force=True)
     assert read_circuit(out / "circuit.json")
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_a_target_in_a_file_is_checked(acdc, tmp_path):
+    for value, says in (("2", "less than or equal to 1"), (".nan", "nan"), ("0", "greater than 0")):
+        (tmp_path / "run.yaml").write_text(f"{{task: ioi, model: tiny, faithfulness: {value}}}")
+        result = acdc("run", "--config", "run.yaml", "--out", "folder")
+        assert result.code == 2 and result.err.count("\n") == 1 and not result.out
+        assert result.err.startswith("acdc: run.yaml: faithfulness: ") and says in result.err
+        assert not (tmp_path / "folder").exists()
+
+
+def refused(result):
+    """The message that a search ends with; notes come before it."""
+    assert result.code == 2 and not result.out
+    *notes, message = result.err.splitlines()
+    assert {note.split(":")[0] for note in notes} <= {"memory", "warning"}
+    return message
+
+
+def test_a_filter_that_leaves_too_little_is_refused(acdc, tmp_path):
+    command = ("run", "--task", "ioi", "--model", "tiny", "--examples", 4, "--device", "cpu", "--out", "run")
+    result = acdc(*command, "--faithfulness", 0.9, "--prefilter", "eap-ig:0.02")
+    message = refused(result)
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"config.yaml", ".lock", SCORES}
+    assert message.startswith("acdc: --faithfulness 0.9: the edges that --prefilter eap-ig:0.02 leaves are ")
+    assert message.endswith(" faithful on the discovery half; leave more")
+
+
+@pytest.mark.parametrize("target", [("--faithfulness", 0.9), ("--edges", 4)])
+def test_a_task_that_the_model_does_as_well_without_any_edge_is_refused(acdc, tmp_path, target):
+    """The model says the first token last, and the answers are the other way round."""
+    answers = TASK.replace("correct", "right").replace("wrong", "correct").replace("right", "wrong")
+    (tmp_path / "reverse.yaml").write_text(answers)
+    result = acdc("run", "--task", "reverse.yaml", "--device", "cpu", *target, "--out", "run")
+    message = refused(result)
+    assert not (tmp_path / "run").exists()
+    flag = " ".join(map(str, target[:1] if target[0] == "--edges" else target))
+    assert message.startswith(f"acdc: {flag}: tracr-reverse does reverse as well with everything ablated (logit-diff ")
