@@ -71,7 +71,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace what the directory holds.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print circuit.json instead of a table.")] = False,
 ) -> None:
-    """Discover one circuit, or one for each of several thresholds or targets.
+    """Discover a circuit, or one for each threshold or target.
 
     Example: acdc run --task greater-than --model tiny
     """

@@ -37,7 +37,7 @@ GOLDEN = ROOT / "configs/golden/ioi.json"
 BAD_OPTIONS = {
     "a flat metric": (["--method", "eap", "--edges", "5"], "--metric kl"),
     "a flat metric of the filter": (["--prefilter", "hisp:0.1"], "--metric kl"),
-    "an option of another method": (["--edges", "5"], "method acdc has no edges"),
+    "an option of another method": (["--steps", "5"], "method acdc has no steps"),
     "no number of edges": (["--method", "hisp", "--metric", "logit-diff"], "--edges N"),
     "both bounds": (["--method", "eap-ig", "--edges", "3", "--threshold", "0.1"], "one of the two"),
     "more edges than there are": (["--method", "eap-ig", "--edges", "4000"], "4000 of 479"),
@@ -48,6 +48,16 @@ BAD_OPTIONS = {
     "a filter by acdc": (["--prefilter", "acdc:0.1"], "unknown method"),
     "a share above 1": (["--prefilter", "eap-ig:2"], "up to 1"),
     "a sparsity of 1": (["--method", "edge-pruning", "--sparsity", "1"], "less than 1"),
+    "no faithfulness": (["--faithfulness", "0"], "--faithfulness: is 0; it must be above 0 and up to 1"),
+    "more than all of it": (["--faithfulness", "0.9,1.2"], "--faithfulness: is 1.2; it must be above 0 and up to 1"),
+    "a faithfulness that is no number": (["--faithfulness", "nan"], "--faithfulness: is nan; it must be above 0"),
+    "a target of another method": (["--method", "eap-ig", "--faithfulness", "0.9"], "eap-ig has no faithfulness"),
+    "a target and a threshold": (["--faithfulness", "0.9", "--threshold", "1"], "one of the two"),
+    "two targets": (["--faithfulness", "0.9", "--edges", "9"], "one of the two"),
+    "a target of too many edges": (["--edges", "4000"], "--edges: 4000 of 479 residual edges"),
+    "an order with a target": (["--edges", "9", "--order", "random"], "--order: is for deciding by a threshold"),
+    "magnitudes with a target": (["--faithfulness", "0.9", "--abs"], "--abs: is for deciding by a threshold"),
+    "a batch with a target": (["--faithfulness", "0.9", "--batch", "8"], "--batch: is for deciding by a threshold"),
     "no updates": (["--method", "diffmask", "--updates", "0"], "greater than or equal to 1"),
 }
 

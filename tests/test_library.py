@@ -188,7 +188,7 @@ MISTAKES = {
         "--dtype: the model has one already; give it to",
     ),
     "unknown method": (lambda m, t: acdc.discover(m, t, method="eep"), "--method: unknown method 'eep'. Did you mean"),
-    "another method's": (lambda m, t: acdc.discover(m, t, edges=5), "--edges: method acdc has no edges; it has"),
+    "another method's": (lambda m, t: acdc.discover(m, t, steps=5), "--steps: method acdc has no steps; it has"),
     "no number": (
         lambda m, t: acdc.discover(m, t, threshold="low"),
         "--threshold: should be a valid number",

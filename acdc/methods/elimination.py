@@ -9,12 +9,14 @@ Exact backward elimination, from a superset (`acdc.methods.superset`) to nothing
 2. At the goal, exchange: add an edge that lowers the metric, as gradients suggest and an exact test confirms; then
    remove others. The circuit is taken if it is smaller, or as large and better.
 3. Verify that no edge can go: all effects are taken again.
-4. Go on to the empty circuit. The order in which edges went gives a nested circuit of every size.
+4. Go on to the empty circuit. If a circuit on the way is a better answer, as the metric may fall again, go back to it,
+   and to 2. Otherwise the order in which edges went gives a nested circuit of every size.
 
 Everything is measured on the discovery half, by the engine that follows a change through kept edges only.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -45,6 +47,15 @@ class Goal:
 
     metric: float | None = None  # the largest metric of the circuit, mean over the prompts
     edges: int | None = None  # the largest number of edges
+
+    def nearer(self, size: int, metric: float, than: tuple[int, float], gain: float) -> bool:
+        """Whether a circuit is a better answer than another, given as its size and metric: smaller, or as large and
+        better by some gain; for a number of edges, better by that gain, or smaller and no worse."""
+        smaller = size < than[0]
+        better = metric < than[1] - gain
+        if self.edges is not None:
+            return size <= self.edges and (better or (smaller and metric <= than[1]))
+        return self.metric is not None and metric <= self.metric and (smaller or (size == than[0] and better))
 
 
 @dataclass(frozen=True)
@@ -78,19 +89,21 @@ def smallest(
     """
     search = _Search(engine, problem, start, allowed, goal, ends, journal, progress)
     search.eliminate()
-    search.exchange()
-    while search.least_of_all() is not None:  # an effect that wasn't taken again had become smaller
-        search.eliminate()
-    kept = search.kept.copy()
-    metric = search.metric
-    effects = np.full(kept.shape, np.nan)
-    for edge in search.edges():
-        effects[edge] = search.effects[edge]
-    search.goal = Goal(edges=0)
-    search.eliminate()
+    better = True
+    while better:
+        search.exchange()
+        while search.least_of_all() is not None:  # an effect that wasn't taken again had become smaller
+            search.eliminate()
+        kept = search.kept
+        metric = search.metric
+        effects = np.full(kept.shape, np.nan)
+        for edge in search.edges():
+            effects[edge] = search.effects[edge]
+        better = search.descend()
     scores = np.where(engine.graph.edges, 0.0, np.nan)
+    sizes = sorted(search.left_at.values())
     for edge, size in search.left_at.items():
-        scores[edge] = 1 / size
+        scores[edge] = 1 / bisect_right(sizes, size)  # after an exchange, edges have left twice at one size
     return Smallest(kept, effects, metric, scores)
 
 
@@ -130,13 +143,23 @@ class _Search:
     def eliminate(self) -> None:
         """Remove the edges with the smallest effects, as long as the goal allows."""
         while (edges := self._next()) is not None:
-            limit = self.metric + self._small()
-            undo = self._undo()
-            self.flip(edges)
-            while len(edges) > 1 and not (self.metric <= limit and self._within(self.metric)):
-                undo()
-                edges = edges[: len(edges) // 2]
-                self.flip(edges)
+            self._remove(edges)
+
+    def descend(self) -> bool:
+        """Go on to the empty circuit and, if one on the way is a better answer, back to that; returns whether."""
+        goal = self.goal
+        best = None
+        than = self.size, self.metric
+        self.goal = Goal(edges=0)
+        while (edges := self._next()) is not None:
+            self._remove(edges)
+            if goal.nearer(self.size, self.metric, than, self._gain):
+                than = self.size, self.metric
+                best = self._undo()
+        self.goal = goal
+        if best is not None:
+            best()
+        return best is not None
 
     def exchange(self) -> None:
         """Add edges and remove others, until that makes the circuit neither smaller nor better."""
@@ -148,6 +171,11 @@ class _Search:
         self.take([edge for edge in self.edges() if not self._fresh(edge)])
         edge = min(self.edges(), key=self._rank, default=None)
         return edge if edge is not None and self._can_go(edge) else None
+
+    @property
+    def _gain(self) -> float:
+        """The least fall of the metric that counts."""
+        return GAIN * self.ends.span
 
     # --- elimination --------------------------------------------------------------------------------------------------
 
@@ -176,6 +204,16 @@ class _Search:
                 return edges[0]
             self.take([edge for edge in edges[:RETAKEN] if not self._fresh(edge)])
         return None
+
+    def _remove(self, edges: list[Edge]) -> None:
+        """Remove edges, or only half of them, and so on, if the metric rises by more than is small."""
+        limit = self.metric + self._small()
+        undo = self._undo()
+        self.flip(edges)
+        while len(edges) > 1 and not (self.metric <= limit and self._within(self.metric)):
+            undo()
+            edges = edges[: len(edges) // 2]
+            self.flip(edges)
 
     def _fresh(self, edge: Edge) -> bool:
         """Whether an effect was taken in the current circuit."""
@@ -213,15 +251,13 @@ class _Search:
         return [edge for edge in sorted(edges, key=self._rank) if self.effects[edge] < 0][:TRIED]
 
     def _exchanged(self, edge: Edge) -> bool:
-        """Add an edge and remove others; take it back unless the circuit is smaller or better."""
-        size = self.size
-        metric = self.metric
+        """Add an edge and remove others; take it back unless that is nearer to the goal."""
+        before = self.size, self.metric
         undo = self._undo()
         self.flip([edge])
         while (edges := self._next(edge)) is not None:
             self.flip(edges[:1])
-        better = self.metric < metric - GAIN * self.ends.span
-        if self._within(self.metric) and (self.size < size or (self.size == size and better)):
+        if self.goal.nearer(self.size, self.metric, before, self._gain):
             return True
         undo()
         return False
@@ -273,15 +309,16 @@ class _Search:
         circuit = self.circuit
 
         def undo() -> None:
-            self.flip(_differing(kept, self.kept), metric)
-            self.left_at = left_at
+            if changed := _differing(kept, self.kept):
+                self.flip(changed, metric)
+            self.left_at = dict(left_at)
             self.circuit = circuit
 
         return undo
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges])
+        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges], whole=True)
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""

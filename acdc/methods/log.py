@@ -49,12 +49,13 @@ class Journal:
             self.decisions = [d for d in decisions if d.batch != decisions[-1].batch]
         self._recorded = iter([list(batch) for _, batch in groupby(self.decisions, lambda d: d.batch)])
 
-    def begin(self, edges: Sequence[str]) -> list[Decision] | None:
+    def begin(self, edges: Sequence[str], whole: bool = False) -> list[Decision] | None:
         """Begin the next batch, on edges of these names: returns the decisions of an earlier run, on the first of the
-        edges, or None. Raises FileError if the earlier run decided on other edges."""
+        edges or, if `whole`, all, or None. Raises FileError if the earlier run decided on other edges."""
         self.batch += 1
         decisions = next(self._recorded, None)
-        if decisions is not None and [d.edge for d in decisions] != list(edges[: len(decisions)]):
+        decided = len(edges) if whole or decisions is None else len(decisions)
+        if decisions is not None and [d.edge for d in decisions] != list(edges[:decided]):
             raise FileError(f"{self.path}: batch {self.batch} tests other edges than this run; use --force")
         return decisions
 

@@ -137,7 +137,7 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     graph = problem.graph
     edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight
     total = np.zeros(graph.edges.shape)
-    read = int(kept.any(0).sum())
+    read = max(1, int(kept.any(0).sum()))
     size = min(CHUNK, problem.max_batch(NEEDED * read))
     with torch.inference_mode(False):
         for cache in problem.chunks(size):

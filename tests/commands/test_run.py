@@ -16,7 +16,7 @@ from acdc.commands import run as runner
 from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
-from acdc.methods.discover import CHECKPOINT, SCORES
+from acdc.methods.discover import CHECKPOINT, SCORES, SUPERSET
 from acdc.patching.activations import prepare
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.registry import METHODS
@@ -24,6 +24,8 @@ from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support import ROOT
 from tests.support.runs import COMPARED, Killed, inputs, killer, scoring
+
+OF_TARGET = {SUPERSET, "frontier.csv"}  # files of runs with a target only
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -44,7 +46,7 @@ def reference(loaded, tmp_path_factory):
 
 def test_a_run_writes_its_files(loaded, tmp_path):
     file, out = runner.run(loaded, tmp_path / "run")
-    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - {SCORES, CHECKPOINT}
+    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - OF_TARGET - {SCORES, CHECKPOINT}
     assert file == runner.read_circuit(out / "circuit.json")
     decisions = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert {d["edge"] for d in decisions if d["kept"]} >= {e.name for e in file.edges}
@@ -80,7 +82,7 @@ def test_a_run_killed_at_every_batch_ends_with_the_same_bytes(loaded, reference,
 def test_every_method_runs_and_goes_on_after_a_kill_to_the_same_bytes(method, tmp_path):
     files = ("circuit.json", "config.yaml", "circuit.svg", SCORES)
     file, out = runner.run(scoring(method), tmp_path / "whole")
-    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - {"log.jsonl", CHECKPOINT}
+    assert {p.name for p in out.iterdir()} == {*runner.FILES, ".lock"} - OF_TARGET - {"log.jsonl", CHECKPOINT}
     assert file.graph.edges.kept + file.graph.dead >= 30
     residual = [e for e in file.edges if e.name not in file.model.graph.direct_index]
     assert all(e.score is not None for e in residual) and all(e.change is None for e in file.edges)

@@ -366,6 +366,8 @@ def main(folder: Path) -> None:
         "acdc": of_run(l2, batch=4),
         "acdc in parts": of_run(l2, batch=4, part=4),
         "acdc --prefilter": of_run(task, batch=4, prefilter="eap:0.5"),
+        "acdc --faithfulness": of_run(l2, faithfulness=0.9),
+        "acdc --edges": of_run(l2, edges=8, part=4),
     }
     for method in sorted(set(METHODS) - {"acdc"}):
         options = {"updates": 3} if "updates" in METHODS[method].options else {}

@@ -55,7 +55,8 @@ def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
 def forward(model, graph: Graph, tokens, pad, ablated, kept):
     """One pass: outputs by sender name, and the final stream. `ablated`: outputs by sender name, or None to patch
     nothing.
-    `kept`: set of edge names; an edge that is missing from it carries the ablated output."""
+    `kept`: set of edge names; an edge that is missing from it carries the ablated output. Or a dict from edge name to
+    Bool[batch 1 1]: whether each prompt keeps the edge."""
     w, c = model.weights, model.config
     batch, n_pos = tokens.shape
     positions = (torch.arange(n_pos)[None] - pad[:, None]).clamp(min=0)
@@ -71,15 +72,18 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
         for sender, written in out.items():
             if (c.parallel or after_attention is False) and sender.startswith(f"a{layer}."):
                 continue
-            on = ablated is None or f"{sender}->{receiver}" in kept
-            x = x + (written if on else ablated[sender])
+            edge = f"{sender}->{receiver}"
+            if isinstance(kept, dict):
+                x = x + torch.where(kept[edge], written, ablated[sender])
+            else:
+                x = x + (written if ablated is None or edge in kept else ablated[sender])
         for i in range(layer + int(after_attention and not c.parallel)):
             x = x + w[f"layers.{i}.o.bias"]
         return norm(model, x)
 
     everywhere, seen = (torch.zeros(batch, n_pos, n_pos, dtype=torch.bool) for _ in range(2))
-    for b, t, s in itertools.product(range(batch), range(n_pos), range(n_pos)):
-        everywhere[b, t, s] = s == t or (s >= int(pad[b]) and (s <= t or not c.causal))
+    for t, s in itertools.product(range(n_pos), range(n_pos)):
+        everywhere[:, t, s] = (pad <= s) & (s <= t or not c.causal) | (s == t)
     for layer in range(c.n_layers):
         at = f"layers.{layer}."
         window = (c.windows[layer] if c.windows else 0) or n_pos
@@ -126,24 +130,40 @@ class Naive:
 
     def metric(self, kept: set[str]) -> float:
         _, final = forward(self.model, self.graph, self.tokens, self.pad, self.ablated, kept)
-        logits = self.logits(final)
-        values: dict[int, list[float]] = {}
+        return float(self.mean(self.logits(final)))
+
+    def metrics(self, circuits: np.ndarray) -> np.ndarray:
+        """The same of many circuits, Bool[circuit sender receiver], each on prompts of its own in one long batch."""
+        n, batch = len(circuits), len(self.tokens)
+        kept = {
+            self.graph.edge_name(s, r): torch.from_numpy(circuits[:, s, r]).repeat_interleave(batch)[:, None, None]
+            for s, r in np.argwhere(self.graph.edges)
+        }
+        tokens, pad, *ablated = (
+            x.repeat(n, *[1] * (x.ndim - 1)) for x in (self.tokens, self.pad, *self.ablated.values())
+        )
+        _, final = forward(self.model, self.graph, tokens, pad, dict(zip(self.ablated, ablated, strict=True)), kept)
+        return self.mean(self.logits(final).unflatten(0, (n, batch))).numpy()
+
+    def mean(self, logits):
+        """The metric, from Float[... batch pos vocab]."""
+        values: dict[int, list[torch.Tensor]] = {}
         for (b, t), correct, wrong in zip(self.prompts.rows, self.prompts.correct, self.prompts.wrong, strict=True):
             right, bad = [i for i in correct if i >= 0], [i for i in wrong if i >= 0]
-            values.setdefault(int(b), []).append(self.row(logits[b, t], self.clean_logits[b, t], right, bad))
-        return float(np.mean([np.mean(v) for v in values.values()]))
+            values.setdefault(int(b), []).append(self.row(logits[..., b, t, :], self.clean_logits[b, t], right, bad))
+        return torch.stack([torch.stack(v).mean(0) for v in values.values()]).mean(0)
 
-    def row(self, logits, clean, right, wrong) -> float:
+    def row(self, logits, clean, right, wrong):
         log_q, log_p = torch.log_softmax(logits, -1), torch.log_softmax(clean, -1)
         if self.name == "kl":
-            return float((log_p.exp() * (log_p - log_q)).sum())
+            return (log_p.exp() * (log_p - log_q)).sum(-1)
         if self.name == "logit-diff":
-            return float(-(logits[right].mean() - logits[wrong].max()))
+            return -(logits[..., right].mean(-1) - logits[..., wrong].amax(-1))
         if self.name == "prob-diff":
-            return float(-(log_q.exp()[right].sum() - log_q.exp()[wrong].sum()))
+            return -(log_q.exp()[..., right].sum(-1) - log_q.exp()[..., wrong].sum(-1))
         if self.name == "nll":
-            return float(-torch.log(log_q.exp()[right].sum()))
-        return float(((logits - clean) ** 2).mean())
+            return -torch.log(log_q.exp()[..., right].sum(-1))
+        return ((logits - clean) ** 2).mean(-1)
 
 
 def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = False, allowed: set[str] | None = None):
