@@ -61,9 +61,9 @@ def make_plan(
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `counts` has the
     number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order."""
     config, task, notes = resolve(given, file, default_model)
-    ordered = "order" in METHODS[config.method].options
+    ordered = "order" in METHODS[config.method].options and not config.eliminates
     if counts["orders"] and not ordered:
-        raise UserError(f"--orders: method {config.method} doesn't test edges one after the other; it has no order")
+        raise UserError(f"--orders: only acdc with a threshold tests edges in an order; {config.method} here has none")
     numbers = {kind: DEFAULT if number is None else number for kind, number in counts.items()}
     if not ordered:
         numbers["orders"] = 0

@@ -30,8 +30,8 @@ State = Literal["done", "failed", "begun", "waiting"]
 ENDED = ("done", "failed")  # states of runs that are not made again unasked
 FAILURE = "failure.json"
 OPTIONS = (
-    *("task", "model", "method", "metric", "ablation", "threshold", "edges", "greedy", "abs", "direct", "order"),
-    *("prefilter", "examples", "seed", "dtype", "steps", "updates", "penalty", "sparsity"),
+    *("task", "model", "method", "metric", "ablation", "threshold", "target", "edges", "greedy", "abs", "direct"),
+    *("order", "prefilter", "examples", "seed", "dtype", "steps", "updates", "penalty", "sparsity"),
 )
 COUNTS = ("kept", "total", "kept_with_direct", "total_with_direct", "nodes", "dead")
 VALUES = ("judged_on", "value", "value_low", "value_high", "full", "ablated", "accuracy")
@@ -44,7 +44,8 @@ COLUMNS = ("run", "state", *OPTIONS, *COUNTS, *VALUES, *FAITHFUL, *AGAINST, *COS
 
 def _options(kind: type) -> set[str]:
     """Return the options whose values are of a type, or None."""
-    hints = {name: get_type_hints(Config)[name] for name in OPTIONS}
+    hints = get_type_hints(Config)
+    hints = {name: hints["faithfulness" if name == "target" else name] for name in OPTIONS}
     return {name for name, hint in hints.items() if kind in (hint, *get_args(hint))}
 
 
@@ -86,6 +87,7 @@ def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circui
     """
     now = state(folder)
     where = folder.relative_to(directory)
+    options = options | {"target": options.get("faithfulness")}  # the column faithfulness has what was measured
     row: Row = dict.fromkeys(COLUMNS) | {k: v for k, v in options.items() if k in OPTIONS}
     row |= {"run": where.name, "state": now, "folder": str(where)}
     if now == "failed":

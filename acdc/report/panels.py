@@ -9,7 +9,13 @@ from acdc.files.comparison import Comparison
 from acdc.files.table import OPTIONS, Row
 from acdc.io.files import plain
 
-SWEPT = ("threshold", "edges", "sparsity", "penalty")  # vary along a line; other options that differ make lines
+SWEPT = (
+    "threshold",
+    "target",
+    "edges",
+    "sparsity",
+    "penalty",
+)  # vary along a line; other options that differ make lines
 NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose values speak for themselves
 FAITHFULNESS = (-0.5, 1.5)  # shown of it; random circuits can be far below
 

@@ -8,8 +8,8 @@ from acdc.files.table import OPTIONS, TEXTS, Row, check_column, every_column
 from acdc.report.text import grid, number
 
 SHOWN = (
-    *("run", "state", "task", "model", "method", "ablation", "threshold", "edges", "kept", "value", "faithfulness"),
-    *("accuracy", "seconds", "message"),
+    *("run", "state", "task", "model", "method", "ablation", "threshold", "target", "edges", "kept", "value"),
+    *("faithfulness", "accuracy", "seconds", "message"),
 )
 STATES = {"done": "done", "failed": "failed", "begun": "begun", "waiting": "not begun"}
 
