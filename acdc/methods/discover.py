@@ -43,7 +43,8 @@ CHECKPOINT = "masks.safetensors"
 LOG = "log.jsonl"
 BY_GRADIENT = 0.6  # shares of the faithfulness that may be lost: so much is lost by ruling out edges by gradients,
 BY_ACDC = 0.8  # and so much in all by ACDC, before exact elimination
-LOSS = 0.2  # of faithfulness, where a number of edges is asked for
+LOSS = 0.2  # of faithfulness, where a number of edges is asked for,
+TRIES = 5  # halved so often at most if ACDC leaves too few
 ROOM = 2  # times that number, which exact elimination begins with
 MANY = 256  # edges from which on ACDC comes before exact elimination
 
@@ -171,7 +172,9 @@ def _superset(
     worst = ends.metric(1 - BY_GRADIENT * loss)
     start = superset(problem, allowed, max(FEWEST, least), worst, out / SUPERSET, inputs.effects, progress)
     evaluations = 0
-    while start.sum() > MANY and BY_ACDC * loss > ends.loss(metric_of(problem, start)):
+    for _ in range(TRIES):
+        if start.sum() <= MANY or BY_ACDC * loss <= ends.loss(metric_of(problem, start)):
+            break
         options = Options(limit=ends.metric(1 - BY_ACDC * loss))
         circuit, n = _acdc(inputs, options, journal, progress, start)
         evaluations += n

@@ -12,6 +12,7 @@ import pytest
 from acdc.commands import run as runner
 from acdc.errors import FileError
 from acdc.files.circuit import read_circuit
+from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.methods import discover
 from acdc.methods.discover import LOG, SCORES, SUPERSET
@@ -99,6 +100,19 @@ def test_several_targets_give_each_the_bytes_of_one_alone(acdc, tmp_path, monkey
     for target in ("0.9", "0.5"):
         assert acdc(*command, target, "--out", f"alone-{target}").code == 0
         assert contents(tmp_path / "both" / f"faithfulness-{target}") == contents(tmp_path / f"alone-{target}")
+
+
+def test_acdc_that_leaves_too_few_edges_is_not_tried_for_ever(tmp_path, monkeypatch):
+    tries = []
+
+    def nothing(inp, *_):
+        tries.append(1)
+        return Circuit.empty(inp.model.transformer.config.graph()), 1
+
+    monkeypatch.setattr(discover, "MANY", 0)
+    monkeypatch.setattr(discover, "_acdc", nothing)
+    file, _ = runner.run(loaded(edges=10), tmp_path / "run")
+    assert 0 < file.graph.edges.kept <= 10 and 0 < len(tries) <= 5
 
 
 # ---------------------------------------------------------------- killed
