@@ -168,7 +168,7 @@ def discover(
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
     circuit = FoundCircuit.model_construct(**dict(file))
-    circuit._inputs = replace(loaded, scores={}, _parts={})  # these may be large
+    circuit._inputs = replace(loaded, scores={}, effects={}, _parts={})  # these may be large
     circuit._text = _noted(text.rsplit("\n\nfiles ", 1)[0], file.notes)
     return circuit
 

@@ -101,7 +101,7 @@ def _smaller(problem: Problem, left: Array, fewest: int, worst: float, known: Ef
     """The edges without those of the smallest effects, or None if no share of them can go: `fewest` edges stay, and the
     metric gets no worse than `worst`."""
     n = int(left.sum())
-    if n <= fewest:
+    if n <= fewest or metric_of(problem, left) > worst:
         return None
     what = problem.metric, np.packbits(left).tobytes()
     if what not in known:

@@ -239,7 +239,7 @@ class _Part:
         which = np.flatnonzero(moved).tolist()
         if not which:
             return None
-        of = torch.tensor(which, device=self.model.device)
+        of = torch.tensor(which).to(self.model.device)
         new = {}
         for r in own:
             if not into.get(r) and not feeding[r]:

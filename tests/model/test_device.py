@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from acdc.commands.evaluate import evaluate
 from acdc.commands.run import run
+from acdc.methods import discover as discover_module
 from acdc.methods.acdc import Options, discover
 from acdc.methods.log import Journal
 from acdc.model.transformer import Transformer
@@ -185,26 +186,34 @@ def read(path, device):
     return {name: x.to(device) for name, x in load_file(path).items()}
 
 
-@pytest.mark.parametrize(("method", "part"), [*((method, None) for method in METHODS), ("acdc", 1)])
-def test_every_method_on_a_device_without_float64(monkeypatch, tmp_path, method, part):
+RUNS = {method: {"method": method, "edges": 240} for method in METHODS if method != "acdc"} | {
+    "acdc": {"threshold": 1.0},
+    "acdc in parts": {"threshold": 1.0, "part": 1},
+    "elimination": {"faithfulness": 0.5},
+    "elimination in parts": {"edges": 12, "part": 1},
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_method_on_a_device_without_float64(monkeypatch, tmp_path, name):
     """Induction in tiny: nine scored positions in every prompt. The files equal those of the CPU up to rounding."""
     monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)  # so that the guess is used as well
     monkeypatch.setattr(torch.inference_mode, "__enter__", enter)  # PyTorch has no views of wrapped tensors in it
     monkeypatch.setattr(torch.inference_mode, "__exit__", leave)
     monkeypatch.setattr(offload, "save_file", save)  # safetensors knows no wrapped tensors
     monkeypatch.setattr(offload, "load_file", read)
-    given = {"task": "induction", "model": "tiny", "device": "cpu", "metric": "nll", "examples": 2, "method": method}
-    given |= {"threshold": 1.0} if method == "acdc" else {"edges": 240}
-    given |= {key: 1 for key in ("updates", "steps") if key in METHODS[method].options}
-    config, task, _ = resolve({**given, "part": part}, None, None)
+    monkeypatch.setattr(discover_module, "MANY", 0)  # so that acdc comes before elimination
+    given = {"task": "induction", "model": "tiny", "device": "cpu", "metric": "nll", "examples": 2, **RUNS[name]}
+    given |= {key: 1 for key in ("updates", "steps") if key in METHODS[given.get("method", "acdc")].options}
+    config, task, _ = resolve(given, None, None)
     here = load(config, task)
-    assert here.config.part == part
+    assert here.config.part == given.get("part")
     expected = run(here, tmp_path / "here")[0]
     with Accelerator(float64=False):
         weights = {name: w.to(ELSEWHERE) for name, w in raw(here.model.transformer).items()}
         model = replace(here.model, transformer=Transformer(here.model.transformer.config, weights))
-        found = run(replace(here, model=model, scores={}, _parts={}), tmp_path / "there")[0]
-        once = method == "acdc" and not part
+        found = run(replace(here, model=model, scores={}, effects={}, _parts={}), tmp_path / "there")[0]
+        once = name == "acdc"
         judged = evaluate(found, {}, None, 1, lambda _: None, config, model=model) if once else None
     assert found.method.device == "meta" and found.edges
     assert [e.name for e in found.edges] == [e.name for e in expected.edges]
