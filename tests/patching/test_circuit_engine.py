@@ -28,7 +28,7 @@ FAMILIES = {
     "not causal, parallel": {"causal": False, "parallel": True, "split_position": True},
 }
 METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
-SHARES = (1.0, 0.7, 0.5, 0.3, 0.8)  # of the edges; the last circuit grows again
+SHARES = (1.0, 0.6, 0.4, 0.8)  # of the edges; the last circuit grows again
 TOLERANCE = 1e-9
 
 
