@@ -401,7 +401,7 @@ def test_whatever_is_named_is_shown_as_text(browser, tmp_path):
     prompt = ShownPrompt((EVIL, "a"), (EVIL, "b"), 1, (EVIL,), (EVIL,), predictions)
     (tmp_path / "a.html").write_text(
         render_report(file, [{"edge": EVIL, "change": 1.0, "margin": 1.0, "metric": 1.0, "kept": True}],
-                      explanation=Explanation(EVIL, (prompt,), {}, {}, ()),
+                      explanation=Explanation(EVIL, (prompt,), {}, {}, {EVIL: ()}),
                       published=Published(EVIL, EVIL, EVIL, EVIL, circuit.graph, {EVIL: ("m3",)}, None))
     )  # fmt: skip
     with opened(browser, tmp_path / "a.html") as page:
@@ -453,3 +453,19 @@ def test_a_long_log_is_cut_where_it_matters_least(monkeypatch, ioi):
     rows = json.loads(re.search(r'id="log">(.*?)</script>', text)[1])
     assert [r[0] for r in rows] == ["e1", "e2", "e4", "e5"]
     assert "shown are the kept ones and those nearest to τ, 4 in all" in text
+
+
+def test_the_page_of_a_target_has_the_path_on_both_halves(browser, tmp_path):
+    given = {"task": "greater-than", "model": "tiny", "examples": 20, "faithfulness": 0.7}
+    config, task, _ = resolve(given, None, None)
+    file, folder = run(load(config, task), tmp_path / "run")
+    sizes = [line.split(",")[0] for line in (folder / "frontier.csv").read_text().splitlines()[1:]]
+    with opened(browser, folder / "report.html") as page:
+        assert "smallest found of faithfulness 0.7" in page.locator(".summary, header, body").first.inner_text()
+        assert page.get_by_text("The path: nested circuits of every size").count() == 1
+        titles = page.locator("#curve .dot title").evaluate_all("all => all.map(x => x.textContent)")
+        assert [title.split()[0] for title in titles] == sizes and str(file.graph.edges.kept) in sizes
+        assert page.locator("#curve .searched").get_attribute("d").count("L") == len(sizes) - 1
+        assert f"{file.graph.edges.kept} edges: faithfulness" in page.locator("#count").inner_text()
+        page.get_by_text("tests and changes of edges").click()
+        assert page.locator("#decisions tbody tr").count() > 10
