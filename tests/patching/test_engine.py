@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import networkx as nx
 import numpy as np
@@ -125,14 +126,14 @@ def test_what_a_node_has_moved_by_goes_with_its_last_reader():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_decided_again_from_the_log_it_ends_in_the_same_state(seed):
+def test_decided_again_from_the_log_it_ends_in_the_same_state(seed, tmp_path):
     model, graph, parts, measure = setting(seed, "kl", "corrupted")
     whole, journal = Engine(model, graph, parts[0], measure), Journal()
     circuit = discover(whole, Options(0.01), journal)
-    again, replayed = Engine(model, graph, parts[0], measure), Journal()
-    replayed.decisions = [dataclasses.replace(d) for d in journal.decisions[: len(journal.decisions) // 2]]
-    last = replayed.decisions[-1].batch
-    replayed.decisions = [d for d in replayed.decisions if d.batch != last]
+    half = journal.decisions[: len(journal.decisions) // 2]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(dataclasses.asdict(d)) + "\n" for d in half))
+    again, replayed = Engine(model, graph, parts[0], measure), Journal(tmp_path / "log.jsonl")
+    assert replayed.decisions == [d for d in half if d.batch != half[-1].batch]
     assert (discover(again, Options(0.01), replayed).kept == circuit.kept).all()
     assert replayed.decisions == journal.decisions
     ends = [engine.state.tensors() for engine in (whole, again)]

@@ -246,9 +246,9 @@ def test_a_threshold_below_rounding_is_refused(loaded, tmp_path):
         runner.run(inputs(task="greater-than", model="tiny", examples=2, dtype="float32", threshold=1e-7), tmp_path)
     assert not (tmp_path / "log.jsonl").exists()
     for threshold in (0.0, 1e-7):  # 0 asks for the sign of a change
-        discovery.check_threshold(loaded.at(threshold))
+        discovery.check_threshold(loaded.at(threshold=threshold))
     with pytest.raises(UserError, match=r"--threshold 1e-18: is below what float64 .*logits\); use a larger one"):
-        discovery.check_threshold(loaded.at(1e-18))
+        discovery.check_threshold(loaded.at(threshold=1e-18))
 
 
 @pytest.mark.parametrize("metric", ["kl", "logit-diff", "prob-diff", "nll"])
@@ -274,7 +274,7 @@ def test_the_resolution_is_about_what_rounding_does_to_a_metric(metric):
 def made(loaded, tmp_path_factory):
     """The circuit.json of a run, and its metrics on the held-out prompts."""
     out = tmp_path_factory.mktemp("made") / "run"
-    file, _ = runner.run(loaded.at(0.1), out)
+    file, _ = runner.run(loaded.at(threshold=0.1), out)
     return out / "circuit.json", file, evaluation._table(loaded, file.circuit(), loaded.task.metrics)
 
 
