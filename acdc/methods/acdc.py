@@ -29,7 +29,7 @@ from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
 
-SHARE = 0.01
+SHARE = 0.01  # of what the metric may still rise, where there is a limit: so much is τ
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
 
 
@@ -38,7 +38,7 @@ class Options:
     """Options of the method."""
 
     threshold: float = 0.0  # τ, in the metric's units
-    limit: float | None = None  # instead of τ: an edge may use up `SHARE` of what the metric may rise up to this
+    limit: float | None = None  # instead of τ: the largest metric of the circuit; see `SHARE`
     magnitude: bool = False  # compare |change| with τ instead of the signed change
     order: str = "paper"  # one of `acdc.registry.ORDERS`
     direct: bool = True  # test the direct edges too
@@ -153,7 +153,7 @@ class _Search:
     def _test(self, queue: list[Removal], most: int) -> None:
         """Decide some edges, in batches of at most so many."""
         while queue:
-            decisions = self.journal.begin([self._name(removal) for removal in queue])
+            decisions = self.journal.begin(self._name(removal) for removal in queue)
             if decisions is None:
                 decisions = self._evaluate(queue, most)
                 self.journal.write(decisions)

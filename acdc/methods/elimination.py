@@ -179,9 +179,9 @@ class _Search:
 
     # --- elimination --------------------------------------------------------------------------------------------------
 
-    def _next(self, but: Edge | None = None) -> list[Edge] | None:
+    def _next(self) -> list[Edge] | None:
         """The edges to remove next, one or, if their effects are small, several; None if none can go."""
-        edge = self.least(but)
+        edge = self.least()
         if edge is None or not self._can_go(edge):
             return None
         block = [edge]
@@ -189,7 +189,7 @@ class _Search:
         for other in sorted(self.edges(), key=self._rank)[1:]:
             total += max(0.0, self.effects[other])
             full = self.goal.edges is not None and self.size - len(block) <= self.goal.edges
-            if not self._fresh(other) or total > self._small() or full or other == but:
+            if not self._fresh(other) or total > self._small() or full:
                 break
             block.append(other)
         return block if self._within(self.metric + total) else [edge]
@@ -255,8 +255,8 @@ class _Search:
         before = self.size, self.metric
         undo = self._undo()
         self.flip([edge])
-        while (edges := self._next(edge)) is not None:
-            self.flip(edges[:1])
+        while (other := self.least(edge)) is not None and self._can_go(other):
+            self.flip([other])
         if self.goal.nearer(self.size, self.metric, before, self._gain):
             return True
         undo()
@@ -318,7 +318,7 @@ class _Search:
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        return self.journal.begin([self.engine.graph.edge_name(*edge) for edge in edges], whole=True)
+        return self.journal.begin((self.engine.graph.edge_name(*edge) for edge in edges), whole=True)
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""

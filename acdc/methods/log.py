@@ -6,9 +6,9 @@ last batch in the log is always evaluated again, with the same bits.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import ClassVar
 
@@ -49,13 +49,14 @@ class Journal:
             self.decisions = [d for d in decisions if d.batch != decisions[-1].batch]
         self._recorded = iter([list(batch) for _, batch in groupby(self.decisions, lambda d: d.batch)])
 
-    def begin(self, edges: Sequence[str], whole: bool = False) -> list[Decision] | None:
+    def begin(self, edges: Iterable[str], whole: bool = False) -> list[Decision] | None:
         """Begin the next batch, on edges of these names: returns the decisions of an earlier run, on the first of the
         edges or, if `whole`, all, or None. Raises FileError if the earlier run decided on other edges."""
         self.batch += 1
         decisions = next(self._recorded, None)
-        decided = len(edges) if whole or decisions is None else len(decisions)
-        if decisions is not None and [d.edge for d in decisions] != list(edges[:decided]):
+        if decisions is None:  # the names are not looked at: a search would make thousands for every batch
+            return None
+        if [d.edge for d in decisions] != list(edges if whole else islice(edges, len(decisions))):
             raise FileError(f"{self.path}: batch {self.batch} tests other edges than this run; use --force")
         return decisions
 
