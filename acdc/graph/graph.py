@@ -154,6 +154,11 @@ class Graph:
                 own.append((index[s.name],) if s.kind == "mlp" else ())
         return tuple(own)
 
+    @cached_property
+    def node_of(self) -> dict[int, int]:
+        """Receiver → the sender of its node; the logits have none."""
+        return {r: s for s, own in enumerate(self.own_receivers) for r in own}
+
 
 def known_inputs(names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the inputs that a file gives a graph; raise ValueError unless they are among `INPUTS`."""

@@ -162,8 +162,8 @@ def _superset(
 ) -> tuple[np.ndarray, int]:
     """The edges that elimination begins with, Bool[sender receiver], and how often ACDC evaluated the metric.
 
-    Gradients rule out edges until a quarter of the faithfulness that may be lost is lost. If many are left, ACDC goes
-    on until three quarters are. For a number of edges, a loss is tried that leaves enough of them.
+    Gradients rule out edges until the share `BY_GRADIENT` of the faithfulness that may be lost is lost. If many are
+    left, ACDC goes on to `BY_ACDC`. For a number of edges, losses are tried until enough edges are left.
     """
     c = inputs.config
     problem = inputs.problem("discovery")

@@ -47,10 +47,9 @@ class Ends:
     @classmethod
     def of(cls, problem: Problem) -> Ends:
         """Measure the ends; raise UserError if they aren't finite."""
-        with torch.inference_mode():
-            clean = problem.parts.metric(problem.metric)(problem.parts.targets.clean)
-        full = float(clean.cpu().double().mean())
-        ablated = metric_of(problem, np.zeros_like(problem.graph.edges))
+        edges = problem.graph.edges
+        full = metric_of(problem, edges)
+        ablated = metric_of(problem, np.zeros_like(edges))
         if not math.isfinite(full + ablated):
             advice = non_finite_advice(problem.model)
             raise UserError(
@@ -87,10 +86,13 @@ def superset(
         path: the file of the edges that are left; an interrupted search goes on from it
         known: effects, which aren't computed again
     """
-    left, done = _read(path, allowed) if path.exists() else (Circuit(problem.graph, allowed).live(), False)
+    begun = path.exists()
+    left, done = _read(path, allowed) if begun else (Circuit(problem.graph, allowed).live(), False)
     while not done:
         _show(problem, left, progress)
-        fewer = _smaller(problem, left, fewest, worst, known)
+        good = begun or metric_of(problem, left) <= worst  # what was left later has been measured
+        fewer = _smaller(problem, left, fewest, worst, known) if good else None
+        begun = True
         done = fewer is None
         left = left if fewer is None else fewer
         write_atomic(path, save({"edges": left, "done": np.array([done])}))
@@ -101,7 +103,7 @@ def _smaller(problem: Problem, left: Array, fewest: int, worst: float, known: Ef
     """The edges without those of the smallest effects, or None if no share of them can go: `fewest` edges stay, and the
     metric gets no worse than `worst`."""
     n = int(left.sum())
-    if n <= fewest or metric_of(problem, left) > worst:
+    if n <= fewest:
         return None
     what = problem.metric, np.packbits(left).tobytes()
     if what not in known:
@@ -120,7 +122,9 @@ def metric_of(problem: Problem, kept: Array) -> float:
     """The metric of a circuit, mean over the prompts."""
     edges = circuit_edges(Circuit(problem.graph, kept), problem.model)
     with torch.inference_mode():
-        rows = torch.cat([patched_rows(problem.model, problem.graph, cache, edges) for cache in problem.parts])
+        rows = problem.parts.targets.clean
+        if not (kept == problem.graph.edges).all():
+            rows = torch.cat([patched_rows(problem.model, problem.graph, cache, edges) for cache in problem.parts])
         return float(problem.parts.metric(problem.metric)(rows).cpu().double().mean())
 
 
@@ -135,14 +139,14 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     weight and all others 0: mean over the prompts; 0 for edges of nodes outside the circuit."""
     model = problem.model
     graph = problem.graph
-    edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight
     total = np.zeros(graph.edges.shape)
     read = max(1, int(kept.any(0).sum()))
     size = min(CHUNK, problem.max_batch(NEEDED * read))
     with torch.inference_mode(False):
+        edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight
         for cache in problem.chunks(size):
             metric = cache.metric(problem.metric, model)
-            total += PatchedModel(model, cache).edge_gradients(graph, edges.clone(), metric).cpu().double().numpy()
+            total += PatchedModel(model, cache).edge_gradients(graph, edges, metric).cpu().double().numpy()
     return total / problem.n_prompts
 
 

@@ -97,12 +97,9 @@ class _Part:
         self.row_column = torch.searchsorted(self.columns, cache.rows[:, 1] - self.start)
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
         self.mask = cache.mask[:, self.start :]
-        self.node_of = {r: s for s, own in enumerate(graph.own_receivers) for r in own}
         self.logits = graph.receiver_index["logits"]
         # What doesn't depend on the circuit, at the live positions:
-        self.ablated: dict[
-            int, Tensor
-        ] = {}  # sender → what its removed edges carry, for an input with its sign; head: z
+        self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry; of a head z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
         self.before: dict[tuple[int, str], Tensor] = {}  # (head, "k" or "v") → before the live positions
         # The current circuit:
@@ -116,14 +113,12 @@ class _Part:
     def _read(self, cache: ActivationCache, nodes: frozenset[str]) -> None:
         """Take from the activations what the nodes need."""
         graph = self.graph
-        w = self.model.weights
         x = cache.ablated.inputs[:, :, self.start :].sum(0)
         for i in range(len(graph.inputs)):
             self.delta[i] = (cache.clean.inputs[i] - cache.ablated.inputs[i])[:, self.start :]
         for layer in range(graph.n_layers):
-            o = f"layers.{layer}.o."
             z = cache.ablated.z[layer][:, :, self.start :]
-            after = x + torch.einsum("bhte,hed->btd", z, w[o + "weight"]) + w[o + "bias"]
+            after = self.model.after_attention(layer, x, z)
             for head in range(graph.n_heads):
                 s = graph.sender_index[f"a{layer}.h{head}"]
                 if graph.senders[s].name not in nodes:
@@ -164,7 +159,7 @@ class _Part:
         self.scored = scored
         self.last_reader = {}  # sender → the last node that reads it
         for s, own in enumerate(graph.own_receivers):
-            readers = [self.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
+            readers = [self.graph.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
             self.last_reader[s] = max(readers, default=-1)
             if own and not kept[:, own].any():
                 self._remove(s)
@@ -211,7 +206,7 @@ class _Part:
         into: dict[int, list[int]] = defaultdict(list)  # receiver → candidates
         for i, (_, r) in enumerate(edges):
             into[r].append(i)
-        nodes = [self.node_of[r] for r in into if r != self.logits]
+        nodes = [self.graph.node_of[r] for r in into if r != self.logits]
         changes: dict[int, Change] = {}
         for s in sorted(s for s in self.delta if nodes and s >= min(nodes)):
             for done in [other for other in changes if self.last_reader[other] < s]:
@@ -305,7 +300,9 @@ class _Part:
 
     def _reads_scored(self, r: int) -> bool:
         """Whether a receiver reads the scored positions only."""
-        return r == self.logits or (self.graph.receivers[r].kind not in "kv" and bool(self.scored[self.node_of[r]]))
+        return r == self.logits or (
+            self.graph.receivers[r].kind not in "kv" and bool(self.scored[self.graph.node_of[r]])
+        )
 
     def _written(self, x: Tensor, s: int, r: int) -> Tensor:
         """What a sender writes, at the positions where a receiver reads it."""

@@ -65,7 +65,6 @@ class Engine:
         self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do
         self.evaluations = 0
         self.logits = graph.receiver_index["logits"]
-        self.node_of = {r: s for s, own in enumerate(graph.own_receivers) for r in own}
         self.batch = len(cache.pad)
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
         self.row_example = cache.rows[:, 0]
@@ -76,7 +75,7 @@ class Engine:
 
     def alive(self, receiver: int) -> bool:
         """Whether a kept edge leaves the receiver's node."""
-        return receiver == self.logits or bool(self.kept[self.node_of[receiver]].any())
+        return receiver == self.logits or bool(self.kept[self.graph.node_of[receiver]].any())
 
     def drop(self, receiver: int) -> None:
         """Remove all edges into a receiver whose node nothing reads."""
@@ -162,10 +161,10 @@ class Engine:
         if receiver == self.logits:
             self._set_clean_input(receiver)
             return
-        sender = self.node_of[receiver]
+        sender = self.graph.node_of[receiver]
         readers = np.flatnonzero(self.kept[sender]).tolist()
         self.scored_at[sender] = self.live.all_scored or all(self._reads_scored(j) for j in readers)
-        self.last_reader[sender] = max((self.node_of[j] for j in readers if j != self.logits), default=-1)
+        self.last_reader[sender] = max((self.graph.node_of[j] for j in readers if j != self.logits), default=-1)
         own = self.graph.own_receivers[sender]
         for j in own:
             self._set_clean_input(j)
@@ -187,7 +186,7 @@ class Engine:
         """Whether a receiver reads the scored positions only (keys and values read all live ones)."""
         if receiver == self.logits or self.live.all_scored:
             return True
-        return self.graph.receivers[receiver].kind not in "kv" and self.scored_at[self.node_of[receiver]]
+        return self.graph.receivers[receiver].kind not in "kv" and self.scored_at[self.graph.node_of[receiver]]
 
     # --- a batch of candidates ---------------------------------------------------------------------------------------
 
@@ -198,7 +197,7 @@ class Engine:
             touching.setdefault(removal.receiver, []).append(i)
         nodes: dict[int, list[int]] = {}
         for receiver, candidates in touching.items():
-            nodes.setdefault(self.node_of[receiver], []).extend(candidates)
+            nodes.setdefault(self.graph.node_of[receiver], []).extend(candidates)
         changes = {}
         for sender, candidates in nodes.items():
             candidates.sort()

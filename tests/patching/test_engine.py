@@ -38,7 +38,11 @@ class Watched(Engine):
 
     def open(self, receivers):
         super().open(receivers)
-        own = {self.node_of[r]: self.graph.own_receivers[self.node_of[r]] for r in receivers if r != self.logits}
+        own = {
+            self.graph.node_of[r]: self.graph.own_receivers[self.graph.node_of[r]]
+            for r in receivers
+            if r != self.logits
+        }
         self.opened = self.opened | set(receivers) | {r for of in own.values() for r in of}
         changing = _changing(self, set(own))
         assert set(self.state.base) == set(self.state.input) == self.opened & changing
@@ -55,10 +59,10 @@ class Watched(Engine):
 
     def _received(self, receiver, changes, *rest):
         if receiver != self.logits:
-            here = self.node_of[receiver]
+            here = self.graph.node_of[receiver]
             for sender in changes:
                 readers = set(np.flatnonzero(self.kept[sender]).tolist()) - {self.logits}
-                assert any(self.node_of[r] >= here for r in readers)
+                assert any(self.graph.node_of[r] >= here for r in readers)
         return super()._received(receiver, changes, *rest)
 
 
