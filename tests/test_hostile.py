@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import namedtuple
 from collections.abc import Callable
 from copy import deepcopy
 from itertools import product
@@ -87,7 +88,7 @@ def refused(read: Callable[[Path], object], path: Path, folder: Path, hint: str)
         ("subprocess.Popen", lambda _: subprocess.run([sys.executable, "-c", ""], check=False)),
         ("os.system", lambda _: os.system("true")),
         ("socket.connect", lambda _: socket.socket().connect_ex(("127.0.0.1", 9))),
-        ("exec", lambda _: eval("1 + 1")),
+        ("exec", lambda _: namedtuple("Row", "x")),  # made from text
         ("compile", lambda _: compile("1", "<data>", "eval")),
     ],
 )
