@@ -40,16 +40,8 @@ from acdc.setup.inputs import Inputs, load
 
 Array = np.ndarray
 
-AROUND = (
-    0.85,
-    0.92,
-    0.96,
-    1.0,
-    1.04,
-    1.08,
-    1.15,
-    1.25,
-)  # sizes on the path that are measured, over that of the circuit
+# Sizes on the path to a target that are measured, over that of its circuit.
+AROUND = (0.85, 0.92, 0.96, 1.0, 1.04, 1.08, 1.15, 1.25)
 THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
@@ -329,20 +321,20 @@ def _method_part(
         circuits=tuple(circuits),
         cpr=areas.cpr,
         cmd=areas.cmd,
-        needed=_needed(judge, found),
+        needed=_needed(judge, found, circuits),
         **(NO_ROC if has_threshold(found.method) and of_acdc else _ranking(found.scores, reference, config.abs)),
     )
 
 
-def _needed(judge: Judge, found: Found) -> tuple[float, ...]:
-    """Edges needed for each of `LEVELS`. For a method that scores edges, they are ranked by score and by its magnitude,
-    and the smaller number counts."""
+def _needed(judge: Judge, found: Found, judged: Sequence[Judged]) -> tuple[float, ...]:
+    """Edges needed for each of `LEVELS`, of a method whose circuits are `judged` already. For a method that scores
+    edges, they are ranked by score and by its magnitude, and the smaller number counts."""
 
     def measured(circuit: Circuit) -> Measured:
         return circuit.n_edges, judge.judged(circuit)[1].value
 
     if not has_size(found.method):
-        return edges_needed(map(measured, (*found.circuits.values(), *found.others)), LEVELS)
+        return edges_needed([*((c.edges, c.faithfulness) for c in judged), *map(measured, found.others)], LEVELS)
     scores = found.scores
     needed = []
     for magnitude in (False, True):

@@ -150,7 +150,7 @@ def _curves(
     of = path or circuit
     sizes = [*np.geomspace(1, max(1, of.n_edges), FRONTIER if path else POINTS), circuit.n_edges]
     halves = tables if path else (inputs.evaluation_split,)
-    return {half: curve(inputs, half, of, sizes, tables[half][metric]) for half in halves}
+    return {half: curve(inputs, half, of, sizes, tables[half][metric], circuit) for half in halves}
 
 
 def _below_target(inputs: Inputs, measured: Interval) -> tuple[str, ...]:

@@ -29,10 +29,16 @@ class CurvePoint:
 
 
 def curve(
-    inputs: Inputs, half: str, circuit: Circuit, sizes: Iterable[float], values: Mapping[str, Array]
+    inputs: Inputs,
+    half: str,
+    circuit: Circuit,
+    sizes: Iterable[float],
+    values: Mapping[str, Array],
+    known: Circuit | None = None,
 ) -> tuple[CurvePoint, ...]:
     """Measure the strongest edges of a circuit on one half, about so many each time; nothing if an edge has no score.
-    `values` are the run's metric of the full `model` and of everything `ablated`, Float[prompt]."""
+    `values` are the run's metric of the full `model`, of everything `ablated` and of the `circuit` that is `known`
+    already, Float[prompt]."""
     if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
     config = inputs.config
@@ -49,7 +55,10 @@ def curve(
         some = strongest(n)
         if some.n_edges in found:
             continue
-        own = prompt_values(inputs, half, some, config.metric)
+        if known is not None and (some.kept == known.kept).all():
+            own = values["circuit"]
+        else:
+            own = prompt_values(inputs, half, some, config.metric)
         found[some.n_edges] = CurvePoint(
             score=float(ranked[n - 1]),
             edges=some.n_edges,

@@ -1,6 +1,6 @@
 """`compare.json` and `table.csv`: the results of a comparison of methods. NaN and infinity become null."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from acdc.io import files
 from acdc.io.files import plain
@@ -91,18 +91,7 @@ class Comparison:
 
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
     """Return the columns, and a row per circuit."""
-    of_circuit = (
-        "size",
-        "threshold",
-        "target",
-        "edges",
-        "components",
-        "metric",
-        "faithfulness",
-        "low",
-        "high",
-        "accuracy",
-    )
+    of_circuit = [field.name for field in fields(Judged) if field.name != "lost"]
     of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc", "node_auc", "cpr", "cmd")
     rows: list[list[object]] = []
     for task in comparison.tasks:
