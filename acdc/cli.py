@@ -7,12 +7,14 @@ import errno
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from acdc.commands import catalog, options
+from acdc.commands.help import Command, help_, top
 from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
@@ -24,13 +26,14 @@ NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 UsageError: Any = typer.BadParameter.__base__  # click's; typer ships it under changing names
 
 app = typer.Typer(
-    name="acdc",
     help="Automated circuit discovery: the few edges of a language model that carry a behaviour.",
-    no_args_is_help=True,
-    add_completion=False,
+    epilog="`acdc help COMMAND` shows a command's options; `acdc tasks`, `models` and `methods` list what there is.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback(invoke_without_command=True)(top)
+command = partial(app.command, cls=Command)
 
 
 def main() -> None:
@@ -38,7 +41,7 @@ def main() -> None:
     open_terminal()
     try:
         options.refuse_empty(sys.argv)
-        code = app(standalone_mode=False)
+        code = app(prog_name="acdc", standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
     except UsageError as error:
@@ -61,7 +64,7 @@ def _fail(message: str) -> int:
     return 2
 
 
-@app.command()
+@command()
 @options.add(given=options.RUN)
 def run(
     given: Given,
@@ -101,7 +104,7 @@ def run(
     say(*dict.fromkeys(note for file, _ in found for note in file.notes))
 
 
-@app.command()
+@command()
 @options.add(given=options.EVALUATE)
 def evaluate(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json, or EAP-IG's JSON with --task and --model.")],
@@ -135,7 +138,7 @@ def evaluate(
             say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED, bounds=options.BOUNDS)
 def check(
     target: Annotated[
@@ -184,7 +187,7 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED, picture=options.PICTURE)
 def export(
     circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
@@ -225,7 +228,7 @@ def export(
     show(str(target))
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED)
 def diff(
     a: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
@@ -252,12 +255,12 @@ def diff(
     show(diff_text(result))
 
 
-app.command()(catalog.tasks)
-app.command()(catalog.models)
-app.command()(catalog.methods)
+command()(catalog.tasks)
+command()(catalog.models)
+command()(catalog.methods)
 
 
-@app.command()
+@command()
 @options.add(wanted=options.PLAN, given=options.COMPARE)
 def compare(
     wanted: Given,
@@ -284,7 +287,7 @@ def compare(
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 
-@app.command()
+@command()
 @options.add(given=options.STABILITY, reruns=options.RERUNS)
 def stability(
     *,
@@ -314,7 +317,7 @@ def stability(
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {folder}/")
 
 
-@app.command()
+@command()
 @options.add(given=options.WORKERS)
 def sweep(
     file: Annotated[
@@ -355,7 +358,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-@app.command()
+@command()
 def results(
     directory: Annotated[Path, typer.Argument(help="A sweep's, or one that holds directories of runs.")],
     where: Annotated[
@@ -387,6 +390,8 @@ def results(
     else:
         show(to_csv(rows, names or known), end="") if csv else show(to_text(rows, names))
 
+
+command(name="help")(help_)
 
 if __name__ == "__main__":
     main()

@@ -115,7 +115,7 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     refusals = []
     for metric in (config.metric, *task.metrics):
         try:
-            check_method(method, metric, config.ablation)
+            check_method(method, metric, config.ablation, task.metrics)
             return metric
         except UserError as error:
             refusals.append(error)
