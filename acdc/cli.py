@@ -15,7 +15,7 @@ import typer
 
 from acdc.commands import catalog, options
 from acdc.commands.help import Command, help_, top
-from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
+from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.terminal import open_terminal, say, show
@@ -95,19 +95,28 @@ def run(
     if memory and inputs.expected_memory > memory:
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
-    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, say)
+    said: dict[str, None] = {}
+
+    def warn(text: str) -> None:
+        if text not in said:
+            say(text)
+        said[text] = None
+
+    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, warn)
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    say(*dict.fromkeys(note for file, _ in found for note in file.notes))
+    say(*dict.fromkeys(note for file, _ in found for note in file.notes if note not in said))
 
 
 @command()
 @options.add(given=options.EVALUATE)
 def evaluate(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json, or EAP-IG's JSON with --task and --model.")],
+    circuit: Annotated[
+        Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
+    ],
     given: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
@@ -141,12 +150,10 @@ def evaluate(
 @command()
 @options.add(names=options.NAMED, bounds=options.BOUNDS)
 def check(
-    target: Annotated[
-        Path, typer.Argument(help="A circuit.json, or a list of checks: a YAML file or the name of a shipped one.")
-    ],
+    target: Annotated[Path, typer.Argument(help="A run or circuit.json, or a list of checks (YAML).", parser=circuit)],
     *,
     against: Annotated[
-        str | None, typer.Option(help="A golden circuit.json, or a published circuit: its name or YAML file.")
+        str | None, typer.Option(help="A golden run or circuit.json, or a published circuit: its name or YAML file.")
     ] = None,
     names: Given,
     bounds: Given,
@@ -158,28 +165,14 @@ def check(
 
     Example: acdc check runs/…/circuit.json --against golden.json
     """
-    from acdc.commands.check import check_circuit, check_list, inputs_of, make_bounds
+    from acdc.commands.check import check as execute
     from acdc.commands.check import junit as to_junit
-    from acdc.io.files import check_output, write_output
-    from acdc.task.load import find_config
+    from acdc.io.files import write_output
 
-    if target.suffix == ".json" or target.is_dir():
-        if against is None:
-            raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
-        check_output("--junit", junit, target, Path(against))
-        outcomes = [check_circuit(target, against, make_bounds(bounds), names=names)]
-    else:
-        target = find_config(target)
-        for name, value in {"against": against, **names, **bounds}.items():
-            if value is not None:
-                raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
-        check_output("--junit", junit, *inputs_of(target))
-        with progress_bar() as progress:
-            outcomes = check_list(target, show, progress)
+    with progress_bar() as progress:
+        outcomes = execute(target, against, names, bounds, junit, show, progress)
     if junit:
         write_output(junit, to_junit(outcomes))
-    if against is not None:
-        show(outcomes[0].text())
     failed = sum(not outcome.passed for outcome in outcomes)
     if len(outcomes) > 1:
         show(f"{len(outcomes) - failed} passed, {failed} failed")
@@ -190,7 +183,7 @@ def check(
 @command()
 @options.add(names=options.NAMED, picture=options.PICTURE)
 def export(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
+    circuit: Annotated[Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON.", parser=circuit)],
     *,
     to: Annotated[str, typer.Option("--to", help="circuit, graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
     edges: Annotated[
@@ -231,8 +224,8 @@ def export(
 @command()
 @options.add(names=options.NAMED)
 def diff(
-    a: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
-    b: Annotated[Path, typer.Argument(help="Another one of the same graph.")],
+    a: Annotated[Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON.", parser=circuit)],
+    b: Annotated[Path, typer.Argument(help="Another one of the same graph.", parser=circuit)],
     *,
     names: Given,
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,

@@ -35,6 +35,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def circuit(text: str) -> Path:
+    """The value of an argument that is a circuit's file, or the directory of its run."""
+    from acdc.files.circuit import find_circuit
+
+    return find_circuit(Path(text))
+
+
 def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
     """Declare an option of a table; `default` is REQUIRED if it may not be left out."""
     annotated: Any = Annotated
@@ -113,7 +120,7 @@ PLAN = {
     "sizes": option(str, "How many edges to keep, with commas.", default="5,10,20,50,100"),
     "greedy": option(bool, "Grow the edges from the logits instead.", "--greedy/--top", default=False),
     "reference": option(
-        str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
+        str, "A run or circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
     "updates": option(int, "Updates of the methods that train gates.", min=1, max=LIMITS["updates"]),
     "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
