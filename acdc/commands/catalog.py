@@ -46,7 +46,7 @@ def tasks(
         _list(details)
         return
     from acdc.evaluation.competence import competence, warning  # imports torch
-    from acdc.report.text import grid, number
+    from acdc.report.text import ARROWS, grid, heading, number, readable
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 
@@ -58,9 +58,9 @@ def tasks(
         show(f"\n{task.name} has no answers, so there is no accuracy")
         return
     low, high = found.interval
-    rows = [["(↓ lower, ↑ higher is better)", "clean", "corrupted"]]
-    rows.append(["accuracy ↑", number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
-    rows += [[f"{metric} ↓", *(number(value, 4) for value in values)] for metric, values in found.metrics.items()]
+    rows = [[ARROWS, "clean", "corrupted"]]
+    rows.append([heading("accuracy"), number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
+    rows += [[heading(m), *(number(x, 4) for x in readable(m, values))] for m, values in found.metrics.items()]
     on = f"{model} on {inputs.config.examples} prompts, seed {inputs.config.seed}"
     show(f"\n{on}: accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), by chance {found.chance:.1%}")
     show("\n" + grid(rows, widths=(32, 10, 10)))

@@ -5,7 +5,7 @@ import math
 from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
-from acdc.report.text import grid, number
+from acdc.report.text import grid, heading, number, readable
 
 COSTS = ["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC", "node AUC", "CPR", "CMD"]
 
@@ -65,17 +65,18 @@ def _task(comparison: Comparison, task: ComparedTask) -> str:
 
 
 def _head(task: ComparedTask) -> str:
+    full, ablated = (number(x, 4) for x in readable(task.metric, (task.full, task.ablated)))
     return (
-        f"{task.name} in {task.model}: {task.metric} (lower is better), {task.ablation} ablation, {task.examples} "
+        f"{task.name} in {task.model}: {heading(task.metric)}, {task.ablation} ablation, {task.examples} "
         f"prompts each half, seed {task.seed}\n"
-        f"full model {number(task.full, 4)}{_right(task.full_accuracy)}; everything ablated "
-        f"{number(task.ablated, 4)}{_right(task.ablated_accuracy)}; on the {task.half.replace('_', ' ')} prompts\n"
+        f"full model {full}{_accuracy(task.full_accuracy)}; everything ablated "
+        f"{ablated}{_accuracy(task.ablated_accuracy)}; on the {task.half.replace('_', ' ')} prompts\n"
         f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges"
     )
 
 
-def _right(accuracy: float) -> str:
-    return "" if math.isnan(accuracy) else f", right {accuracy:.0%}"
+def _accuracy(accuracy: float) -> str:
+    return "" if math.isnan(accuracy) else f", accuracy {accuracy:.0%}"
 
 
 def _by_size(comparison: Comparison, task: ComparedTask) -> str:

@@ -90,7 +90,7 @@ def test_evaluate_measures_what_it_measures_of_the_run_itself(acdc) -> None:
     assert "doesn't say with which prompts" in result.err
     assert "warning" not in result.err
     table = acdc("evaluate", exported, *NAMED, "--examples", "12", "--minimality", "0").out
-    assert "unknown (EAP-IG file), kl (lower is better), corrupted ablation" in table
+    assert "unknown (EAP-IG file), kl ↓, corrupted ablation" in table
 
 
 @pytest.mark.parametrize("of", ["run/circuit.json", "run.json"])
