@@ -55,7 +55,7 @@ def test_faithfulness_is_given_by_every_metric(ran):
             shown = rows(text)[f"{half.replace('_', ' ')} {heading(metric)}"]
             assert shown[3:] == pytest.approx(measured["by_metric"][half][metric], abs=1e-4)
         assert measured["by_metric"][half]["kl"] == measured["faithfulness"][half]
-    first = [line for line in rows(text) if line.startswith("held out")][0]
+    first = next(line for line in rows(text) if line.startswith("held out"))
     assert first == "held out kl ↓"
 
 
