@@ -1,10 +1,9 @@
-"""Tables, numbers and differences as text."""
+"""Tables, numbers and metrics as text."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acdc.files.diff import Diff
 from acdc.registry import METRICS
 
 ARROWS = "(↓ lower, ↑ higher is better)"
@@ -83,17 +82,3 @@ def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> s
         chosen = "greedy" if options.get("greedy") else "top"
         return f"{chosen} {options['edges']}" + (", by magnitude" if options.get("abs") else "")
     return f"{'τ =' if method == 'acdc' else 'scores ≥'} {threshold:g}{among}"
-
-
-def diff_text(diff: Diff) -> str:
-    """Return a line for each changed edge, and the counts."""
-    counts = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"
-    return "\n".join([*diff_lines(diff), counts])
-
-
-def diff_lines(diff: Diff) -> list[str]:
-    """Return a line for each changed edge: + added, - removed, ~ re-scored."""
-    lines = [f"+ {name}" for name in diff.added]
-    lines += [f"- {name}" for name in diff.removed]
-    lines += [f"~ {name}  {before:.4g} → {after:.4g}" for name, before, after in diff.rescored]
-    return lines
