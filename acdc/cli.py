@@ -231,13 +231,13 @@ def diff(
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
     json_: Json = False,
 ) -> None:
-    """List edges added, removed and re-scored between circuits.
+    """Compare two circuits: what they share, their metrics, and edges added, removed and re-scored.
 
     Example: acdc diff a/circuit.json b/circuit.json
     """
     from acdc.files.diff import diff as compare
     from acdc.files.eap_ig import read_all
-    from acdc.report.text import diff_text
+    from acdc.report.diff import diff_text
 
     before, after = read_all([a, b], names, ())
     result = compare(before, after, tolerance)
@@ -245,7 +245,7 @@ def diff(
         show(json.dumps(asdict(result), indent=1))
         return
     say(*(f"note: {note}" for note in result.notes))
-    show(diff_text(result))
+    show(diff_text(before, after, result))
 
 
 command()(catalog.tasks)
@@ -262,9 +262,10 @@ def compare(
     json_: Annotated[bool, typer.Option("--json", help="Print compare.json instead of tables.")] = False,
     plots: Annotated[bool, typer.Option(help="Draw faithfulness and ROC curves.")] = True,
 ) -> None:
-    """Compare methods on tasks.
+    """Compare methods on tasks, or models on a task.
 
-    That is faithfulness by number of edges, cost, ROC against a reference circuit, and overlap.
+    That is faithfulness by number of edges, cost, ROC against a reference circuit, and overlap; of models what their
+    circuits share, and how faithful each circuit is in the other models.
 
     Example: acdc compare --tasks ioi,greater-than --model tiny --examples 50
     """
@@ -273,11 +274,25 @@ def compare(
     from acdc.io.files import to_json
     from acdc.report.comparison import to_text
 
+    if wanted["models"] is not None:
+        _compare_models(given, wanted, memory, json_)
+        return
     plan, notes = make_plan(given, wanted, default_model)
     say(*notes)
     with progress_bar() as progress:
         result = execute(plan, memory, plots, progress, say)
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
+
+
+def _compare_models(given: Given, wanted: Given, memory: float | None, json_: bool) -> None:
+    from acdc.commands.compare_models import compare_models, make_plan
+    from acdc.io.files import to_json
+    from acdc.report.comparison import models_to_text
+
+    plan = make_plan(given, wanted)
+    with progress_bar() as progress:
+        result = compare_models(plan, memory, progress, say)
+    show(to_json(result), end="") if json_ else show(f"{models_to_text(result)}\n\nfiles     {plan.out}/")
 
 
 @command()
@@ -351,39 +366,7 @@ def sweep(
         raise typer.Exit(1)
 
 
-@command()
-def results(
-    directory: Annotated[Path, typer.Argument(help="A sweep's, or one that holds directories of runs.")],
-    where: Annotated[
-        list[str] | None, typer.Option("--where", "-w", help="COLUMN=VALUE (or !=, <, >, <=, >=); repeatable.")
-    ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by; -COLUMN from the largest.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas, or all.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    json_: Json = False,
-) -> None:
-    """Show the table of a sweep, or of any runs.
-
-    It can be read while they run; filtered, sorted, as text, CSV or JSON.
-
-    Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
-    """
-    from acdc.files.table import chosen, every_column, found_rows, to_csv
-    from acdc.report.results import to_text
-
-    if csv and json_:
-        raise UserError("--csv and --json: give one of the two")
-    rows, others = found_rows(directory)
-    say(*(f"note: left out: {other}" for other in others))
-    known = every_column(rows)
-    rows = chosen(rows, where or [], sort)
-    names = known if columns == "all" else options.listed("--columns", columns) if columns else None
-    if json_:
-        show(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
-    else:
-        show(to_csv(rows, names or known), end="") if csv else show(to_text(rows, names))
-
-
+command()(catalog.results)
 command(name="help")(help_)
 
 if __name__ == "__main__":

@@ -10,20 +10,24 @@ from acdc.errors import UserError, unknown
 class Metric(NamedTuple):
     """Facts about a metric; `acdc.patching.metrics` computes it."""
 
+    label: str  # in sentences
     unit: str  # of its values
     # What it needs of the output layer: the logits of the answers, the log-sum-exp over the vocabulary, or all logits.
     output: Literal["answers", "logsumexp", "logits"]
     needs_correct: bool = False  # answers
     needs_wrong: bool = False  # answers
     flat: bool = False  # whether it compares with the full model, so that its gradient there is zero
+    negated: bool = False  # whether it is minimised with a minus sign, which people aren't shown (`acdc.report.text`)
 
 
 METRICS = {
-    "kl": Metric("nats", "logsumexp", flat=True),
-    "logit-diff": Metric("logits", "answers", needs_correct=True, needs_wrong=True),
-    "prob-diff": Metric("of probability", "logsumexp", needs_correct=True, needs_wrong=True),
-    "nll": Metric("nats", "logsumexp", needs_correct=True),
-    "l2": Metric("squared logits", "logits", flat=True),
+    "kl": Metric("KL divergence", "nats", "logsumexp", flat=True),
+    "logit-diff": Metric("logit difference", "logits", "answers", needs_correct=True, needs_wrong=True, negated=True),
+    "prob-diff": Metric(
+        "probability difference", "of probability", "logsumexp", needs_correct=True, needs_wrong=True, negated=True
+    ),
+    "nll": Metric("negative log-likelihood", "nats", "logsumexp", needs_correct=True),
+    "l2": Metric("squared distance of logits", "squared logits", "logits", flat=True),
 }
 
 

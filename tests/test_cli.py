@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import networkx as nx
 import pytest
@@ -319,7 +320,15 @@ def test_diff_lists_what_changed(acdc):
     lines = result.out.splitlines()
     assert "+ a0.h1->m0" in lines
     assert "- a0.h0->m0" in lines
-    assert acdc("diff", "a/circuit.json", "a/circuit.json").out == "0 added, 0 removed, 0 re-scored\n"
+    a, b = (json.loads(Path(name, "circuit.json").read_text()) for name in "ab")
+    names = [{edge["name"] for edge in circuit["edges"]} for circuit in (a, b)]
+    both = len(names[0] & names[1])
+    share = both / len(names[0] | names[1])
+    assert lines[0].startswith(f"{both} edges in both (with direct edges), Jaccard index {share:.2f}; ")
+    kl = [circuit["metrics"]["discovery.circuit.kl"] for circuit in (a, b)]
+    assert next(line for line in lines if "discovery kl ↓" in line).split()[-2:] == [f"{value:.4f}" for value in kl]
+    same = acdc("diff", "a/circuit.json", "a/circuit.json").out.splitlines()[0]
+    assert same.endswith("Jaccard index 1.00; 0 added, 0 removed, 0 re-scored")
 
 
 COMMANDS = get_command(cli.app).commands

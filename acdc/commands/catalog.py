@@ -1,17 +1,19 @@
-"""`acdc tasks`, `acdc models` and `acdc methods`: list what there is, or show one in detail."""
+"""`acdc tasks`, `models`, `methods` and `results`: list what there is, or show one in detail."""
 
+import json
 import shlex
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from acdc.commands.options import COMPLETED, model_names, task_names
+from acdc.commands.options import COMPLETED, Json, listed, model_names, task_names
 from acdc.errors import ModelError, UserError, unknown
-from acdc.io.terminal import show
+from acdc.io.terminal import say, show
 from acdc.registry import ABLATIONS, METHODS, METRICS, ORDERS, PENALTY, SPARSITY
 
 if TYPE_CHECKING:
@@ -55,7 +57,7 @@ def tasks(
         _list(details)
         return
     from acdc.evaluation.competence import competence, warning  # imports torch
-    from acdc.report.text import grid, number
+    from acdc.report.text import ARROWS, grid, heading, number, readable
     from acdc.setup.config import resolve
     from acdc.setup.inputs import load
 
@@ -67,9 +69,9 @@ def tasks(
         show(f"\n{task.name} has no answers, so there is no accuracy")
         return
     low, high = found.interval
-    lines = [["(↓ lower, ↑ higher is better)", "clean", "corrupted"]]
-    lines.append(["accuracy ↑", number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
-    lines += [[f"{metric} ↓", *(number(value, 4) for value in values)] for metric, values in found.metrics.items()]
+    lines = [[ARROWS, "clean", "corrupted"]]
+    lines.append([heading("accuracy"), number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
+    lines += [[heading(m), *(number(x, 4) for x in readable(m, values))] for m, values in found.metrics.items()]
     on = f"{model} on {inputs.config.examples} prompts, seed {inputs.config.seed}"
     show(f"\n{on}: accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), by chance {found.chance:.1%}")
     show("\n" + grid(lines, widths=(32, 10, 10)))
@@ -167,6 +169,38 @@ def methods(
     usable = {a: text for a, text in ABLATIONS.items() if a == "corrupted" or not method.paired}
     details["ablations"] = "; ".join(f"{ablation}: {text}" for ablation, text in usable.items())
     _list(details)
+
+
+def results(
+    directory: Annotated[Path, typer.Argument(help="A sweep's, or one that holds directories of runs.")],
+    where: Annotated[
+        list[str] | None, typer.Option("--where", "-w", help="COLUMN=VALUE (or !=, <, >, <=, >=); repeatable.")
+    ] = None,
+    sort: Annotated[str | None, typer.Option(help="Column to sort by; -COLUMN from the largest.")] = None,
+    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas, or all.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show the table of a sweep, or of any runs.
+
+    It can be read while they run; filtered, sorted, as text, CSV or JSON.
+
+    Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
+    """
+    from acdc.files.table import chosen, every_column, found_rows, to_csv
+    from acdc.report.results import to_text
+
+    if csv and json_:
+        raise UserError("--csv and --json: give one of the two")
+    rows, others = found_rows(directory)
+    say(*(f"note: left out: {other}" for other in others))
+    known = every_column(rows)
+    rows = chosen(rows, where or [], sort)
+    names = known if columns == "all" else listed("--columns", columns) if columns else None
+    if json_:
+        show(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
+    else:
+        show(to_csv(rows, names or known), end="") if csv else show(to_text(rows, names))
 
 
 def _values(values: Mapping[str, Any]) -> str:

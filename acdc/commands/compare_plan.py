@@ -10,12 +10,14 @@ from typing import Any
 from acdc.commands.options import listed
 from acdc.errors import UserError, unknown
 from acdc.files.circuit import find_circuit
+from acdc.files.comparison import LEVELS
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
 ELIMINATION = "elimination"  # the name here of acdc with --faithfulness
+SIZES = "5,10,20,50,100"
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ def make_plan(
 ) -> tuple[ComparePlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
     options of runs, `wanted` those of `acdc compare` alone."""
+    if wanted["faithfulness"] is not None:
+        raise UserError(f"--faithfulness: is for --models; methods are compared at {', '.join(map(str, LEVELS))}")
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
     for name in listed("--tasks", wanted["tasks"]):
@@ -46,12 +50,12 @@ def make_plan(
     names = [config.task_name for config, _ in resolved]
     if len(set(names)) < len(names):
         raise UserError(f"--tasks: {wanted['tasks']!r} has a task twice")
-    every, named = _methods(wanted["methods"])
+    every, named = _methods(wanted["methods"] or "all")
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
         notes += _other_metrics(config, task, every)
-    sizes = sorted(listed("--sizes", wanted["sizes"], int, "a whole number"))
+    sizes = sorted(listed("--sizes", wanted["sizes"] or SIZES, int, "a whole number"))
     if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
         wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
         raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")

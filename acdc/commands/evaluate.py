@@ -115,6 +115,7 @@ def evaluate(
         edges=edges.n_edges,
         total=edges.graph.n_edges,
         measured=measured,
+        by_metric={metric: _faithfulness(table[metric], config.seed) for metric in task.metrics},
         others=tuple(others),
         minimality=minimality,
         random=random,
@@ -229,9 +230,13 @@ def _measured(inputs: Inputs, table: Table) -> Measured:
         ablation=inputs.config.ablation,
         **{what: estimate(of_run, seed=seed) for what, of_run in values.items()},
         accuracy={what: share(mean_accuracy(table, what), len(of_run)) for what, of_run in values.items()},
-        faithfulness=faithfulness(values["circuit"], values["full"], values["ablated"], seed),
+        faithfulness=_faithfulness(values, seed),
         completeness=faithfulness(values["rest"], values["full"], values["ablated"], seed),
     )
+
+
+def _faithfulness(values: dict[str, Array], seed: int) -> Estimate:
+    return faithfulness(values["circuit"], values["full"], values["ablated"], seed)
 
 
 def _minimality(inputs: Inputs, circuit: Circuit, own: Array, most: int, progress: Show) -> Minimality | None:

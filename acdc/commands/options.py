@@ -114,16 +114,20 @@ COMPARE = {name: RUN[name] for name in ("model", "revision", "examples", "seed",
 
 PLAN = {
     "tasks": option(str, "Tasks or YAML files, with commas between them.", "--tasks", "-t", default=REQUIRED),
+    "models": option(str, "Compare these models instead, on one task, by the circuits of one method (acdc)."),
     "methods": option(
-        str, "Methods with commas, or all; eap-ig:0.05+acdc is acdc among another one's best edges.", default="all"
+        str, "Methods with commas, or all; eap-ig:0.05+acdc is acdc among another one's best edges. [default: all]"
     ),
-    "sizes": option(str, "How many edges to keep, with commas.", default="5,10,20,50,100"),
+    "sizes": option(str, "How many edges to keep, with commas. [default: 5,10,20,50,100]"),
+    "faithfulness": option(
+        float, "With --models: find the smallest circuit so faithful in each. [default: the task's τ]"
+    ),
     "greedy": option(bool, "Grow the edges from the logits instead.", "--greedy/--top", default=False),
     "reference": option(
         str, "A run or circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
     "updates": option(int, "Updates of the methods that train gates.", min=1, max=LIMITS["updates"]),
-    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<model>]"),
+    "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<models>]"),
 }
 
 STABILITY_OF_RUN = "task model revision method threshold faithfulness edges metric ablation examples seed device"

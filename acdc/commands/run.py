@@ -43,6 +43,7 @@ from acdc.io.progress import Show, silent
 from acdc.io.sizes import in_name
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
+from acdc.registry import METRICS
 from acdc.report.page import render_report
 from acdc.report.picture import to_svg
 from acdc.report.style import PictureStyle
@@ -126,7 +127,8 @@ def _discover(
         explanation = explain(inputs, circuit, rows[half], curves)
         _, peak = memory()
     measured = intervals(inputs, tables)
-    notes = (*notes, *found.notes, *_below_target(inputs, measured["faithfulness"][half]))
+    below = _below_target(inputs, measured["faithfulness"][half])
+    notes = (*notes, *found.notes, *_no_edges(inputs, circuit, tables), *below)
     file = describe(inputs, circuit, found.circuit, means(tables), notes, found.changes)
     cost = CostPart(
         seconds=time.monotonic() - started,
@@ -154,6 +156,19 @@ def _curves(
     return {half: curve(inputs, half, of, sizes, tables[half][metric], circuit) for half in halves}
 
 
+def _no_edges(inputs: Inputs, circuit: Circuit, tables: dict[str, Table]) -> tuple[str, ...]:
+    """A note if the circuit is empty: what its threshold compares with."""
+    c = inputs.config
+    if circuit.n_edges or c.threshold is None:
+        return ()
+    values = tables["discovery"][c.metric]
+    effect = float((values["ablated"] - values["model"]).mean())
+    unit = METRICS[c.metric].unit
+    instead = "choose a smaller --threshold" + (", or name a --faithfulness" if c.method == "acdc" else ", or --edges")
+    whole = f"ablating everything makes the {METRICS[c.metric].label} worse by {effect:.4g} {unit}"
+    return (f"no edge is left: --threshold {c.threshold:g} is too large here, where {whole}; {instead}",)
+
+
 def _below_target(inputs: Inputs, measured: Interval) -> tuple[str, ...]:
     """A note if a target of faithfulness isn't surely met on prompts that the search hasn't seen."""
     target = inputs.config.faithfulness
@@ -173,15 +188,19 @@ def measure(inputs: Inputs, circuit: Circuit) -> dict[str, float]:
 
 
 def intervals(inputs: Inputs, tables: dict[str, Table]) -> dict[str, Any]:
-    """The 95 % intervals in metrics.json, by half: of the circuit's `faithfulness` by the run's metric, and of its mean
-    `metric`."""
+    """The 95 % intervals in metrics.json, by half: of the circuit's `faithfulness` by the run's metric and `by_metric`,
+    and of its mean `metric`."""
     seed = inputs.config.seed
-    out: dict[str, dict[str, Interval]] = {"faithfulness": {}, "metric": {}}
+    metric = inputs.config.metric
+    out: dict[str, dict[str, Any]] = {"faithfulness": {}, "by_metric": {}, "metric": {}}
     for half, table in tables.items():
-        values = table[inputs.config.metric]
-        recovered = faithfulness(values["circuit"], values["model"], values["ablated"], seed)
-        out["faithfulness"][half] = _interval(recovered)
-        out["metric"][half] = _interval(estimate(values["circuit"], seed=seed))
+        by_metric = {
+            name: _interval(faithfulness(table[name]["circuit"], table[name]["model"], table[name]["ablated"], seed))
+            for name in inputs.task.metrics
+        }
+        out["faithfulness"][half] = by_metric[metric]
+        out["by_metric"][half] = by_metric
+        out["metric"][half] = _interval(estimate(table[metric]["circuit"], seed=seed))
     return out
 
 

@@ -14,6 +14,8 @@ class Diff:
     added: tuple[str, ...]  # names of the edges that only b has
     removed: tuple[str, ...]  # names of the edges that only a has
     rescored: tuple[tuple[str, float, float], ...]  # name, score in a, score in b of common edges
+    shared: int  # edges of both
+    jaccard: float  # shared edges, over those of either; 1 if neither has an edge
     notes: tuple[str, ...]  # other differences, such as task, model or method, that may explain these
 
 
@@ -43,7 +45,9 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
             rescored.append((name, x, y))
     added = tuple(name for name in new if name not in old)
     removed = tuple(name for name in old if name not in new)
-    return Diff(added, removed, tuple(rescored), tuple(notes))
+    shared = len(old) - len(removed)
+    either = len(old) + len(added)
+    return Diff(added, removed, tuple(rescored), shared, shared / either if either else 1.0, tuple(notes))
 
 
 def facts_of_both(a: CircuitFile, b: CircuitFile) -> list[tuple[str, object, object]]:

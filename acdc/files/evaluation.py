@@ -10,10 +10,10 @@ LEGEND = {
     "intervals": "95 %, studentised bootstrap over prompts, in pairs where two things are compared; accuracy: Wilson",
     "faithfulness": "(everything ablated − circuit) / (everything ablated − full model), of the mean metric: 1 is the "
     "full model, 0 everything ablated (Hanna et al. 2024; MIB, Mueller et al. 2025)",
-    "completeness": "the same of all edges but the circuit's: what the rest of the model does without the circuit, low "
+    "completeness": "faithfulness of the complement: what the rest of the model does without the circuit, low "
     "is good (Wang et al. 2022, with the whole circuit knocked out; Conmy et al. 2023)",
-    "minimality": "the rise of the metric when one edge alone is removed from the circuit, an exact pass each (Wang et "
-    "al. 2022); superfluous: the interval reaches 0 or below. No correction for the number of edges: of edges "
+    "minimality": "how much worse the metric is when one edge alone is removed from the circuit, an exact pass each "
+    "(Wang et al. 2022); superfluous: the interval reaches 0 or below. No correction for the number of edges: of edges "
     "without effect, 1 in 40 seems to have one",
     "random": f"{DRAWS} random circuits of as many residual edges, all on a path from an input to the logits, as the "
     "circuit's are: edges drawn one by one almost never connect, and would be no match",
@@ -102,6 +102,7 @@ class Evaluation:
     edges: int  # residual edges of the circuit
     total: int  # of the graph
     measured: Measured  # under the circuit's own ablation
+    by_metric: dict[str, Estimate]  # faithfulness by every metric of the task, likewise
     others: tuple[Measured, ...]  # under the other ablations
     minimality: Minimality | None  # None if not asked for
     random: Random | None  # None for a circuit without edges

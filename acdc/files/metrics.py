@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
-from pydantic import AfterValidator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from acdc.errors import short
 from acdc.io.files import read_json, write_atomic
 from acdc.io.schema import Number, Strict, Text, Whole, validated
 
-Half = Literal["discovery", "held_out"]
+Half = Literal["held_out", "discovery"]
+HALVES: tuple[Half, ...] = get_args(Half)  # as results are listed
 
 
 def measure(name: str) -> str:
@@ -42,6 +43,8 @@ class MetricsFile(Strict):
 
     metrics: Measures  # every metric and the accuracy, `<half>.<model, circuit or ablated>.<metric>`
     faithfulness: dict[Half, Interval]  # of the circuit by the run's metric, with its 95 % interval over prompts
+    # The same by every metric of the task, and empty in files of older versions.
+    by_metric: dict[Half, dict[Text, Interval]] = Field(default={})
     metric: dict[Half, Interval]  # mean of the run's metric, with its 95 % interval
     cost: CostPart
 
@@ -50,6 +53,10 @@ class MetricsFile(Strict):
         if not self.faithfulness or self.faithfulness.keys() != self.metric.keys():
             raise ValueError("faithfulness and metric should have the same halves of the prompts")
         return self
+
+    def by_metrics(self, own: str) -> dict[Half, dict[str, Interval]]:
+        """Faithfulness by metric; in older files by the run's `own` alone."""
+        return {half: {own: value, **self.by_metric.get(half, {})} for half, value in self.faithfulness.items()}
 
     @property
     def half(self) -> Half:

@@ -3,9 +3,10 @@
 import math
 
 from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
+from acdc.files.model_comparison import ModelComparison
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
-from acdc.report.text import grid, number
+from acdc.report.text import estimate, grid, heading, number, readable
 
 COSTS = ["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC", "node AUC", "CPR", "CMD"]
 
@@ -51,7 +52,7 @@ def _task(comparison: Comparison, task: ComparedTask) -> str:
         costs.append([m.name, m.ranked_by, f"{m.seconds:.2f}", f"{m.peak_memory_mb:.0f}", *areas])
     blocks = [
         _head(task),
-        grid(costs, left=2),
+        f"cost, areas under the ROC curve against {task.reference}, and MIB's areas\n{grid(costs, left=2)}",
         _needed(task),
         _by_size(comparison, task),
         _by_bound(task, "threshold", "τ"),
@@ -65,17 +66,18 @@ def _task(comparison: Comparison, task: ComparedTask) -> str:
 
 
 def _head(task: ComparedTask) -> str:
+    full, ablated = (number(x, 4) for x in readable(task.metric, (task.full, task.ablated)))
     return (
-        f"{task.name} in {task.model}: {task.metric} (lower is better), {task.ablation} ablation, {task.examples} "
+        f"{task.name} in {task.model}: {heading(task.metric)}, {task.ablation} ablation, {task.examples} "
         f"prompts each half, seed {task.seed}\n"
-        f"full model {number(task.full, 4)}{_right(task.full_accuracy)}; everything ablated "
-        f"{number(task.ablated, 4)}{_right(task.ablated_accuracy)}; on the {task.half.replace('_', ' ')} prompts\n"
+        f"full model {full}{_accuracy(task.full_accuracy)}; everything ablated "
+        f"{ablated}{_accuracy(task.ablated_accuracy)}; on the {task.half.replace('_', '-')} prompts\n"
         f"reference: {task.reference}, {task.reference_edges} of {task.total:,} edges"
     )
 
 
-def _right(accuracy: float) -> str:
-    return "" if math.isnan(accuracy) else f", right {accuracy:.0%}"
+def _accuracy(accuracy: float) -> str:
+    return "" if math.isnan(accuracy) else f", accuracy {accuracy:.0%}"
 
 
 def _by_size(comparison: Comparison, task: ComparedTask) -> str:
@@ -90,7 +92,7 @@ def _by_size(comparison: Comparison, task: ComparedTask) -> str:
 def _needed(task: ComparedTask) -> str:
     rows = [["method", *(f"{level:g}" for level in LEVELS)]]
     rows += [[m.name, *(number(x, 1) for x in m.needed)] for m in task.methods]
-    return f"edges needed for a faithfulness on the {task.half.replace('_', ' ')} prompts of\n" + grid(rows)
+    return f"edges needed for a faithfulness on the {task.half.replace('_', '-')} prompts of\n" + grid(rows)
 
 
 def _by_bound(task: ComparedTask, bound: str, name: str) -> str:
@@ -120,3 +122,26 @@ def _matrix(task: ComparedTask, values: list[list[float]]) -> str:
         known = [number(x, 2) for x in values[i - 1][:i]]
         rows.append([f"{i}", method.name, *known, *[""] * (size - i)])
     return grid(rows, left=2)
+
+
+def models_to_text(c: ModelComparison) -> str:
+    """Return readable tables of a comparison of models."""
+    names = [m.folder for m in c.models]
+    rows = [["model", "edges", "of", "accuracy", "kept"]]
+    for m in c.models:
+        rows.append([m.folder, f"{m.edges:,}", f"{m.total:,}", number(m.accuracy, 2), m.bound])
+    faithfulness = [["circuit of", *(f"in {name}" for name in names)]]
+    for i, name in enumerate(names):
+        values = [m.faithfulness[i] for m in c.models]
+        faithfulness.append([name, *("other graph" if x is None else estimate(x, 3) for x in values)])
+    pairs = [["circuits of", "nodes", "edges", "scores"]]
+    pairs += [[" and ".join(p.models), *(number(x, 2) for x in (p.nodes, p.edges, p.scores))] for p in c.pairs]
+    head = f"{c.task} by {c.method}: {heading(c.metric)}, {c.ablation} ablation, {c.examples} prompts, seed {c.seed}"
+    on = f"faithfulness [95 % interval] on the {c.half.replace('_', '-')} prompts"
+    blocks = [
+        head,
+        grid(rows),
+        f"{on}\n{grid(faithfulness)}",
+        f"Jaccard index of node names and of edges, rank correlation of scores (Spearman)\n{grid(pairs)}",
+    ]
+    return "\n\n".join([*blocks, *c.notes])

@@ -4,7 +4,7 @@ import math
 from textwrap import wrap
 
 from acdc.files.evaluation import DRAWS, LEGEND, Evaluation
-from acdc.report.text import estimate, grid, number
+from acdc.report.text import estimate, grid, heading, number, plural, readable, readable_estimate, when_removed
 
 WIDTH = 118
 LABEL = 16
@@ -28,16 +28,17 @@ def _head(e: Evaluation) -> str:
     prompts = f"{e.examples} {e.half.replace('_', '-')} prompts, seed {e.seed}; [95 % intervals] are over prompts"
     return (
         f"{'circuit':{LABEL}}{e.task} in {e.model}: {share}\n"
-        f"{'found by':{LABEL}}{e.method}, {e.metric} (lower is better), {e.measured.ablation} ablation\n"
+        f"{'found by':{LABEL}}{e.method}, {heading(e.metric)}, {e.measured.ablation} ablation\n"
         f"{'evaluated on':{LABEL}}{prompts}"
     )
 
 
 def _means(e: Evaluation) -> str:
     m = e.measured
-    rows = [["", *WHAT.values()], [f"{e.metric} ↓", *(estimate(getattr(m, name), 4) for name in WHAT)]]
+    values = [readable_estimate(e.metric, getattr(m, name)) for name in WHAT]
+    rows = [["", *WHAT.values()], [heading(e.metric), *(estimate(value, 4) for value in values)]]
     if math.isfinite(m.accuracy["full"].value):
-        rows.append(["accuracy ↑", *(estimate(m.accuracy[name], 2) for name in WHAT)])
+        rows.append([heading("accuracy"), *(estimate(m.accuracy[name], 2) for name in WHAT)])
     return grid(rows, widths=WIDTHS)
 
 
@@ -45,15 +46,19 @@ def _faithfulness(e: Evaluation) -> str:
     m = e.measured
     lines = [
         f"{'faithfulness ↑':{LABEL}}{estimate(m.faithfulness, 3)}  1 is the full model, 0 everything ablated",
-        f"{'completeness ↓':{LABEL}}{estimate(m.completeness, 3)}  the same of all edges but the circuit's",
+        f"{'completeness ↓':{LABEL}}{estimate(m.completeness, 3)}  faithfulness of the complement",
     ]
+    others = [f"{name} {estimate(value, 3)}" for name, value in e.by_metric.items() if name != e.metric]
+    if others:
+        lines.insert(1, f"{'  by others':{LABEL}}{'; '.join(others)}")
     r = e.random
     if r is not None:
-        mean = sum(r.metric) / len(r.metric)
+        drawn = (sum(r.metric) / len(r.metric), r.metric[0], r.metric[-1])
+        mean, best, worst = (number(x, 4) for x in readable(e.metric, drawn))
         lines += [
-            f"{'random':{LABEL}}{DRAWS} connected circuits of {r.edges} edges: {e.metric} {number(mean, 4)} "
-            f"({number(r.metric[0], 4)} to {number(r.metric[-1], 4)}), faithfulness {number(r.faithfulness.value, 3)};",
-            f"{'':{LABEL}}the circuit's is lower by {estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
+            f"{'random':{LABEL}}{DRAWS} connected circuits of {plural(r.edges, 'edge')}: {e.metric} {mean} "
+            f"({best} to {worst}), faithfulness {number(r.faithfulness.value, 3)};",
+            f"{'':{LABEL}}the circuit's is better by {estimate(r.advantage, 4)} and ranks {r.rank} of {DRAWS + 1}",
         ]
     return "\n".join(lines)
 
@@ -73,7 +78,7 @@ def _minimality(e: Evaluation) -> str:
     first = f"superfluous, the first {SHOWN}" if len(superfluous) > SHOWN else "superfluous"
     groups = {first: superfluous[:SHOWN], "least needed": needed[:SHOWN], most: needed[SHOWN:][::-1][:SHOWN]}
     found = f"{len(superfluous) or 'none'} of {len(edges)} {tested} superfluous"
-    lines = [f"{'minimality':{LABEL}}{found}, by the rise of {e.metric} without the edge"]
+    lines = [f"{'minimality':{LABEL}}{found}; {when_removed(e.metric)}"]
     for title, shown in groups.items():
         if shown:
             lines.append(f"  {title}")
@@ -84,22 +89,25 @@ def _minimality(e: Evaluation) -> str:
 def _spread(e: Evaluation) -> str:
     """The metric and faithfulness over prompts, and the worst prompts."""
     s = e.spread
-    rows = [["per prompt", "lowest", "quartile", "median", "quartile", "highest"]]
-    rows.append([f"{e.metric} ↓", *(number(x, 4) for x in s.metric)])
-    rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness)])
+    rows = [["per prompt", "best", "quartile", "median", "quartile", "worst"]]
+    rows.append([heading(e.metric), *(number(x, 4) for x in readable(e.metric, s.metric))])
+    rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness[::-1])])
     lines = [grid(rows, widths=WIDTHS)]
     if s.undefined:
-        lines.append(f"  (without {s.undefined} prompts on which the full model is not better than everything ablated)")
+        lines.append(
+            f"  (without {plural(s.undefined, 'prompt')} on which the full model is not better than everything ablated)"
+        )
     lines.append(f"  worst prompts: {e.metric}, faithfulness")
     for p in s.worst:
         text = p.text if len(p.text) <= TEXT else "…" + p.text[1 - TEXT :]
-        lines.append(f"    {number(p.metric, 4):>10}{number(p.faithfulness, 2):>9}  {text}")
+        (value,) = readable(e.metric, [p.metric])
+        lines.append(f"    {number(value, 4):>10}{number(p.faithfulness, 2):>9}  {text}")
     return "\n".join(lines)
 
 
 def _ablations(e: Evaluation) -> str:
     rows = [["ablation", "full model", "circuit", "ablated", "faithfulness ↑", "completeness ↓"]]
     for m in (e.measured, *e.others):
-        metrics = [number(x.value, 4) for x in (m.full, m.circuit, m.ablated)]
+        metrics = [number(x, 4) for x in readable(e.metric, (m.full.value, m.circuit.value, m.ablated.value))]
         rows.append([m.ablation, *metrics, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
     return grid(rows, widths=WIDTHS)

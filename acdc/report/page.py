@@ -27,7 +27,7 @@ from acdc.report.canvas import curve_path
 from acdc.report.layout import lay_out
 from acdc.report.panels import Panel, labels
 from acdc.report.run import metric_rows
-from acdc.report.text import bound
+from acdc.report.text import bound, heading
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
@@ -247,9 +247,8 @@ def _metric_rows(file: CircuitFile) -> list[list[object]]:
     """Label, full model, circuit and everything ablated, by half and metric."""
     rows: list[list[object]] = []
     for half, name, values in metric_rows(file):
-        better = "higher is better" if name == "accuracy" else "lower is better"
-        unit = f"{UNITS[name]}, " if name in UNITS else ""
-        rows.append([f"{_words(half)} {name} ({unit}{better})", *values])
+        unit = f" ({UNITS[name]})" if name in UNITS else ""
+        rows.append([f"{_words(half)} {heading(name)}{unit}", *values])
     return rows
 
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from acdc.files.circuit import CircuitFile
-from acdc.files.metrics import read_metrics
-from acdc.report.text import bound, grid, number
+from acdc.files.metrics import HALVES, Half, read_metrics
+from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, plural, readable, when_removed
 
 STRONGEST = 8  # edges shown
 WIDTHS = (32, 10, 10, 10)
@@ -13,7 +13,7 @@ WIDTHS = (32, 10, 10, 10)
 def to_text(file: CircuitFile, folder: Path) -> str:
     """Return a short table."""
     files = f"files     {folder}/  (report.html is the one to look at)"
-    blocks = [_head(file), _metrics(file), _faithfulness(folder), _strongest(file), files]
+    blocks = [_head(file), _metrics(file, folder / "metrics.json"), _strongest(file), files]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -24,6 +24,10 @@ def _head(file: CircuitFile) -> str:
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
+    if "edges" in method.options:
+        counts += f"; {method.options['edges']:,} asked for"
+    if file.graph.dead:
+        counts += f"; {plural(file.graph.dead, 'edge')} on no path from an input to the logits left out"
     limit = bound(method.name, method.threshold, method.options)
     return (
         f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
@@ -32,49 +36,41 @@ def _head(file: CircuitFile) -> str:
     )
 
 
-def metric_rows(file: CircuitFile) -> list[tuple[str, str, list[float | None]]]:
-    """Return half, metric, and its values for full model, circuit and everything ablated. The run's metric is first."""
+def metric_rows(file: CircuitFile) -> list[tuple[Half, str, list[float | None]]]:
+    """Return half, metric, and its values for full model, circuit and everything ablated as people read them. The run's
+    metric is first."""
     rows = []
-    for half in ("held_out", "discovery"):
+    for half in HALVES:
         prefix = f"{half}.circuit."
         names = [key.removeprefix(prefix) for key in file.metrics if key.startswith(prefix)]
         for name in sorted(names, key=lambda n: (n != file.method.metric, n)):
             values = [file.metrics.get(f"{half}.{what}.{name}") for what in ("model", "circuit", "ablated")]
-            rows.append((half, name, values))
+            rows.append((half, name, list(readable(name, values))))
     return rows
 
 
-def _metrics(file: CircuitFile) -> str:
-    rows = [["(↓ lower, ↑ higher is better)", "full model", "circuit", "ablated"]]
+def _metrics(file: CircuitFile, measured: Path) -> str:
+    """Every metric, and the circuit's faithfulness by it, from the run's metrics.json if it exists."""
+    faithfulness = read_metrics(measured).by_metrics(file.method.metric) if measured.exists() else {}
+    rows = [[ARROWS, "full model", "circuit", "ablated", "faithfulness, 95 % interval"]]
     for half, name, values in metric_rows(file):
-        arrow = "↑" if name == "accuracy" else "↓"
-        rows.append([f"{half.replace('_', ' ')} {name} {arrow}", *(number(value, 4) for value in values)])
+        cells = [number(value, 4) for value in values]
+        of_metric = faithfulness.get(half, {}).get(name)
+        cells.append("" if of_metric is None else estimate(of_metric, 4))
+        rows.append([f"{half.replace('_', ' ')} {heading(name)}", *cells])
     return grid(rows, widths=WIDTHS)
-
-
-def _faithfulness(folder: Path) -> str:
-    """Faithfulness with its interval, from the run's metrics.json if it exists."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        return ""
-    lines = []
-    for half, (value, low, high) in sorted(read_metrics(path).faithfulness.items(), reverse=True):  # held out first
-        if value is None:
-            continue
-        line = grid([[f"{half.replace('_', ' ')} faithfulness", "", number(value, 4)]], widths=WIDTHS[:3])
-        interval = "" if low is None or high is None else f"  [{low:.4f}, {high:.4f}], 95 %"
-        lines.append(line + interval)
-    return "\n".join(lines)
 
 
 def _strongest(file: CircuitFile) -> str:
     tested = file.method.name == "acdc"
-    title = f"rise of {file.method.metric}" if tested else "score"
+    title = when_removed(file.method.metric) if tested else "score"
     strengths = {e.name: e.change if tested else e.score for e in file.edges}
     direct = file.model.graph.direct_index
     known = [(name, x) for name, x in strengths.items() if name not in direct and x is not None]
     known.sort(key=lambda pair: -pair[1])
-    lines = [f"{'strongest edges':32}{title:>12}"]
+    if not known:
+        return ""
+    lines = [f"strongest edges, {title}"]
     lines += [f"  {name:30}{strength:>12.4f}" for name, strength in known[:STRONGEST]]
     return "\n".join(lines)
 

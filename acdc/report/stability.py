@@ -1,7 +1,7 @@
 """How stable a circuit is, as text."""
 
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
-from acdc.report.text import bound, estimate, grid, number
+from acdc.report.text import bound, estimate, grid, heading, number, readable
 
 LABEL = 12
 SHOWN = 12  # edges of each kind
@@ -34,10 +34,11 @@ def _kinds(s: Stability) -> str:
 
 def _runs(s: Stability) -> str:
     metric = s.method["metric"]
-    rows = [["run", "edges", f"{metric} ↓", "faithfulness ↑", "accuracy ↑", "Jaccard with the base run"]]
+    rows = [["run", "edges", heading(metric), "faithfulness ↑", "accuracy ↑", "Jaccard with the base run"]]
     for r in (s.base, *s.runs):
         jaccard = "" if r.kind == "base" else number(r.like_base, 2)
-        values = [number(r.metric, 4), number(r.faithfulness[0], 3), number(r.accuracy, 3)]
+        (value,) = readable(metric, [r.metric])
+        values = [number(value, 4), number(r.faithfulness[0], 3), number(r.accuracy, 3)]
         rows.append([r.name, f"{r.edges}", *values, jaccard])
     return f"on the {s.half.replace('_', ' ')} prompts of the base run\n" + grid(rows)
 
@@ -64,7 +65,9 @@ def _core(s: Stability) -> str:
     both = (s.base, s.core)
     half = s.half.replace("_", " ")
     rows = [[half, "full model", f"base, {s.base.edges} edges", f"core, {s.core.edges} edges", "ablated"]]
-    rows.append([f"{s.method['metric']} ↓", *(number(x, 4) for x in (s.full, s.base.metric, s.core.metric, s.ablated))])
+    metric = s.method["metric"]
+    values = readable(metric, (s.full, s.base.metric, s.core.metric, s.ablated))
+    rows.append([heading(metric), *(number(x, 4) for x in values)])
     rows.append(["faithfulness ↑", "1", *(estimate(r.faithfulness, 3) for r in both), "0"])
     if s.core.accuracy is not None:
         rows.append(["accuracy ↑", "", *(number(r.accuracy, 3) for r in both), ""])

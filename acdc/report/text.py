@@ -1,10 +1,12 @@
-"""Tables, numbers and differences as text."""
+"""Tables, numbers and metrics as text."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from acdc.files.diff import Diff
+from acdc.registry import METRICS
+
+ARROWS = "(↓ lower, ↑ higher is better)"
 
 
 def grid(rows: Sequence[Sequence[str]], left: int = 1, widths: Sequence[int] = ()) -> str:
@@ -27,10 +29,46 @@ def number(value: float | None, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
+def plural(n: int, noun: str) -> str:
+    """Return a number of things: `1 edge`, `2,000 edges`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def estimate(values: Sequence[float | None], digits: int) -> str:
     """Return a value with its interval: `value [low, high]`; the value alone if there is no interval."""
     value, low, high = (number(x, digits) for x in values)
     return value if low == "–" else f"{value} [{low}, {high}]"
+
+
+def heading(metric: str) -> str:
+    """A metric, or the accuracy, and whether a higher or a lower value is better."""
+    return f"{metric} {'↑' if _negated(metric) or metric == 'accuracy' else '↓'}"
+
+
+def readable(metric: str, values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Values of a metric as people read them: without the minus sign that makes differences something to minimise."""
+    return tuple(-x if x is not None and _negated(metric) else x for x in values)
+
+
+def readable_estimate(metric: str, values: Sequence[float | None]) -> tuple[float | None, ...]:
+    """The same of an estimate (value, low, high), whose ends change places with the sign."""
+    value, low, high = readable(metric, values)
+    return (value, high, low) if _negated(metric) else (value, low, high)
+
+
+def when_removed(metric: str) -> str:
+    """What the effect of an edge is called, in the metric's units; positive where the edge helps."""
+    change = "decrease" if _negated(metric) else "increase"
+    return f"{change} in {label(metric)} when removed"
+
+
+def label(metric: str) -> str:
+    """A metric's name in sentences."""
+    return METRICS[metric].label if metric in METRICS else metric
+
+
+def _negated(metric: str) -> bool:
+    return metric in METRICS and METRICS[metric].negated
 
 
 def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> str:
@@ -43,18 +81,4 @@ def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> s
     if threshold is None:
         chosen = "greedy" if options.get("greedy") else "top"
         return f"{chosen} {options['edges']}" + (", by magnitude" if options.get("abs") else "")
-    return f"{'τ' if method == 'acdc' else 'score from'} = {threshold:g}{among}"
-
-
-def diff_text(diff: Diff) -> str:
-    """Return a line for each changed edge, and the counts."""
-    counts = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"
-    return "\n".join([*diff_lines(diff), counts])
-
-
-def diff_lines(diff: Diff) -> list[str]:
-    """Return a line for each changed edge: + added, - removed, ~ re-scored."""
-    lines = [f"+ {name}" for name in diff.added]
-    lines += [f"- {name}" for name in diff.removed]
-    lines += [f"~ {name}  {before:.4g} → {after:.4g}" for name, before, after in diff.rescored]
-    return lines
+    return f"{'τ =' if method == 'acdc' else 'scores ≥'} {threshold:g}{among}"

@@ -350,7 +350,8 @@ def test_a_run_states_its_faithfulness_and_is_evaluated(command, tmp_path):
     stated = json.loads((tmp_path / "run" / "metrics.json").read_text())["faithfulness"]
     assert set(stated) == {"held_out", "discovery"}
     value, low, high = stated["held_out"]
-    assert f"held out faithfulness{'':23}{value:>12.4f}  [{low:.4f}, {high:.4f}], 95 %" in ran.out
+    (line,) = [line for line in ran.out.splitlines() if line.startswith("held out kl ↓")]
+    assert line.endswith(f"{value:.4f} [{low:.4f}, {high:.4f}]")
     result = command("run/circuit.json", "--out", "e.json")
     assert (result.code, result.err.count("\n")) == (0, 1)
     assert "not under zero" in result.err

@@ -1,0 +1,158 @@
+"""Compare models, or checkpoints of one, on a task: a run each, what their circuits share, and how faithful each
+circuit is in the other models."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from acdc.commands.options import listed
+from acdc.commands.run import run
+from acdc.errors import UserError
+from acdc.evaluation.faithfulness import Judge
+from acdc.evaluation.ranking import jaccard, rank_correlation
+from acdc.files.circuit import CircuitFile
+from acdc.files.model_comparison import ModelComparison, OfModel, Pair
+from acdc.graph.scores import read_scores
+from acdc.io.files import to_json, write_atomic
+from acdc.io.folder import inside, locked
+from acdc.io.progress import Show
+from acdc.methods.discover import SCORES
+from acdc.model.checkpoint import open_checkpoint
+from acdc.report.text import bound
+from acdc.setup.config import Config, resolve
+from acdc.setup.inputs import Inputs, load
+from acdc.task.schema import Task
+
+Array = np.ndarray
+
+
+@dataclass(frozen=True)
+class ModelsPlan:
+    """What a comparison of models does."""
+
+    runs: tuple[tuple[Config, Task], ...]  # one for each model
+    out: Path
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model's finished run."""
+
+    inputs: Inputs
+    file: CircuitFile
+    folder: Path
+
+
+def make_plan(given: dict[str, Any], wanted: dict[str, Any]) -> ModelsPlan:
+    """Check the options as far as that goes without a model. `given` are options of runs, `wanted` those of
+    `acdc compare` alone, of which task, method and number of edges are of the runs."""
+    for key in ("reference", "updates"):
+        if wanted[key] is not None:
+            raise UserError(f"--{key}: compares methods, not models; leave it out with --models")
+    if given["model"] is not None:
+        raise UserError("--model: name all models in --models")
+    models = listed("--models", wanted["models"])
+    if len(models) < 2:
+        raise UserError(f"--models: {models[0]} alone; name two or more, with commas between them")
+    of_run: dict[str, Any] = {"faithfulness": wanted["faithfulness"], "greedy": wanted["greedy"] or None}
+    of_run["task"] = _one("--tasks", wanted["tasks"])
+    of_run["method"] = _one("--methods", wanted["methods"] or "acdc")
+    if wanted["sizes"] is not None:
+        of_run["edges"] = _one("--sizes", wanted["sizes"], int, "a whole number")
+    runs = []
+    for model in models:
+        config, task, _ = resolve({**given, **of_run, "model": model}, None, None)
+        runs.append((config, task))
+    names = "-".join(
+        re.sub(r"[^\w.-]+", "-", name) for name in (runs[0][0].task_name, *(c.model_name for c, _ in runs))
+    )
+    return ModelsPlan(tuple(runs), wanted["out"] or Path("compare") / names)
+
+
+def _one(flag: str, text: str, kind: Callable[[str], Any] = str, what: str = "a name") -> Any:
+    values = listed(flag, text, kind, what)
+    if len(values) > 1:
+        raise UserError(f"{flag}: {text!r}; with --models there can be one only")
+    return values[0]
+
+
+def compare_models(
+    plan: ModelsPlan, memory: float | None, progress: Show, say: Callable[[str], None]
+) -> ModelComparison:
+    """Make a run for every model in `<out>/<number>-<model>/`, or go on with it, and write models.json. Raise UserError
+    if the directory belongs to another comparison."""
+    checkpoints = [open_checkpoint(config.model) for config, _ in plan.runs]  # none is missing after the first run
+    with locked(plan.out, others=("config.yaml", "runs", "compare.json", "stability.json")):
+        found = []
+        for number, ((config, task), checkpoint) in enumerate(zip(plan.runs, checkpoints, strict=True), 1):
+            inputs = load(config, task, memory, checkpoint)
+            folder = inside(plan.out, f"{number}-{re.sub(r'[^a-zA-Z0-9.-]+', '-', config.model_name)}")
+            file, _ = run(inputs, folder, progress=progress, say=say)
+            found.append(Found(inputs, file, folder))
+        first = found[0].inputs
+        result = ModelComparison(
+            task=first.config.task_name,
+            **first.config.model_dump(include={"method", "metric", "ablation", "examples", "seed"}),
+            half=first.evaluation_split,
+            models=tuple(_of_model(f, found) for f in found),
+            pairs=tuple(_pair(a, b) for a, b in combinations(found, 2)),
+            notes=_notes(found),
+        )
+        write_atomic(plan.out / "models.json", to_json(result))
+    return result
+
+
+def _notes(found: list[Found]) -> tuple[str, ...]:
+    """The notes of all runs, and one if their thresholds differ."""
+    notes = [note for f in found for note in f.file.notes]
+    if len({f.file.method.threshold for f in found}) > 1:
+        notes.append("the task has other thresholds for some models; --faithfulness finds circuits equally faithful")
+    return tuple(dict.fromkeys(notes))
+
+
+def _of_model(one: Found, every: list[Found]) -> OfModel:
+    """Measure the circuits of all models in one of them."""
+    judge = Judge(one.inputs)
+    method = one.file.method
+    graph = one.file.model.graph
+    return OfModel(
+        name=one.inputs.config.model_name,
+        hash=one.inputs.model.hash,
+        folder=one.folder.name,
+        bound=bound(method.name, method.threshold, method.options),
+        edges=one.file.graph.edges.kept,
+        total=one.file.graph.edges.total,
+        accuracy=judge.full_accuracy,
+        faithfulness=tuple(
+            judge.judged(other.file.circuit())[1] if other.file.model.graph == graph else None for other in every
+        ),
+    )
+
+
+def _pair(a: Found, b: Found) -> Pair:
+    nodes = [set(f.file.circuit().nodes()) for f in (a, b)]
+    either = sorted(nodes[0] | nodes[1])
+    has = [np.array([name in of_circuit for name in either]) for of_circuit in nodes]
+    edges = scores = np.nan
+    shared: tuple[str, ...] = ()
+    if a.file.model.graph == b.file.model.graph:
+        graph = a.file.model.graph
+        kept = [f.file.circuit().kept for f in (a, b)]
+        edges = jaccard(*kept)
+        scores = rank_correlation(*(_scores(f)[graph.edges] for f in (a, b)))
+        shared = tuple(graph.edge_name(int(s), int(r)) for s, r in np.argwhere(kept[0] & kept[1]))
+    names = a.inputs.config.model_name, b.inputs.config.model_name
+    return Pair(names, jaccard(*has), edges, scores, shared)
+
+
+def _scores(found: Found) -> Array:
+    """The scores of all edges, or those of the circuit, and 0 for edges without one: Float[sender receiver]."""
+    path = found.folder / SCORES
+    graph = found.file.model.graph
+    scores = read_scores(path, graph).edges if path.exists() else found.file.circuit().scores
+    return np.zeros(graph.edges.shape) if scores is None else np.nan_to_num(scores)
