@@ -139,8 +139,7 @@ def _other_metrics(config: Config, task: Task, methods: tuple[str, ...]) -> Iter
             methods_by.setdefault(by, []).append(method)
     for metric, names in methods_by.items():
         if metric not in ("none", config.metric):
-            what = f"{names[0]} ranks" if len(names) == 1 else f"{', '.join(names)} rank"
-            yield f"note: {config.task_name}: {what} edges by {metric}, as by {config.metric} is impossible"
+            yield f"note: {config.task_name}: where {config.metric} won't do, {metric} ranks edges: {', '.join(names)}"
 
 
 def has_threshold(method: str) -> bool:
