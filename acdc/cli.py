@@ -235,7 +235,7 @@ def diff(
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
     json_: Json = False,
 ) -> None:
-    """Compare two circuits: what they share, their metrics, and edges added, removed and re-scored.
+    """Compare two circuits edge by edge, and by their metrics.
 
     Example: acdc diff a/circuit.json b/circuit.json
     """

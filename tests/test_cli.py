@@ -308,7 +308,7 @@ def test_several_thresholds_make_a_run_each(acdc, tmp_path):
     assert len(json.loads(acdc(*command, "--threshold", "0.3,0.03", "--out", "both", "--json").out)) == 2
 
 
-def test_diff_lists_what_changed(acdc):
+def test_diff_lists_what_changed(acdc, tmp_path):
     acdc(*GATE, "--out", "a")
     acdc(*GATE, "--out", "b", "--order", "heads-ascending")
     result = acdc("diff", "a/circuit.json", "b/circuit.json")
@@ -316,13 +316,13 @@ def test_diff_lists_what_changed(acdc):
     lines = result.out.splitlines()
     assert "+ a0.h1->m0" in lines
     assert "- a0.h0->m0" in lines
-    a, b = (json.loads(Path(name, "circuit.json").read_text()) for name in "ab")
+    a, b = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in "ab")
     names = [{edge["name"] for edge in circuit["edges"]} for circuit in (a, b)]
     both = len(names[0] & names[1])
     share = both / len(names[0] | names[1])
     assert lines[0].startswith(f"{both} edges in both (with direct edges), Jaccard index {share:.2f}; ")
-    kl = [circuit["metrics"]["discovery.circuit.kl"] for circuit in (a, b)]
-    assert next(line for line in lines if "discovery kl ↓" in line).split()[-2:] == [f"{value:.4f}" for value in kl]
+    distances = [f"{circuit['metrics']['discovery.circuit.l2']:.4f}" for circuit in (a, b)]
+    assert next(line for line in lines if line.startswith("discovery l2 ↓")).split()[-2:] == distances
     same = acdc("diff", "a/circuit.json", "a/circuit.json").out.splitlines()[0]
     assert same.endswith("Jaccard index 1.00; 0 added, 0 removed, 0 re-scored")
 
