@@ -84,7 +84,7 @@ BAD_TASKS = {
     "identical prompts": (change(TASK, '"b b a", correct: " b"', '"a b a", correct: " b"'), "example"),
     "unequal lengths": (change(TASK, '"b b a", correct: " b"', '"b b a b", correct: " b"'), "example"),
     "answer of two tokens": (change(TASK, 'correct: " b"', 'correct: " b b"'), "example"),
-    "empty data": (TASK[: TASK.index("  rows:")].replace(", logit-diff", "") + "  rows: []\n", "0 different prompts"),
+    "empty data": (TASK[: TASK.index("  rows:")].replace(", logit-diff", "") + "  rows: []\n", "0 distinct prompts"),
     "too few prompts": (change(TASK, "examples: 2", "examples: 3"), "4"),
     "slot without a list": (
         TASK[: TASK.index("  rows:")] + '  template: "a {x} b"\n  slots: {y: [a, b]}\n'
