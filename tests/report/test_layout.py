@@ -93,7 +93,7 @@ def test_no_edge_comes_near_a_box_that_it_does_not_belong_to(layout: Layout) -> 
             np.maximum(abs(x - boxes[:, 0]) - boxes[:, 2], 0), np.maximum(abs(y - boxes[:, 1]) - boxes[:, 3], 0)
         )
         own = np.isin(nodes, ends(name)[:2])
-        assert apart[~own].min(initial=9) >= 9, name
+        assert apart[~own].min(initial=8) >= 8, name
         assert (apart[own, 1:-1] > 0).all(), name  # it touches its own only at its ends
 
 
