@@ -20,7 +20,8 @@ THIN, THICK = 1, 5  # points
 FAINT = 0.4  # opacity of the weakest edge
 LETTERS = 12.0  # size of the nodes' names, in points where a picture isn't scaled
 DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
-SCORE, FREQUENCY = "score", "frequency: the share of reruns with the edge"  # what numbers of edges are
+SCORE = "score"  # what the numbers of edges are,
+FREQUENCY = "frequency: the share of reruns with the edge"  # those of a core of `acdc stability`
 
 
 @dataclass(frozen=True)
