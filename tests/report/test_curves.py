@@ -58,7 +58,7 @@ def test_every_method_has_a_colour_and_a_mark_of_its_own():
         assert min(apart(a, b) for a, b in combinations(colours, 2)) > 18
     lines = tuple(Line(name, POINTS) for name in METHODS)
     svg = draw([Panel("pareto", "pareto", "a", "edges", "kl", lines)])["pareto.svg"].decode()
-    marks = re.findall(r'<use xlink:href="(#\w+)"[^>]*style="([^"]*linejoin[^"]*)"', svg)  # shape, fill and edge
+    marks = re.findall(r'<use xlink:href="(#\w+)"[^>]*style="([^"]*stroke: (?!#000000)[^"]*)"', svg)
     assert len(set(marks)) == len(METHODS)
 
 
