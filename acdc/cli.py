@@ -129,7 +129,7 @@ def evaluate(
 
     That is faithfulness, completeness, minimality and more, with 95 % intervals.
 
-    Example: acdc evaluate runs/…/circuit.json
+    Example: acdc evaluate runs/…
     """
     from acdc.commands.evaluate import evaluate as execute
     from acdc.io.files import check_output, to_json, write_output
@@ -163,7 +163,7 @@ def check(
 
     Exit code 1 if it isn't the golden one any more, or not near enough to the published one.
 
-    Example: acdc check runs/…/circuit.json --against golden.json
+    Example: acdc check runs/… --against golden.json
     """
     from acdc.commands.check import check as execute
     from acdc.commands.check import junit as to_junit
@@ -199,7 +199,7 @@ def export(
 
     The options after --out are for pictures: svg, png and pdf.
 
-    Example: acdc export runs/…/circuit.json --to pdf --width 3.3
+    Example: acdc export runs/… --to pdf --width 3.3
     """
     from acdc.commands.export import FORMATS, JSON, NAMELESS, READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
@@ -231,9 +231,9 @@ def diff(
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
     json_: Json = False,
 ) -> None:
-    """Compare two circuits: what they share, their metrics, and edges added, removed and re-scored.
+    """Compare two circuits edge by edge, and by their metrics.
 
-    Example: acdc diff a/circuit.json b/circuit.json
+    Example: acdc diff runs/a runs/b
     """
     from acdc.files.diff import diff as compare
     from acdc.files.eap_ig import read_all

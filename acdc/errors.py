@@ -5,7 +5,7 @@ Any other exception is a bug in acdc and keeps its traceback.
 
 from collections.abc import Iterable
 
-INTERRUPTED = "interrupted; the same command goes on from here"
+INTERRUPTED = "interrupted; rerun the same command to resume"
 MAX_LINE = 1500  # characters per line of a message
 MAX_NAME = 100  # characters quoted of an unknown name
 MAX_NAMES = 200  # known names listed in a message

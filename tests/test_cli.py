@@ -90,7 +90,7 @@ BAD_TASKS = {
     "identical prompts": (change(TASK, '"b b a", correct: " b"', '"a b a", correct: " b"'), "example"),
     "unequal lengths": (change(TASK, '"b b a", correct: " b"', '"b b a b", correct: " b"'), "example"),
     "answer of two tokens": (change(TASK, 'correct: " b"', 'correct: " b b"'), "example"),
-    "empty data": (TASK[: TASK.index("  rows:")].replace(", logit-diff", "") + "  rows: []\n", "0 different prompts"),
+    "empty data": (TASK[: TASK.index("  rows:")].replace(", logit-diff", "") + "  rows: []\n", "0 distinct prompts"),
     "too few prompts": (change(TASK, "examples: 2", "examples: 3"), "4"),
     "slot without a list": (
         TASK[: TASK.index("  rows:")] + '  template: "a {x} b"\n  slots: {y: [a, b]}\n'
@@ -370,7 +370,7 @@ def test_a_copied_task_needs_no_name(acdc, tmp_path):
     assert wrong.code == 2 and "it may be left out" in wrong.err and wrong.err.count("\n") == 1
 
 
-def test_diff_lists_what_changed(acdc):
+def test_diff_lists_what_changed(acdc, tmp_path):
     acdc(*GATE, "--out", "a")
     acdc(*GATE, "--out", "b", "--order", "heads-ascending")
     result = acdc("diff", "a/circuit.json", "b/circuit.json")
@@ -378,13 +378,13 @@ def test_diff_lists_what_changed(acdc):
     lines = result.out.splitlines()
     assert "+ a0.h1->m0" in lines
     assert "- a0.h0->m0" in lines
-    a, b = (json.loads(Path(name, "circuit.json").read_text()) for name in "ab")
+    a, b = (json.loads((tmp_path / name / "circuit.json").read_text()) for name in "ab")
     names = [{edge["name"] for edge in circuit["edges"]} for circuit in (a, b)]
     both = len(names[0] & names[1])
     share = both / len(names[0] | names[1])
     assert lines[0].startswith(f"{both} edges in both (with direct edges), Jaccard index {share:.2f}; ")
-    kl = [circuit["metrics"]["discovery.circuit.kl"] for circuit in (a, b)]
-    assert next(line for line in lines if "discovery kl ↓" in line).split()[-2:] == [f"{value:.4f}" for value in kl]
+    distances = [f"{circuit['metrics']['discovery.circuit.l2']:.4f}" for circuit in (a, b)]
+    assert next(line for line in lines if line.startswith("discovery l2 ↓")).split()[-2:] == distances
     same = acdc("diff", "a/circuit.json", "a/circuit.json").out.splitlines()[0]
     assert same.endswith("Jaccard index 1.00; 0 added, 0 removed, 0 re-scored")
 

@@ -409,11 +409,11 @@ BOMBS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         }),
         "at most 10,000",
     ),
-    "a million examples of a few": (lambda t: t["defaults"].update(examples=1_000_000), "has only 4 different prompts"),
+    "a million examples of a few": (lambda t: t["defaults"].update(examples=1_000_000), "has only 4 distinct prompts"),
     "examples without end": (lambda t: t["defaults"].update(examples=10**12), "examples"),
     "a text without end": (
         lambda t: t["defaults"].update(examples=5) or t["data"].update(template="{x}" + "y" * 900_000),
-        "has only 4 different prompts",
+        "has only 4 distinct prompts",
     ),
     "a name without end": (lambda t: t.update({"k" * 900_000: 1}), "not valid YAML"),
     "positions without end": (lambda t: t.update(score_at={"range": [0, 999_999]}), "score_at: position 3"),

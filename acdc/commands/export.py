@@ -19,8 +19,8 @@ from acdc.graph.scores import read_scores
 from acdc.methods.discover import SCORES
 from acdc.methods.log import read_log
 from acdc.report.page import render_report
-from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
-from acdc.report.style import DIRECTIONS, PLAIN, PictureStyle
+from acdc.report.picture import title_of, to_dot, to_pdf, to_png, to_svg
+from acdc.report.style import DIRECTIONS, FREQUENCY, PLAIN, SCORE, PictureStyle
 
 FORMATS = ("circuit", "graphml", "node-link", "dot", "svg", "png", "pdf", "html", "eap-ig")
 JSON = ("circuit", "node-link", "eap-ig")  # their files end in .json, too
@@ -39,12 +39,19 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     if flags and to not in PICTURES:
         raise UserError(f"{flags[0]}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
     width = given["width"]
+    size = given["font_size"]
     direction = given["direction"] or PLAIN.direction
     if width is not None and not 0 < width <= WIDEST:
         raise UserError(f"--width: is {width:g}; it must be above 0 and at most {WIDEST} inches")
     if direction not in DIRECTIONS:
         raise UserError(f"--direction: {unknown('direction', direction, DIRECTIONS)}")
-    return PictureStyle(width, direction, scores=bool(given["scores"]), header=not given["no_header"])
+    if size is not None and not 1 <= size <= 72:
+        raise UserError(f"--font-size: is {size:g}; it must be 1 to 72 points")
+    if size is not None and width is not None:
+        raise UserError("--font-size: it sets the width; leave out one of --font-size and --width")
+    legend = given["legend"] is not False
+    more = {"header": not given["no_header"], "legend": legend, "title": given["title"], "font_size": size}
+    return PictureStyle(width, direction, scores=bool(given["scores"]), **more)
 
 
 def to_graphml(circuit: Circuit) -> bytes:
@@ -84,7 +91,9 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
             return render_report(file, published=published)
         decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
         return render_report(file, decisions, metrics, published=published)
-    return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
+    title = title_of(file) if look.title is None else look.title
+    measure = FREQUENCY if file.method.name == "stability" else SCORE
+    return DRAWN[to](circuit, title, replace(look, published=published, measure=measure))
 
 
 def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:

@@ -173,6 +173,9 @@ PICTURE = {
     "direction": option(str, "Where the logits are: up, down, right or left. [default: up]"),
     "scores": option(bool, "Write the edges' scores beside them.", "--scores"),
     "no_header": option(bool, "Leave out title, counts and legend.", "--no-header"),
+    "legend": option(bool, "The legend, or the title and counts alone. [default: legend]", "--legend/--no-legend"),
+    "title": option(str, "The title. [default: task, model, method and its threshold]"),
+    "font_size": option(float, "Points of the nodes' names, instead of --width. [default: 12]"),
 }
 
 WORKERS = {

@@ -45,7 +45,7 @@ from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
 from acdc.registry import METRICS
 from acdc.report.page import render_report
-from acdc.report.picture import to_svg
+from acdc.report.picture import title_of, to_svg
 from acdc.report.style import PictureStyle
 from acdc.setup.config import Config, command_line
 from acdc.setup.inputs import Inputs
@@ -263,7 +263,7 @@ def _write(
     """Write the files that show a result: metrics.json, circuit.svg and report.html."""
     log = [asdict(decision) for decision in found.decisions]
     published = published_for(file.task.name, circuit.graph)
-    svg = to_svg(circuit, f"{file.task.name} in {file.model.name}", PictureStyle(published=published))
+    svg = to_svg(circuit, title_of(file), PictureStyle(published=published))
     write_metrics(out / "metrics.json", metrics)
     write_atomic(out / "circuit.svg", svg)
     write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))

@@ -30,6 +30,7 @@ from acdc.io.progress import Show
 from acdc.methods.discover import SCORES, find, scored
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
+from acdc.report.style import FREQUENCY, PictureStyle
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
@@ -102,9 +103,10 @@ def stability(
         core = frequent.pruned()
         title = f"{result.task} in {result.model}"
         often = f"{title}: how often edges are found in {len(circuits)} reruns"
+        look = PictureStyle(measure=FREQUENCY)
         write_circuit(out / "core.json", _core_file(plan, inputs, core, result))
-        write_atomic(out / "core.svg", to_svg(core, f"{title}: {share_of(result)}"))
-        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)), often))
+        write_atomic(out / "core.svg", to_svg(core, f"{title}: {share_of(result)}", look))
+        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)), often, look))
         write_atomic(out / "stability.json", to_json(result))
     return result, out
 

@@ -73,6 +73,6 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
     return (
         f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
-        f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; a circuit of a failure "
-        f"means little ({command})"
+        f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; the circuit will "
+        f"not be meaningful ({command})"
     )

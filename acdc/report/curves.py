@@ -1,4 +1,4 @@
-"""The plots of sweeps and comparisons as SVG and PNG files."""
+"""The plots of sweeps and comparisons as SVG, PDF and PNG files."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,13 @@ from typing import Any
 from acdc.report.mpl import own_settings, saved
 from acdc.report.panels import Line, Panel, labels
 
-# Okabe and Ito's colours without yellow: colour-blind people can tell them apart.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "*", "h", "d")
+# Okabe and Ito's colours without yellow, which colour-blind people can tell apart, then others. The first 7 have filled
+# markers, the others hollow ones: enough for all methods. The page has the same in `web/many.js`.
+COLOURS = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7", "#999999", "#882255", "#999933",
+    "#332288", "#8C6D46", "#FF66CC", "#66CC00", "#005A1E", "#FF9999",
+)  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "P", "*", "X")
 DASHES = ("-", "--", "-.", ":")
 GREY = "#999999"
 ACROSS = 3  # panels in a row
@@ -23,16 +27,16 @@ SETTINGS = {
     "legend.fontsize": 9,
     "legend.frameon": False,
     "legend.handlelength": 3,
-    "lines.markeredgecolor": "white",
-    "lines.markeredgewidth": 0.4,
+    "lines.markeredgewidth": 0.8,
     "lines.markersize": 5,
+    "pdf.fonttype": 42,  # text that other programs can edit
     "svg.hashsalt": "acdc",  # the same ids each time
 }
 
 
 def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
-    """Return SVG and PNG files by name, the same bytes for the same panels. Panels of the same picture are side by
-    side; a label has the same colour, marker and dashes in all of them."""
+    """Return SVG, PDF and PNG files by name, the same bytes for the same panels. Panels of the same picture are side
+    by side; a label has the same colour, marker and dashes in all of them."""
     names = labels(panels)
     files: dict[str, bytes] = {}
     for picture in dict.fromkeys(panel.picture for panel in panels):
@@ -40,6 +44,7 @@ def draw(panels: Sequence[Panel]) -> dict[str, bytes]:
         with own_settings(SETTINGS):
             figure = _figure(members, names)
             files[f"{picture}.svg"] = saved(figure, format="svg", metadata={"Date": None})
+            files[f"{picture}.pdf"] = saved(figure, format="pdf", metadata={"CreationDate": None})
             files[f"{picture}.png"] = saved(figure, format="png", dpi=150)
     return files
 
@@ -84,6 +89,8 @@ def _line(axes: Any, line: Line, index: int) -> Any:
         y,
         color=colour,
         marker=MARKERS[index % len(MARKERS)],
+        markerfacecolor="white" if index // len(MARKERS) % 2 else colour,
+        markeredgecolor=colour if index // len(MARKERS) % 2 else "white",
         linestyle=DASHES[index // len(COLOURS) % len(DASHES)],
         markevery=[i for i, p in enumerate(line.points) if p.row >= 0],
     )
@@ -105,6 +112,7 @@ def _scale(axes: Any, panel: Panel) -> None:
     if panel.kind == "pareto":
         _scale_edges(axes, "x", [p.x for p in points])
     elif panel.kind == "thresholds":
+        axes.set_xlabel(f"{axes.get_xlabel()} (log scale)")
         positive = [p.x for p in points if p.x > 0]
         if len(positive) == len(points):
             axes.set_xscale("log")
@@ -123,6 +131,7 @@ def _scale_edges(axes: Any, which: str, edges: Sequence[float]) -> None:
 
     lowest = min(edges, default=0)
     axis = getattr(axes, f"{which}axis")
+    axis.set_label_text(f"{axis.get_label_text()} (log scale)")
     getattr(axes, f"set_{which}scale")("symlog", linthresh=1, linscale=0.3)
     getattr(axes, f"set_{which}lim")(lowest / 1.2 if lowest else -0.2, max([1, *edges]) * 1.2)
     axis.set_major_locator(FixedLocator([0, *(digit * 10**k for k in range(7) for digit in (1, 2, 5))]))

@@ -3,15 +3,20 @@
 Rows go up from the inputs to the logits; a layer has a row of heads and above it one of its MLP. A single input, the
 MLPs and the logits form the middle column; heads stand left and right of it, near their neighbours. An edge that
 passes rows on its way does so in a lane; the edges of a sender share one lane at each side of the middle column.
-Edges bend between two rows and run straight beside a row, so no edge crosses the box of another node.
+Edges bend between two rows and run straight beside a row, so no edge crosses the box of another node or comes near it.
+Heads stand in index order where no edges cross for it.
 
 x grows to the right and y up, in points. A picture may turn the layout on its side.
 """
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple
+from functools import partial
+from itertools import combinations, pairwise, product
+from typing import NamedTuple, TypeVar
+
+import numpy as np
 
 from acdc.graph.circuit import Circuit
 
@@ -27,6 +32,7 @@ class Lane(NamedTuple):
 Point = tuple[float, float]
 Item = str | Lane  # what has a place in a row: a node or a lane
 Spot = tuple[int, Item]  # row, item
+Key = TypeVar("Key")
 Link = tuple[Spot, Spot]  # what an edge connects in two neighbouring rows, the lower one first
 
 # (across, along): along is the direction in which edges run. Names are written horizontally in both.
@@ -36,7 +42,7 @@ PORT = {"q": -1, "k": 0, "v": 1}
 ARROW = 9.0  # the last, straight piece of an edge
 LETTER = 7.5  # width of a letter of a node's name
 GAP, SLOPE, WIDEST = 30.0, 0.1, 80.0  # between rows: GAP + SLOPE × how far an edge runs across, at most WIDEST
-BETWEEN = {0: 7.0, 1: 9.0, 2: 14.0}  # two neighbours in a row of which so many are nodes
+BETWEEN = {0: 7.0, 1: 14.0, 2: 14.0}  # two neighbours in a row of which so many are nodes
 MIDDLE = 10.0  # half the width of the middle column beside heads
 CROWD = 300  # edges from which on a sender has one lane per side, not one per kind of receiver
 SWEEPS = 24
@@ -132,14 +138,14 @@ def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
     return [*rows, ["logits"]], labels
 
 
-def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, int]:
+def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, float]:
     """A place for each node: 0 in the middle column, -1, -2, … left and 1, 2, … right of it. The nodes of a row are
-    sorted by the mean place of their neighbours."""
+    sorted by the mean place of their neighbours, and by index where that makes no edge longer."""
     near = defaultdict(list)
     for sender, node in ends:
         near[sender].append(node)
         near[node].append(sender)
-    places: dict[str, int] = {}
+    places: dict[str, float] = {}
     for sweep in range(SWEEPS):
         odd_goes_left = False  # rows with an odd number of nodes have one more right and left in turn
         for row in rows:
@@ -155,10 +161,27 @@ def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, s
                 odd_goes_left = not odd_goes_left
             for i, name in enumerate(row):
                 places[name] = i - left if i < left else i - left + 1
+
+    def length(a: str, b: str) -> float:
+        """How far the edges of two nodes run across."""
+        return sum(abs(places[node] - places[other]) for node in (a, b) for other in near[node])
+
+    for row in rows:
+        _into_index_order(row, places, length)
     return places
 
 
-def _side(sender: str, node: str, places: dict[str, int], column: list[str]) -> int:
+def _into_index_order(nodes: list[Key], where: dict[Key, float], cost: Callable[[Key, Key], float]) -> None:
+    """Exchange two nodes of a row, given in index order, where that brings them into this order and costs nothing."""
+    for a, b in combinations(nodes, 2):
+        if where[a] > where[b]:
+            before = cost(a, b)
+            where[a], where[b] = where[b], where[a]
+            if cost(a, b) > before:
+                where[a], where[b] = where[b], where[a]
+
+
+def _side(sender: str, node: str, places: dict[str, float], column: list[str]) -> int:
     """The side of the middle column at which an edge runs: the receiver's, or else the sender's."""
     beside = places[node] or places[sender]
     if beside:
@@ -170,14 +193,15 @@ def _side(sender: str, node: str, places: dict[str, int], column: list[str]) -> 
 
 
 def _spread(
-    rows: list[list[str]], places: dict[str, int], links: list[Link], sizes: dict[str, Point]
+    rows: list[list[str]], places: dict[str, float], links: list[Link], sizes: dict[str, Point]
 ) -> dict[Spot, float]:
     """The x of each spot: as near as possible to those that it is linked with."""
-    below, above = defaultdict(list), defaultdict(list)
+    below, above, gaps = defaultdict(list), defaultdict(list), defaultdict(list)
     for low, high in links:
         below[high].append(low)
         above[low].append(high)
-    items: list[dict[Item, int]] = [{name: places[name] for name in row} for row in rows]  # with their sides
+        gaps[low[0]].append((low, high))
+    items: list[dict[Item, float]] = [{name: places[name] for name in row} for row in rows]  # with their sides
     for i, item in (*below, *above):
         if isinstance(item, Lane):
             items[i][item] = item.side
@@ -186,6 +210,10 @@ def _spread(
     for sweep in range(SWEEPS):
         up = sweep % 2 == 1
         settled = sweep >= SWEEPS // 2  # the order in the rows is found: now lanes become straight
+        if sweep == SWEEPS // 2:
+            for (i, names), side in product(enumerate(rows), (-1, 1)):
+                spots: list[Spot] = [(i, name) for name in names if places[name] * side > 0]
+                _into_index_order(spots, x, partial(_crossings, gaps, x))
         for i in range(len(rows)) if up else reversed(range(len(rows))):
             row = items[i]
             wish: dict[Item, float] = {}
@@ -204,6 +232,16 @@ def _spread(
                 fitted = _fit([side * wish[item] for item in chosen], widths, middle)
                 x |= {(i, item): side * place for item, place in zip(chosen, fitted, strict=True)}
     return x
+
+
+def _crossings(gaps: dict[int, list[Link]], x: dict[Spot, float], a: Spot, b: Spot) -> int:
+    """How often the links of two spots of a row cross others; `gaps` has the links above each row."""
+    count = 0
+    for links in (gaps[a[0] - 1], gaps[a[0]]):
+        low, high = np.array([(x[low], x[high]) for low, high in links]).reshape(-1, 2).T
+        own = np.array([a in link or b in link for link in links], dtype=bool)
+        count += int(((low[own, None] - low) * (high[own, None] - high) < 0).sum())
+    return count
 
 
 def _fit(wishes: list[float], widths: list[float], start: float) -> list[float]:

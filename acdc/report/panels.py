@@ -78,6 +78,7 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
     for i, row in done:
         if row[x] is not None and row[y] is not None:
             groups[tuple(row[k] for k in keys)].append((i, row))
+    several_metrics = len({row["metric"] for _, row in done}) > 1
     line_keys = _line_keys([row for _, row in done], keys)
     panels = []
     for members in groups.values():
@@ -100,6 +101,8 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
         levels = (first["full"],) if y == "value" and first["full"] is not None else ()
         sorted_lines = tuple(Line(label, _sorted(points)) for label, points in lines.items())
         title = f"{first['task']} in {first['model']}"
+        if "metric" in keys and several_metrics:
+            title += f", {first['metric']}"
         panels.append(Panel(kind, kind, title, texts[x], texts[y], sorted_lines, levels))
     return panels
 

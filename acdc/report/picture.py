@@ -11,11 +11,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from acdc.files.circuit import CircuitFile
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
+from acdc.registry import METHODS
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
-from acdc.report.style import COLOURS, GREY, INK, PALE, PLAIN, SAND, PictureStyle, Scale
+from acdc.report.style import COLOURS, GREY, INK, LETTERS, PALE, PLAIN, SAND, PictureStyle, Scale
+from acdc.report.text import bound
 
 MOST = 300  # edges in a picture; more show nothing
 SCREEN, PRINT = 144, 300  # dots an inch
@@ -26,14 +29,25 @@ Area = tuple[float, float, float, float]  # x and y of the centre, width, height
 Sample = tuple[str, float, str]  # of the legend: colour, height, text
 
 
+def title_of(file: CircuitFile) -> str:
+    """What tells a circuit from others: its task, model, method and threshold or number of edges."""
+    title = f"{file.task.name} in {file.model.name}"
+    method = file.method
+    if method.name == "stability":
+        return f"{title}: edges found in {method.options['core']:.0%} or more of the reruns"
+    if file.of_eap_ig or method.name not in METHODS:
+        return title
+    return f"{title}: {method.name}, {bound(method.name, method.threshold, method.options)}"
+
+
 def to_svg(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The picture as SVG text, with the strongest edges of a large circuit. Edges have their names as ids."""
     return _draw(circuit, title, look).svg()
 
 
 def to_png(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
-    """The picture as a bitmap at 144 dots an inch, or at 300 with a set width."""
-    return _draw(circuit, title, look).png(SCREEN if look.width is None else PRINT)
+    """The picture as a bitmap at 144 dots an inch, or at 300 with a set size."""
+    return _draw(circuit, title, look).png(PRINT if look.width or look.font_size else SCREEN)
 
 
 def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> bytes:
@@ -131,14 +145,15 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
 
     if look.header:
         width = max(right - left, LEGEND)
-        header, height = _header(title, _counts(circuit, edges), _legend(edges, scale, look), left, top, width)
+        legend = _legend(edges, scale, look) if look.legend else []
+        header, height = _header(title, _counts(circuit, edges), legend, left, top, width)
         groups.append(Group("header", marks=header))
         right = left + width
         top -= height
     margin = MARGIN if look.width is None else 2.0  # a picture of a set width stands within the paper's margins
     width = right - left + 2 * margin
     height = bottom - top + 2 * margin
-    size = 1.0 if look.width is None else 72 * look.width / width
+    size = (look.font_size or LETTERS) / LETTERS if look.width is None else 72 * look.width / width
     return Drawing(groups, left - margin, top - margin, width, height, size)
 
 
@@ -175,12 +190,12 @@ def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
     area = _area(box, look)
     x, y, *_ = area
     if box.kind == "end":
-        marks: list[Mark] = [_centred_rect(area, INK, radius=8), _centred(name, x, y, 12, "white")]
+        marks: list[Mark] = [_centred_rect(area, INK, radius=8), _centred(name, x, y, LETTERS, "white")]
     elif box.kind == "mlp":
-        marks = [_centred_rect(area, look.fill(name) or SAND, INK), _centred(name, x, y, 12, INK)]
+        marks = [_centred_rect(area, look.fill(name) or SAND, INK), _centred(name, x, y, LETTERS, INK)]
     else:
         x, y = look.turn((box.x, box.y + 8))
-        marks = [_centred_rect(area, look.fill(name) or "white", INK), _centred(name, x, y, 12, INK)]
+        marks = [_centred_rect(area, look.fill(name) or "white", INK), _centred(name, x, y, LETTERS, INK)]
         for kind in QKV:
             fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
             x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
@@ -234,12 +249,13 @@ def _counts(circuit: Circuit, edges: list[Edge]) -> str:
 
 def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Sample]]:
     """Its groups: colours of edges, their widths, classes of nodes."""
+    used = {edge.colour for edge in edges}
     into = {"query": COLOURS["q"], "key": COLOURS["k"], "value": COLOURS["v"], "MLP or logits": INK}
-    legend: list[list[Sample]] = [[(colour, 3, f"into {what}") for what, colour in into.items()]]
+    legend: list[list[Sample]] = [[(colour, 3, f"into {what}") for what, colour in into.items() if colour in used]]
     if scale.high > 0:
         negative = any(edge.score < 0 for edge in edges)
         widths = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]
-        legend.append([*widths, ("", 0, "|score|, dashed if negative" if negative else "score of the edge")])
+        legend.append([*widths, ("", 0, f"|{look.measure}|, dashed if negative" if negative else look.measure)])
     nodes = {edge.sender for edge in edges} | {edge.node for edge in edges}
     classes = [(tint, 10, name) for name, tint in look.tints.items() if nodes & set(look.classes[name])]
     if look.published and classes:

@@ -11,7 +11,7 @@ SHOWN = (
     *("run", "state", "task", "model", "method", "ablation", "threshold", "target", "edges", "kept", "value"),
     *("faithfulness", "accuracy", "seconds", "message"),
 )
-STATES = {"done": "done", "failed": "failed", "begun": "begun", "waiting": "not begun"}
+STATES = {"done": "done", "failed": "failed", "begun": "interrupted", "waiting": "pending"}
 
 
 def to_text(rows: list[Row], names: Sequence[str] | None = None) -> str:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import HALVES, Half, read_metrics
-from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, plural, readable, when_removed
+from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, readable, when_removed
 
 STRONGEST = 8  # edges shown
 WIDTHS = (32, 10, 10, 10)
@@ -24,10 +24,13 @@ def _head(file: CircuitFile) -> str:
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
-    if "edges" in method.options:
-        counts += f"; {method.options['edges']:,} asked for"
-    if file.graph.dead:
-        counts += f"; {plural(file.graph.dead, 'edge')} on no path from an input to the logits left out"
+    nowhere = "on no path from an input to the logits"
+    asked = method.options.get("edges")
+    if isinstance(asked, int):
+        counts += f"; {asked:,} asked for"
+        counts += f", {asked - edges.kept:,} of them {nowhere}" if file.graph.dead else ""
+    elif file.graph.dead:
+        counts += f"; {file.graph.dead:,} more{' with direct edges' if direct else ''} {nowhere}"
     limit = bound(method.name, method.threshold, method.options)
     return (
         f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"

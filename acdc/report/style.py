@@ -18,7 +18,10 @@ INK, GREY, PALE, SAND = "#333333", "#8A8A8A", "#F0F0F0", "#F2E9C9"
 TINTS = ("#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33")
 THIN, THICK = 1, 5  # points
 FAINT = 0.4  # opacity of the weakest edge
+LETTERS = 12.0  # size of the nodes' names, in points where a picture isn't scaled
 DIRECTIONS = ("up", "down", "right", "left")  # of the logits, from the input
+SCORE = "score"  # what the numbers of edges are,
+FREQUENCY = "frequency: the share of reruns with the edge"  # those of a core of `acdc stability`
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,10 @@ class PictureStyle:
     direction: str = "up"  # one of DIRECTIONS
     scores: bool = False  # write scores beside their edges
     header: bool = True  # title, counts and legend
+    legend: bool = True  # in the header
+    title: str | None = None  # instead of the circuit's own
+    font_size: float | None = None  # of the nodes' names, in points; the picture grows with it
+    measure: str = SCORE  # what widths show
     published: Published | None = None  # its classes colour the nodes; a node in two has the colour of the first
 
     @property

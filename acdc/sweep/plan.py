@@ -97,7 +97,7 @@ def overview(plan: SweepPlan) -> str:
     else:
         total_time = f"about {estimate.in_words(total)} of work for Slurm"
     table = to_text(rows, ["run", *varied, "state", "about"])
-    return f"{table}\n\n{counts}; {len(left):,} to make, {total_time}\nfiles     {plan.out}/"
+    return f"{table}\n\n{counts}; {len(left):,} to run, {total_time}\nfiles     {plan.out}/"
 
 
 def _check_begun(run: Run, folder: Path) -> None:

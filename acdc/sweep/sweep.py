@@ -3,7 +3,7 @@
     <out>/runs/<name>/      one directory per run, as `acdc run` writes it; failure.json if it failed
     <out>/results.csv       a row per run (acdc/files/table.py); also results.parquet if pyarrow is installed
     <out>/report.html       the table as a page with plots; every point links to its run's page
-    <out>/*.svg, *.png      plots
+    <out>/*.svg, *.pdf      plots; also *.png
     <out>/logs/, slurm/     messages of the worker processes or jobs
 
 All state is in the runs' directories. So a sweep can be killed at any time; called again, it makes what is not done.

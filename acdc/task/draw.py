@@ -100,7 +100,8 @@ def too_few_prompts(task: Task, available: int, examples: int, halves: int) -> T
     most = available // halves
     noun = "example" if most == 1 else "examples"
     advice = f"use at most {most} {noun}" if most else "add some"
-    return TaskError(f"{task.name}: has only {available} different prompts, {need} are needed; {advice}")
+    found = "1 distinct prompt" if available == 1 else f"{available} distinct prompts"
+    return TaskError(f"{task.name}: has only {found}, {need} are needed; {advice}")
 
 
 def draw_rows(task: Task, rows: Sequence[Prompt], rng: Random, examples: int, halves: int) -> list[TextExample]:

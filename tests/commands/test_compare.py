@@ -196,7 +196,7 @@ def test_the_table_says_it_all(done, call):
         "AUC",
         "top 20",
         "τ",
-        "edges needed for a faithfulness on the held out prompts of",
+        "edges needed for a faithfulness on the held-out prompts of",
         "Jaccard index of edges",
         "Spearman",
         "acdc at τ = ",

@@ -45,7 +45,7 @@ def test_the_command_in_a_warning_runs_too(acdc, tmp_path):
     checkpoint(tmp_path / "m" / name)
     (tmp_path / f"{name}.yaml").write_text(TASK.replace("name: mine", f"name: {json.dumps(name)}"))
     result = acdc("run", "--task", f"{name}.yaml", "--model", f"m/{name}", "--out", "first")
-    command = re.findall(r"means little \((acdc tasks .*)\)$", result.err, re.MULTILINE)[0]
+    command = re.findall(r"not be meaningful \((acdc tasks .*)\)$", result.err, re.MULTILINE)[0]
     assert pasted(command, tmp_path) == (0, "")
 
 

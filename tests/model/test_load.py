@@ -103,7 +103,7 @@ def test_a_sweep_of_1_000_runs_is_planned_and_read(call, tmp_path):
     grid = f"base: {{model: or-gate, task: or-gate}}\ngrid: {{threshold: {{linear: [0.001, 1], count: {RUNS}}}}}\n"
     (tmp_path / "many.yaml").write_text(grid)
     code, text, err = call("sweep", "many.yaml", "--dry-run")
-    assert code == 0 and f"{RUNS:,} to make" in text, err
+    assert code == 0 and f"{RUNS:,} to run" in text, err
     assert call("run", "--task", "or-gate", "--model", "or-gate", "--out", "one")[0] == 0
     config = (tmp_path / "one" / "config.yaml").read_text()
     stated = next(line for line in config.splitlines() if line.startswith("threshold:"))

@@ -20,6 +20,13 @@ def some(graph: Graph, edges: int) -> Circuit:
     return Circuit(graph, graph.edges & (rng.random(graph.edges.shape) < edges / graph.n_edges))
 
 
+def of_names(graph: Graph, names: list[str]) -> Circuit:
+    kept = np.zeros_like(graph.edges)
+    for name in names:
+        kept[graph.parse_edge(name)] = True
+    return Circuit(graph, kept)
+
+
 CIRCUITS = {
     "greater-than": read_circuit(ROOT / "configs" / "golden" / "greater-than.json").circuit(),
     "ioi": read_circuit(ROOT / "configs" / "golden" / "ioi.json").circuit(),
@@ -58,8 +65,13 @@ def circuit(request: pytest.FixtureRequest) -> Circuit:
 
 
 @pytest.fixture(params=[False, True], ids=["upright", "sideways"], scope="module")
-def layout(request: pytest.FixtureRequest, circuit: Circuit) -> Layout:
-    return lay_out(circuit, request.param)
+def sideways(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(scope="module")
+def layout(circuit: Circuit, sideways: bool) -> Layout:
+    return lay_out(circuit, sideways)
 
 
 def test_every_node_and_edge_has_a_place(circuit: Circuit, layout: Layout) -> None:
@@ -72,15 +84,27 @@ def test_no_two_boxes_overlap(layout: Layout) -> None:
         assert abs(a.x - b.x) >= (a.width + b.width) / 2 + 5 or abs(a.y - b.y) >= (a.height + b.height) / 2 + 20
 
 
-def test_no_edge_runs_across_a_box(layout: Layout) -> None:
-    found = np.concatenate([np.zeros((0, 2)), *(points(path) for path in layout.paths.values())])
-    for name, box in layout.boxes.items():
-        reach = np.array([box.width, box.height]) / 2 - 1e-6  # rounding
-        assert not (abs(found - [box.x, box.y]) < reach).all(axis=1).any(), name
+def test_no_edge_comes_near_a_box_that_it_does_not_belong_to(layout: Layout) -> None:
+    nodes = list(layout.boxes)
+    boxes = np.array([(b.x, b.y, b.width / 2, b.height / 2) for b in layout.boxes.values()])[:, :, None]
+    for name, path in layout.paths.items():
+        x, y = points(path).T
+        apart = np.hypot(
+            np.maximum(abs(x - boxes[:, 0]) - boxes[:, 2], 0), np.maximum(abs(y - boxes[:, 1]) - boxes[:, 3], 0)
+        )
+        own = np.isin(nodes, ends(name)[:2])
+        assert apart[~own].min(initial=8) >= 8, name
+        assert (apart[own, 1:-1] > 0).all(), name  # it touches its own only at its ends
 
 
-def test_edges_go_up_from_their_sender_to_their_receiver(circuit: Circuit, layout: Layout) -> None:
-    sideways = layout == lay_out(circuit, True)
+def test_heads_stand_in_index_order_where_it_costs_nothing() -> None:
+    names = [f"input->a0.h{h}<v>" for h in range(4)] + [f"a0.h{h}->logits" for h in (2, 0, 3, 1)]
+    for circuit in (of_names(Graph(1, 4), names), CIRCUITS["greater-than"]):
+        heads = [(box.x, name) for name, box in lay_out(circuit).boxes.items() if name.startswith("a0.")]
+        assert [name for _, name in sorted(heads)] == [f"a0.h{h}" for h in range(4)]
+
+
+def test_edges_go_up_from_their_sender_to_their_receiver(layout: Layout, sideways: bool) -> None:
     for name, path in layout.paths.items():
         sender, node, kind = ends(name)
         a, b = layout.boxes[sender], layout.boxes[node]
@@ -119,5 +143,5 @@ def test_corners_hold_everything(layout: Layout) -> None:
         assert all(left <= x <= right and bottom <= y <= top for x, y in path)
 
 
-def test_it_is_the_same_each_time(circuit: Circuit, layout: Layout) -> None:
-    assert layout in (lay_out(circuit), lay_out(circuit, True))
+def test_it_is_the_same_each_time(circuit: Circuit, layout: Layout, sideways: bool) -> None:
+    assert layout == lay_out(circuit, sideways)

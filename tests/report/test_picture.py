@@ -31,7 +31,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import picture
 from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
-from acdc.report.style import COLOURS, DIRECTIONS, INK, SAND, THICK, THIN, TINTS, PictureStyle
+from acdc.report.style import COLOURS, DIRECTIONS, FREQUENCY, INK, SAND, THICK, THIN, TINTS, PictureStyle
 from tests.support import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -189,7 +189,7 @@ def known(classes: dict[str, tuple[str, ...]]) -> Published:
 # Its look
 
 GOLDEN = ROOT / "configs" / "golden"
-NOT_GIVEN = dict.fromkeys(("width", "direction", "scores", "no_header"))
+NOT_GIVEN = dict.fromkeys(("width", "direction", "scores", "no_header", "legend", "title", "font_size"))
 LOOKS = {
     "a column": PictureStyle(width=3.3),
     "sideways": PictureStyle(width=7.0, direction="left", scores=True),
@@ -330,8 +330,34 @@ def test_scores_are_written_beside_their_edges() -> None:
 def test_a_picture_without_header() -> None:
     found = texts(to_svg(CIRCUIT, "a title", PictureStyle(header=False)))
     assert "logits" in found
-    assert not {"a title", "into query", "score of the edge"} & set(found)
+    assert not {"a title", "into query", "score"} & set(found)
     assert {"a title", "into query"} <= set(texts(to_svg(CIRCUIT, "a title")))
+
+
+def test_the_legend_has_only_what_is_drawn() -> None:
+    circuit = circuit_of(TINY, {"input->a0.h0<v>": 1.0, "a0.h0->logits": 0.5})
+    assert {"into value", "into MLP or logits"} == {text for text in texts(to_svg(circuit)) if text.startswith("into")}
+    found = texts(to_svg(circuit, "a title", PictureStyle(legend=False)))
+    assert "a title" in found and not any(text.startswith(("into", "score")) for text in found)
+
+
+def test_the_core_of_stability_shows_frequencies(tmp_path: Path, call: Any) -> None:
+    file = file_of(CIRCUIT)
+    method = file.method.model_copy(update={"name": "stability", "options": {"core": 0.9}})
+    write_circuit(tmp_path / "core.json", file.model_copy(update={"method": method}))
+    assert call("export", "core.json", "--to", "svg")[0] == 0
+    found = texts((tmp_path / "core.svg").read_text())
+    assert f"|{FREQUENCY}|, dashed if negative" in found
+    assert "greater-than in tiny: edges found in 90% or more of the reruns" in " ".join(found)
+
+
+@pytest.mark.parametrize("size", [6.0, 18.0])
+def test_a_font_size_is_that_of_the_names(size: float) -> None:
+    svg = to_svg(CIRCUIT, look=PictureStyle(font_size=size, header=False))
+    assert size in scaled(svg)
+    assert dots(to_png(CIRCUIT, look=PictureStyle(font_size=size))) == pytest.approx(
+        300 / 144 * size / 12 * dots(to_png(CIRCUIT)), abs=3
+    )
 
 
 def test_classes_have_colours_and_are_in_the_legend() -> None:
@@ -447,13 +473,23 @@ def test_export_draws_what_is_asked_for(call: Any, tmp_path: Path) -> None:
     for to in ("svg", "png", "pdf"):
         assert call("export", "c.json", "--to", to, *options) == (0, f"c.{to}\n", "")
     look = PictureStyle(3.3, "right", scores=True, header=False)
-    assert (tmp_path / "c.svg").read_text() == to_svg(CIRCUIT, "greater-than in tiny", look)
-    assert (tmp_path / "c.png").read_bytes() == to_png(CIRCUIT, "greater-than in tiny", look)
-    assert (tmp_path / "c.pdf").read_bytes() == to_pdf(CIRCUIT, "greater-than in tiny", look)
+    assert (tmp_path / "c.svg").read_text() == to_svg(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
+    assert (tmp_path / "c.png").read_bytes() == to_png(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
+    assert (tmp_path / "c.pdf").read_bytes() == to_pdf(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
     assert make_look("dot", NOT_GIVEN) == make_look("svg", NOT_GIVEN) == PictureStyle()
 
 
+def test_export_takes_a_title_a_size_of_letters_and_no_legend(call: Any, tmp_path: Path) -> None:
+    write_circuit(tmp_path / "c.json", file_of(CIRCUIT))
+    assert call("export", "c.json", "--to", "svg", "--title", EVIL, "--font-size", "9", "--no-legend")[0] == 0
+    look = PictureStyle(title=EVIL, font_size=9.0, legend=False)
+    assert (tmp_path / "c.svg").read_text() == to_svg(CIRCUIT, EVIL, look)
+
+
 BAD_OPTIONS = {
+    "letters too small": (["--to", "svg", "--font-size", "0.5"], "--font-size: is 0.5; it must be 1 to 72 points"),
+    "two sizes": (["--to", "svg", "--font-size", "9", "--width", "3"], "leave out one of --font-size and --width"),
+    "a title of data": (["--to", "graphml", "--title", "x"], "--title: only for pictures"),
     "a width of text": (["--to", "dot", "--width", "3"], "--width: only for pictures (--to svg, png, pdf), not"),
     "scores of a page": (["--to", "html", "--scores"], "--scores: only for pictures"),
     "a header of data": (["--to", "graphml", "--no-header"], "--no-header: only for pictures"),

@@ -362,12 +362,12 @@ def test_a_finished_sweep_is_only_read(swept, call):
     assert code == 0 and "4 done" in text
     assert {p: p.stat().st_mtime_ns for p in out.glob("runs/*/*")} == before
     code, text, _ = call("sweep", path, "--out", out, "--dry-run")
-    assert code == 0 and "0 to make" in text
+    assert code == 0 and "0 to run" in text
 
 
 def test_a_dry_run_makes_nothing_and_says_what_it_costs(call, tmp_path):
     code, text, _ = call("sweep", write(tmp_path, SMALL), "--dry-run")
-    assert code == 0 and text.count("to do") == 4 and "4 to make, about" in text
+    assert code == 0 and text.count("to do") == 4 and "4 to run, about" in text
     assert not (tmp_path / "sweeps").exists()
 
 
@@ -523,7 +523,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(swept, tmp_path):
         workers = workers_of(psutil.Process(sweep.pid))
         sweep.send_signal(signal.SIGINT)
         _, err = sweep.communicate(timeout=30)
-    assert sweep.returncode == 130 and "the same command goes on from here" in err and "Traceback" not in err
+    assert sweep.returncode == 130 and "rerun the same command to resume" in err and "Traceback" not in err
     assert not psutil.wait_procs(workers, timeout=10)[1]
 
 
@@ -782,7 +782,7 @@ def test_a_tracker_that_fails_is_said_once_and_left_alone(tmp_path, monkeypatch)
 
 def test_shipped_configs_have_names(call):
     code, shown, _ = call("sweep", "sweep-tiny", "--dry-run")
-    assert code == 0 and "60 runs: 60 not begun" in shown and "files     sweeps/sweep-tiny/" in shown
+    assert code == 0 and "60 runs: 60 pending" in shown and "files     sweeps/sweep-tiny/" in shown
     code, _, error = call("sweep", "sweep-tyni")
     assert (
         code == 2

@@ -446,7 +446,7 @@ def test_different_fields_are_never_alike(tmp_path: Path) -> None:
     assert all(a != b for a, b in drawn)
     with pytest.raises(TaskError) as error:
         make_data(task, Pieces(), 4, 0)
-    one_line(error, "has only 7 different prompts")
+    one_line(error, "has only 7 distinct prompts")
 
 
 def test_rows_of_unequal_length_are_padded(tmp_path: Path) -> None:
@@ -1035,7 +1035,7 @@ BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
         {"score_at": [4], "answers": {"correct": None, "wrong": None, "next": True}, "metrics": ["kl"]},
         ["score_at: position 4 should be from -5 to 3"],
     ),
-    ("too few", {"defaults": {"examples": 7}}, ["t: has only 12 different prompts, 14 (2 halves of 7)", "at most 6"]),
+    ("too few", {"defaults": {"examples": 7}}, ["t: has only 12 distinct prompts, 14 (2 halves of 7)", "at most 6"]),
     (
         "no answer",
         {
@@ -1071,7 +1071,7 @@ BAD_DATA: list[tuple[str, dict[str, Any], list[str]]] = [
             "metrics": ["kl"],
             "corrupt": {"redraw": None, "shuffle": True},
         },
-        ["has only 1 different prompts", "add some"],
+        ["has only 1 distinct prompt", "add some"],
     ),
     (
         "empty prompt",

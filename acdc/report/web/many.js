@@ -1,6 +1,6 @@
 // The page of many circuits. Everything it shows comes from the JSON in the page and is set as text, never as HTML.
 const data = read("data");
-const COLOURS = ["var(--c0)", "var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
+const COLOURS = d3.range(16).map(i => `var(--c${i})`);  // of curves.py, for light and dark pages; 7 with filled marks, 7 with hollow ones
 const SHAPES = [d3.symbolCircle, d3.symbolSquare, d3.symbolTriangle, d3.symbolDiamond, d3.symbolCross, d3.symbolStar, d3.symbolWye];
 const DASHES = [null, "7 3", "2 3", "9 3 2 3"];
 const MEASURE = /^(discovery|held_out)_(model|circuit|ablated)_/;
@@ -24,6 +24,8 @@ function scales(panel, width, height, [left, right, top, bottom]) {
   return { x, y: d3.scaleLinear([low, high], up).nice().clamp(true), xTicks: ticks(x.domain()) };
 }
 
+const symbol = (path, i) => path.attr("d", d3.symbol(SHAPES[i % SHAPES.length], 52)).attr("class", Math.floor(i / SHAPES.length) % 2 ? "hollow" : "filled");
+
 function plot(panel) {
   const width = 460, height = 330, margins = [62, 14, 28, 46], [left, right, top, bottom] = margins, { x, y, xTicks, yTicks } = scales(panel, width, height, margins);
   const svg = d3.create("svg").attr("class", "plot").attr("viewBox", `0 0 ${width} ${height}`).attr("role", "group").attr("aria-label", `${panel.title}: ${panel.x} against ${panel.y}`);
@@ -33,8 +35,8 @@ function plot(panel) {
   svg.append("g").attr("class", "axis").attr("transform", `translate(0,${height - bottom})`).call(horizontal);
   svg.append("g").attr("class", "axis").attr("transform", `translate(${left},0)`).call(vertical);
   svg.append("text").attr("x", width / 2).attr("y", 16).attr("text-anchor", "middle").attr("font-weight", "bold").text(panel.title);
-  svg.append("text").attr("x", (left + width - right) / 2).attr("y", height - 8).attr("text-anchor", "middle").text(panel.x);
-  svg.append("text").attr("transform", `translate(14,${(height - bottom + top) / 2}) rotate(-90)`).attr("text-anchor", "middle").text(panel.y);
+  svg.append("text").attr("x", (left + width - right) / 2).attr("y", height - 8).attr("text-anchor", "middle").text(panel.x + (panel.kind === "roc" ? "" : " (log scale)"));
+  svg.append("text").attr("transform", `translate(14,${(height - bottom + top) / 2}) rotate(-90)`).attr("text-anchor", "middle").text(panel.y + (panel.kind === "thresholds" ? " (log scale)" : ""));
   for (const level of panel.levels) svg.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
   if (panel.kind === "roc") svg.append("line").attr("class", "rule").attr("x1", x(0)).attr("x2", x(1)).attr("y1", y(0)).attr("y2", y(1));
   for (const line of panel.lines) {
@@ -45,7 +47,7 @@ function plot(panel) {
     const links = group.selectAll("a").data(line.points.filter(p => p.row >= 0)).join("a")
       .attr("href", p => data.links[p.row]).attr("aria-label", p => `${line.label}: ${panel.x} ${number(p.x)}, ${panel.y} ${number(p.y)}`)
       .on("pointerenter focus", (event, p) => { mark(p.row); show(event, panel, line, p); }).on("pointerleave blur", () => { mark(null); tip.hidden = true; });
-    links.append("path").attr("fill", "currentColor").attr("d", d3.symbol(SHAPES[i % SHAPES.length], 52)).attr("transform", p => `translate(${x(p.x)},${y(p.y)})`);
+    links.append("path").call(symbol, i).attr("transform", p => `translate(${x(p.x)},${y(p.y)})`);
   }
   return svg.node();
 }
@@ -54,10 +56,8 @@ function show(event, panel, line, p) {
   const interval = p.low === null ? "" : ` [${number(p.low)}, ${number(p.high)}]`;
   const name = data.columns.includes("run") ? data.rows[p.row][data.columns.indexOf("run")] : line.label;
   tip.replaceChildren(element("strong", String(name)), element("div", `${panel.x}: ${number(p.x)}`), element("div", `${panel.y}: ${number(p.y)}${interval}`));
-  tip.hidden = false;
   const at = event.target.getBoundingClientRect();
-  tip.style.left = Math.min(at.right + 8, window.innerWidth - tip.offsetWidth - 8) + "px";
-  tip.style.top = Math.min(at.bottom + 8, window.innerHeight - tip.offsetHeight - 8) + "px";
+  tipAt(at.right + 8, at.bottom + 8);
 }
 
 function mark(row) { document.querySelectorAll("#table tbody tr").forEach(tr => tr.classList.toggle("marked", row !== null && +tr.dataset.row === row)); }
@@ -71,7 +71,7 @@ function legend() {
     button.setAttribute("aria-pressed", "false");
     const key = d3.create("svg").attr("width", 30).attr("height", 12).attr("aria-hidden", "true").style("color", COLOURS[i % COLOURS.length]);
     key.append("line").attr("x2", 30).attr("y1", 6).attr("y2", 6).attr("stroke", "currentColor").attr("stroke-width", 2).attr("stroke-dasharray", DASHES[Math.floor(i / COLOURS.length) % DASHES.length]);
-    key.append("path").attr("fill", "currentColor").attr("d", d3.symbol(SHAPES[i % SHAPES.length], 52)).attr("transform", "translate(15,6)");
+    key.append("path").call(symbol, i).attr("transform", "translate(15,6)");
     button.append(key.node(), " " + label);
     button.onclick = () => {
       state.alone = state.alone === label ? null : label;
