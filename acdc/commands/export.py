@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import networkx as nx
+import numpy as np
 
 from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
@@ -75,7 +76,7 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     if to == "node-link":
         return to_node_link(circuit)
     if to == "eap-ig":
-        return to_eap_ig(circuit, file.model.d_model)
+        return to_eap_ig(_all_scored(circuit, folder), file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
         path, log = ((folder or Path()) / name for name in READ)
@@ -85,6 +86,17 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
         return render_report(file, decisions, metrics, published=published)
     return DRAWN[to](circuit, f"{file.task.name} in {file.model.name}", replace(look, published=published))
+
+
+def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:
+    """The circuit with the scores of all edges, if the folder of its run has them. Those of another method, such as a
+    filter's, don't count; raise FileError if they can't be read."""
+    path = (folder or Path()) / SCORES
+    if folder is None or circuit.scores is None or not path.exists():
+        return circuit
+    scores = read_scores(path, circuit.graph).edges
+    same = np.array_equal(scores[circuit.kept], circuit.scores[circuit.kept])
+    return replace(circuit, scores=scores) if same else circuit
 
 
 def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
@@ -105,9 +117,8 @@ def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
         raise UserError(f"--edges: is {n}, but {n_scored} edges have a score above 0")
     chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
     circuit = chosen.pruned()
-    dead = chosen.n_edges + chosen.n_direct - circuit.n_edges - circuit.n_direct
     update = {
-        "graph": GraphPart.of(circuit, dead),
+        "graph": GraphPart.of(circuit, chosen.n_dead),
         "edges": edges_of(circuit),
         "metrics": {},
         "notes": (f"the {n} strongest edges of a run with {file.graph.edges.kept}",),

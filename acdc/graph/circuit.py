@@ -77,6 +77,12 @@ class Circuit:
         direct = None if self.direct is None else self.direct & live.any(axis=0)
         return Circuit(self.graph, live, direct, self.scores, self.direct_scores)
 
+    @property
+    def n_dead(self) -> int:
+        """The number of kept edges, residual and direct, that `pruned` leaves out."""
+        live = self.pruned()
+        return self.n_edges + self.n_direct - live.n_edges - live.n_direct
+
     def nodes(self) -> list[str]:
         """Names of the nodes at the ends of kept edges, in forward order, `logits` last."""
         g = self.graph

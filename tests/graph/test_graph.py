@@ -105,6 +105,17 @@ def test_networkx_has_every_edge_once(circuit):
     assert nx.is_directed_acyclic_graph(out)
 
 
+def test_dead_edges_are_counted_with_the_direct_ones_that_go_with_them():
+    graph = Graph(1, 2)
+    circuit = Circuit.empty(graph)
+    for name in ("input->m0", "m0->logits", "input->a0.h0<v>", "a0.h1->logits"):  # the heads lead nowhere
+        circuit.kept[graph.parse_edge(name)] = True
+    assert circuit.n_dead == 2
+    circuit.direct[graph.direct_index["a0.h0<v>->a0.h0"]] = True
+    assert circuit.n_dead == 3
+    assert Circuit(graph, circuit.kept).n_dead == 2  # direct edges don't count
+
+
 def test_networkx_says_layer_input_and_score():
     graph = Graph(2, 2)
     circuit = Circuit(graph, np.zeros_like(graph.edges))
