@@ -7,13 +7,15 @@ import errno
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from acdc.commands import catalog, options
-from acdc.commands.options import ConfigFile, Given, Json, Memory, default_model
+from acdc.commands.help import Command, help_, top
+from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.terminal import open_terminal, say, show
@@ -25,13 +27,14 @@ NAMELESS = (errno.ENOSPC, errno.EDQUOT, errno.ENOENT)
 UsageError: Any = typer.BadParameter.__base__  # click's; typer ships it under changing names
 
 app = typer.Typer(
-    name="acdc",
     help="Automated circuit discovery: the few edges of a language model that carry a behaviour.",
-    no_args_is_help=True,
-    add_completion=False,
+    epilog="`acdc help COMMAND` shows a command's options; `acdc tasks`, `models` and `methods` list what there is.",
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.callback(invoke_without_command=True)(top)
+command = partial(app.command, cls=Command)
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def main() -> None:
     open_terminal()
     try:
         options.refuse_empty(sys.argv)
-        code = app(standalone_mode=False)
+        code = app(prog_name="acdc", standalone_mode=False)
     except UserError as error:
         code = _fail(str(error))
     except UsageError as error:
@@ -62,7 +65,7 @@ def _fail(message: str) -> int:
     return 2
 
 
-@app.command()
+@command()
 @options.add(given=options.RUN)
 def run(
     given: Given,
@@ -93,19 +96,28 @@ def run(
     if memory and inputs.expected_memory > memory:
         expected += ", more than --memory allows: the run can't be made with less"
     say(expected)
-    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, say)
+    said: dict[str, None] = {}
+
+    def warn(text: str) -> None:
+        if text not in said:
+            say(text)
+        said[text] = None
+
+    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, warn)
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    say(*dict.fromkeys(note for file, _ in found for note in file.notes))
+    say(*dict.fromkeys(note for file, _ in found for note in file.notes if note not in said))
 
 
-@app.command()
+@command()
 @options.add(given=options.EVALUATE)
 def evaluate(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json, or EAP-IG's JSON with --task and --model.")],
+    circuit: Annotated[
+        Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
+    ],
     given: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
@@ -136,15 +148,13 @@ def evaluate(
             say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED, bounds=options.BOUNDS)
 def check(
-    target: Annotated[
-        Path, typer.Argument(help="A circuit.json, or a list of checks: a YAML file or the name of a shipped one.")
-    ],
+    target: Annotated[Path, typer.Argument(help="A run or circuit.json, or a list of checks (YAML).", parser=circuit)],
     *,
     against: Annotated[
-        str | None, typer.Option(help="A golden circuit.json, or a published circuit: its name or YAML file.")
+        str | None, typer.Option(help="A golden run or circuit.json, or a published circuit: its name or YAML file.")
     ] = None,
     names: Given,
     bounds: Given,
@@ -156,28 +166,14 @@ def check(
 
     Example: acdc check runs/…/circuit.json --against golden.json
     """
-    from acdc.commands.check import check_circuit, check_list, inputs_of, make_bounds
+    from acdc.commands.check import check as execute
     from acdc.commands.check import junit as to_junit
-    from acdc.io.files import check_output, write_output
-    from acdc.task.load import find_config
+    from acdc.io.files import write_output
 
-    if target.suffix == ".json" or target.is_dir():
-        if against is None:
-            raise UserError(f"{target}: against what? Give --against golden.json, or the name of a published circuit")
-        check_output("--junit", junit, target, Path(against))
-        outcomes = [check_circuit(target, against, make_bounds(bounds), names=names)]
-    else:
-        target = find_config(target)
-        for name, value in {"against": against, **names, **bounds}.items():
-            if value is not None:
-                raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
-        check_output("--junit", junit, *inputs_of(target))
-        with progress_bar() as progress:
-            outcomes = check_list(target, show, progress)
+    with progress_bar() as progress:
+        outcomes = execute(target, against, names, bounds, junit, show, progress)
     if junit:
         write_output(junit, to_junit(outcomes))
-    if against is not None:
-        show(outcomes[0].text())
     failed = sum(not outcome.passed for outcome in outcomes)
     if len(outcomes) > 1:
         show(f"{len(outcomes) - failed} passed, {failed} failed")
@@ -185,10 +181,10 @@ def check(
         raise typer.Exit(1)
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED, picture=options.PICTURE)
 def export(
-    circuit: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
+    circuit: Annotated[Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON.", parser=circuit)],
     *,
     to: Annotated[str, typer.Option("--to", help=", ".join(FORMATS) + ".")],
     edges: Annotated[
@@ -225,11 +221,11 @@ def export(
     show(str(target))
 
 
-@app.command()
+@command()
 @options.add(names=options.NAMED)
 def diff(
-    a: Annotated[Path, typer.Argument(help="A circuit.json or EAP-IG's JSON.")],
-    b: Annotated[Path, typer.Argument(help="Another one of the same graph.")],
+    a: Annotated[Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON.", parser=circuit)],
+    b: Annotated[Path, typer.Argument(help="Another one of the same graph.", parser=circuit)],
     *,
     names: Given,
     tolerance: Annotated[float, typer.Option(help="Scores that differ by more count as re-scored.")] = 1e-6,
@@ -252,12 +248,12 @@ def diff(
     show(diff_text(before, after, result))
 
 
-app.command()(catalog.tasks)
-app.command()(catalog.models)
-app.command()(catalog.methods)
+command()(catalog.tasks)
+command()(catalog.models)
+command()(catalog.methods)
 
 
-@app.command()
+@command()
 @options.add(wanted=options.PLAN, given=options.COMPARE)
 def compare(
     wanted: Given,
@@ -299,7 +295,7 @@ def _compare_models(given: Given, wanted: Given, memory: float | None, json_: bo
     show(to_json(result), end="") if json_ else show(f"{models_to_text(result)}\n\nfiles     {plan.out}/")
 
 
-@app.command()
+@command()
 @options.add(given=options.STABILITY, reruns=options.RERUNS)
 def stability(
     *,
@@ -329,7 +325,7 @@ def stability(
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {folder}/")
 
 
-@app.command()
+@command()
 @options.add(given=options.WORKERS)
 def sweep(
     file: Annotated[
@@ -370,38 +366,8 @@ def sweep(
         raise typer.Exit(1)
 
 
-@app.command()
-def results(
-    directory: Annotated[Path, typer.Argument(help="A sweep's, or one that holds directories of runs.")],
-    where: Annotated[
-        list[str] | None, typer.Option("--where", "-w", help="COLUMN=VALUE (or !=, <, >, <=, >=); repeatable.")
-    ] = None,
-    sort: Annotated[str | None, typer.Option(help="Column to sort by; -COLUMN from the largest.")] = None,
-    columns: Annotated[str | None, typer.Option(help="Columns to show, with commas, or all.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    json_: Json = False,
-) -> None:
-    """Show the table of a sweep, or of any runs.
-
-    It can be read while they run; filtered, sorted, as text, CSV or JSON.
-
-    Example: acdc results sweeps/sweep-tiny --where task=ioi --sort kept
-    """
-    from acdc.files.table import chosen, every_column, found_rows, to_csv
-    from acdc.report.results import to_text
-
-    if csv and json_:
-        raise UserError("--csv and --json: give one of the two")
-    rows, others = found_rows(directory)
-    say(*(f"note: left out: {other}" for other in others))
-    known = every_column(rows)
-    rows = chosen(rows, where or [], sort)
-    names = known if columns == "all" else options.listed("--columns", columns) if columns else None
-    if json_:
-        show(json.dumps([{k: row.get(k) for k in names or known} for row in rows], indent=1))
-    else:
-        show(to_csv(rows, names or known), end="") if csv else show(to_text(rows, names))
-
+command()(catalog.results)
+command(name="help")(help_)
 
 if __name__ == "__main__":
     main()

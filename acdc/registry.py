@@ -1,6 +1,7 @@
 """The names of metrics, methods, ablations and orders, with the facts about each, and which of them go together."""
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from acdc.errors import UserError, unknown
@@ -33,12 +34,14 @@ METRICS = {
 BOUNDS = ("threshold", "faithfulness", "edges")  # options that say which edges to keep; one of them applies
 OF_THRESHOLD = ("abs", "order", "batch")  # options of acdc that apply with a threshold only
 SELECT = ("threshold", "edges", "greedy", "abs", "direct")  # options of every method that scores edges
+PENALTY = 0.3  # of subnetwork-probing: what all nodes together cost, in shares of the span
+SPARSITY = 0.9  # of edge-pruning: share of the residual edges that is removed, below 1
 
 
 class Method(NamedTuple):
     """Facts about a method; `acdc.methods.discover` runs it."""
 
-    what: str  # one line for the list of methods
+    what: str  # in the list of methods up to the publication
     # ACDC's search, gradients, exact patching of one edge or node at a time, training of gates, the activations of the
     # clean run alone, or a random draw.
     kind: Literal["search", "gradient", "exact", "training", "activations", "random"]
@@ -64,15 +67,15 @@ class Method(NamedTuple):
 
 METHODS = {
     "acdc": Method(
-        "remove every edge whose removal raises the metric by less than a threshold (Conmy et al. 2023)",
+        "remove each edge whose removal costs less than τ (Conmy et al. 2023)",
         "search",
         ("threshold", "faithfulness", "edges", "direct", "prefilter", *OF_THRESHOLD),
     ),
     "eap": Method(
-        "gradient × difference at the clean run, for every edge (Syed et al. 2023)", "gradient", passes=4, slope=True
+        "gradient × difference of each edge, at the clean run (Syed et al. 2023)", "gradient", passes=4, slope=True
     ),
     "eap-ig": Method(
-        "the same, with the gradient's mean over inputs from corrupted to clean (Hanna et al. 2024)",
+        "as eap, mean gradient from corrupted to clean inputs (Hanna et al. 2024)",
         "gradient",
         (*SELECT, "steps"),
         passes=3,
@@ -80,39 +83,38 @@ METHODS = {
         paired=True,
     ),
     "eap-ig-activations": Method(
-        "the same, with each layer's output in turn going from ablated to clean (Hanna et al. 2024)",
+        "as eap-ig, from ablated to clean outputs of each layer (Hanna et al. 2024)",
         "gradient",
         (*SELECT, "steps"),
         passes=3,
         repeats=5,
     ),
     "eap-ig-clean-corrupted": Method(
-        "the same, with the clean and the corrupted run (Hanna et al. 2024)", "gradient", passes=6, paired=True
+        "as eap-ig, with the clean and the corrupted run alone (Hanna et al. 2024)", "gradient", passes=6, paired=True
     ),
     "relp": Method(
-        "as eap, with the coefficients of relevance propagation for the gradient (Jafari et al. 2025)",
-        "gradient",
-        passes=4,
-        slope=True,
+        "as eap, with the coefficients of relevance propagation (Jafari et al. 2025)", "gradient", passes=4, slope=True
     ),
     "information-flow-routes": Method(
-        "the share of each sender in what its receiver reads, on clean prompts (Ferrando and Voita 2024)",
+        "share of each sender in what its receiver reads (Ferrando and Voita 2024)",
         "activations",
         passes=2,
         threshold=None,
     ),
-    "edge-patching": Method("the exact effect of removing each edge alone from the full model", "exact"),
+    "edge-patching": Method("exact effect of removing each edge alone", "exact"),
     "hisp": Method(
-        "gradient × difference of every head and MLP, per layer (Michel et al. 2019)",
+        "gradient × difference of each head and MLP, per layer (Michel et al. 2019)",
         "gradient",
         passes=4,
         threshold=None,
         slope=True,
         nodes=True,
     ),
-    "causal-mediation": Method("the exact effect of each head and MLP alone (Vig et al. 2020)", "exact", nodes=True),
+    "causal-mediation": Method(
+        "exact effect of removing each head and MLP alone (Vig et al. 2020)", "exact", nodes=True
+    ),
     "subnetwork-probing": Method(
-        "a trained gate for every head and MLP, as few open as can be (Cao et al. 2021)",
+        "trained gates on heads and MLPs, few of them open (Cao et al. 2021)",
         "training",
         (*SELECT, "updates", "penalty"),
         passes=3,
@@ -121,7 +123,7 @@ METHODS = {
         nodes=True,
     ),
     "edge-pruning": Method(
-        "a trained gate for every edge, a given share of them closed (Bhaskar et al. 2024)",
+        "trained gates on edges, a given share of them closed (Bhaskar et al. 2024)",
         "training",
         (*SELECT, "updates", "sparsity"),
         passes=3,
@@ -129,7 +131,7 @@ METHODS = {
         threshold=0.5,
     ),
     "diffmask": Method(
-        "the fewest heads and MLPs whose corrupted outputs give the corrupted prediction (Chintam et al. 2023)",
+        "fewest heads and MLPs that give the corrupted answer (Chintam et al. 2023)",
         "training",
         (*SELECT, "updates"),
         passes=3,
@@ -137,7 +139,7 @@ METHODS = {
         threshold=0.5,
         nodes=True,
     ),
-    "random": Method("a random number for every edge: the baseline", "random", threshold=None),
+    "random": Method("a random score for each edge: the baseline", "random", threshold=None),
 }
 METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {
@@ -217,14 +219,14 @@ def parse_filter(text: str) -> tuple[str, float]:
     return name, value
 
 
-def check_method(name: str, metric: str, ablation: str) -> None:
-    """Raise UserError if a method can't work with a metric or an ablation."""
+def check_method(name: str, metric: str, ablation: str, metrics: Sequence[str] = tuple(METRICS)) -> None:
+    """Raise UserError if a method can't work with a metric, one of the task's `metrics`, or an ablation."""
     if METHODS[name].slope and METRICS[metric].flat:
-        others = ", ".join(other for other, facts in METRICS.items() if not facts.flat)
+        first, *more = [other for other in metrics if not METRICS[other].flat] or [""]
+        others = f" (or {', '.join(more)})" if more else ""
+        instead = f"use --metric {first}{others} with --edges N, or eap-ig" if first else "use eap-ig"
         raise UserError(
-            f"--metric {metric}: its gradient at the full model is zero, so {name} can't rank edges by it; choose "
-            f"another one ({others}), or --method eap-ig",
-            "metric",
+            f"{name} can't rank edges by {metric}, whose gradient at the full model is zero; {instead}", "metric"
         )
     if METHODS[name].paired and ablation != "corrupted":
         raise UserError(

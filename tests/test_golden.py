@@ -18,5 +18,5 @@ def test_every_task_that_a_bundled_model_does_has_a_golden_circuit():
 
 @pytest.mark.parametrize("entry", read_checks(LIST), ids=lambda entry: entry.name)
 def test_circuit_is_the_golden_one(entry):
-    (outcome,) = check_entry(entry, LIST.parent)
+    (outcome,) = check_entry(entry)
     assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."

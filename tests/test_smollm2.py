@@ -26,5 +26,5 @@ def test_the_golden_circuit_is_one():
 def test_ioi_in_smollm2_is_the_golden_one():
     smollm2()
     (entry,) = read_checks(SMOLLM2)
-    (outcome,) = check_entry(entry, SMOLLM2.parent)
+    (outcome,) = check_entry(entry)
     assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."

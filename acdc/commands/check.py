@@ -21,12 +21,13 @@ from pydantic import Field, ValidationError, model_validator
 from acdc.commands.run import run
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
-from acdc.files.circuit import CircuitFile
+from acdc.files.circuit import CircuitFile, find_circuit
 from acdc.files.diff import diff, facts_of_both
 from acdc.files.eap_ig import NAMES, read_all, read_any, read_eap_ig
-from acdc.files.published import load_published, recovery
+from acdc.files.published import load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
+from acdc.io.files import check_output
 from acdc.io.progress import Show, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.sizes import in_name
@@ -37,6 +38,7 @@ from acdc.model.checkpoint import open_checkpoint
 from acdc.report.diff import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
+from acdc.task.load import find_config
 from acdc.task.tokenize import make_data
 
 TOLERANCE = 1e-4  # float32 agrees that well across machines
@@ -80,8 +82,9 @@ class Entry(Bounds):
     Args:
         name: of the check, unique in the list
         run: options of `acdc run`, with the model unless the task names it
-        circuit: a circuit.json, relative to the list
-        against: a golden circuit.json or a published circuit's YAML, relative to the list, or the name of a shipped one
+        circuit: a run's directory or circuit.json, relative to the list
+        against: a golden run or circuit.json, or a published circuit's YAML, relative to the list; or the name of a
+            shipped one
         counts: published number of edges by threshold, instead of a threshold in `run`
         within: share by which a count may differ, rounded up to whole edges; by default 0.25
     """
@@ -148,10 +151,32 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
         raise UserError("--" + mistakes("", error)) from None
 
 
-def inputs_of(path: Path) -> list[Path]:
-    """The files that a list of checks reads: circuits, golden ones, and the list itself."""
-    named = [file for entry in read_checks(path) for file in (entry.circuit, entry.against) if file]
-    return [path, *(path.parent / file for file in named)]
+def check(
+    target: Path,
+    against: str | None,
+    names: Mapping[str, str | None],
+    given: dict[str, Any],
+    junit: Path | None,
+    say: Callable[[str], None],
+    progress: Show,
+) -> list[Outcome]:
+    """Check a circuit.json, or make a list of checks (a YAML file or the name of a shipped one); `say` gets outcomes.
+    Raise UserError also if `junit`, which will be written, is a file that is read."""
+    if target.suffix == ".json":
+        if against is None:
+            raise UserError(f"{target}: missing --against; give a golden run or circuit.json, or a published circuit")
+        against = find_golden(against)
+        check_output("--junit", junit, target, Path(against))
+        outcome = check_circuit(target, against, make_bounds(given), names=names)
+        say(outcome.text())
+        return [outcome]
+    target = find_config(target)
+    for name, value in {"against": against, **names, **given}.items():
+        if value is not None:
+            raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
+    read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
+    check_output("--junit", junit, target, *read)
+    return check_list(target, say, progress)
 
 
 def check_circuit(
@@ -175,24 +200,24 @@ def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress
     entries = read_checks(path)
     for entry in entries:
         try:
-            _look(entry, path.parent)
+            _look(entry)
         except UserError as error:
             raise FileError(f"{path}: {entry.name}: {error}") from None
     for entry in entries:
-        for outcome in check_entry(entry, path.parent, progress):
+        for outcome in check_entry(entry, progress):
             outcomes.append(outcome)
             say(outcome.text())
     return outcomes
 
 
-def _look(entry: Entry, folder: Path) -> None:
+def _look(entry: Entry) -> None:
     """Raise UserError for what can be known before the first run: missing files, models that can't be had, prompts that
     don't fit, another graph, another question."""
-    against = _against(entry, folder)
+    against = entry.against
     golden = read_any(Path(against), {}, ()) if against.endswith(".json") else None
     graph = golden.model.graph if golden else load_published(against).graph
     if entry.circuit is not None:
-        found = read_any(folder / entry.circuit, {}, ()).model.graph
+        found = read_any(Path(entry.circuit), {}, ()).model.graph
     else:
         config, task, _ = resolve(entry.options()[0], None, None)
         checkpoint = open_checkpoint(config.model)
@@ -207,16 +232,19 @@ def _look(entry: Entry, folder: Path) -> None:
         raise FileError(f"{against}: is of a graph of {graph.words}, not {found.words}")
 
 
-def _against(entry: Entry, folder: Path) -> str:
-    """What an entry's circuit is compared with: a path below the list's folder, or the name of a published circuit."""
-    return str(folder / entry.against) if entry.against.endswith((".json", ".yaml", ".yml")) else entry.against
+def find_golden(against: str, folder: Path = Path()) -> str:
+    """Return the path of what circuits are compared with, in `folder`: a run's directory is that of its circuit.json.
+    The name of a published circuit stays as it is."""
+    path = folder / against
+    is_path = against.endswith((".json", ".yaml", ".yml")) or path.is_dir()
+    return str(find_circuit(path)) if is_path and against not in published_names() else against
 
 
-def check_entry(entry: Entry, folder: Path, progress: Show = silent) -> Iterator[Outcome]:
-    """Make one check of a list in `folder`; with counts, one per threshold."""
-    against = _against(entry, folder)
+def check_entry(entry: Entry, progress: Show = silent) -> Iterator[Outcome]:
+    """Make one check of a list; with counts, one per threshold."""
+    against = entry.against
     if entry.circuit is not None:
-        yield check_circuit(folder / entry.circuit, against, entry, entry.name)
+        yield check_circuit(Path(entry.circuit), against, entry, entry.name)
     else:
         config, task, _ = resolve(entry.options()[0], None, None)
         inputs = load(config, task)
@@ -329,8 +357,13 @@ def _check_bounds(bounds: Bounds, against: str) -> None:
 
 
 def read_checks(path: Path) -> tuple[Entry, ...]:
-    """Read a list; raise FileError if it or an option of its runs is wrong. Nothing is run."""
-    checks = validated(Checks, read_yaml(path, Checks.model_fields), str(path)).checks
+    """Read a list, with its paths relative to the working directory; raise FileError if it or an option of its runs is
+    wrong. Nothing is run."""
+    checks = []
+    for entry in validated(Checks, read_yaml(path, Checks.model_fields), str(path)).checks:
+        circuit = entry.circuit and str(find_circuit(path.parent / entry.circuit))
+        against = find_golden(entry.against, path.parent)
+        checks.append(entry.model_copy(update={"circuit": circuit, "against": against}))
     names = [entry.name for entry in checks]
     for entry in checks:
         where = f"{path}: {entry.name}"
@@ -342,4 +375,4 @@ def read_checks(path: Path) -> tuple[Entry, ...]:
                 resolve(options, None, None)
             except UserError as error:
                 raise FileError(f"{where}: run: {error}") from None
-    return checks
+    return tuple(checks)

@@ -1,12 +1,15 @@
 """What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
 import re
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from acdc.commands.options import listed
 from acdc.errors import UserError, unknown
+from acdc.files.circuit import find_circuit
 from acdc.files.comparison import LEVELS
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
@@ -51,6 +54,7 @@ def make_plan(
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
+        notes += _other_metrics(config, task, every)
     sizes = sorted(listed("--sizes", wanted["sizes"] or SIZES, int, "a whole number"))
     if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
         wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
@@ -99,7 +103,7 @@ def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:
             raise UserError(f"--reference: {unknown('task', task, tasks)}")
         if (of := task or tasks[0]) in files:
             raise UserError(f"--reference: {text!r} has two files for {of}")
-        files[of] = Path(file)
+        files[of] = find_circuit(Path(file))
     return files
 
 
@@ -119,11 +123,23 @@ def ranked_by(config: Config, task: Task, method: str) -> str:
     refusals = []
     for metric in (config.metric, *task.metrics):
         try:
-            check_method(method, metric, config.ablation)
+            check_method(method, metric, config.ablation, task.metrics)
             return metric
         except UserError as error:
             refusals.append(error)
     raise refusals[0]
+
+
+def _other_metrics(config: Config, task: Task, methods: tuple[str, ...]) -> Iterator[str]:
+    """Notes on methods that rank edges by another metric than the config's."""
+    methods_by: dict[str, list[str]] = {}
+    for method in methods:
+        with suppress(UserError):
+            by = ranked_by(config, task, method).partition(",")[0]  # of a filter
+            methods_by.setdefault(by, []).append(method)
+    for metric, names in methods_by.items():
+        if metric not in ("none", config.metric):
+            yield f"note: {config.task_name}: where {config.metric} won't do, {metric} ranks edges: {', '.join(names)}"
 
 
 def has_threshold(method: str) -> bool:

@@ -7,7 +7,7 @@ import inspect
 import math
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +18,7 @@ import typer
 from acdc.errors import ModelError, UserError
 from acdc.io.sizes import memory_bound
 from acdc.io.terminal import say
-from acdc.registry import LIMITS
+from acdc.registry import DEVICES, LIMITS, METHODS, NAMES, PENALTY, SPARSITY
 
 MANY = 5000  # prompts that take seconds to draw
 REQUIRED = inspect.Parameter.empty
@@ -35,6 +35,13 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def circuit(text: str) -> Path:
+    """The value of an argument that is a circuit's file, or the directory of its run."""
+    from acdc.files.circuit import find_circuit
+
+    return find_circuit(Path(text))
+
+
 def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: Any) -> Option:
     """Declare an option of a table; `default` is REQUIRED if it may not be left out."""
     annotated: Any = Annotated
@@ -43,38 +50,66 @@ def option(kind: Any, help_: str, *flags: str, default: Any = None, **settings: 
     return annotated[kind | None, typer.Option(*flags, help=help_, **settings)], default
 
 
+def task_names() -> list[str]:
+    """The names of tasks, for a shell to complete."""
+    from acdc.task import load
+
+    return load.task_names()
+
+
+def model_names() -> list[str]:
+    """The names of models, for a shell to complete."""
+    from acdc.model.find import PACKAGED, bundled_models
+    from acdc.model.hub import cached_models
+
+    return [*bundled_models(), *PACKAGED, *cached_models()]
+
+
+def among(names: Iterable[str]) -> Callable[[], list[str]]:
+    """Some names, for a shell to complete."""
+    return lambda: list(names)
+
+
+COMPLETED = {"task": task_names, "model": model_names, "method": among(METHODS), "device": among(DEVICES)} | {
+    key: among(names) for key, names in NAMES.items()
+}
 RUN = {
     "task": option(str, "A shipped task (`acdc tasks`) or a YAML file.", "--task", "-t"),
     "model": option(
-        str, "A bundled model, a local directory, a .gguf file or a Hugging Face id. [default: gpt2]", "--model", "-m"
+        str,
+        "A bundled model, a directory, a .gguf file or a Hugging Face id. [default: the task's, or gpt2, or tiny "
+        "without GPT-2 at hand]",
+        *("--model", "-m"),
     ),
     "revision": option(str, "A branch, tag or commit of a Hugging Face id, as step1000; short: --model ID@REVISION."),
-    "method": option(str, "Method of discovery (`acdc methods`)."),
-    "threshold": option(str, "τ in the metric's units; several with commas make a run each.", "--threshold", "-T"),
+    "method": option(str, "Method of discovery (`acdc methods`). [default: acdc]"),
+    "threshold": option(
+        str, "τ in the metric's units; several with commas make a run each. [default: the task's]", "--threshold", "-T"
+    ),
     "faithfulness": option(
         str, "For acdc: find the smallest circuit so faithful, as 0.9; several with commas make a run each."
     ),
     "edges": option(int, "Keep the N edges with the highest scores; acdc finds the best circuit of N edges."),
-    "greedy": option(bool, "Grow the N edges from the logits instead.", "--greedy/--top"),
+    "greedy": option(bool, "Grow the N edges from the logits instead. [default: top]", "--greedy/--top"),
     "prefilter": option(str, "METHOD:SHARE, as eap-ig:0.05: acdc tests only this share of the edges, METHOD's best."),
-    "metric": option(str, "kl, logit-diff, prob-diff, nll or l2, as the task allows."),
-    "ablation": option(str, "What a removed edge carries: corrupted, zero or mean."),
-    "examples": option(int, "Prompts for discovery, and as many held out."),
-    "seed": option(int, "Seed of the prompts and of random orders."),
-    "direct": option(bool, "Test whole q, k, v vectors first.", "--direct/--no-direct"),
-    "order": option(str, "paper, heads-ascending, parents-ascending or random."),
-    "abs": option(bool, "Go by the size of a change or score, not its sign.", "--abs/--signed"),
-    "steps": option(int, "Points on the path, for eap-ig."),
-    "updates": option(int, "Updates of a method that trains gates."),
-    "penalty": option(float, "Price of open gates, for subnetwork-probing."),
-    "sparsity": option(float, "Share of edges to close, for edge-pruning."),
-    "dtype": option(str, "float32 or float64."),
-    "device": option(str, "auto, cpu, cuda or mps."),
-    "batch": option(int, "Most candidates to evaluate at once."),
+    "metric": option(str, "kl, logit-diff, prob-diff, nll or l2, as the task allows. [default: the task's]"),
+    "ablation": option(str, "What a removed edge carries: corrupted, zero or mean. [default: the task's]"),
+    "examples": option(int, "Prompts for discovery, and as many held out. [default: the task's]"),
+    "seed": option(int, "Seed of the prompts and of random orders. [default: the task's]"),
+    "direct": option(bool, "Test whole q, k, v vectors first. [default: direct]", "--direct/--no-direct"),
+    "order": option(str, "paper, heads-ascending, parents-ascending or random. [default: paper]"),
+    "abs": option(bool, "Go by the size of a change or score, not its sign. [default: signed]", "--abs/--signed"),
+    "steps": option(int, f"Points on the path, for eap-ig. [default: {METHODS['eap-ig'].repeats}]"),
+    "updates": option(int, "Updates of a method that trains gates. [default: the method's]"),
+    "penalty": option(float, f"Price of open gates, for subnetwork-probing. [default: {PENALTY}]"),
+    "sparsity": option(float, f"Share of edges to close, for edge-pruning. [default: {SPARSITY}]"),
+    "dtype": option(str, "float32 or float64. [default: float32]"),
+    "device": option(str, "auto, cpu, cuda or mps. [default: auto]"),
+    "batch": option(int, "Most candidates to evaluate at once. [default: 64]"),
 }
 
 COMPARE = {name: RUN[name] for name in ("model", "revision", "examples", "seed", "ablation", "abs", "device")} | {
-    "seed": option(int, "Seed of the prompts, random scores and intervals."),
+    "seed": option(int, "Seed of the prompts, random scores and intervals. [default: the task's]"),
 }
 
 PLAN = {
@@ -89,7 +124,7 @@ PLAN = {
     ),
     "greedy": option(bool, "Grow the edges from the logits instead.", "--greedy/--top", default=False),
     "reference": option(
-        str, "A circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
+        str, "A run or circuit.json to take as true, or TASK=FILE with commas. [default: by acdc, at the task's τ]"
     ),
     "updates": option(int, "Updates of the methods that train gates.", min=1, max=LIMITS["updates"]),
     "out": option(Path, "Directory of the comparison. [default: compare/<tasks>-<models>]"),
@@ -97,9 +132,9 @@ PLAN = {
 
 STABILITY_OF_RUN = "task model revision method threshold faithfulness edges metric ablation examples seed device"
 STABILITY = {name: RUN[name] for name in STABILITY_OF_RUN.split()} | {
-    "threshold": option(float, "τ in the metric's units.", "--threshold", "-T"),
+    "threshold": option(float, "τ in the metric's units. [default: the task's]", "--threshold", "-T"),
     "faithfulness": option(float, "For acdc: find the smallest circuit so faithful, as 0.9."),
-    "seed": option(int, "Seed of the base run; the others follow."),
+    "seed": option(int, "Seed of the base run; the others follow. [default: the task's]"),
 }
 
 RERUNS = {
@@ -115,7 +150,7 @@ EVALUATE = {
     "metric": option(str, "Another metric. [default: the circuit's, or the task's]"),
     "ablation": option(str, "Another ablation. [default: the circuit's, or the task's]"),
     "examples": option(int, "Prompts. [default: as many as it was found with]"),
-    "seed": option(int, "Seed of the prompts, random circuits and intervals."),
+    "seed": option(int, "Seed of the prompts, random circuits and intervals. [default: the circuit's]"),
     "device": RUN["device"],
 }
 
@@ -168,6 +203,7 @@ def add(**tables: dict[str, Option]) -> Callable[[Callable[..., None]], Callable
                 parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
                 continue
             for name, (annotation, default) in tables[parameter.name].items():
+                annotation.__metadata__[0].autocompletion = COMPLETED.get(name)
                 added = inspect.Parameter(name, parameter.KEYWORD_ONLY, default=default, annotation=annotation)
                 parameters.append(added)
 

@@ -37,10 +37,11 @@ from acdc.files.frontier import to_csv
 from acdc.files.metrics import CostPart, Interval, MetricsFile, write_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
-from acdc.io.files import read_text, write_atomic
-from acdc.io.folder import enter, locked
+from acdc.io.files import write_atomic
+from acdc.io.folder import differences, enter, locked
 from acdc.io.progress import Show, silent
 from acdc.io.sizes import in_name
+from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
 from acdc.registry import METRICS
 from acdc.report.page import render_report
@@ -277,8 +278,9 @@ def _owned(out: Path, config: Config, force: bool) -> Iterator[None]:
             for name in reversed(FILES):
                 (out / name).unlink(missing_ok=True)
         elif stated.exists():
-            if read_text(stated) != config.to_yaml():
-                raise FileError(f"{out}: holds a run with another config; {instead}")
+            found = read_yaml(stated, Config.model_fields)
+            if others := differences(found, config.model_dump(exclude_none=True)):
+                raise FileError(f"{out}: holds a run with another config: {others}; {instead}")
         elif any((out / name).exists() for name in FILES):
             raise FileError(f"{out}: holds files of a run but no config.yaml; {instead}")
         if not stated.exists():

@@ -294,6 +294,19 @@ def _block(value: Any) -> str:
     return _dump(value)
 
 
+def find_circuit(path: Path) -> Path:
+    """Return the circuit in the directory of a run, or the core in that of `acdc stability`; any other path as it is.
+    Raise FileError if the directory has neither."""
+    if not path.is_dir():
+        return path
+    found = [path / name for name in ("circuit.json", "core.json") if (path / name).exists()]
+    if not found:
+        runs = [file.parent for some in ("*", "runs/*") for file in path.glob(f"{some}/circuit.json")]
+        right = f"name one of its runs, as {min(runs)}" if runs else "name the directory of a finished run"
+        raise FileError(f"{path}: has no circuit.json; {right}")
+    return found[0]
+
+
 def read_circuit(path: Path) -> CircuitFile:
     """Read and check `circuit.json`; raise FileError with a line per problem."""
     return checked_circuit(read_json(path), path)

@@ -4,11 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
+import yaml
 from filelock import FileLock, Timeout
 
 from acdc.errors import FileError, InUse, UserError
 from acdc.io.files import read_text, write_atomic
+from acdc.io.yaml_file import read_yaml
+
+FOUND = ("model_hash", "data_hash", "part")  # keys of a run's config.yaml that the run finds out; not options
 
 
 @contextmanager
@@ -74,5 +79,14 @@ def claim(folder: Path, config: str) -> None:
     stated = folder / "config.yaml"
     if not stated.exists():
         write_atomic(stated, config)
-    if read_text(stated) != config:
-        raise FileError(f"{folder}: was made with other options, prompts or weights; choose another --out")
+    wanted = yaml.safe_load(config)
+    if others := differences(read_yaml(stated, wanted), wanted):
+        raise FileError(f"{folder}: was made with other options, prompts or weights: {others}; choose another --out")
+
+
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Where two configs differ, as `threshold 0.01, here 0.02`; hashes only if nothing else differs."""
+    keys = [key for key in {**wanted, **found} if found.get(key) != wanted.get(key)]
+    keys = [key for key in keys if key not in FOUND] or keys
+    values = (f"{key} {found.get(key, 'not set')}, here {wanted.get(key, 'not set')}" for key in keys)
+    return "; ".join(values)

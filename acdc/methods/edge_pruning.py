@@ -31,9 +31,8 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
-from acdc.registry import METHODS
+from acdc.registry import METHODS, SPARSITY
 
-SPARSITY = 0.9  # share of the residual edges that is removed, below 1
 WARM_UP = 0.4  # share of the training in which the target rises
 MULTIPLIERS = (0.0, 0.75)  # initial values; λ2 is above 0 from the start, or s would swing around t
 ASCENT = 0.025  # step per unit of the gradient

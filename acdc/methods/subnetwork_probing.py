@@ -20,9 +20,7 @@ from acdc.io.progress import Show, silent
 from acdc.methods.masks import Batches, Training, Update, p_open, span, train
 from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
-from acdc.registry import METHODS
-
-PENALTY = 0.3  # what all nodes together cost, in shares of the span
+from acdc.registry import METHODS, PENALTY
 
 
 def score(

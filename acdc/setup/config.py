@@ -220,9 +220,8 @@ def resolve(
     except ValidationError as error:
         found = problems(error)
         raise UserError("\n".join(stated.message(key, text) for key, text in found), found[0][0]) from None
-    check_method(config.method, config.metric, config.ablation)
-    if config.prefilter:
-        check_method(parse_filter(config.prefilter)[0], config.metric, config.ablation)
+    for method in (config.method, *([parse_filter(config.prefilter)[0]] if config.prefilter else [])):
+        check_method(method, config.metric, config.ablation, task.metrics)
     return config, task, [note] if note else []
 
 

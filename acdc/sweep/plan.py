@@ -16,6 +16,7 @@ from acdc.files.metrics import read_metrics
 from acdc.files.published import load_published
 from acdc.files.table import ENDED, OPTIONS, Row, row_of, state
 from acdc.graph.circuit import Circuit
+from acdc.io.folder import FOUND, differences
 from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import open_checkpoint
@@ -31,7 +32,6 @@ from acdc.task.load import find_config
 from acdc.task.tokenize import Split, make_data
 
 MANY = 1000  # runs; for more, the user is asked
-FOUND = ("model_hash", "data_hash", "part")  # keys of a run's config.yaml that the run finds out; not options
 
 
 @dataclass(frozen=True)
@@ -109,11 +109,10 @@ def _check_begun(run: Run, folder: Path) -> None:
         found = read_yaml(stated, Config.model_fields)
     except FileError:
         raise FileError(f"{stated}: is not the config of a run; remove {folder} to make the run") from None
-    now = run.config.model_dump(exclude_none=True)
-    keys = sorted(key for key in now.keys() | found.keys() if key not in FOUND and now.get(key) != found.get(key))
-    if keys:
+    options = {key: value for key, value in found.items() if key not in FOUND}
+    if others := differences(options, run.config.model_dump(exclude_none=True)):
         how = "choose another --out, or a run_name that tells them apart"
-        raise FileError(f"{folder}: has a run with another {', '.join(keys)}; {how}")
+        raise FileError(f"{folder}: holds a run with another config: {others}; {how}")
 
 
 def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dict[str, float]:

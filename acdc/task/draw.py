@@ -85,7 +85,8 @@ def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> l
         misses += 1
         if wrong and not found and misses >= MAX_UNFIT:
             unserved = f"none of {misses} draws fits, so this tokenizer can't serve the task"
-            raise TaskError(f"{task.name}: data.pieces: {wrong}; {unserved}")
+            instead = f"; use the task {task.variant}" if task.variant else ""
+            raise TaskError(f"{task.name}: data.pieces: {wrong}; {unserved}{instead}")
         # A draw takes longer the longer the prompt and the more slots: give up earlier.
         slowness = 1 + (len(example.clean) + 100 * (len(slots) + len(task.data.pieces))) // 20_000
         if misses >= MAX_MISSES // slowness:

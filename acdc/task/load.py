@@ -23,7 +23,9 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
     parent = content.pop("include")
     if not isinstance(parent, str):
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
-    return merge(read_included(find(parent, beside=path.parent), (*trail, path.resolve())), content)
+    included = read_included(find(parent, beside=path.parent), (*trail, path.resolve()))
+    included.pop("name", None)
+    return merge(included, content)
 
 
 def shipped_dir(name: str) -> Path:
@@ -73,9 +75,9 @@ def load_task(name_or_path: str) -> Task:
     """Read and check a shipped task, or a .yaml file; raise TaskError with a line per problem."""
     try:
         path = find(name_or_path)
-        task = checked(read_included(path), str(path))
+        task = checked({"name": path.stem, **read_included(path)}, str(path))
     except FileError as error:
         raise TaskError(str(error)) from None
     if task.name != path.stem:
-        raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}")
+        raise TaskError(f"{path}: name: {task.name!r} should be the file's name, {path.stem!r}; it may be left out")
     return task

@@ -255,7 +255,7 @@ class Task(Strict):
     """A behaviour as data. Everything that needs no tokenizer is checked when the file is read.
 
     Args:
-        name: the file's name without .yaml
+        name: the file's name without .yaml, which may be left out
         version: raise it when the prompts change; each version draws other prompts
         source: where the behaviour, the words and the numbers come from
         description: what the model should do, and what the corrupted prompts change
@@ -266,9 +266,10 @@ class Task(Strict):
         score_at: positions where predictions are scored: the last, all, some, or a range; counted from 0 without BOS
             and padding, negative ones from the end
         metrics: the metrics that a run may minimise with these answers; a run reports all of them
+        variant: a task for tokenizers that can't serve this one
     """
 
-    name: Text
+    name: Text = ""
     version: Whole = Field(ge=1)
     source: Text = Field(min_length=1)
     description: Text = Field(min_length=1)
@@ -278,6 +279,7 @@ class Task(Strict):
     answers: Answers | None = None
     score_at: Positions = "last"
     metrics: tuple[Metric, ...] = Field(min_length=1)
+    variant: Text | None = None
 
     def defaults_for(self, model: str) -> Defaults:
         """Return the task's defaults with those for this model over them."""

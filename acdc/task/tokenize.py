@@ -118,7 +118,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.bos: list[int] = []  # the tokens before every prompt
         if task.data.bos and tokenizer.bos_id is None:
-            copy = f"{{include: {task.name}, name: mine, data: {{bos: false}}}}"
+            copy = f"{{include: {task.name}, data: {{bos: false}}}}"
             right = f"write bos: false; for a shipped task, in a copy mine.yaml: {copy}"
             raise TaskError(f"{task.name}: data.bos: is true, but tokenizer {tokenizer.name} has no BOS token; {right}")
         if task.data.bos and tokenizer.bos_id is not None:

@@ -210,7 +210,7 @@ def test_the_table_says_it_all(done, call):
 def test_other_options_are_refused_in_the_same_folder(done, call):
     code, out, err = call(*FEW, "--out", done[0], "--seed", "1")
     assert (code, out) == (2, "")
-    assert "other options" in err.splitlines()[-1]
+    assert "other options, prompts or weights: seed 0, here 1;" in err.splitlines()[-1]
 
 
 def test_a_file_as_reference(done, call, tmp_path):

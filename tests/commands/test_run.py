@@ -186,7 +186,7 @@ def test_a_directory_belongs_to_one_config(loaded, tmp_path):
     runner.run(loaded, tmp_path)
     before = contents(tmp_path)
     other = inputs(threshold=0.5)
-    with pytest.raises(FileError, match="another config"):
+    with pytest.raises(FileError, match=r"another config: threshold 0\.001, here 0\.5; choose another --out"):
         runner.run(other, tmp_path)
     assert contents(tmp_path) == before
     file, _ = runner.run(other, tmp_path, force=True)

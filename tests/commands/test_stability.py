@@ -216,7 +216,7 @@ def test_a_call_that_was_cut_off_goes_on_to_the_same_bytes(call, done, tmp_path,
 def test_another_base_run_is_refused_in_the_same_folder(call, done):
     code, out, err = call(*COMMAND, "--seed", "7", "--out", done)
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "other options" in err
+    assert "other options, prompts or weights: seed 0, here 7;" in err
 
 
 def test_one_rerun_is_enough_and_more_go_on_from_it(call, tmp_path):

@@ -286,7 +286,10 @@ def test_models_says_how_far_the_logits_are_from_those_of_transformers(call: Any
     built("llama", tmp_path / "mine")
     code, out, err = call("models", str(tmp_path / "mine"))
     assert code == 0, err
-    assert re.search(r"logits\s+at most \d\.\de-\d\d from those of transformers, whose standard deviation is \d", out)
+    assert re.search(
+        r"yes: its logits, of standard deviation \d.*, differ from those of\s+transformers by at most \d\.\de-\d\d\n",
+        out,
+    )
     assert "3 layers, 4 heads, 16 wide, 23 tokens, 32 positions" in out
 
 

@@ -152,12 +152,12 @@ def test_bos_of_a_tokenizer_without_one_is_refused(name: str) -> None:
         make_data(load_task(name), tokenizer, 5, 0)
     message = str(error.value)
     assert message.startswith(f"{name}: data.bos: is true, but tokenizer llama-like (first) has no BOS token")
-    assert f"bos: false; for a shipped task, in a copy mine.yaml: {{include: {name}, name: mine," in message
+    assert f"bos: false; for a shipped task, in a copy mine.yaml: {{include: {name}," in message
     assert "\n" not in message
 
 
 def test_the_copy_that_the_message_proposes_runs(tmp_path) -> None:
-    (tmp_path / "mine.yaml").write_text("{include: gender-bias, name: mine, data: {bos: false}}")
+    (tmp_path / "mine.yaml").write_text("{include: gender-bias, data: {bos: false}}")
     tokenizer = llama_like(words_of("gender-bias"), "first")
     tokenizer.bos_id = None
     assert make_data(load_task(str(tmp_path / "mine.yaml")), tokenizer, 5, 0).discovery.clean.shape[0] == 5

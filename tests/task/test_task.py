@@ -1124,6 +1124,10 @@ def test_tokenizer_that_splits_years() -> None:
     with pytest.raises(TaskError) as error:
         make_data(load_task("greater-than"), Digits(), 2, 0)
     one_line(error, "greater-than: data.pieces:", "tokenizer digits makes ' '|'1'|", "can't serve the task")
+    assert str(error.value).endswith("; use the task greater-than-digits")
+    with pytest.raises(TaskError) as error:
+        make_data(load_task("greater-than-digits"), Pieces(), 2, 0)
+    assert "use the task" not in str(error.value)
 
 
 def test_some_years_that_do_not_fit_are_drawn_again() -> None:
