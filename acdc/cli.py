@@ -19,6 +19,7 @@ from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, defa
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.progress import progress_bar
 from acdc.io.terminal import open_terminal, say, show
+from acdc.registry import FORMATS
 
 # Errors of the file system that the user can mend though they name no file: a full disk below stdout, or no writable
 # folder for temporary files.
@@ -185,7 +186,7 @@ def check(
 def export(
     circuit: Annotated[Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON.", parser=circuit)],
     *,
-    to: Annotated[str, typer.Option("--to", help="circuit, graphml, node-link, dot, svg, png, pdf, html or eap-ig.")],
+    to: Annotated[str, typer.Option("--to", help=", ".join(FORMATS) + ".")],
     edges: Annotated[
         int | None, typer.Option(min=1, help="The N strongest edges of the run; after --faithfulness, of its path.")
     ] = None,
@@ -197,22 +198,21 @@ def export(
 ) -> None:
     """Write a circuit in another format.
 
-    The options after --out are for pictures: svg, png and pdf.
+    The options after --out are for pictures: svg, png, pdf and tikz.
 
     Example: acdc export runs/… --to pdf --width 3.3
     """
-    from acdc.commands.export import FORMATS, JSON, NAMELESS, READ, convert, make_look, strongest
+    from acdc.commands.export import READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
     from acdc.io.files import check_output, write_atomic, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
-    (file,) = read_all([circuit], names, () if to in NAMELESS else NAMES)
+    (file,) = read_all([circuit], names, NAMES if FORMATS[to].named else ())
     file = strongest(file, edges, circuit.parent) if edges else file
     data = convert(file, to, make_look(to, picture), circuit.parent)
-    ending = f"{to}.json" if to in JSON else to
     stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
-    target = out or circuit.with_name(f"{stem}.{ending}")
+    target = out or circuit.with_name(f"{stem}.{FORMATS[to].ending}")
     if str(target) == "-":
         show(data.encode() if isinstance(data, str) else data)
         return

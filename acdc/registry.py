@@ -153,6 +153,34 @@ ORDERS = {
     "parents-ascending": "earlier parents first",
     "random": "heads and parents shuffled by the seed",
 }
+
+
+class Format(NamedTuple):
+    """Facts about a format of `acdc export`; `acdc.commands.export` writes it."""
+
+    ending: str  # of a file that isn't named
+    what: str
+    picture: bool = False  # whether it takes the options of a picture
+    named: bool = True  # whether it names task and model
+
+
+FORMATS = {
+    "svg": Format("svg", "a picture for the web; its edges have their names as ids", picture=True),
+    "png": Format("png", "a picture as a bitmap", picture=True),
+    "pdf": Format("pdf", "a picture for print, with its fonts", picture=True),
+    "tikz": Format("tikz.tex", "a picture for LaTeX: `\\usepackage{tikz}` and `\\input{circuit.tikz}`", picture=True),
+    "html": Format("html", "the interactive page"),
+    "dot": Format("dot", "nodes and edges for Graphviz"),
+    "graphml": Format("graphml", "a graph for Gephi, Cytoscape, yEd and networkx", named=False),
+    "gexf": Format("gexf", "a graph for Gephi, with its nodes in layers", named=False),
+    "csv": Format("csv", "a line per edge: source, target, label, input, weight, score, change", named=False),
+    "node-link": Format("node-link.json", "a graph for D3 and networkx", named=False),
+    "eap-ig": Format(
+        "eap-ig.json", "a graph for EAP-IG and MIB, with the scores of all edges if they exist", named=False
+    ),
+    "circuit": Format("circuit.json", "the circuit as `acdc run` writes it"),
+}
+
 # The largest numbers that options take: more would be a slip, and run for days.
 LIMITS = dict.fromkeys(("examples", "part", "batch", "updates"), 100_000) | {"edges": 1_000_000_000, "steps": 10_000}
 LIMITS |= dict.fromkeys(("reruns", "workers", "threads"), 1_000)

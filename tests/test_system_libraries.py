@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import pytest
 
+from acdc.registry import FORMATS
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc/self/maps of Linux")
 
-FORMATS = ("svg", "png", "pdf", "html", "graphml", "node-link", "dot", "eap-ig")
 SWEEP = """
 base: {task: or-gate, model: or-gate}
 grid: {threshold: [0.01, 0.5]}

@@ -1,33 +1,31 @@
 """One circuit in every format we write."""
 
-import io
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import networkx as nx
+import numpy as np
 
 from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
 from acdc.files.eap_ig import to_eap_ig
+from acdc.files.graphs import to_csv, to_gexf, to_graphml, to_node_link
 from acdc.files.metrics import read_metrics
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.methods.discover import SCORES
 from acdc.methods.log import read_log
+from acdc.registry import FORMATS
 from acdc.report.page import render_report
-from acdc.report.picture import title_of, to_dot, to_pdf, to_png, to_svg
+from acdc.report.picture import title_of, to_dot, to_pdf, to_png, to_svg, to_tikz
 from acdc.report.style import DIRECTIONS, FREQUENCY, PLAIN, SCORE, PictureStyle
 
-FORMATS = ("circuit", "graphml", "node-link", "dot", "svg", "png", "pdf", "html", "eap-ig")
-JSON = ("circuit", "node-link", "eap-ig")  # their files end in .json, too
+Graph = Callable[[Circuit], bytes | str]
+GRAPHS: dict[str, Graph] = {"graphml": to_graphml, "gexf": to_gexf, "node-link": to_node_link}
 Draw = Callable[[Circuit, str, PictureStyle], bytes | str]
-DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf}
-PICTURES = ("svg", "png", "pdf")  # only these take the options of a picture
-NAMELESS = ("graphml", "node-link", "eap-ig")  # these name neither task nor model
+DRAWN: dict[str, Draw] = {"dot": to_dot, "svg": to_svg, "png": to_png, "pdf": to_pdf, "tikz": to_tikz}
 READ = ("metrics.json", "log.jsonl")  # of the run, for a page
 WIDEST = 40  # inches
 
@@ -36,8 +34,9 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     """The style of a picture from the options of `acdc export`, None if not given. Raises UserError if an option
     doesn't apply to format `to`, or its value is wrong."""
     flags = [f"--{name.replace('_', '-')}" for name, value in given.items() if value is not None]
-    if flags and to not in PICTURES:
-        raise UserError(f"{flags[0]}: only for pictures (--to {', '.join(PICTURES)}), not for {to}")
+    if flags and not FORMATS[to].picture:
+        pictures = ", ".join(name for name, facts in FORMATS.items() if facts.picture)
+        raise UserError(f"{flags[0]}: only for pictures (--to {pictures}), not for {to}")
     width = given["width"]
     size = given["font_size"]
     direction = given["direction"] or PLAIN.direction
@@ -54,19 +53,6 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     return PictureStyle(width, direction, scores=bool(given["scores"]), **more)
 
 
-def to_graphml(circuit: Circuit) -> bytes:
-    """Return the circuit as GraphML, for `networkx.read_graphml`, Gephi, Cytoscape and yEd."""
-    out = io.BytesIO()
-    nx.write_graphml_xml(circuit.to_networkx(), out)
-    return out.getvalue() + b"\n"
-
-
-def to_node_link(circuit: Circuit) -> str:
-    """Return the circuit as node-link JSON text, for `networkx.node_link_graph(…, edges="edges")` and D3."""
-    data = nx.node_link_data(circuit.to_networkx(), edges="edges")
-    return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
-
-
 def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
     """Return the circuit as the content of a file of format `to`, one of FORMATS. Pictures and pages show the
     component classes of the task's published circuit, if it is of the same graph; pages also metrics and decisions, if
@@ -77,12 +63,12 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     circuit = file.circuit()
     if to == "circuit":
         return to_json(file)
-    if to == "graphml":
-        return to_graphml(circuit)
-    if to == "node-link":
-        return to_node_link(circuit)
+    if to == "csv":
+        return to_csv(file)
+    if to in GRAPHS:
+        return GRAPHS[to](circuit)
     if to == "eap-ig":
-        return to_eap_ig(circuit, file.model.d_model)
+        return to_eap_ig(_all_scored(circuit, folder), file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
         path, log = ((folder or Path()) / name for name in READ)
@@ -94,6 +80,17 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     title = title_of(file) if look.title is None else look.title
     measure = FREQUENCY if file.method.name == "stability" else SCORE
     return DRAWN[to](circuit, title, replace(look, published=published, measure=measure))
+
+
+def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:
+    """The circuit with the scores of all edges, if the folder of its run has them. Those of another method, such as a
+    filter's, don't count; raise FileError if they can't be read."""
+    path = (folder or Path()) / SCORES
+    if folder is None or circuit.scores is None or not path.exists():
+        return circuit
+    scores = read_scores(path, circuit.graph).edges
+    same = np.array_equal(scores[circuit.kept], circuit.scores[circuit.kept])
+    return replace(circuit, scores=scores) if same else circuit
 
 
 def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
@@ -114,9 +111,8 @@ def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
         raise UserError(f"--edges: is {n}, but {n_scored} edges have a score above 0")
     chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
     circuit = chosen.pruned()
-    dead = chosen.n_edges + chosen.n_direct - circuit.n_edges - circuit.n_direct
     update = {
-        "graph": GraphPart.of(circuit, dead),
+        "graph": GraphPart.of(circuit, chosen.n_dead),
         "edges": edges_of(circuit),
         "metrics": {},
         "notes": (f"the {n} strongest edges of a run with {file.graph.edges.kept}",),

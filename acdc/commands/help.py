@@ -10,14 +10,14 @@ from acdc.io.terminal import show
 
 # Title of a group → names of its options, of all commands; whatever is in no group comes last.
 GROUPS = {
-    "Task and model": "task tasks model revision examples seed",
+    "Task and model": "task tasks model models revision examples seed",
     "Method and metric": "method methods metric ablation minimality prefilter direct order abs",
     "Details of one method": "steps updates penalty sparsity",
     "Edges to keep": "threshold faithfulness edges sizes greedy",
     "Reruns": "seeds resamples orders core",
     "Comparison": "against reference edits tolerance recall precision classes auc",
     "Computation": "device dtype batch memory executor workers threads retry dry_run yes",
-    "Pictures": "width direction scores no_header",
+    "Pictures": "width direction scores no_header title font_size legend",
     "Files and output": "config to out force junit plots where sort columns csv json_ quiet verbose",
 }
 TITLES = {name: title for title, names in GROUPS.items() for name in names.split()}

@@ -222,7 +222,6 @@ def describe(
     config = inputs.config
     task = inputs.task
     model = inputs.model
-    dead = found.n_edges + found.n_direct - circuit.n_edges - circuit.n_direct
     return CircuitFile(
         task=TaskPart(
             name=task.name,
@@ -243,7 +242,7 @@ def describe(
             device=model.transformer.device.type,
             options={k: v for k, v in config.options().items() if k != "threshold"},
         ),
-        graph=GraphPart.of(circuit, dead),
+        graph=GraphPart.of(circuit, found.n_dead),
         metrics=measures,
         edges=edges_of(circuit, changes),
         environment=environment(),

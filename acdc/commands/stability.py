@@ -248,7 +248,7 @@ def _summary(
         kinds=tuple(compared),
         share=plan.core,
         core=_run(judge, "core", "core", core, base),
-        dead=frequent.n_edges - core.n_edges,
+        dead=frequent.n_dead,
         edges=tuple(edge for edge in edges if edge.name not in direct_names),
         direct=tuple(edge for edge in edges if edge.name in direct_names),
         notes=tuple(notes),

@@ -138,8 +138,8 @@ class GraphPart(Strict):
         edges_with_direct: residual edges and direct edges (of whole q, k and v vectors); null if direct edges were not
             considered
         nodes: nodes that an edge of the circuit touches, including inputs and logits
-        dead: edges that the method kept but that are on no path from an input to the logits; they are not in the
-            circuit
+        dead: edges that the method kept, residual and direct, but that are on no path from an input to the logits; they
+            are not in the circuit
     """
 
     edges: Kept

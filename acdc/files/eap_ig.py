@@ -83,7 +83,7 @@ def read_any(path: Path, names: Mapping[str, Any], needed: Sequence[str] = NAMES
         task=TaskPart(name=named.task_name, version=0, examples=0, seed=0, data_hash=""),
         model=ModelPart(name=named.model_name, family="", hash="", d_model=d_model, **asdict(circuit.graph)),
         method=MethodPart(name=EAP_IG, metric="", ablation="", dtype="", device="", threshold=None, options={}),
-        graph=GraphPart.of(live, circuit.n_edges - live.n_edges),
+        graph=GraphPart.of(live, circuit.n_dead),
         edges=edges_of(live),
         notes=notes,
         metrics={},

@@ -84,7 +84,7 @@ class Stability:
     kinds: tuple[Kind, ...]
     share: float  # an edge is in the core if at least this share of reruns found it
     core: Run  # the circuit of these edges, without dead ones
-    dead: int  # core edges on no path from an input to the logits
+    dead: int  # core edges, residual and direct, on no path from an input to the logits
     edges: tuple[EdgeFrequency, ...]  # residual edges that any run found, the most frequent first
     direct: tuple[EdgeFrequency, ...]  # direct edges, likewise, if the method tests them
     notes: tuple[str, ...]

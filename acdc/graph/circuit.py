@@ -9,7 +9,7 @@ from typing import ClassVar
 import networkx as nx
 import numpy as np
 
-from acdc.graph.graph import QKV, Array, Graph
+from acdc.graph.graph import QKV, Array, Graph, Sender
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,12 @@ class Circuit:
         direct = None if self.direct is None else self.direct & live.any(axis=0)
         return Circuit(self.graph, live, direct, self.scores, self.direct_scores)
 
+    @property
+    def n_dead(self) -> int:
+        """The number of kept edges, residual and direct, that `pruned` leaves out."""
+        live = self.pruned()
+        return self.n_edges + self.n_direct - live.n_edges - live.n_direct
+
     def nodes(self) -> list[str]:
         """Names of the nodes at the ends of kept edges, in forward order, `logits` last."""
         g = self.graph
@@ -87,8 +93,10 @@ class Circuit:
     def to_networkx(self) -> nx.MultiDiGraph:
         """A multigraph of nodes (`input`, `a5.h1`, `m8`, `logits`).
 
-        Each edge has `name`, `input` (q, k, v or empty) and, if known, `score`. Direct edges don't join nodes; they and
-        their scores are listed in the graph's attributes.
+        Attributes have the names that Gephi, Cytoscape and yEd know. Each node has `label`, `type` (input, head, mlp or
+        logits), `layer`, and a place, `x` and `y`: the logits above the layers, the inputs below them. Each edge has
+        `label`, its name, `input` (q, k, v or empty) and, if known, `score` and `weight`, its magnitude. Direct edges
+        don't join nodes; they and their scores are listed in the graph's attributes.
         """
         g = self.graph
         out = nx.MultiDiGraph(
@@ -102,14 +110,18 @@ class Circuit:
         )
         if self.direct is not None and self.direct_scores is not None:
             out.graph["direct_scores"] = ",".join(repr(float(s)) for s in self.direct_scores[self.direct])
-        layer = {s.name: s.layer for s in g.senders} | {"logits": g.n_layers}
+        nodes = {s.name: s for s in g.senders} | {"logits": Sender("logits", "logits", g.n_layers, 0)}
         for name in self.nodes():
-            out.add_node(name, layer=layer[name])
+            _, kind, layer, head = nodes[name]
+            side = len(g.inputs) if kind == "input" else g.n_heads if kind == "head" else 1
+            place = {"x": 100.0 * (head - (side - 1) / 2), "y": 100.0 * (2 * layer + (kind == "mlp"))}
+            out.add_node(name, label=name, type=kind, layer=layer, **place)
         for s, r in np.argwhere(self.kept):
             name = g.edge_name(s, r)
             receiver = g.receivers[r]
-            data: dict[str, str | float] = {"name": name, "input": receiver.kind if receiver.kind in QKV else ""}
+            data: dict[str, str | float] = {"label": name, "input": receiver.kind if receiver.kind in QKV else ""}
             if self.scores is not None and np.isfinite(self.scores[s, r]):
                 data["score"] = float(self.scores[s, r])
+                data["weight"] = abs(float(self.scores[s, r]))
             out.add_edge(g.senders[s].name, receiver.node, key=name, **data)
         return out

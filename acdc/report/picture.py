@@ -15,6 +15,7 @@ from acdc.files.circuit import CircuitFile
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
 from acdc.registry import METHODS
+from acdc.report import tikz
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
 from acdc.report.style import COLOURS, GREY, INK, LETTERS, PALE, PLAIN, SAND, PictureStyle, Scale
@@ -55,13 +56,18 @@ def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> byt
     return _draw(circuit, title, look).pdf()
 
 
+def to_tikz(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
+    """The picture for LaTeX."""
+    return tikz.to_tikz(_draw(circuit, title, look))
+
+
 def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
-    """The circuit as DOT text for Graphviz, with every edge."""
+    """The circuit as DOT text for Graphviz: its nodes and all its edges."""
     edges = _edges(circuit)
     scale = Scale.of(edge.score for edge in edges)
-    lines = ["digraph circuit {", f"rankdir=BT; labelloc=t; label={_quote(title)};", "node [shape=box];"]
-    for node in circuit.nodes():
-        lines.append(f"{_quote(node)} [style=filled, fillcolor={_quote(look.fill(node) or 'white')}];")
+    lines = ["digraph circuit {", f"rankdir=BT; labelloc=t; label={_quote(title)};"]
+    for node in circuit.nodes():  # no defaults for all nodes: some parsers make a node of them
+        lines.append(f"{_quote(node)} [shape=box, style=filled, fillcolor={_quote(look.fill(node) or 'white')}];")
     for edge in edges:
         values = {"id": edge.name, "color": edge.colour + f"{round(255 * scale.opacity(edge.score)):02x}"}
         values |= {"penwidth": f"{scale.width(edge.score):.2f}", "style": "dashed" if edge.score < 0 else "solid"}

@@ -58,8 +58,12 @@ def readable_estimate(metric: str, values: Sequence[float | None]) -> tuple[floa
 
 def when_removed(metric: str) -> str:
     """What the effect of an edge is called, in the metric's units; positive where the edge helps."""
-    change = "decrease" if _negated(metric) else "increase"
-    return f"{change} in {label(metric)} when removed"
+    return f"{worse(metric)} in {label(metric)} when removed"
+
+
+def worse(metric: str) -> str:
+    """The direction in which a metric gets worse."""
+    return "decrease" if _negated(metric) else "increase"
 
 
 def label(metric: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import networkx as nx
 import pytest
+from safetensors.numpy import load_file
 
 from acdc.files.circuit import read_circuit
 
@@ -217,6 +218,55 @@ def test_export_draws_what_the_file_holds(acdc, file, tmp_path: Path) -> None:
     again = json.loads((tmp_path / "c.eap-ig").read_text())
     assert again["cfg"] == json.loads(file.read_text())["cfg"]
     assert {name for name, edge in again["edges"].items() if edge["in_graph"]} == alive
+
+
+def scores_of(path: Path) -> dict[str, float]:
+    return {name: edge["score"] for name, edge in json.loads(path.read_text())["edges"].items()}
+
+
+@pytest.mark.parametrize("method", ["eap-ig", "causal-mediation"])
+def test_export_writes_the_scores_of_all_edges(acdc, method: str) -> None:
+    """So that EAP-IG's `apply_topn(n)`, here as it is written there, gives the circuits of other runs."""
+    edges = ("--method", method, "--examples", "4")
+    acdc("run", *NAMED, *edges, "--edges", "50", "--out", "run")
+    acdc("export", "run/circuit.json", "--to", "eap-ig", "-o", "all.json")
+    scores = scores_of(Path("all.json"))
+    matrix = load_file("run/scores.safetensors")["edges"]
+    assert (len(scores), len(set(scores.values()) - {0.0}) > 10) == (479, True)
+    for name, score in scores.items():
+        sender, receiver = name.split("->")
+        assert score == matrix[row(sender), column(receiver)], name
+    if method == "eap-ig":
+        acdc("run", *NAMED, *edges, "--edges", "90", "--abs", "--no-direct", "--out", "other")
+        top = sorted(scores, key=lambda name: abs(scores[name]), reverse=True)[:90]
+        kept = {edge.name for edge in read_circuit(Path("other/circuit.json")).edges}
+        assert 50 < len(kept) <= 90 and kept <= set(top)
+
+
+def row(sender: str, heads: int = 4) -> int:
+    """EAP-IG's `forward_index`."""
+    layer, _, head = sender[1:].partition(".h")
+    return 0 if sender == "input" else 1 + int(layer) * (heads + 1) + (int(head) if head else heads)
+
+
+def column(receiver: str, heads: int = 4) -> int:
+    """EAP-IG's `backward_index`."""
+    if receiver == "logits":
+        return -1
+    layer, _, head = receiver[1:].partition(".h")
+    start = int(layer) * (3 * heads + 1)
+    return start + ("qkv".index(head[-2]) * heads + int(head[:-3]) if head else 3 * heads)
+
+
+def test_export_takes_no_scores_of_another_method(acdc) -> None:
+    run_of(acdc, "--prefilter", "eap-ig:0.3")
+    assert Path("run/scores.safetensors").exists()  # the filter's
+    kept = {
+        edge.name: edge.score
+        for edge in read_circuit(Path("run/circuit.json")).edges
+        if edge.name in scores_of(Path("run.json"))
+    }
+    assert {name: score for name, score in scores_of(Path("run.json")).items() if score} == kept
 
 
 # ---------------------------------------------------------------- mistakes

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import csv
 import io
 import json
 import os
+import re
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import networkx as nx
 import numpy as np
@@ -17,7 +20,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from acdc.commands.export import to_graphml, to_node_link
 from acdc.errors import FileError
 from acdc.files.circuit import (
     Edge,
@@ -28,6 +30,7 @@ from acdc.files.circuit import (
 )
 from acdc.files.diff import diff
 from acdc.files.eap_ig import read_eap_ig, to_eap_ig
+from acdc.files.graphs import to_csv, to_gexf, to_graphml, to_node_link
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic, write_output
@@ -391,7 +394,7 @@ def circuit_in(graph: nx.Graph) -> Circuit:
     )  # fmt: skip
     kept, scores = np.zeros_like(g.edges), np.full(g.edges.shape, np.nan)
     for source, target, edge in graph.edges(data=True):
-        place = g.parse_edge(edge["name"])
+        place = g.parse_edge(edge["label"])
         assert place is not None
         assert (source, target) == (g.senders[place[0]].name, g.receivers[place[1]].node)
         kept[place] = True
@@ -414,7 +417,7 @@ def test_graphml_is_read_by_networkx(circuit: Circuit) -> None:
     assert text == to_graphml(circuit)
     graph = nx.read_graphml(io.BytesIO(text), force_multigraph=True)
     assert set(graph.nodes) == set(circuit.nodes())
-    assert sorted(d["name"] for _, _, d in graph.edges(data=True)) == sorted(circuit.edge_names())
+    assert sorted(d["label"] for _, _, d in graph.edges(data=True)) == sorted(circuit.edge_names())
     assert_same(circuit_in(graph), circuit)
 
 
@@ -424,6 +427,49 @@ def test_node_link_is_read_by_networkx(circuit: Circuit) -> None:
     graph = nx.node_link_graph(json.loads(to_node_link(circuit)), edges="edges")
     assert set(graph.nodes) == set(circuit.nodes())
     assert_same(circuit_in(graph), circuit)
+
+
+@quick
+@given(circuits)
+def test_gexf_is_read_by_networkx(circuit: Circuit) -> None:
+    text = to_gexf(circuit)
+    graph = nx.read_gexf(io.BytesIO(text.encode()))
+    assert set(graph.nodes) == set(circuit.nodes())
+    assert {data["label"] for _, data in graph.nodes(data=True)} == set(circuit.nodes())
+    edges = {edge.get("label"): edge for edge in ElementTree.fromstring(text).iter() if edge.tag.endswith("}edge")}
+    g = circuit.graph
+    for s, r in np.argwhere(circuit.kept):
+        edge = edges.pop(g.edge_name(s, r))
+        assert (edge.get("source"), edge.get("target")) == (g.senders[s].name, g.receivers[r].node)
+        score = np.nan if circuit.scores is None else circuit.scores[s, r]
+        assert edge.get("weight") == (repr(abs(float(score))) if np.isfinite(score) else None)
+    assert not edges
+    assert "<viz:position" in text or not circuit.nodes()
+    assert "date" not in text
+
+
+def test_gephi_finds_its_columns_in_graphml() -> None:
+    text = to_graphml(random_circuit(SMALL, 2)).decode()
+    declared = {(a, b): kind for a, b, kind in re.findall(r'for="(\w+)" attr.name="(\w+)" attr.type="(\w+)"', text)}
+    of_nodes = {"label": "string", "type": "string", "layer": "long", "x": "double", "y": "double"}
+    of_edges = {"label": "string", "input": "string", "score": "double", "weight": "double"}
+    assert {name: kind for (of, name), kind in declared.items() if of == "node"} == of_nodes
+    assert {name: kind for (of, name), kind in declared.items() if of == "edge"} == of_edges
+
+
+@quick
+@given(circuits)
+def test_csv_has_a_line_for_each_residual_edge(circuit: Circuit) -> None:
+    header, *rows = csv.reader(io.StringIO(to_csv(file_of(circuit))))
+    assert header == ["source", "target", "label", "input", "weight", "score", "change"]
+    assert [row[2] for row in rows] == circuit.edge_names()
+    for (source, target, name, kind, weight, score, change), (s, r) in zip(
+        rows, np.argwhere(circuit.kept), strict=True
+    ):
+        assert name == f"{source}->{target}" + (f"<{kind}>" if kind else "")
+        value = np.nan if circuit.scores is None else circuit.scores[s, r]
+        assert (score, weight) == ((repr(float(value)), repr(abs(float(value)))) if np.isfinite(value) else ("", ""))
+        assert change == ""
 
 
 # diff

@@ -100,9 +100,20 @@ def test_live_edges_are_those_on_a_path_from_an_input_to_the_logits(circuit):
 @given(circuits())
 def test_networkx_has_every_edge_once(circuit):
     out = circuit.to_networkx()
-    assert sorted(d["name"] for *_, d in out.edges(data=True)) == sorted(circuit.edge_names())
+    assert sorted(d["label"] for *_, d in out.edges(data=True)) == sorted(circuit.edge_names())
     assert list(out.nodes) == circuit.nodes()
     assert nx.is_directed_acyclic_graph(out)
+
+
+def test_dead_edges_are_counted_with_the_direct_ones_that_go_with_them():
+    graph = Graph(1, 2)
+    circuit = Circuit.empty(graph)
+    for name in ("input->m0", "m0->logits", "input->a0.h0<v>", "a0.h1->logits"):  # the heads lead nowhere
+        circuit.kept[graph.parse_edge(name)] = True
+    assert circuit.n_dead == 2
+    circuit.direct[graph.direct_index["a0.h0<v>->a0.h0"]] = True
+    assert circuit.n_dead == 3
+    assert Circuit(graph, circuit.kept).n_dead == 2  # direct edges don't count
 
 
 def test_networkx_says_layer_input_and_score():
@@ -114,8 +125,14 @@ def test_networkx_says_layer_input_and_score():
         circuit.kept[edge], scores[edge] = True, score
     out = Circuit(graph, circuit.kept, scores=scores).to_networkx()
     assert dict(out.nodes(data="layer")) == {"input": -1, "a1.h0": 1, "m1": 1, "logits": 2}
+    assert dict(out.nodes(data="type")) == {"input": "input", "a1.h0": "head", "m1": "mlp", "logits": "logits"}
+    assert all(data["label"] == name for name, data in out.nodes(data=True))
+    places = {name: (data["x"], data["y"]) for name, data in Circuit.full(graph).to_networkx().nodes(data=True)}
+    assert sorted(places, key=lambda name: (places[name][1], places[name][0])) == [
+        *("input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "logits")
+    ]
     assert {key: (s, r, data) for s, r, key, data in out.edges(keys=True, data=True)} == {
-        "input->a1.h0<q>": ("input", "a1.h0", {"name": "input->a1.h0<q>", "input": "q", "score": 0.5}),
-        "a1.h0->m1": ("a1.h0", "m1", {"name": "a1.h0->m1", "input": ""}),
-        "m1->logits": ("m1", "logits", {"name": "m1->logits", "input": "", "score": -2.0}),
+        "input->a1.h0<q>": ("input", "a1.h0", {"label": "input->a1.h0<q>", "input": "q", "score": 0.5, "weight": 0.5}),
+        "a1.h0->m1": ("a1.h0", "m1", {"label": "a1.h0->m1", "input": ""}),
+        "m1->logits": ("m1", "logits", {"label": "m1->logits", "input": "", "score": -2.0, "weight": 2.0}),
     }

@@ -30,7 +30,7 @@ from acdc.files.published import Published, load_published, published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.report import picture
-from acdc.report.picture import to_dot, to_pdf, to_png, to_svg
+from acdc.report.picture import to_dot, to_pdf, to_png, to_svg, to_tikz
 from acdc.report.style import COLOURS, DIRECTIONS, FREQUENCY, INK, SAND, THICK, THIN, TINTS, PictureStyle
 from tests.support import ROOT
 
@@ -153,10 +153,42 @@ def test_strong_edges_are_drawn_over_weak_ones_and_nodes_over_edges() -> None:
 def test_dot_text_has_every_node_and_edge_with_its_line() -> None:
     dot = to_dot(CIRCUIT, 'a "title"', PictureStyle(published=known({"x": ("m2",)})))
     assert dot.startswith("digraph circuit {\n") and dot.endswith("}\n") and r'label="a \"title\""' in dot
-    assert f'"m2" [style=filled, fillcolor="{TINTS[0]}"];' in dot
+    assert f'"m2" [shape=box, style=filled, fillcolor="{TINTS[0]}"];' in dot
+    statements = [line.rstrip(";").partition(" [")[0] for line in dot.splitlines()[2:-1]]
+    assert statements[: len(CIRCUIT.nodes())] == [f'"{name}"' for name in CIRCUIT.nodes()]
+    assert sorted(re.findall(r'id="(.*?)"', dot)) == sorted(CIRCUIT.edge_names())
+    assert len(statements) == len(CIRCUIT.nodes()) + CIRCUIT.n_edges  # nothing that a parser could take for a node
     assert '"m0" -> "a1.h2" [id="m0->a1.h2<k>", color="#0072B26b", penwidth="1.13"' in dot
     assert re.findall(r'id="(.*?)".*style="dashed", label="(.*?)"', dot) == [("a2.h0->m3", "-0.05")]
     assert r'"back\\slash" -> "m0"' in to_dot(SAMPLES["odd names"])
+
+
+def test_tikz_has_the_lines_and_texts_of_the_svg() -> None:
+    look = PictureStyle(4, "right", scores=True)
+    tex, svg = to_tikz(CIRCUIT, "a title", look), ET.fromstring(to_svg(CIRCUIT, "a title", look))
+    assert tex.startswith("\\begin{tikzpicture}[x=") and tex.endswith("\\end{tikzpicture}\n")
+    number = r"-?\d+(?:\.\d+)?"
+    drawn = [line for line in tex.splitlines() if line.startswith("\\draw")]
+    paths = [path.get("d") for path in svg.iter(f"{SVG}path")]
+    assert len(drawn) == len(paths) == CIRCUIT.n_edges
+    for line, path in zip(drawn, paths, strict=True):
+        points = [(float(x), float(y)) for x, y in re.findall(rf"\(({number}),({number})\)", line)]
+        of_svg = [(float(x), float(y)) for x, y in re.findall(rf"({number}),({number})", path)]
+        assert set(of_svg) <= set(points) and (points[0], points[-1]) == (of_svg[0], of_svg[-1])
+    assert re.findall(r"\) \{(.*)\};", tex) == [t.text.replace("|", r"\textbar{}") for t in svg.iter(f"{SVG}text")]
+    assert [line[2:] for line in tex.splitlines() if "->" in line] == [
+        title.text for title in svg.iter(f"{SVG}title") if "->" in title.text
+    ]
+    used = set(re.findall("acdc([0-9A-F]{6})", tex))
+    assert used == set(re.findall(r"\\definecolor\{acdc(.{6})\}\{HTML\}\{\1\}", tex))
+
+
+def test_a_title_is_text_for_latex_too() -> None:
+    tex = to_tikz(CIRCUIT, r"50%_x {a} \input~^#&$ |<>" + "\nnext")
+    assert (
+        r"{50\%\_x \{a\} \textbackslash{}input\textasciitilde{}\textasciicircum{}\#\&\$ "
+        r"\textbar{}\textless{}\textgreater{} next};"
+    ) in tex
 
 
 def test_width_follows_the_score_and_colour_the_input() -> None:
@@ -472,10 +504,12 @@ def test_export_draws_what_is_asked_for(call: Any, tmp_path: Path) -> None:
     options = ["--width", "3.3", "--direction", "right", "--scores", "--no-header"]
     for to in ("svg", "png", "pdf"):
         assert call("export", "c.json", "--to", to, *options) == (0, f"c.{to}\n", "")
+    assert call("export", "c.json", "--to", "tikz", *options) == (0, "c.tikz.tex\n", "")
     look = PictureStyle(3.3, "right", scores=True, header=False)
     assert (tmp_path / "c.svg").read_text() == to_svg(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
     assert (tmp_path / "c.png").read_bytes() == to_png(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
     assert (tmp_path / "c.pdf").read_bytes() == to_pdf(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
+    assert (tmp_path / "c.tikz.tex").read_text() == to_tikz(CIRCUIT, "greater-than in tiny: acdc, τ = 0.01", look)
     assert make_look("dot", NOT_GIVEN) == make_look("svg", NOT_GIVEN) == PictureStyle()
 
 
@@ -490,7 +524,7 @@ BAD_OPTIONS = {
     "letters too small": (["--to", "svg", "--font-size", "0.5"], "--font-size: is 0.5; it must be 1 to 72 points"),
     "two sizes": (["--to", "svg", "--font-size", "9", "--width", "3"], "leave out one of --font-size and --width"),
     "a title of data": (["--to", "graphml", "--title", "x"], "--title: only for pictures"),
-    "a width of text": (["--to", "dot", "--width", "3"], "--width: only for pictures (--to svg, png, pdf), not"),
+    "a width of text": (["--to", "dot", "--width", "3"], "--width: only for pictures (--to svg, png, pdf, tikz), not"),
     "scores of a page": (["--to", "html", "--scores"], "--scores: only for pictures"),
     "a header of data": (["--to", "graphml", "--no-header"], "--no-header: only for pictures"),
     "a direction of data": (["--to", "eap-ig", "--direction", "up"], "--direction: only for pictures"),

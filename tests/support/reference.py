@@ -18,7 +18,7 @@ from acdc.commands.check import Checks
 from acdc.files.circuit import CircuitFile
 from acdc.files.published import PublishedFile
 from acdc.graph.graph import INPUTS
-from acdc.registry import ABLATIONS, METHODS, METRICS, NAMES, ORDERS
+from acdc.registry import ABLATIONS, FORMATS, METHODS, METRICS, NAMES, ORDERS
 from acdc.setup.config import Config
 from acdc.sweep.file import OPTIONS as SWEEP_OPTIONS
 from acdc.sweep.file import AxisRange, Sweep
@@ -275,7 +275,7 @@ def section(file: File) -> str:
         prose = definitions[name]["description"].split("\n\n")
         blocks += [f"### {title}", *map(fill, prose), table(definitions[name], links)]
     if file.model is Config:
-        blocks += ["### Methods, ablations, orders", *names()]
+        blocks += ["### Methods, ablations, orders, formats", *names()]
     return "\n\n".join(blocks)
 
 
@@ -380,6 +380,14 @@ def names() -> Iterator[str]:
     yield "\n".join(rows)
     for kind, known in (("ablation", ABLATIONS), ("order", ORDERS)):
         yield "\n".join([f"| {kind} | |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in known.items())])
+    rows = ["| `acdc export --to` | writes |", "|---|---|"]
+    yield "\n".join([*rows, *(f"| `{name}` | {of.what} |" for name, of in FORMATS.items())])
+    yield fill(
+        "A node of a graph has the attributes `label`, `type` (input, head, mlp or logits), `layer` and a place, `x` "
+        "and `y`, an edge `label` (its name), `input` (q, k, v or empty), `score` and `weight` (its magnitude). Direct "
+        "edges don't join nodes: they are attributes of the graph. A head's q, k and v are parallel edges; to see each "
+        'in Gephi, choose "Don\'t merge" as the merge strategy when it imports the file.'
+    )
 
 
 def anchor(title: str) -> str:
