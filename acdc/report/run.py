@@ -24,10 +24,12 @@ def _head(file: CircuitFile) -> str:
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
+    head = f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
+    if file.of_eap_ig:
+        return f"{head}method    {method.name}"
     limit = bound(method.name, method.threshold, method.options)
     return (
-        f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
-        f"method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
+        f"{head}method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}"
     )
 

@@ -383,10 +383,10 @@ def names() -> Iterator[str]:
     rows = ["| `acdc export --to` | writes |", "|---|---|"]
     yield "\n".join([*rows, *(f"| `{name}` | {of.what} |" for name, of in FORMATS.items())])
     yield fill(
-        "A node of a graph has the attributes `label`, `type` (input, head, mlp or logits), `layer` and a place, `x` and "
-        "`y`, an edge `label` (its name), `input` (q, k, v or empty), `score` and `weight` (its magnitude). Direct edges "
-        "don't join nodes: they are attributes of the graph. A head's q, k and v are parallel edges; to see each in "
-        'Gephi, choose "Don\'t merge" as the merge strategy when it imports the file.'
+        "A node of a graph has the attributes `label`, `type` (input, head, mlp or logits), `layer` and a place, `x` "
+        "and `y`, an edge `label` (its name), `input` (q, k, v or empty), `score` and `weight` (its magnitude). Direct "
+        "edges don't join nodes: they are attributes of the graph. A head's q, k and v are parallel edges; to see each "
+        'in Gephi, choose "Don\'t merge" as the merge strategy when it imports the file.'
     )
 
 
