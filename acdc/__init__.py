@@ -12,17 +12,7 @@ from acdc.errors import UserError
 TYPE_CHECKING = False  # typing takes time
 if TYPE_CHECKING:
     from acdc import methods
-    from acdc.library import (
-        compare,
-        discover,
-        evaluate,
-        load_circuit,
-        load_model,
-        load_task,
-        save,
-        stability,
-        tasks,
-    )  # fmt: skip
+    from acdc.library import compare, discover, evaluate, load_circuit, load_model, load_task, save, stability, tasks
 
     __version__: str
 

@@ -80,9 +80,8 @@ def test_the_lines_of_the_readme_run_and_give_the_circuit_of_the_command_line(tm
 
 def test_importing_the_package_is_cheap():
     heavy = "[name for name in ('torch', 'numpy', 'pydantic', 'tqdm', 'jinja2', 'matplotlib') if name in sys.modules]"
-    assert python(
-        f"import sys, acdc; print({heavy}, acdc.UserError.__name__, dir(acdc) == sorted([*acdc.__all__, '__version__']))"
-    ) == ("[] UserError True\n")
+    names = "dir(acdc) == sorted([*acdc.__all__, '__version__'])"
+    assert python(f"import sys, acdc; print({heavy}, acdc.UserError.__name__, {names})") == "[] UserError True\n"
     assert python(f"import sys, acdc.cli; print({heavy})") == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
         acdc.evaluat  # noqa: B018
@@ -357,12 +356,22 @@ def test_a_module_of_transformers_gives_the_circuit_of_its_directory_and_stays_a
     assert (half.transformer.dtype, given.dtype) == (torch.float32, torch.bfloat16)
 
 
+class HookedTransformer(torch.nn.Module):
+    """As TransformerLens's: it has a `cfg`."""
+
+    cfg = None
+
+
 def test_what_is_no_such_module_is_one_line(module):
     given, tokenizer, _ = module
     for call, says in (
         (lambda: acdc.load_model(given), "give its tokenizer, too, a fast one of transformers, got None"),
         (lambda: acdc.load_model(given.transformer, tokenizer), "GPT2Model has no language-model head; load it with"),
-        (lambda: acdc.load_model(torch.nn.Linear(1, 1), tokenizer), "Linear: is no module of transformers: it has no"),
+        (
+            lambda: acdc.load_model(torch.nn.Linear(1, 1), tokenizer),
+            "Linear: is a module without a config with model_type",
+        ),
+        (lambda: acdc.load_model(HookedTransformer(), tokenizer), "is a module of TransformerLens; give the one of"),
         (lambda: acdc.load_model("tiny", tokenizer), "load_model: tokenizer and name are for a module"),
     ):
         with pytest.raises(acdc.UserError) as error:

@@ -13,6 +13,7 @@ from acdc.model import huggingface
 from acdc.model.checkpoint import FAMILIES, Checkpoint, check_config
 from acdc.model.find import reading
 
+NONE = "without a config with model_type, as those of transformers have"
 HEADLESS = "has no language-model head; load it with AutoModelForCausalLM"
 
 
@@ -36,7 +37,12 @@ def open_module(module: Any, tokenizer: Any, name: str | None = None) -> ModuleC
     config: Any = getattr(module, "config", None)
     name = name or getattr(config, "name_or_path", "") or type(module).__name__
     if not hasattr(config, "model_type"):
-        raise ModelError(f"{type(module).__name__}: is no module of transformers: it has no config with a model_type")
+        how = (
+            "of TransformerLens; give the one of transformers that it was loaded from"
+            if hasattr(module, "cfg")
+            else NONE
+        )
+        raise ModelError(f"{type(module).__name__}: is a module {how}")
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ModelError(f"{name}: give its tokenizer, too, a fast one of transformers, got {short(tokenizer)}")
     where = Path(name)
