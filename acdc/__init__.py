@@ -11,12 +11,26 @@ from acdc.errors import UserError
 
 TYPE_CHECKING = False  # typing takes time
 if TYPE_CHECKING:
-    from acdc.library import discover, evaluate, load_model, load_task, save
+    from acdc import methods
+    from acdc.library import compare, discover, evaluate, load_circuit, load_model, load_task, save, stability, tasks
 
-__all__ = ["UserError", "discover", "evaluate", "load_model", "load_task", "save"]
+    __version__: str
+
+__all__ = [
+    "UserError", "compare", "discover", "evaluate", "load_circuit", "load_model", "load_task", "methods", "save",
+    "stability", "tasks",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("acdc-circuits")
+    if name == "methods":
+        from importlib import import_module
+
+        return import_module("acdc.methods")
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from acdc import library
@@ -25,4 +39,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return [*__all__, "__version__"]

@@ -14,6 +14,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from acdc.task.load import task_names
@@ -145,8 +146,20 @@ def test_the_sdist_holds_what_builds_tests_and_explains_it(tmp_path: Path) -> No
         assert source_files(folder) <= names, folder
     rest = {name for name in names if "/" not in name}
     assert rest - {".gitignore"} == {
-        "README.md", "LICENSE", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml", "PKG-INFO",
+        "README.md", "LICENSE", "CITATION.cff", "CHANGELOG.md", "Makefile", "constraints.txt", "pyproject.toml",
+        "PKG-INFO",
     }  # fmt: skip
+
+
+def test_the_citation_is_of_this_package() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (cited["cff-version"], cited["type"]) == ("1.2.0", "software")
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert cited["keywords"] == PROJECT["keywords"]
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    for paper in cited["references"]:
+        assert paper["title"] in text
+        assert all(author["family-names"] in text for author in paper["authors"])
 
 
 def test_the_installed_command_finds_its_tasks_configs_and_models_outside_the_checkout(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,12 +16,14 @@ import pytest
 import torch
 
 import acdc
-from acdc import cli, library
+from acdc import cli
 from acdc.commands import evaluate as evaluation
 from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.io.files import to_json
+from acdc.library import circuits
 from acdc.model.load import Model
+from acdc.registry import METHODS
 from acdc.task.schema import Task
 from tests.support import ROOT
 from tests.support.checkpoints import checkpoint
@@ -61,7 +65,9 @@ def python(code: str, folder: Path | None = None) -> str:
 def test_the_lines_of_the_readme_run_and_give_the_circuit_of_the_command_line(tmp_path, call):
     (code,) = blocks("python", ROOT / "README.md")
     used = set(re.findall(r"acdc\.(\w+)\(", code))
-    assert used == {*acdc.__all__} - {"UserError"}
+    assert used == {"discover", "evaluate", "load_model", "load_task", "save"}
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {name for name in acdc.__all__ if f"acdc.{name}" not in text} == set()
     (tmp_path / "empty").mkdir()
     printed = python(code, tmp_path / "empty")
     assert re.search(r"faithfulness ↑ +0\.\d+ \[0\.\d+, 0\.\d+\]", printed)
@@ -74,9 +80,8 @@ def test_the_lines_of_the_readme_run_and_give_the_circuit_of_the_command_line(tm
 
 def test_importing_the_package_is_cheap():
     heavy = "[name for name in ('torch', 'numpy', 'pydantic', 'tqdm', 'jinja2', 'matplotlib') if name in sys.modules]"
-    assert python(f"import sys, acdc; print({heavy}, acdc.UserError.__name__, dir(acdc) == acdc.__all__)") == (
-        "[] UserError True\n"
-    )
+    names = "dir(acdc) == sorted([*acdc.__all__, '__version__'])"
+    assert python(f"import sys, acdc; print({heavy}, acdc.UserError.__name__, {names})") == "[] UserError True\n"
     assert python(f"import sys, acdc.cli; print({heavy})") == "[]\n"
     with pytest.raises(AttributeError, match="no attribute 'evaluat'"):
         acdc.evaluat  # noqa: B018
@@ -84,12 +89,21 @@ def test_importing_the_package_is_cheap():
 
 def test_the_module_evaluate_does_not_take_the_place_of_the_function():
     code = "import acdc.commands.run, acdc.commands.evaluate, acdc.evaluation; print(acdc.evaluate.__module__)"
-    assert python(code) == "acdc.library\n"
+    assert python(code) == "acdc.library.circuits\n"
+
+
+def test_what_there_is_is_listed_also_after_the_modules_of_the_methods_are_imported():
+    code = "import acdc; a = acdc.methods(); import acdc.methods.acdc, acdc.task; print(a == acdc.methods(), *a)"
+    assert python(code).split() == ["True", *METHODS]
+    assert acdc.methods()["acdc"].startswith("remove every edge whose removal raises the metric by less")
+    assert [*acdc.tasks()] == sorted(path.stem for path in (ROOT / "tasks").glob("*.yaml"))
+    assert acdc.tasks()["ioi"] == acdc.load_task("ioi").description
+    assert acdc.__version__ == version("acdc-circuits")
 
 
 def test_options_are_those_of_the_command_line(tmp_path, call, tiny):
     circuit = acdc.discover(tiny, "ioi", **EAP)
-    assert not list(tmp_path.iterdir()) and not circuit._inputs._parts  # neither files nor activations are left
+    assert not list(tmp_path.iterdir())  # no files are left
     flags = [part for key, value in EAP.items() for part in (f"--{key}", value)]
     code, printed, _ = call("run", "--task", "ioi", "--model", "tiny", *flags, "--out", "run")
     assert code == 0
@@ -270,7 +284,7 @@ def test_the_message_names_argument_types_and_value():
 
 
 def test_dtypes_and_devices_of_torch_are_understood():
-    model = acdc.load_model("or-gate", torch.device("cpu"), torch.float64)
+    model = acdc.load_model("or-gate", device=torch.device("cpu"), dtype=torch.float64)
     assert model.transformer.dtype == torch.float64
     with pytest.raises(acdc.UserError, match="--dtype: float16 can't tell apart changes"):
         acdc.load_model("tiny", dtype=torch.float16)
@@ -293,7 +307,7 @@ def test_a_name_that_no_file_can_have_is_one_line(few, tmp_path, monkeypatch, na
 
 def test_every_option_of_the_command_is_one_of_the_library():
     flags = {name.rstrip("_") for name in signature(cli.run).parameters}
-    known = {*library.OPTIONS, *library.OF_MODEL, "task", "model", "out", "force", "memory"}
+    known = {*circuits.OPTIONS, *circuits.OF_MODEL, "task", "model", "out", "force", "memory"}
     assert flags - {"json", "config", "revision"} == known  # a revision is a part of the model's name
 
 
@@ -301,3 +315,161 @@ def test_nothing_is_said_of_a_model_that_can_do_the_task(tiny, task):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         acdc.discover(tiny, task, examples=50)
+
+
+# ---------------------------------------------------------------- modules of transformers, rows, circuits in files
+
+
+@pytest.fixture
+def module(tmp_path):
+    """A random GPT-2 of transformers with its tokenizer, and their directory."""
+    checkpoint(tmp_path / "saved")
+    transformers = pytest.importorskip("transformers")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    return model, transformers.AutoTokenizer.from_pretrained(tmp_path / "saved"), tmp_path / "saved"
+
+
+ROWS = [
+    {"clean": f"{x} {z} b", "corrupted": f"{y} {z} b", "correct": f" {x}", "wrong": f" {y}"}
+    for x, y, z in (("a", "b", "c"), ("b", "a", "c"), ("c", "a", "b"), ("a", "c", "a"))
+]
+
+
+@pytest.mark.filterwarnings("ignore:.*may not be able|.*can't do")
+def test_a_module_of_transformers_gives_the_circuit_of_its_directory_and_stays_as_it_is(module):
+    given, tokenizer, folder = module
+    before = {name: tensor.clone() for name, tensor in given.state_dict().items()}
+    task = acdc.load_task(ROWS, name="mine")
+    model = acdc.load_model(given, tokenizer, dtype="float64", device="cpu")
+    assert model.name == str(folder) and model.verification.difference < 1e-9
+    assert all(torch.equal(tensor, before[name]) for name, tensor in given.state_dict().items())
+    found = acdc.discover(model, task, threshold=0.001)
+    saved = acdc.discover(acdc.load_model(folder, dtype="float64", device="cpu"), task, threshold=0.001)
+    assert found.edges == saved.edges and found.edges
+    assert (found.model.name, found.model.family) == ("saved", "gpt2")
+    assert found.model.hash != saved.model.hash  # one of tensors, one of a file
+    assert acdc.load_model(given, tokenizer).hash == found.model.hash
+    given.transformer.wte.weight.data += 1  # as training does
+    assert acdc.discover(model, task, threshold=0.001) == found
+    assert acdc.load_model(given, tokenizer, name="later").hash != found.model.hash
+    half = acdc.load_model(given.to(torch.bfloat16), tokenizer)
+    assert (half.transformer.dtype, given.dtype) == (torch.float32, torch.bfloat16)
+
+
+class HookedTransformer(torch.nn.Module):
+    """As TransformerLens's: it has a `cfg`."""
+
+    cfg = None
+
+
+def test_what_is_no_such_module_is_one_line(module):
+    given, tokenizer, _ = module
+    for call, says in (
+        (lambda: acdc.load_model(given), "give its tokenizer, too, a fast one of transformers, got None"),
+        (lambda: acdc.load_model(given.transformer, tokenizer), "GPT2Model has no language-model head; load it with"),
+        (
+            lambda: acdc.load_model(torch.nn.Linear(1, 1), tokenizer),
+            "Linear: is a module without a config with model_type",
+        ),
+        (lambda: acdc.load_model(HookedTransformer(), tokenizer), "is a module of TransformerLens; give the one of"),
+        (lambda: acdc.load_model("tiny", tokenizer), "load_model: tokenizer and name are for a module"),
+    ):
+        with pytest.raises(acdc.UserError) as error:
+            call()
+        assert says in str(error.value) and "\n" not in str(error.value)
+    given.config.model_type = "gemma2"
+    with pytest.raises(acdc.UserError, match="model_type 'gemma2' is not supported: it normalises"):
+        acdc.load_model(given, tokenizer)
+
+
+class Frame:
+    """What of a pandas DataFrame is used."""
+
+    columns = ("clean", "corrupted", "correct", "wrong")
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def to_dict(self, orient):
+        assert orient == "records"
+        return [{name: row.get(name, float("nan")) for name in self.columns} for row in self.rows]
+
+
+def test_rows_are_the_task_of_a_file_with_these_rows(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "mine.yaml").write_text(
+        "{name: mine, version: 1, source: x, description: y, metrics: [kl, logit-diff, prob-diff, nll, l2],"
+        " data: {file: mine.jsonl, padding: left}, defaults: {metric: kl, threshold: 0.01, examples: 2}}"
+    )
+    task, of_file = acdc.load_task(ROWS, name="mine"), acdc.load_task(tmp_path / "mine.yaml")
+    told = {"source": True, "description": True, "data": {"file"}}
+    assert task.model_dump(exclude=told) == of_file.model_dump(exclude=told)
+    assert acdc.load_task(Frame(ROWS), name="mine") == task
+    (row,) = acdc.load_task(Frame([{"clean": "a", "corrupted": "b"}])).data.rows
+    assert row.correct is None  # an empty cell
+    only = acdc.load_task([{"clean": "a", "corrupted": "b"}], data={"bos": True}, defaults={"threshold": 0.5})
+    assert (only.metrics, only.data.splits) == (("kl", "l2"), "same")
+    assert (only.data.bos, only.defaults.threshold, only.defaults.metric) == (True, 0.5, "kl")
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys", "says"),
+    [
+        ([{"clean": "a", "corupted": "b"}], {}, "load_task: row 1: unknown key 'corupted'. Did you mean 'corrupted'"),
+        ([{"clean": "a"}, {"clean": 3}], {}, "load_task: row 2: clean: "),
+        (["a"], {}, "load_task: row 1: "),
+        (ROWS, {"metric": "kl"}, "rows: unknown key 'metric'"),
+        ("ioi", {"version": 2}, "load_task: version: is for rows; 'ioi' states its own"),
+    ],
+)
+def test_wrong_rows_are_named(rows, keys, says):
+    with pytest.raises(acdc.UserError) as error:
+        acdc.load_task(rows, **keys)
+    assert says in str(error.value)
+
+
+def test_circuits_are_read_from_files_and_directories(call, few, tiny, task):
+    acdc.save(few, "circuit.json")
+    read = acdc.load_circuit("circuit.json")
+    assert read == few and "strongest edges" in str(read) and "faithfulness" not in str(read)
+    assert acdc.load_circuit(".") == few
+    assert acdc.evaluate(read, tiny, task, minimality=0) == acdc.evaluate(few, minimality=0)
+    call("export", "circuit.json", "--to", "eap-ig", "-o", "eap.json")
+    theirs = acdc.load_circuit("eap.json", "greater-than", "tiny")
+    assert [edge.name for edge in theirs.edges] == few.circuit().edge_names()
+    assert "unknown (EAP-IG file)" in str(theirs) and theirs._repr_html_()
+    same = acdc.evaluate(theirs, tiny, examples=5, minimality=0).measured.circuit
+    assert same == pytest.approx(acdc.evaluate(few, minimality=0).measured.circuit, rel=1e-5)
+    with pytest.raises(acdc.UserError, match="give --task TASK and --model MODEL"):
+        acdc.load_circuit("eap.json")
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def test_comparisons_and_reruns_are_those_of_the_command_line(call):
+    model = acdc.load_model("or-gate", device="cpu")
+    found = acdc.compare(model, "or-gate", methods=["edge-patching", "random"], sizes=[2, 4], out="compare")
+    options = ("--model", "or-gate", "--methods", "edge-patching,random", "--sizes", "2,4", "--out", "compare")
+    assert call("compare", "--tasks", "or-gate", *options, "--no-plots", "--json")[1] == to_json(found)
+    assert repr(found).startswith("or-gate in or-gate: l2")
+    repeated = acdc.stability(model, "or-gate", seeds=0, resamples=1, orders=1, out="again")
+    options = ("--seeds", 0, "--resamples", 1, "--orders", 1, "--out", "again")
+    assert call("stability", "--task", "or-gate", "--model", "or-gate", *options, "--json")[1] == to_json(repeated)
+    assert repr(repeated).startswith("base run")
+    for wrong in (
+        lambda: acdc.compare(model, "or-gate", sises=[2]),
+        lambda: acdc.stability(model, "or-gate", prefilter="eap:0.5"),
+    ):
+        with pytest.raises(acdc.UserError, match="unknown option"):
+            wrong()
+
+
+def test_results_are_tables_and_curves_in_a_notebook(few):
+    for result, parts in (
+        (acdc.evaluate(few, minimality=0), ["table", "details"]),
+        (acdc.compare("or-gate", "or-gate", methods=["random"], sizes=[2]), ["img", "img", "details"]),
+    ):
+        page = ElementTree.fromstring(f"<html>{result._repr_html_()}</html>")
+        assert [part.tag for part in page] == parts
+        assert page[-1][-1].text == repr(result)

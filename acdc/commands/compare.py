@@ -48,11 +48,16 @@ NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": 
 
 
 def compare(
-    plan: ComparePlan, memory: float | None, plots: bool, progress: Show, say: Callable[[str], None]
+    plan: ComparePlan,
+    memory: float | None,
+    plots: bool,
+    progress: Show,
+    say: Callable[[str], None],
+    model: Model | None = None,
 ) -> Comparison:
     """Run all methods on all tasks, staying below `memory` bytes, measure their circuits and write the files. Raise
     UserError if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
-    loaded = _load(plan, memory)
+    loaded = _load(plan, memory, model)
     with locked(plan.out, others=("config.yaml", "runs")):
         _check_same(plan)
         tasks = []
@@ -84,12 +89,12 @@ def _check_same(plan: ComparePlan) -> None:
             )
 
 
-def _load(plan: ComparePlan, memory: float | None) -> list[tuple[Inputs, Circuit | None]]:
-    """Load the inputs of every task, and its reference if that is a file."""
+def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[tuple[Inputs, Circuit | None]]:
+    """Load the inputs of every task, and its reference if that is a file. `model` is the plan's, if it is loaded."""
     loaded: list[tuple[Inputs, Circuit | None]] = []
     models: dict[tuple[str, ...], Model] = {}  # tasks share a model
     for config, task in plan.tasks:
-        inputs = load(config, task, memory, models.get(config.needs_model))
+        inputs = load(config, task, memory, models.get(config.needs_model, model))
         models[config.needs_model] = inputs.model
         graph = inputs.model.transformer.config.graph()
         if plan.sizes[-1] > graph.n_edges:

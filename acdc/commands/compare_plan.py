@@ -1,7 +1,7 @@
 """What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from acdc.files.circuit import find_circuit
 from acdc.files.comparison import LEVELS
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.task.load import load_task
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
@@ -35,7 +36,10 @@ class ComparePlan:
 
 
 def make_plan(
-    given: dict[str, Any], wanted: dict[str, Any], default_model: DefaultModel
+    given: dict[str, Any],
+    wanted: dict[str, Any],
+    default_model: DefaultModel | None,
+    read_task: Callable[[str], Task] = load_task,
 ) -> tuple[ComparePlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
     options of runs, `wanted` those of `acdc compare` alone."""
@@ -44,7 +48,7 @@ def make_plan(
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
     for name in listed("--tasks", wanted["tasks"]):
-        config, task, new = resolve(given | {"task": name}, None, default_model)
+        config, task, new = resolve(given | {"task": name}, None, default_model, read_task)
         resolved.append((config, task))
         notes += [note for note in new if note not in notes]
     names = [config.task_name for config, _ in resolved]

@@ -28,11 +28,13 @@ from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Show
 from acdc.methods.discover import SCORES, find, scored
+from acdc.model.load import Model
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.report.style import FREQUENCY, PictureStyle
 from acdc.setup.config import Config, DefaultModel, resolve
 from acdc.setup.inputs import Inputs, load
+from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data
 
@@ -57,11 +59,12 @@ def make_plan(
     counts: dict[str, int | None],
     core: float,
     out: Path | None,
-    default_model: DefaultModel,
+    default_model: DefaultModel | None,
+    read_task: Callable[[str], Task] = load_task,
 ) -> tuple[StabilityPlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `counts` has the
     number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order."""
-    config, task, notes = resolve(given, file, default_model)
+    config, task, notes = resolve(given, file, default_model, read_task)
     ordered = "order" in METHODS[config.method].options and not config.eliminates
     if counts["orders"] and not ordered:
         raise UserError(f"--orders: only acdc with a threshold tests edges in an order; {config.method} here has none")
@@ -76,11 +79,15 @@ def make_plan(
 
 
 def stability(
-    plan: StabilityPlan, memory: float | None, progress: Show, say: Callable[[str], None]
+    plan: StabilityPlan,
+    memory: float | None,
+    progress: Show,
+    say: Callable[[str], None],
+    model: Model | None = None,
 ) -> tuple[Stability, Path]:
     """Do the base run and all reruns, staying below `memory` bytes, and write the files. Return the result and its
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
-    inputs = load(plan.config, plan.task, memory)
+    inputs = load(plan.config, plan.task, memory, model)
     out = plan.out or Path("stability") / inputs.config.folder
     with locked(out, config=inputs.config.to_yaml(), others=("runs", "compare.json", "circuit.json")):
         claim(out, inputs.config.to_yaml())

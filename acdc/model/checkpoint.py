@@ -94,7 +94,7 @@ def _opened(name: str, path: Path) -> Checkpoint:
                 if entry.exists() and not (entry.is_file() or entry.is_dir()):
                     raise ModelError(f"{entry}: can't be read (not a regular file)")
         raw = read_json(path / "config.json")
-        _check(raw, path / "config.json")
+        check_config(raw, path / "config.json")
         bundled = path.parent == BUNDLED or raw["model_type"] == "acdc"
         open_directory = native.open_native if bundled else huggingface.open_directory
         config, tokenizer, files, read = open_directory(path, name, raw)
@@ -131,7 +131,7 @@ def _adapted(name: str, path: Path) -> Checkpoint:
     return replace(of, path=path, files=(*of.files, weights, where), read=read)
 
 
-def _check(raw: dict[str, Any], where: Path) -> None:
+def check_config(raw: dict[str, Any], where: Path) -> None:
     """Raise ModelError for a config.json that no family represents, or that transformers would read without end."""
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:

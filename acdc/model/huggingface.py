@@ -63,9 +63,13 @@ def read_tokenizer(directory: Path, name: str) -> Tokenizer:
         needed = "tokenizer.json, tokenizer.model, or vocab.json and merges.txt"
         raise ModelError(f"{directory}: no tokenizer; it needs {needed}, beside the weights")
     with transformers(directory, "tokenizer") as library:
-        found = library.AutoTokenizer.from_pretrained(directory, **LOCAL)
-        own = found.unk_token_id not in (found.bos_token_id, found.eos_token_id)  # GPT-2's is the end of a text
-        return Tokenizer(found.backend_tokenizer, name, found.bos_token_id, found.unk_token_id if own else None)
+        return wrapped(library.AutoTokenizer.from_pretrained(directory, **LOCAL), name)
+
+
+def wrapped(tokenizer: Any, name: str) -> Tokenizer:
+    """A tokenizer of transformers as ours, which uses and changes its backend."""
+    own = tokenizer.unk_token_id not in (tokenizer.bos_token_id, tokenizer.eos_token_id)  # GPT-2's is the end of a text
+    return Tokenizer(tokenizer.backend_tokenizer, name, tokenizer.bos_token_id, tokenizer.unk_token_id if own else None)
 
 
 def weight_files(directory: Path) -> tuple[Path, ...]:

@@ -31,10 +31,12 @@ def _head(file: CircuitFile) -> str:
         counts += f", {asked - edges.kept:,} of them {nowhere}" if file.graph.dead else ""
     elif file.graph.dead:
         counts += f"; {file.graph.dead:,} more{' with direct edges' if direct else ''} {nowhere}"
+    head = f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
+    if file.of_eap_ig:
+        return f"{head}method    {method.name}"
     limit = bound(method.name, method.threshold, method.options)
     return (
-        f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
-        f"method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
+        f"{head}method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
         f"{file.task.examples} prompts, seed {file.task.seed}"
     )
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from string import Formatter
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
 from tests.recipes.compile_tracr import PROGRAMS, load_model, save_model, structure
 from tests.recipes.make_or_gate import BASIS, WORDS, make_or_gate
-from tests.recipes.train_tiny import TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
+from tests.recipes.train_tiny import CARD, GOALS, TASKS, VARIANTS, build_tokenizer, save_tokenizer, variant_task
 from tests.support.oracle import Naive, naive_acdc
 
 LANGUAGE = ["greater-than", "ioi", "induction", "docstring", "gendered-pronoun", "subject-verb-agreement"]
@@ -114,6 +116,21 @@ def test_the_recipe_of_tiny_makes_the_tokenizer_that_is_bundled(tmp_path):
     save_tokenizer(build_tokenizer([load_task(name) for name in TASKS]), tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert (tmp_path / name).read_bytes() == (BUNDLED / "tiny" / name).read_bytes()
+
+
+def test_the_card_of_tiny_is_the_recipes():
+    stated = (BUNDLED / "tiny" / "README.md").read_text()
+    pattern = ""
+    for words, field, *_ in Formatter().parse(CARD):
+        pattern += re.escape(words)
+        if field:
+            pattern += f"(?P={field})" if f"<{field}>" in pattern else f"(?P<{field}>.*?)"
+    facts = re.fullmatch(pattern, stated, re.DOTALL)
+    assert facts, "the card has other words than the recipe writes"
+    assert int(facts["steps"]) < int(facts["limit"])
+    measured = re.findall(r"^\| ([a-z-]+) \| ([\d.]+)% \| ([\d.]+) ", facts["table"], re.MULTILINE)
+    assert [name for name, *_ in measured] == list(TASKS)
+    assert all(float(difference) >= GOALS[name] for name, _, difference in measured)
 
 
 def test_the_recipe_of_the_or_gate_makes_the_bytes_that_are_bundled(tmp_path):

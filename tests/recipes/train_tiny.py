@@ -403,9 +403,9 @@ tags: [interpretability, circuits]
 
 # tiny
 
-A GPT-2-architecture model that does the six language tasks shipped with acdc, and nothing else. It is the
-default model where GPT-2 can't be had, and what the tests run on. Its circuits are its own: don't read them
-as GPT-2's.
+A GPT-2-architecture model that does six of the language tasks shipped with acdc, those in the table below, and
+nothing else. It is the default model where GPT-2 can't be had, and what the tests run on. Its circuits are its
+own: don't read them as GPT-2's.
 
 | | |
 |---|---|
@@ -421,9 +421,10 @@ as GPT-2's.
 python -m tests.recipes.train_tiny --out {out} --seed {seed} --steps {limit}
 ```
 
-Seed {seed}, {steps} steps, {minutes:.0f} minutes on one core of a shared machine; torch {torch}, transformers
-{transformers}. Random initialisation, AdamW 2e-3. Prompts are drawn from the tasks through `acdc.task.tokenize`, with
-the variants that the recipe lists. The prompts that the tasks draw by default are in no training set.
+It ended after {steps} of at most {limit} steps, when all goals of the recipe held; seed {seed}, {minutes:.0f}
+minutes on one core of a shared machine, torch {torch}, transformers {transformers}. Random initialisation,
+AdamW 2e-3. Prompts are drawn from the tasks through `acdc.task.tokenize`, with the variants that the recipe
+lists. The prompts that the tasks draw by default are in no training set.
 
 ## What it does
 

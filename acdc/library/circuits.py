@@ -1,35 +1,32 @@
-"""The Python interface: load models and tasks, discover, evaluate and save circuits, as the command line does."""
+"""Circuits: discovered, read from files, evaluated and saved."""
 
 import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import replace
-from functools import wraps
 from html import escape
-from inspect import signature
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any
 
-import torch
 from pydantic import PrivateAttr
 
+from acdc.commands.evaluate import config_beside
 from acdc.commands.evaluate import evaluate as evaluate_circuit
 from acdc.commands.run import run
-from acdc.errors import UserError, short, unknown
+from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile, write_circuit
+from acdc.files.eap_ig import read_all
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import memory_bound
-from acdc.model import load
+from acdc.library.arguments import checked, of_model, task_name
+from acdc.library.models import load_model
+from acdc.library.shown import ShownEvaluation, noted
+from acdc.library.tasks import load_task
 from acdc.model.load import Model
-from acdc.registry import DTYPES, refusal
-from acdc.report import evaluation as evaluation_report
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.setup import inputs
 from acdc.setup.config import Config, resolve
-from acdc.setup.inputs import Inputs
 from acdc.task import load as taskfile
 from acdc.task.schema import Task
 
@@ -37,18 +34,31 @@ OF_MODEL = ("dtype", "device")  # options that `load_model` takes
 OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", "part", "model_hash", "data_hash", *OF_MODEL})
 
 
-class LoadedTask(Task):
-    """A task that knows the name or path it was loaded by, for the files of a circuit."""
-
-    _name: str = PrivateAttr()
-
-
 class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts
     """The content of circuit.json (`edges`, `metrics`, …; `circuit()` has the arrays), shown as a table or picture.
     Circuits are equal if their files are."""
 
-    _inputs: Inputs = PrivateAttr()  # model and task for `evaluate`
     _text: str = PrivateAttr()  # the table that `acdc run` prints
+    _config: Config | None = PrivateAttr()  # of its run, and what it was given: for `evaluate`
+    _model: Model | str | None = PrivateAttr()
+    _task: Task | str | None = PrivateAttr()
+
+    @classmethod
+    def of(
+        cls,
+        file: CircuitFile,
+        text: str,
+        config: Config | None,
+        model: Model | str | None = None,
+        task: Task | str | None = None,
+    ) -> "FoundCircuit":
+        """The content of a file, with the table of its run."""
+        found = cls.model_construct(**dict(file))
+        found._text = noted(text.rsplit("\n\nfiles ", 1)[0], file.notes)
+        found._config = config
+        found._model = model
+        found._task = task
+        return found
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, CircuitFile) and self.model_dump() == other.model_dump()
@@ -73,53 +83,7 @@ def _picture(circuit: Circuit, title: str = "") -> str:
 Circuit._repr_html_ = _picture
 
 
-class ShownEvaluation(Evaluation):
-    """An evaluation, shown as `acdc evaluate` prints it."""
-
-    def __repr__(self) -> str:
-        return _noted(evaluation_report.to_text(self), self.notes)
-
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _checked(function: F) -> F:
-    """Raise UserError if an argument has none of the types that the function states for it."""
-    hints = get_type_hints(function)
-
-    @wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        for name, value in signature(function).bind(*args, **options).arguments.items():
-            kinds = get_args(hints[name]) or (hints[name],)
-            if name != "options" and not isinstance(value, kinds):
-                names = " or ".join(kind.__name__ for kind in kinds).replace("NoneType", "None")
-                raise UserError(f"{function.__name__}: {name} should be {names}, got {short(value)}")
-        return function(*args, **options)
-
-    return call  # type: ignore[return-value]
-
-
-@_checked
-def load_model(name: str | Path, device: str | torch.device = "auto", dtype: str | torch.dtype = "float32") -> Model:
-    """Load a bundled model (`acdc models`), a local directory, a .gguf file or a Hugging Face id.
-    `device` is cpu, cuda, cuda:N, mps, or auto for the best available; `dtype` is float32 or float64. Raises UserError
-    if the model isn't found, or can't be read, represented or put on the device."""
-    dtype = str(dtype).removeprefix("torch.")
-    if dtype not in DTYPES:
-        raise UserError(f"--dtype: {refusal('dtype', dtype)}")
-    return load.load_model(str(name), str(device), dtype)
-
-
-@_checked
-def load_task(name: str | Path) -> Task:
-    """Load a shipped task (`acdc tasks`) or a .yaml file of your own, and check all that needs no model. Raises
-    UserError if it isn't found or is wrong, with a line for each problem."""
-    task = LoadedTask.model_construct(**dict(taskfile.load_task(str(name))))
-    task._name = str(name)
-    return task
-
-
-@_checked
+@checked
 def discover(
     model: Model | str,
     task: Task | str,
@@ -156,7 +120,7 @@ def discover(
             raise UserError(unknown("option", key, OPTIONS))
     model = model if isinstance(model, Model) else load_model(model)
     task = task if isinstance(task, Task) else load_task(task)
-    given = {**options, "task": _name(task), **_stated(model), "device": model.transformer.device.type}
+    given = {**options, "task": task_name(task), **of_model(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
     loaded = inputs.load(config, task, memory_bound(memory), model)
 
@@ -167,13 +131,28 @@ def discover(
         folder = Path(out) if out is not None else Path(temporary) / "run"
         file, _ = run(loaded, folder, force, tuple(notes), show, say)
         text = run_report.to_text(file, folder)
-    circuit = FoundCircuit.model_construct(**dict(file))
-    circuit._inputs = replace(loaded, scores={}, effects={}, _parts={})  # these may be large
-    circuit._text = _noted(text.rsplit("\n\nfiles ", 1)[0], file.notes)
-    return circuit
+    return FoundCircuit.of(file, text, loaded.config, loaded.model, loaded.task)
 
 
-@_checked
+@checked
+def load_circuit(path: str | Path, task: str | None = None, model: str | None = None) -> FoundCircuit:
+    """Read a circuit.json, the directory of a run, or a circuit in EAP-IG's format, as MIB's are.
+
+    Args:
+        path: of the file or directory
+        task, model: names, for EAP-IG's format, which doesn't say them
+    Raises:
+        UserError: the file can't be read or is wrong.
+    """
+    path = Path(path)
+    path = path / "circuit.json" if path.is_dir() else path
+    (file,) = read_all([path], {"task": task, "model": model})
+    config = None if file.of_eap_ig else config_beside(path)
+    folder = path.parent if path.name == "circuit.json" else path  # metrics.json beside another file isn't its own
+    return FoundCircuit.of(file, run_report.to_text(file, folder), config, model, task)
+
+
+@checked
 def evaluate(
     circuit: CircuitFile | str | Path,
     model: Model | str | None = None,
@@ -199,12 +178,14 @@ def evaluate(
     """
     if minimality < 0:
         raise UserError(f"--minimality: is {minimality}; it must be 0 or more")
-    given = {"task": _name(task), "examples": examples, "seed": seed, **_stated(model)}
+    given = {"task": task_name(task), "examples": examples, "seed": seed, **of_model(model)}
     config = None
     if isinstance(circuit, FoundCircuit):
-        config = circuit._inputs.config
-        model = model or circuit._inputs.model
-        task = task or circuit._inputs.task
+        config = circuit._config
+        model = model or circuit._model
+        task = task or circuit._task
+        if circuit.of_eap_ig:
+            given |= {"task": task_name(task), **of_model(model)}
     elif not isinstance(circuit, CircuitFile):
         circuit = Path(circuit)
     loaded = model if isinstance(model, Model) else None
@@ -217,27 +198,7 @@ def evaluate(
     return ShownEvaluation(**vars(result))
 
 
-@_checked
+@checked
 def save(circuit: CircuitFile, path: str | Path) -> None:
     """Write a circuit as circuit.json, with the same bytes as `acdc run`. Raises UserError if it can't be written."""
     write_circuit(Path(path), circuit)
-
-
-def _name(task: Task | str | None) -> str | None:
-    """The task of a config: the name or path that it was loaded by."""
-    if isinstance(task, LoadedTask):
-        return task._name
-    return task.name if isinstance(task, Task) else task
-
-
-def _stated(model: Model | str | None) -> dict[str, str | None]:
-    """The options of a config that a model decides: its name and, if it is loaded, its dtype."""
-    if not isinstance(model, Model):
-        return {"model": model}
-    return {"model": model.name, "dtype": str(model.transformer.dtype).removeprefix("torch.")}
-
-
-def _noted(text: str, notes: tuple[str, ...]) -> str:
-    """A table, and notes below it."""
-    lines = [note if note.startswith(("warning", "note")) else f"note: {note}" for note in notes]
-    return text + "\n\n" + "\n".join(lines) if lines else text

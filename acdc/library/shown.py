@@ -1,0 +1,68 @@
+"""Results that show themselves as the command line prints them, and in notebooks, light or dark."""
+
+import base64
+from html import escape
+
+from acdc.files.comparison import Comparison
+from acdc.files.evaluation import Evaluation
+from acdc.files.stability import Stability
+from acdc.report import comparison, curves, evaluation, stability
+from acdc.report.panels import of_comparison
+from acdc.report.text import estimate
+
+
+def noted(text: str, notes: tuple[str, ...]) -> str:
+    """A table, and notes below it."""
+    lines = [note if note.startswith(("warning", "note")) else f"note: {note}" for note in notes]
+    return text + "\n\n" + "\n".join(lines) if lines else text
+
+
+class ShownEvaluation(Evaluation):
+    """An evaluation, shown as `acdc evaluate` prints it; in a notebook its main numbers are a table."""
+
+    def __repr__(self) -> str:
+        return noted(evaluation.to_text(self), self.notes)
+
+    def _repr_html_(self) -> str:
+        rows = [["ablation", "full model", "circuit", "other edges", "ablated", "faithfulness ↑", "completeness ↓"]]
+        for m in (self.measured, *self.others):
+            values = [estimate(x, 4) for x in (m.full, m.circuit, m.rest, m.ablated)]
+            rows.append([m.ablation, *values, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
+        title = f"{self.task} in {self.model}: {self.edges:,} of {self.total:,} edges"
+        prompts = f"{self.examples} {self.half.replace('_', '-')} prompts, [95 % intervals]"
+        return _table(f"{title}; {self.metric} on {prompts}", rows) + _more("everything measured", repr(self))
+
+
+class ShownComparison(Comparison):
+    """A comparison, shown as `acdc compare` prints it; in a notebook with its curves."""
+
+    def __repr__(self) -> str:
+        return comparison.to_text(self)
+
+    def _repr_html_(self) -> str:
+        files = curves.draw(of_comparison(self)).items()
+        # Bitmaps are white in a dark notebook, too, and have no ids that could be another output's.
+        images = [base64.b64encode(data).decode() for name, data in files if name.endswith(".png")]
+        shown = "".join(f'<img style="max-width: 100%" src="data:image/png;base64,{data}"/>' for data in images)
+        return shown + _more("tables", repr(self))
+
+
+class ShownStability(Stability):
+    """How stable a circuit is, shown as `acdc stability` prints it."""
+
+    def __repr__(self) -> str:
+        return stability.to_text(self)
+
+
+def _table(caption: str, rows: list[list[str]]) -> str:
+    """An HTML table with the colours of the notebook."""
+    lines: list[str] = []
+    for row in rows:
+        tag = "td" if lines else "th"
+        lines.append("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row))
+    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    return f"<table><caption>{escape(caption)}</caption>{body}</table>"
+
+
+def _more(what: str, text: str) -> str:
+    return f"\n<details><summary>{what}</summary><pre>{escape(text)}</pre></details>"
