@@ -123,12 +123,12 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from acdc.commands import run as runner
-from tests.support.runs import inputs
+from tests.support.runs import inputs, of_work
 n = int(sys.argv[2])
-def progress(_):
+def progress(p):
     global n
-    n -= 1
-    if n == 0:
+    n -= of_work(p)
+    if n == 0 and of_work(p):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
 try:
     runner.run(inputs(), Path(sys.argv[1]), progress=progress)
