@@ -16,8 +16,8 @@ from acdc.io.terminal import printable, say
 
 LINE_EVERY = 30.0  # seconds between two lines where there is no terminal
 DRAW_EVERY = 0.2  # seconds between two drawings of a bar
-LAYOUT = "{percentage:3.0f}% |{bar}| {desc}"
-WIDTH = 62  # columns of its text: with percentage and bar all fits into 80
+LAYOUT = "{percentage:3.0f}% |{bar:8}| {desc}"  # what is too long for the terminal is cut off at its end
+WIDGET = LAYOUT.replace(":8", "")  # of a notebook, in HTML
 
 
 class Progress(NamedTuple):
@@ -175,8 +175,8 @@ class Bar:
             if self._bar is None:
                 say(f"{self.forecast.share():4.0%} {self.text()}")
                 return
-            self._bar.n = max(self._bar.n, self.forecast.share())
-            self._bar.set_description_str(self.text().ljust(WIDTH))
+            self._bar.n = self.forecast.share()
+            self._bar.set_description_str(self.text())
 
     def text(self) -> str:
         """The stage, the time until the end of all stages, and the note."""
@@ -201,8 +201,10 @@ def progress_bar(shown: bool = True, quiet: bool = False, verbose: bool = False)
     from tqdm.auto import tqdm
 
     shown = shown and not quiet and sys.stderr is not None  # None: it was closed from the start
-    drawn = shown and ("ipykernel" in sys.modules or sys.stderr.isatty())
-    with tqdm(total=1.0, disable=not drawn, dynamic_ncols=True, leave=False, bar_format=LAYOUT) as of_tqdm:
+    widget = "ipykernel" in sys.modules
+    drawn = shown and (widget or sys.stderr.isatty())
+    layout = WIDGET if widget else LAYOUT
+    with tqdm(total=1.0, disable=not drawn, dynamic_ncols=True, leave=False, bar_format=layout) as of_tqdm:
         bar = Bar(of_tqdm if drawn else None, shown and not drawn, quiet)
         bar(Progress("loading", 0, 0))
         over = threading.Event()

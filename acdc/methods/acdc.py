@@ -240,8 +240,8 @@ class _Search:
     def _show(self, receiver: int, resumed: str) -> None:
         all_edges = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
         present = int(self.engine.kept.sum()) + (int(self.direct.sum()) if self.options.direct else 0)
-        counts = f"kept {self.n_kept:,}, removed {all_edges - present:,}, left {present - self.n_kept:,}"
-        note = f"metric {self.metric:.4g}, {counts}, {self.graph.receivers[receiver].name}"
+        counts = f"kept {self.n_kept:,}, left {present - self.n_kept:,}, removed {all_edges - present:,}"
+        note = f"metric {self.metric:.4g}, {self.graph.receivers[receiver].name}, {counts}"
         self.progress(Progress("search", self.workload.done, self.workload.total, note, resumed))
 
     def _filter(self, receivers: list[int], allowed: np.ndarray) -> list[int]:

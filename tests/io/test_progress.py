@@ -80,7 +80,7 @@ def test_pieces_of_work_that_are_alike_share_one_forecast(clock):
         clock.now += 4
 
 
-NOTE = "metric 0.01234, kept 123, removed 12,345, left 20,023, a11.h11<q>"
+NOTE = "metric 0.01234, a11.h11<q>, kept 123, left 20,023, removed 12,345"
 
 
 def test_at_80_columns_the_metric_is_visible(clock):
@@ -93,7 +93,7 @@ def test_at_80_columns_the_metric_is_visible(clock):
         shown = stream.getvalue().split("\r")[-1]
     assert len(shown) <= 80
     assert shown.startswith(" 10% |")
-    assert "| elimination, 9:00:00 left, metric 0.01234, kept 123" in shown
+    assert "| elimination, 9:00:00 left, metric 0.01234, a11.h11<q>, kept" in shown
 
 
 def test_messages_stand_above_the_bar_and_what_was_resumed_is_said_once(clock, monkeypatch):
