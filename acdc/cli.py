@@ -66,9 +66,10 @@ def _fail(message: str) -> int:
 
 
 @command()
-@options.add(given=options.RUN)
+@options.add(given=options.RUN, shown=options.PROGRESS)
 def run(
     given: Given,
+    shown: Given,
     memory: Memory = None,
     config: ConfigFile = None,
     out: Annotated[Path | None, typer.Option(help="Directory of the run. [default: runs/<task>-<model>-…]")] = None,
@@ -84,41 +85,36 @@ def run(
     if force and config and config.parent.resolve() == (out or Path()).resolve():
         raise UserError(f"--force: would remove {config}, which is read, too; copy it out of that folder first")
     key, values = options.several(given)
-    settings, checked, notes = resolve(given | ({key: values[0]} if values else {}), config, default_model)
-    say(*notes)
+    with progress_bar(**shown) as bar:
+        settings, checked, notes = resolve(given | ({key: values[0]} if values else {}), config, default_model)
+        bar.say(*notes)
 
-    from acdc.commands.run import run_each  # imports torch: only now, when the options are known to be right
-    from acdc.report.run import overview, to_text
-    from acdc.setup.inputs import load
+        from acdc.commands.run import run_each  # imports torch: only now, when the options are known to be right
+        from acdc.report.run import overview, to_text
+        from acdc.setup.inputs import load
 
-    inputs = load(settings, checked, memory)
-    expected = f"memory: about {inputs.expected_memory / 1e9:.1f} GB"
-    if memory and inputs.expected_memory > memory:
-        expected += ", more than --memory allows: the run can't be made with less"
-    say(expected)
-    said: dict[str, None] = {}
-
-    def warn(text: str) -> None:
-        if text not in said:
-            say(text)
-        said[text] = None
-
-    found = run_each(inputs, out, force, key, values, tuple(notes), progress_bar, warn)
+        inputs = load(settings, checked, memory)
+        expected = f"memory: about {inputs.expected_memory / 1e9:.1f} GB"
+        if memory and inputs.expected_memory > memory:
+            expected += ", more than --memory allows: the run can't be made with less"
+        bar.say(expected)
+        found = run_each(inputs, out, force, key, values, tuple(notes), bar, bar.say)
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    say(*dict.fromkeys(note for file, _ in found for note in file.notes if note not in said))
+    bar.say(*dict.fromkeys(note for file, _ in found for note in file.notes))
 
 
 @command()
-@options.add(given=options.EVALUATE)
+@options.add(given=options.EVALUATE, shown=options.PROGRESS)
 def evaluate(
     circuit: Annotated[
         Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
     ],
     given: Given,
+    shown: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
     ] = 200,
@@ -137,19 +133,19 @@ def evaluate(
     from acdc.report.evaluation import to_text
 
     check_output("--out", out, circuit, *options.paths(given))
-    with progress_bar() as progress:
-        result = execute(circuit, given, memory, minimality, progress)
+    with progress_bar(**shown) as bar:
+        result = execute(circuit, given, memory, minimality, bar)
     try:
         if out:
             write_output(out, to_json(result))
     finally:  # if the file can't be written, the result is printed
         show(to_json(result), end="") if json_ else show(to_text(result))
         for note in result.notes:
-            say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
+            bar.say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
 @command()
-@options.add(names=options.NAMED, bounds=options.BOUNDS)
+@options.add(names=options.NAMED, bounds=options.BOUNDS, shown=options.PROGRESS)
 def check(
     target: Annotated[Path, typer.Argument(help="A run or circuit.json, or a list of checks (YAML).", parser=circuit)],
     *,
@@ -158,6 +154,7 @@ def check(
     ] = None,
     names: Given,
     bounds: Given,
+    shown: Given,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML report to this file.")] = None,
 ) -> None:
     """Check a circuit against a golden or published one.
@@ -170,7 +167,7 @@ def check(
     from acdc.commands.check import junit as to_junit
     from acdc.io.files import write_output
 
-    with progress_bar() as progress:
+    with progress_bar(**shown) as progress:
         outcomes = execute(target, against, names, bounds, junit, show, progress)
     if junit:
         write_output(junit, to_junit(outcomes))
@@ -254,10 +251,11 @@ command()(catalog.methods)
 
 
 @command()
-@options.add(wanted=options.PLAN, given=options.COMPARE)
+@options.add(wanted=options.PLAN, given=options.COMPARE, shown=options.PROGRESS)
 def compare(
     wanted: Given,
     given: Given,
+    shown: Given,
     memory: Memory = None,
     json_: Annotated[bool, typer.Option("--json", help="Print compare.json instead of tables.")] = False,
     plots: Annotated[bool, typer.Option(help="Draw faithfulness and ROC curves.")] = True,
@@ -275,31 +273,32 @@ def compare(
     from acdc.report.comparison import to_text
 
     if wanted["models"] is not None:
-        _compare_models(given, wanted, memory, json_)
+        _compare_models(given, wanted, memory, json_, shown)
         return
     plan, notes = make_plan(given, wanted, default_model)
-    say(*notes)
-    with progress_bar() as progress:
-        result = execute(plan, memory, plots, progress, say)
+    with progress_bar(**shown) as bar:
+        bar.say(*notes)
+        result = execute(plan, memory, plots, bar, bar.say)
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 
-def _compare_models(given: Given, wanted: Given, memory: float | None, json_: bool) -> None:
+def _compare_models(given: Given, wanted: Given, memory: float | None, json_: bool, shown: Given) -> None:
     from acdc.commands.compare_models import compare_models, make_plan
     from acdc.io.files import to_json
     from acdc.report.comparison import models_to_text
 
     plan = make_plan(given, wanted)
-    with progress_bar() as progress:
-        result = compare_models(plan, memory, progress, say)
+    with progress_bar(**shown) as bar:
+        result = compare_models(plan, memory, bar, bar.say)
     show(to_json(result), end="") if json_ else show(f"{models_to_text(result)}\n\nfiles     {plan.out}/")
 
 
 @command()
-@options.add(given=options.STABILITY, reruns=options.RERUNS)
+@options.add(given=options.STABILITY, shown=options.PROGRESS, reruns=options.RERUNS)
 def stability(
     *,
     given: Given,
+    shown: Given,
     memory: Memory = None,
     config: ConfigFile = None,
     reruns: Given,
@@ -319,14 +318,14 @@ def stability(
     from acdc.report.stability import to_text
 
     plan, notes = make_plan(given, config, reruns, core, out, default_model)
-    say(*notes)
-    with progress_bar() as progress:
-        result, folder = execute(plan, memory, progress, say)
+    with progress_bar(**shown) as bar:
+        bar.say(*notes)
+        result, folder = execute(plan, memory, bar, bar.say)
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {folder}/")
 
 
 @command()
-@options.add(given=options.WORKERS)
+@options.add(given=options.WORKERS, shown=options.PROGRESS)
 def sweep(
     file: Annotated[
         Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
@@ -335,6 +334,7 @@ def sweep(
     out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show runs, cost and state; run none.")] = False,
     given: Given,
+    shown: Given,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask, however many runs it is.")] = False,
     plots: Annotated[bool, typer.Option(help="Draw plots.")] = True,
     json_: Annotated[bool, typer.Option("--json", help="Print the rows as JSON instead of a table.")] = False,
@@ -354,12 +354,12 @@ def sweep(
         return yes or (asked and typer.confirm(f"{runs:,} runs. Go on?", err=True))
 
     plan, notes = make_plan(file, out, given | {"plots": plots}, sure, default_model)
-    say(*notes)
-    if dry_run:
-        show(overview(plan))
-        return
-    with progress_bar() as progress:
-        rows = execute(plan, progress, say)
+    with progress_bar(**shown) as bar:
+        bar.say(*notes)
+        if dry_run:
+            show(overview(plan))
+            return
+        rows = execute(plan, bar, bar.say)
     show(json.dumps(rows, indent=1) if json_ else f"{to_text(rows)}\n\n{summary(rows)}\nfiles     {plan.out}/")
     if any(row["state"] != "done" for row in rows):
         say("acdc: " + "; ".join(f"{r['run']} failed: {r['message']}" for r in rows if r["state"] == "failed"))

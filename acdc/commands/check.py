@@ -28,7 +28,7 @@ from acdc.files.published import load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.files import check_output
-from acdc.io.progress import Show, silent
+from acdc.io.progress import Show, one_of, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.sizes import in_name
 from acdc.io.terminal import printable
@@ -203,8 +203,8 @@ def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress
             _look(entry)
         except UserError as error:
             raise FileError(f"{path}: {entry.name}: {error}") from None
-    for entry in entries:
-        for outcome in check_entry(entry, progress):
+    for i, entry in enumerate(entries):
+        for outcome in check_entry(entry, one_of(progress, i, len(entries))):
             outcomes.append(outcome)
             say(outcome.text())
     return outcomes

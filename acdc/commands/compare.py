@@ -8,13 +8,23 @@ works in `<out>/<task>/<method>/`, where a second call resumes.
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from acdc.commands.compare_plan import ELIMINATION, THEN_ACDC, ComparePlan, has_size, has_threshold, ranked_by
+from acdc.commands.compare_plan import (
+    ELIMINATION,
+    THEN_ACDC,
+    THRESHOLDS,
+    ComparePlan,
+    check_same,
+    expected,
+    has_size,
+    has_threshold,
+    ranked_by,
+)
 from acdc.commands.cost import Cost, metered, read_cost
 from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import FileError, UserError
@@ -26,9 +36,9 @@ from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.io.files import read_json, to_json, write_atomic
+from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Show
+from acdc.io.progress import Progress, Show, within
 from acdc.io.sizes import in_name
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, eliminate, scored, search
 from acdc.model.load import Model
@@ -42,7 +52,6 @@ Array = np.ndarray
 
 # Sizes on the path to a target that are measured, over that of its circuit.
 AROUND = (0.85, 0.92, 0.96, 1.0, 1.04, 1.08, 1.15, 1.25)
-THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 COST = "cost.json"
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
 
@@ -59,7 +68,8 @@ def compare(
     UserError if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
     loaded = _load(plan, memory, model)
     with locked(plan.out, others=("config.yaml", "runs")):
-        _check_same(plan)
+        check_same(plan)
+        progress(expected(plan, [inputs for inputs, _ in loaded]))
         tasks = []
         while loaded:  # a task's activations are freed before the next one
             tasks.append(_on_task(plan, *loaded.pop(0), progress, say))
@@ -71,22 +81,6 @@ def compare(
             for name, data in curves.draw(of_comparison(result)).items():
                 write_atomic(plan.out / name, data)
     return result
-
-
-def _check_same(plan: ComparePlan) -> None:
-    """Raise FileError if the directory holds the result of another comparison, which would be lost."""
-    file = plan.out / "compare.json"
-    if not file.exists():
-        return
-    found = read_json(file)
-    wanted = {"sizes": list(plan.sizes), "greedy": plan.greedy, "tasks": [config.task_name for config, _ in plan.tasks]}
-    names = [task.get("name") for task in found.get("tasks") or [] if isinstance(task, dict)]
-    for key, value in wanted.items():
-        stated = names if key == "tasks" else found.get(key)
-        if stated != value:
-            raise FileError(
-                f"{plan.out}: holds a comparison of other {key} ({stated}, here {value}); choose another --out"
-            )
 
 
 def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[tuple[Inputs, Circuit | None]]:
@@ -118,7 +112,7 @@ def _on_task(
         notes.append(doubt)
         say(doubt)
     judge = Judge(inputs)
-    finder = Finder(plan, inputs, progress)
+    finder = Finder(plan, inputs, within(progress, "reference"))
     thresholds = _thresholds(inputs)
     of_acdc = reference is None
     origin = str(plan.references.get(config.task_name))
@@ -127,6 +121,8 @@ def _on_task(
         origin = f"acdc at τ = {config.threshold:g}, the task's own"
     found: list[Found] = []
     for method in plan.methods:
+        finder = Finder(plan, inputs, within(progress, f"{config.task_name} {method}"))
+        finder.progress(Progress("", 0, 1))
         try:
             found.append(finder.find(method, thresholds))
         except FileError:
@@ -138,6 +134,7 @@ def _on_task(
             say(f"{config.task_name}: {notes[-1]}")
         else:
             say(f"{config.task_name}: {method} took {found[-1].cost.seconds:.1f} s")
+    progress(Progress(f"{config.task_name} evaluation", 0, 1))
     near = min(plan.sizes, key=lambda size: abs(size - reference.n_edges))
     unfiltered = next((f.circuits for f in found if f.method == "acdc"), None)
     return ComparedTask(
@@ -236,9 +233,10 @@ class Finder:
         graph = inputs.model.transformer.config.graph()
         circuits = {}
         edges = np.where(graph.edges, 0.0, np.nan)
-        for threshold in thresholds:
+        for i, threshold in enumerate(thresholds):
             at = inside(folder, f"threshold-{in_name(threshold)}")
-            circuits[threshold] = self.acdc(inputs.at(threshold=threshold), at, folder / COST, allowed)
+            part = replace(self, progress=within(self.progress, "", i, len(thresholds)))
+            circuits[threshold] = part.acdc(inputs.at(threshold=threshold), at, folder / COST, allowed)
             edges[circuits[threshold].kept] = threshold
         scores = Scores(graph, edges)
         write_scores(folder / SCORES, scores)
@@ -249,9 +247,10 @@ class Finder:
         inputs, folder = self._enter(ELIMINATION, threshold=None)
         circuits = {}
         others = []
-        for target in LEVELS:
+        for i, target in enumerate(LEVELS):
             at = inside(folder, f"faithfulness-{in_name(target)}")
-            circuit = self.acdc(inputs.at(faithfulness=target), at, folder / COST, None)
+            part = replace(self, progress=within(self.progress, "", i, len(LEVELS)))
+            circuit = part.acdc(inputs.at(faithfulness=target), at, folder / COST, None)
             scores = read_scores(at / SCORES, circuit.graph)
             n_path = int((scores.edges > 0).sum())
             sizes = {round(circuit.n_edges * ratio) for ratio in AROUND}

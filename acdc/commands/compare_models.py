@@ -20,7 +20,7 @@ from acdc.files.model_comparison import ModelComparison, OfModel, Pair
 from acdc.graph.scores import read_scores
 from acdc.io.files import to_json, write_atomic
 from acdc.io.folder import inside, locked
-from acdc.io.progress import Show
+from acdc.io.progress import Show, one_of
 from acdc.methods.discover import SCORES
 from acdc.model.checkpoint import open_checkpoint
 from acdc.report.text import bound
@@ -92,7 +92,7 @@ def compare_models(
         for number, ((config, task), checkpoint) in enumerate(zip(plan.runs, checkpoints, strict=True), 1):
             inputs = load(config, task, memory, checkpoint)
             folder = inside(plan.out, f"{number}-{re.sub(r'[^a-zA-Z0-9.-]+', '-', config.model_name)}")
-            file, _ = run(inputs, folder, progress=progress, say=say)
+            file, _ = run(inputs, folder, progress=one_of(progress, number - 1, len(checkpoints)), say=say)
             found.append(Found(inputs, file, folder))
         first = found[0].inputs
         result = ModelComparison(

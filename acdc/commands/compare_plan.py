@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from acdc.commands.options import listed
-from acdc.errors import UserError, unknown
+from acdc.commands.run import planned
+from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import find_circuit
 from acdc.files.comparison import LEVELS
+from acdc.io.files import read_json
+from acdc.io.progress import Plan
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.inputs import Inputs
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 
 THEN_ACDC = "+acdc"
+THRESHOLDS = 8  # of ACDC: a log grid from 0.001 to 0.3 of what ablating everything costs
 ELIMINATION = "elimination"  # the name here of acdc with --faithfulness
 SIZES = "5,10,20,50,100"
 
@@ -154,3 +159,36 @@ def has_threshold(method: str) -> bool:
 def has_size(method: str) -> bool:
     """Whether a method takes numbers of edges, rather than thresholds or targets."""
     return not has_threshold(method) and method != ELIMINATION
+
+
+def check_same(plan: ComparePlan) -> None:
+    """Raise FileError if the directory holds the result of another comparison, which would be lost."""
+    file = plan.out / "compare.json"
+    if not file.exists():
+        return
+    found = read_json(file)
+    wanted = {"sizes": list(plan.sizes), "greedy": plan.greedy, "tasks": [config.task_name for config, _ in plan.tasks]}
+    names = [task.get("name") for task in found.get("tasks") or [] if isinstance(task, dict)]
+    for key, value in wanted.items():
+        stated = names if key == "tasks" else found.get(key)
+        if stated != value:
+            raise FileError(
+                f"{plan.out}: holds a comparison of other {key} ({stated}, here {value}); choose another --out"
+            )
+
+
+def expected(plan: ComparePlan, of_tasks: list[Inputs]) -> Plan:
+    """A stage for every method on every task, with estimated seconds."""
+    out = {}
+    for inputs in of_tasks:
+        for method in plan.methods:
+            of: dict[str, Any] = {"method": "acdc" if has_threshold(method) or method == ELIMINATION else method}
+            of["faithfulness"] = LEVELS[0] if method == ELIMINATION else None
+            of["updates"] = plan.updates
+            config = inputs.config.model_copy(update=of)
+            stages = planned(inputs.under(config)).stages
+            times = THRESHOLDS if has_threshold(method) else len(LEVELS) if method == ELIMINATION else 1
+            names = ("scores", "search", "gradients", "elimination")
+            out[f"{config.task_name} {method}"] = times * sum(stages.get(name, 0.0) for name in names)
+        out[f"{config.task_name} evaluation"] = len(plan.methods) * 2 * len(plan.sizes) * stages["evaluation"] / 3
+    return Plan(out)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from acdc.commands.run import environment
+from acdc.commands.run import environment, planned
 from acdc.commands.stability import resampled
 from acdc.errors import FileError
 from acdc.evaluation.bootstrap import Estimate, estimate, share
@@ -31,17 +31,20 @@ from acdc.files.circuit import CircuitFile
 from acdc.files.eap_ig import read_any
 from acdc.files.evaluation import DRAWS, Evaluation, Measured, Minimality, Prompt, Random, RemovedEdge, Spread
 from acdc.graph.circuit import Circuit
-from acdc.io.progress import Progress, Show
+from acdc.io.progress import Plan, Progress, Show
 from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.load import Model
 from acdc.registry import ABLATIONS, NAMES, refusal
 from acdc.setup.config import Config, resolve
+from acdc.setup.estimate import CURVE
 from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task
 from acdc.task.schema import Task
 from acdc.task.tokenize import make_data
 
+RANDOM = "random circuits"  # stages
+OTHERS = "other ablations"
 WORST = 5  # prompts to list
 MOST = 0.5  # a circuit should be more faithful than this, and the rest of the model less
 ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # how much a metric may differ on another machine; relative if above 1
@@ -91,6 +94,8 @@ def evaluate(
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
     edges = file.circuit()
+    progress(_planned(inputs, edges, most))
+    progress(Progress("evaluation", 0, 1))
     table = _table(inputs, edges, task.metrics)
     values = table[config.metric]
     if not other and config.ablation == file.method.ablation:
@@ -98,6 +103,7 @@ def evaluate(
     measured = _measured(inputs, table)
     minimality = _minimality(inputs, edges, values["circuit"], most, progress)
     random = _random(inputs, edges, values, progress)
+    progress(Progress(OTHERS, 0, 1))
     others = []
     for ablation in [ablation for ablation in ABLATIONS if ablation != config.ablation]:
         other_config = inputs.config.model_copy(update={"ablation": ablation})
@@ -122,6 +128,13 @@ def evaluate(
         spread=_spread(inputs, values),
         notes=tuple(notes),
     )
+
+
+def _planned(inputs: Inputs, circuit: Circuit, most: int) -> Plan:
+    """The stages of an evaluation, with estimated seconds."""
+    once = planned(inputs).stages["curve"] / CURVE
+    edges = min(most, circuit.n_edges)
+    return Plan({"evaluation": 9 * once, "minimality": edges * once, RANDOM: DRAWS * once, OTHERS: 18 * once})
 
 
 def config_beside(path: Path) -> Config | None:
@@ -272,7 +285,7 @@ def _random(inputs: Inputs, circuit: Circuit, values: dict[str, Array], progress
     for i in range(DRAWS):
         other = random_circuit(circuit.graph, n_edges, draw)
         drawn.append(prompt_values(inputs, inputs.evaluation_split, other, config.metric))
-        progress(Progress(i + 1, DRAWS, "random circuits", ""))
+        progress(Progress(RANDOM, i + 1, DRAWS))
     own = values["circuit"]
     means = np.mean(drawn, 1)  # over prompts
     mean = np.mean(drawn, 0)  # over circuits

@@ -186,6 +186,11 @@ WORKERS = {
     "retry": option(bool, "Make failed runs again.", "--retry-failed"),
 }
 
+PROGRESS = {
+    "quiet": option(bool, "No progress and no notes on stderr; warnings stay.", "--quiet", "-q", default=False),
+    "verbose": option(bool, "Say at the end how many seconds each stage took.", "--verbose", "-v", default=False),
+}
+
 Memory = Annotated[float | None, typer.Option(help="Stay below this, as 4GB. [default: half of the machine's]", **SIZE)]
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with options of `acdc run`, or the name of a shipped one.")

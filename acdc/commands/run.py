@@ -7,7 +7,7 @@ A run owns one directory. `config.yaml` is written first, `log.jsonl` grows with
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -39,7 +39,7 @@ from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
 from acdc.io.folder import differences, enter, locked
-from acdc.io.progress import Show, silent
+from acdc.io.progress import Plan, Progress, Show, one_of, silent
 from acdc.io.sizes import in_name
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, check_threshold, find
@@ -48,6 +48,7 @@ from acdc.report.page import render_report
 from acdc.report.picture import title_of, to_svg
 from acdc.report.style import PictureStyle
 from acdc.setup.config import Config, command_line
+from acdc.setup.estimate import stages
 from acdc.setup.inputs import Inputs
 
 FILES = (
@@ -81,20 +82,17 @@ def run_each(
     key: str,
     values: Sequence[float],
     notes: tuple[str, ...],
-    bar: Callable[[], AbstractContextManager[Show]],
+    progress: Show,
     say: Callable[[str], None],
 ) -> list[tuple[CircuitFile, Path]]:
     """Make a run, or one for each of several `values` of the option `key`, in folders of their own."""
     runs = [(inputs, out)]
     if len(values) > 1:
         runs = [(inputs.at(**{key: v}), out / f"{key}-{in_name(v)}" if out else None) for v in values]
-    for at, _ in runs:
-        check_threshold(at)
-    found = []
-    for at, folder in runs:
-        with bar() as progress:
-            found.append(run(at, folder, force, notes, progress, say))
-    return found
+    if len(runs) > 1:  # a wrong value is refused before the first run
+        for at, _ in runs:
+            check_threshold(at)
+    return [run(*of, force, notes, one_of(progress, i, len(runs)), say) for i, of in enumerate(runs)]
 
 
 def run_or_read(folder: Path, make: Callable[[], CircuitFile]) -> CircuitFile:
@@ -114,16 +112,20 @@ def _discover(
 ) -> CircuitFile:
     """Find a circuit, measure and explain it, and write every file of its run but circuit.json."""
     started = time.monotonic()
+    progress(planned(inputs))
+    progress(Progress("activations", 0, 1))
     with watched(inputs.model.transformer.device) as memory:
         if doubt := warning(inputs, competence(inputs)):
             notes = (*notes, doubt)
             say(doubt)
         found = find(inputs, folder, progress)
         circuit = found.circuit.pruned()
+        progress(Progress("evaluation", 0, 1))
         rows = final_rows(inputs, circuit)
         tables = measure_halves(inputs, rows)
         half = inputs.evaluation_split
-        curves = _curves(inputs, circuit, found.path, tables)
+        curves = _curves(inputs, circuit, found.path, tables, progress)
+        progress(Progress("report", 0, 1))
         explanation = explain(inputs, circuit, rows[half], curves)
         _, peak = memory()
     measured = intervals(inputs, tables)
@@ -144,16 +146,30 @@ def _discover(
     return file
 
 
+def planned(inputs: Inputs) -> Plan:
+    """The stages of a run, with estimated seconds."""
+    model = inputs.model.transformer
+    threads = torch.get_num_threads()
+    return Plan(stages(inputs.config, model.config, inputs.data.discovery, model.device.type, threads))
+
+
 def _curves(
-    inputs: Inputs, circuit: Circuit, path: Circuit | None, tables: dict[str, Table]
+    inputs: Inputs, circuit: Circuit, path: Circuit | None, tables: dict[str, Table], progress: Show
 ) -> dict[str, tuple[CurvePoint, ...]]:
     """How faithful the circuit's strongest edges are alone, on the evaluation split, or the nested circuits on the path
     to a target, on both halves."""
     metric = inputs.config.metric
     of = path or circuit
     sizes = [*np.geomspace(1, max(1, of.n_edges), FRONTIER if path else POINTS), circuit.n_edges]
-    halves = tables if path else (inputs.evaluation_split,)
-    return {half: curve(inputs, half, of, sizes, tables[half][metric], circuit) for half in halves}
+    curves = {}
+    halves = list(tables) if path else [inputs.evaluation_split]
+    for i, half in enumerate(halves):
+
+        def measured(n: int, before: int = i * len(sizes)) -> None:
+            progress(Progress("curve", before + n, len(halves) * len(sizes)))
+
+        curves[half] = curve(inputs, half, of, sizes, tables[half][metric], circuit, measured)
+    return curves
 
 
 def _no_edges(inputs: Inputs, circuit: Circuit, tables: dict[str, Table]) -> tuple[str, ...]:

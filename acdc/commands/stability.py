@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from acdc.commands.run import describe, measure, run_or_read
+from acdc.commands.run import describe, measure, planned, run_or_read
 from acdc.errors import UserError
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
@@ -26,7 +26,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Show
+from acdc.io.progress import Progress, Show, one_of
 from acdc.methods.discover import SCORES, find, scored
 from acdc.model.load import Model
 from acdc.registry import METHODS, ORDERS, parse_filter
@@ -95,11 +95,12 @@ def stability(
         if doubt := warning(inputs, competence(inputs)):
             notes.append(doubt)
             say(doubt)
-        base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, progress, say)
+        count = 1 + sum(plan.counts.values())
+        base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, one_of(progress, 0, count), say)
         found: dict[str, dict[str, Circuit]] = {}  # kind → name → circuit without dead edges
         seeded = []
-        for rerun in reruns(inputs, plan.counts):
-            circuit = run_or_resume(rerun, inputs, out, progress, say).circuit()
+        for number, rerun in enumerate(reruns(inputs, plan.counts), 1):
+            circuit = run_or_resume(rerun, inputs, out, one_of(progress, number, count), say).circuit()
             found.setdefault(rerun.kind, {})[rerun.name] = circuit
             if rerun.kind == "seeds":
                 seeded.append(rerun.inputs.data)
@@ -176,11 +177,13 @@ def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Ca
     folder = inside(out, rerun.name)
 
     def make() -> CircuitFile:
+        progress(planned(rerun.inputs))
         if rerun.kind == "orders" and base.config.prefilter is not None:
             # A filter may draw by the seed, which is the order's here. Take its scores from the base run instead.
             write_scores(folder / SCORES, scored(base, parse_filter(base.config.prefilter)[0], out / BASE, progress))
         found = find(rerun.inputs, folder, progress)
         circuit = found.circuit.pruned()
+        progress(Progress("evaluation", 0, 1))
         measures = measure(rerun.inputs, circuit)
         file = describe(rerun.inputs, circuit, found.circuit, measures, rerun.notes, found.changes)
         say(f"{rerun.name}: {circuit.n_edges} edges")

@@ -167,7 +167,7 @@ def values_without(
             fewer = kept.clone()
             fewer[edge] = 0
             of_part.append(measure(patched_rows(model, circuit.graph, runs, fewer)))
-            progress(Progress(i * len(edges) + len(of_part), len(parts) * len(edges), "edges", name))
+            progress(Progress("minimality", i * len(edges) + len(of_part), len(parts) * len(edges), f"without {name}"))
         values.append(torch.stack(of_part))
     each = zip(names, torch.cat(values, 1), strict=True)
     return np.stack([_finite(inputs, half, f"{metric} without {name}", of_edge) for name, of_edge in each])

@@ -35,10 +35,11 @@ def curve(
     sizes: Iterable[float],
     values: Mapping[str, Array],
     known: Circuit | None = None,
+    measured: Callable[[int], None] = lambda _: None,
 ) -> tuple[CurvePoint, ...]:
     """Measure the strongest edges of a circuit on one half, about so many each time; nothing if an edge has no score.
     `values` are the run's metric of the full `model`, of everything `ablated` and of the `circuit` that is `known`
-    already, Float[prompt]."""
+    already, Float[prompt]; `measured` is called with how many sizes have been."""
     if not circuit.n_edges or circuit.scores is None or not np.isfinite(circuit.scores[circuit.kept]).all():
         return ()
     config = inputs.config
@@ -49,7 +50,8 @@ def curve(
         return Circuit(circuit.graph, importance >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
 
     found: dict[int, CurvePoint] = {}
-    for size in sizes:
+    for number, size in enumerate(sizes):
+        measured(number)
         # Some of the strongest edges are dead without the weaker ones: take as many as leave `size` edges alive.
         n = 1 + bisect_left(range(1, len(ranked)), size, key=lambda n: strongest(n).n_edges)
         some = strongest(n)

@@ -25,6 +25,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.progress import Progress, Show, silent
 from acdc.methods.log import Decision, Journal
+from acdc.methods.workload import Workload
 from acdc.patching.activations import non_finite_advice
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
@@ -64,8 +65,8 @@ def discover(
     if the metric is not finite, FileError if the journal holds other decisions, or can't be written.
     """
     search = _Search(engine, options, journal or Journal(), progress, allowed)
-    for stage in stages(engine.graph, options):
-        search.decide(stage)
+    for number in range(len(search.stages)):
+        search.decide(number)
     kept = engine.kept.copy()
     if not options.direct:
         return Circuit(engine.graph, kept, scores=search.scores)
@@ -120,7 +121,8 @@ class _Search:
         self.scores = np.full(self.graph.edges.shape, np.nan)
         self.direct_scores = np.full(len(self.graph.receivers), np.nan)
         self.direct = self.graph.direct.copy()
-        self.total = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
+        self.stages = list(stages(self.graph, self.options))
+        self.workload = Workload(self.engine, self.stages, self.allowed, self.options.direct)
         self.n_kept = 0  # edges that were tested and stay
         # The typical number of removals in a row, which sets the batch size: it depends on the decisions alone, so that
         # a replay makes the same batches.
@@ -130,8 +132,9 @@ class _Search:
         if not math.isfinite(self.metric):
             raise self._non_finite(self.metric, rows, "with all edges")
 
-    def decide(self, receivers: list[int]) -> None:
-        """Decide all edges into the receivers of one stage."""
+    def decide(self, stage: int) -> None:
+        """Decide all edges into the receivers of a stage."""
+        receivers = self.stages[stage]
         alive = [r for r in receivers if self.engine.alive(r)]
         for receiver in set(receivers) - set(alive):  # nothing reads its node
             self.engine.drop(receiver)
@@ -144,20 +147,26 @@ class _Search:
             if not alive:
                 return
         most = min(self.options.batch, self.engine.capacity(alive))
-        if self.options.direct and self.graph.direct[alive[0]]:
-            self._test([Removal(r, None) for r in alive], most)
-            alive = [r for r in alive if self.direct[r]]
         kept = self.engine.kept
-        self._test([Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]], most)
+        directs = [Removal(r, None) for r in alive] if self.options.direct and self.graph.direct[alive[0]] else []
+        self.workload.begin(stage, len(directs) + int(kept[:, alive].sum()))
+        if directs:
+            self._test(directs, most, alive)
+            alive = [r for r in alive if self.direct[r]]
+        queue = [Removal(r, s) for r in alive for s in _parents(self.graph, r, self.options) if kept[s, r]]
+        self._test(queue, most, [])
 
-    def _test(self, queue: list[Removal], most: int) -> None:
-        """Decide some edges, in batches of at most so many."""
+    def _test(self, queue: list[Removal], most: int, then: list[int]) -> None:
+        """Decide some edges, in batches of at most so many; `then` come those into some receivers."""
         while queue:
             decisions = self.journal.begin(self._name(removal) for removal in queue)
+            resumed = self.journal.resumed if decisions else ""
             if decisions is None:
                 decisions = self._evaluate(queue, most)
                 self.journal.write(decisions)
             self._apply(queue[: len(decisions)], decisions)
+            self.workload.left(len(queue) - len(decisions) + int(self.engine.kept[:, then].sum()))
+            self._show(queue[0].receiver, resumed)
             queue = queue[len(decisions) :]
 
     def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
@@ -227,13 +236,13 @@ class _Search:
             self.streak = 0.6 * self.streak + 0.4 * (len(gone) + 1)
         else:
             self.streak += len(gone)
-        left = int(self.engine.kept.sum()) - self.n_kept
-        if self.options.direct:
-            left += int(self.direct.sum())
-        done = self.total - left
-        node = self.graph.receivers[removals[-1].receiver].name
-        note = f"removed {done - self.n_kept}, kept {self.n_kept}, left {left}, {node}, metric {self.metric:.4f}"
-        self.progress(Progress(done, self.total, "edges", note))
+
+    def _show(self, receiver: int, resumed: str) -> None:
+        all_edges = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
+        present = int(self.engine.kept.sum()) + (int(self.direct.sum()) if self.options.direct else 0)
+        counts = f"kept {self.n_kept:,}, left {present - self.n_kept:,}, removed {all_edges - present:,}"
+        note = f"metric {self.metric:.4g}, {self.graph.receivers[receiver].name}, {counts}"
+        self.progress(Progress("search", self.workload.done, self.workload.total, note, resumed))
 
     def _filter(self, receivers: list[int], allowed: np.ndarray) -> list[int]:
         """Remove the edges that may not be kept; returns the receivers that still have edges."""

@@ -20,6 +20,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     graph = problem.graph
     model = problem.model
     total = np.zeros(len(graph.senders))
+    depth = [graph.n_layers + 1 - s.layer if s.layer >= 0 else 0 for s in graph.senders]  # what is run behind a node
     done = 0
     for cache in problem.chunks(problem.max_batch(4 * graph.n_heads)):
         metric = cache.metric(problem.metric, model)
@@ -31,6 +32,6 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
                 continue
             rows = patched.without_node(sender.layer, written, sender.kind == "head")
             total[first : first + len(written)] += (metric(rows) - full).cpu().double().sum(1).numpy()
-            done += len(written) * len(cache.pad)
-            progress(Progress(done // problem.n_prompts, len(graph.senders) - len(graph.inputs), "nodes", sender.name))
+            done += len(written) * depth[first] * len(cache.pad)
+            progress(Progress("scores", done, sum(depth) * problem.n_prompts, sender.name))
     return Scores.of_nodes(graph, total / problem.n_prompts)

@@ -11,7 +11,7 @@ import torch
 from acdc.errors import UserError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.io.progress import Show
+from acdc.io.progress import Plan, Progress, Show
 from acdc.methods import (
     causal_mediation,
     diffmask,
@@ -98,6 +98,7 @@ def _acdc(
     inputs: Inputs, options: Options, journal: Journal, progress: Show, allowed: np.ndarray | None
 ) -> tuple[Circuit, int]:
     """Run ACDC; returns its circuit, and how often it evaluated the metric."""
+    progress(Progress("search", 0, 1))
     model = inputs.model.transformer
     parts = inputs.parts("discovery")
     graph = model.config.graph()
@@ -135,6 +136,7 @@ def eliminate(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | N
         raise UserError(f"{flag}: the edges that --prefilter {c.prefilter} leaves {reached}; leave more")
     journal = Journal(out / LOG)
     start, evaluations = _superset(inputs, out, ends, journal, progress, allowed)
+    progress(Progress("elimination", 0, 1))
     with torch.inference_mode():
         engine = CircuitEngine(problem.model, problem.parts, problem.parts.metric(c.metric), start)
         found = smallest(engine, problem, start, allowed, goal, ends, journal, progress)
@@ -230,24 +232,30 @@ def _what(c: Config, method: str) -> tuple[object, ...]:
 def _score(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Scores:
     c = inputs.config
     problem = inputs.problem("discovery")
+    stage = "scores" if method == c.method else "filter"
+
+    def show(p: Progress | Plan) -> None:
+        progress(p._replace(stage=stage) if isinstance(p, Progress) else p)
+
+    show(Progress(stage, 0, 1))
 
     def integrated() -> Scores:
-        return eap_ig.score(problem, method, c.steps or METHODS[method].repeats, progress)
+        return eap_ig.score(problem, method, c.steps or METHODS[method].repeats, show)
 
     def trained(module: ModuleType, **own: float | None) -> Scores:
         stated = {key: value for key, value in {**own, "updates": c.updates}.items() if value is not None}
-        return module.score(problem, **stated, seed=c.seed, checkpoint=checkpoint, progress=progress)
+        return module.score(problem, **stated, seed=c.seed, checkpoint=checkpoint, progress=show)
 
     run: dict[str, Callable[[], Scores]] = {
-        "eap": lambda: eap.score(problem, progress),
+        "eap": lambda: eap.score(problem, show),
         "eap-ig": integrated,
         "eap-ig-activations": integrated,
         "eap-ig-clean-corrupted": integrated,
-        "relp": lambda: relp.score(problem, progress),
-        "information-flow-routes": lambda: information_flow_routes.score(problem, progress),
-        "edge-patching": lambda: edge_patching.score(problem, progress),
-        "hisp": lambda: hisp.score(problem, progress),
-        "causal-mediation": lambda: causal_mediation.score(problem, progress),
+        "relp": lambda: relp.score(problem, show),
+        "information-flow-routes": lambda: information_flow_routes.score(problem, show),
+        "edge-patching": lambda: edge_patching.score(problem, show),
+        "hisp": lambda: hisp.score(problem, show),
+        "causal-mediation": lambda: causal_mediation.score(problem, show),
         "subnetwork-probing": lambda: trained(subnetwork_probing, penalty=c.penalty),
         "edge-pruning": lambda: trained(edge_pruning, sparsity=c.sparsity),
         "diffmask": lambda: trained(diffmask),

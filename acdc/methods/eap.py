@@ -7,7 +7,7 @@ of a batch: its scores equal these if the metric is summed (`mean=False`), and a
 is averaged.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
 
 def at_clean(problem: Problem, model: Transformer, progress: Show) -> Scores:
     """Scores from the gradients of the clean run, as `model` propagates them."""
-    total = Attribution(problem)
-    for cache in total.chunks(progress):
+    total = Attribution(problem, 1, progress)
+    for cache in problem.chunks(CHUNK):
         metric = cache.metric(problem.metric, model)
         total.add(cache, receiver_gradients(model, cache, cache.clean, cache.residual, metric))
     return total.scores()
@@ -40,22 +40,21 @@ def at_clean(problem: Problem, model: Transformer, progress: Show) -> Scores:
 class Attribution:
     """Sums of differences times gradients, over positions, prompts and runs."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: Problem, runs: int, progress: Show) -> None:
+        """`runs`: how many there are of each prompt."""
         self._problem = problem
+        self._progress = progress
+        self._all_runs = runs * problem.n_prompts
         self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
         self._runs = 0  # of one prompt each
 
-    def chunks(self, progress: Show) -> Iterator[ActivationCache]:
-        """Yield the activations of the prompts, some at a time."""
-        seen = 0
-        for cache in self._problem.chunks(CHUNK):
-            yield cache
-            seen += len(cache.pad)
-            progress(Progress(seen, self._problem.n_prompts, "prompts", ""))
-
     def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
         """Add the contribution of one run's gradients."""
+        self._add(cache, gradients)
         self._runs += len(cache.pad)
+        self._progress(Progress("scores", self._runs, self._all_runs))
+
+    def _add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
         model = self._problem.model
         graph = self._problem.graph
         difference = cache.difference

@@ -20,7 +20,7 @@ from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
 from acdc.model.transformer import Activations
-from acdc.patching.activations import ActivationCache
+from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import METHODS, check_method
@@ -35,8 +35,10 @@ def score(
     prompts, which the ablation lacks."""
     check_method(method, problem.metric, problem.parts.ablation)
     points = {"eap-ig": _inputs, "eap-ig-activations": _activations, "eap-ig-clean-corrupted": _ends}[method]
-    total = Attribution(problem)
-    for cache in total.chunks(progress):
+    n_blocks = len(_blocks(problem))
+    runs = {"eap-ig": steps, "eap-ig-activations": steps * n_blocks, "eap-ig-clean-corrupted": 2}[method]
+    total = Attribution(problem, runs, progress)
+    for cache in problem.chunks(CHUNK):
         metric = cache.metric(problem.metric, problem.model)
         for at, residual, cut in points(problem, cache, steps):
             total.add(cache, receiver_gradients(problem.model, cache, at, residual, metric, cut))
@@ -55,13 +57,17 @@ def _ends(problem: Problem, cache: ActivationCache, _: int) -> Iterator[Point]:
     yield *problem.model.run_inputs(cache.ablated.inputs, cache.pad), None
 
 
-def _activations(problem: Problem, cache: ActivationCache, steps: int) -> Iterator[Point]:
-    clean = cache.clean
-    ablated = cache.ablated
+def _blocks(problem: Problem) -> list[tuple[str, int]]:
     blocks = [("inputs", 0)]
     for layer in range(problem.model.config.n_layers):
         blocks += [("z", layer)] + [("mlp", layer)] * int(problem.graph.mlp)
-    for block in blocks:
+    return blocks
+
+
+def _activations(problem: Problem, cache: ActivationCache, steps: int) -> Iterator[Point]:
+    clean = cache.clean
+    ablated = cache.ablated
+    for block in _blocks(problem):
         for share in (k / steps for k in range(1, steps + 1)):
 
             def edit(

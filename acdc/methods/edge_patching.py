@@ -22,6 +22,8 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     model = problem.model
     total = np.where(graph.edges, 0.0, np.nan)
     done = 0
+    depth = [graph.n_layers + 1 - r.layer for r in graph.receivers]  # layers that are run, and the output
+    work = [graph.n_parents(r) * deep for r, deep in zip(graph.receivers, depth, strict=True)]
     for cache in problem.chunks(problem.max_batch(len(graph.senders))):
         metric = cache.metric(problem.metric, model)
         full = metric(cache.targets.clean)
@@ -33,6 +35,6 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
                 last = min(n, first + VERSIONS)
                 rows = patched.without_edge(r, written[first:last])
                 total[first:last, receiver] += (metric(rows) - full).cpu().double().sum(1).numpy()
-            done += n * len(cache.pad)
-            progress(Progress(done // problem.n_prompts, graph.n_edges, "edges", r.node))
+            done += work[receiver] * len(cache.pad)
+            progress(Progress("scores", done, sum(work) * problem.n_prompts, r.name))
     return Scores(graph, total / problem.n_prompts)

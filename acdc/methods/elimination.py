@@ -124,10 +124,14 @@ class _Search:
     left_at: dict[Edge, int] = field(default_factory=dict)  # edge → size of the last circuit that had it
     circuit: int = 0  # number of the current circuit
     circuits: int = 0  # how many there were
+    tests: int = 0  # effects taken and changes made
+    resumed: str = ""  # what the last of them was repeated from
+    exchanging: bool = False
+    aside: int = 0  # tests for exchanges
 
     def __post_init__(self) -> None:
         self.metric = self.engine.metric(self.kept)
-        self.total = self.size
+        self.start = self.size
 
     @property
     def size(self) -> int:
@@ -163,8 +167,10 @@ class _Search:
 
     def exchange(self) -> None:
         """Add edges and remove others, until that makes the circuit neither smaller nor better."""
+        self.exchanging = True
         while any(self._exchanged(edge) for edge in self._candidates()):
             pass
+        self.exchanging = False
 
     def least_of_all(self) -> Edge | None:
         """Take all effects again; returns the edge with the smallest one if the goal allows it to go."""
@@ -276,7 +282,7 @@ class _Search:
         for edge, decision in zip(edges, recorded, strict=True):
             self.effects[edge] = decision.change
             self.taken_in[edge] = self.circuit
-        self._show()
+        self._show(len(edges))
 
     def flip(self, edges: Sequence[Edge], metric: float | None = None) -> None:
         """Remove edges from the circuit, and what is dead then, or add those that it lacks. `metric` is that of the new
@@ -299,7 +305,7 @@ class _Search:
         self.metric = recorded[0].metric
         self.circuits += 1
         self.circuit = self.circuits
-        self._show()
+        self._show(1)
 
     def _undo(self) -> Callable[[], None]:
         """Return what goes back to the current circuit, whose effects then count again."""
@@ -318,7 +324,9 @@ class _Search:
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        return self.journal.begin((self.engine.graph.edge_name(*edge) for edge in edges), whole=True)
+        recorded = self.journal.begin((self.engine.graph.edge_name(*edge) for edge in edges), whole=True)
+        self.resumed = self.journal.resumed if recorded else ""
+        return recorded
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""
@@ -331,9 +339,16 @@ class _Search:
         metric = value if taken else self.metric
         return Decision(self.journal.batch, name, value - self.metric, goal - value, metric, present != taken)
 
-    def _show(self) -> None:
-        note = f"{self.size} left, faithfulness {self.ends.faithfulness(self.metric):.3f} on the discovery half"
-        self.progress(Progress(self.total - self.size, self.total, "edges", note))
+    def _show(self, tests: int) -> None:
+        """Report some tests. How many are to come isn't known: every edge goes sooner or later, after as many tests as
+        the others so far, and an exchange takes a few for each of its candidates."""
+        self.tests += tests
+        self.aside += tests if self.exchanging else 0
+        gone = self.start - self.size
+        each = (self.tests - self.aside - self.start) / gone if gone else RETAKEN
+        left = each * self.size + max(0, SCREENED + 2 * TRIED * RETAKEN - self.aside)
+        note = f"faithfulness {self.ends.faithfulness(self.metric):.3f}, {self.size:,} edges left"
+        self.progress(Progress("elimination", self.tests, self.tests + left, note, self.resumed))
 
 
 def _differing(a: Array, b: Array) -> list[Edge]:

@@ -40,7 +40,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
                 first = graph.sender_index[f"a{r.layer}.h0"]
             total[first : first + effect.shape[1]] += effect.abs().cpu().double().sum(0)
         done += len(cache.pad)
-        progress(Progress(done, problem.n_prompts, "prompts", ""))
+        progress(Progress("scores", done, problem.n_prompts, f"{done:,} of {problem.n_prompts:,} prompts"))
     nodes = (total / problem.n_prompts).numpy()
     layers = np.array([s.layer for s in graph.senders])
     for layer in range(graph.n_layers):

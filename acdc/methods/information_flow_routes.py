@@ -36,7 +36,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
         for position in range(cache.mask.shape[1]):
             _add(total, problem, cache, position)
         done += len(cache.pad)
-        progress(Progress(done, problem.n_prompts, "prompts", ""))
+        progress(Progress("scores", done, problem.n_prompts, f"{done:,} of {problem.n_prompts:,} prompts"))
     edges = np.full(graph.edges.shape, np.nan)
     for receiver, n in enumerate(parents):
         edges[:n, receiver] = total[n].numpy() / problem.n_prompts

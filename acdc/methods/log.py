@@ -47,6 +47,7 @@ class Journal:
         if path is not None and self._longer:
             decisions = read_log(path)
             self.decisions = [d for d in decisions if d.batch != decisions[-1].batch]
+        self.resumed = f"{len(self.decisions):,} decisions from the log"
         self._recorded = iter([list(batch) for _, batch in groupby(self.decisions, lambda d: d.batch)])
 
     def begin(self, edges: Iterable[str], whole: bool = False) -> list[Decision] | None:

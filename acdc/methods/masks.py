@@ -132,6 +132,8 @@ def train(training: Training, problem: Problem, batches: Batches, checkpoint: Pa
         begin, state = _read(checkpoint, mark, state)
     state = {name: x.to(model.device) for name, x in state.items()}
     ascent = torch.tensor(training.ascent, dtype=model.dtype).to(model.device)
+    if begin:
+        progress(Progress("scores", begin, training.updates, resumed=f"{begin:,} updates from the checkpoint"))
     for done in range(begin, training.updates):
         alpha, multipliers = (state[name].clone().requires_grad_() for name in ("alpha", "multipliers"))
         noise = torch.from_numpy(_noise(training.seed, done, training.gates)).to(model.device, model.dtype)
@@ -156,7 +158,8 @@ def train(training: Training, problem: Problem, batches: Batches, checkpoint: Pa
         if checkpoint is not None and ((done + 1) % SAVED_EVERY == 0 or done + 1 == training.updates):
             tensors = {name: x.detach().cpu().contiguous() for name, x in state.items()}
             write_atomic(checkpoint, save(tensors, {"training": mark, "updates": str(done + 1)}))
-        progress(Progress(done + 1, training.updates, "updates", f"loss {value:.4g}, kept {kept:.1%}"))
+        note = f"loss {value:.4g}, kept {kept:.1%}, update {done + 1:,} of {training.updates:,}"
+        progress(Progress("scores", done + 1, training.updates, note))
     return state["alpha"]
 
 

@@ -88,8 +88,13 @@ def superset(
     """
     begun = path.exists()
     left, done = _read(path, allowed) if begun else (Circuit(problem.graph, allowed).live(), False)
+    resumed = f"{int(left.sum()):,} edges that gradients left" if begun else ""
     while not done:
-        _show(problem, left, progress)
+        n_left = max(1, int(left.sum()))
+        halved = math.log2(problem.graph.n_edges / n_left)  # how often: each time takes about as long
+        total = max(halved, math.log2(problem.graph.n_edges / fewest))
+        progress(Progress("gradients", halved, total, f"{n_left:,} edges left", resumed))
+        resumed = ""
         good = begun or metric_of(problem, left) <= worst  # what was left later has been measured
         fewer = _smaller(problem, left, fewest, worst, known) if good else None
         begun = True
@@ -148,11 +153,6 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
             metric = cache.metric(problem.metric, model)
             total += PatchedModel(model, cache).edge_gradients(graph, edges, metric).cpu().double().numpy()
     return total / problem.n_prompts
-
-
-def _show(problem: Problem, left: Array, progress: Show) -> None:
-    n = problem.graph.n_edges
-    progress(Progress(n - int(left.sum()), n, "edges", f"{int(left.sum()):,} left, ruling out by gradients"))
 
 
 def _read(path: Path, allowed: Array) -> tuple[Array, bool]:

@@ -76,6 +76,14 @@ class ModelConfig:
         inputs = ("tok", "pos") if self.split_position else ("input",)
         return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
 
+    def operations(self, kind: str) -> int:
+        """Multiplications and additions of a node at one position: an input, a head without the mixing of positions, an
+        MLP, or the logits."""
+        d = self.d_model
+        head = 4 * d * self.d_head
+        mlp = (3 if self.gated else 2) * d * self.d_mlp
+        return 2 * {"input": 0, "head": head, "mlp": mlp, "logits": d * self.vocab_out}[kind]
+
     @property
     def n_weights(self) -> int:
         """The number of all weights, biases included."""

@@ -69,6 +69,8 @@ class Engine:
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
         self.row_example = cache.rows[:, 0]
         self.row_column = torch.searchsorted(self.live.columns, cache.rows[:, 1] - self.live.start)
+        # Numbers of live positions, of positions that are scored in any prompt, and of scored ones, over all prompts.
+        self.extent = self.batch * self.live.n_live, self.batch * len(self.live.columns), len(self.row_example)
         self._open(self.logits)
 
     # --- for the method ---------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class PartedEngine:
         self.metric = first.metric
         self.metric_of = first.metric_of
         self.guess = first.guess
+        self.extent = first.extent
 
     @property
     def evaluations(self) -> int:

@@ -22,8 +22,8 @@ from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import open_checkpoint
 from acdc.model.load import pick_device
 from acdc.report.results import summary, to_text
+from acdc.setup import estimate
 from acdc.setup.config import Config, DefaultModel
-from acdc.sweep import estimate
 from acdc.sweep.executors import Executor, Local
 from acdc.sweep.file import SweepFile, read_sweep
 from acdc.sweep.grid import Run, runs_of

@@ -63,9 +63,11 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
 
 def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, say: Callable[[str], None]) -> None:
     """Make these runs, and show and log each that ends."""
+    to_come = {run.name: plan.seconds[run.name] for run in left}
+    total = sum(plan.seconds[run.name] for run in plan.runs)
     done = len(plan.runs) - len(left)
     failed = 0
-    progress(Progress(done, len(plan.runs), "runs", ""))
+    progress(Progress("runs", total - sum(to_come.values()), total, resumed=f"{done:,} finished runs" if done else ""))
     if not left:
         return
     with closing(plan.executor.make(left, say)) as looks:  # if this is interrupted, the workers end
@@ -76,8 +78,9 @@ def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, 
                     failed += 1
                     say(f"{run.name} failed: {row['message']}")
                 tracking.log(row)
-            done += len(ended)
-            progress(Progress(done, len(plan.runs), "runs", f"{failed} failed; {doing}" if failed else doing))
+                del to_come[run.name]
+            ended_ = f"{len(plan.runs) - len(to_come)} of {len(plan.runs)}" + f", {failed} failed" * bool(failed)
+            progress(Progress("runs", total - sum(to_come.values()), total, f"{ended_}; {doing}"))
 
 
 def _mixed(rows: list[Row]) -> list[str]:

@@ -23,7 +23,7 @@ from acdc.commands.run import run
 from acdc.errors import FileError, InUse, UserError
 from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import read_json
-from acdc.io.progress import Progress
+from acdc.io.progress import Forecast, Plan, Progress
 from acdc.io.yaml_file import read_yaml
 from acdc.model.load import pick_device
 from acdc.setup.config import Config
@@ -79,13 +79,15 @@ class Worker:
                 return
 
     def _make(self, folder: Path, config: Config, tell: Tell) -> None:
+        forecast = Forecast()
         reported = 0.0
 
-        def show(progress: Progress) -> None:
+        def show(progress: Progress | Plan) -> None:
             nonlocal reported
+            forecast.see(progress)
             if time.monotonic() - reported > REPORT_EVERY:
                 reported = time.monotonic()
-                tell({"at": f"{progress.done / max(1, progress.total):.0%}"})
+                tell({"at": f"{forecast.share():.0%}"})
 
         with suppress(FileError):  # keep the `part` of an earlier attempt, on which the run's files depend
             begun = read_yaml(folder / "config.yaml", Config.model_fields)

@@ -17,13 +17,14 @@ from acdc.errors import FileError
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.methods.discover import CHECKPOINT, SCORES, SUPERSET
+from acdc.methods.log import read_log
 from acdc.patching.activations import prepare
 from acdc.patching.patch import circuit_edges, patched_rows
 from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support import ROOT
-from tests.support.runs import COMPARED, Killed, inputs, killer, scoring
+from tests.support.runs import COMPARED, Killed, inputs, killer, of_work, scoring
 
 OF_TARGET = {SUPERSET, "frontier.csv"}  # files of runs with a target only
 
@@ -123,12 +124,12 @@ PROGRAM = """
 import os, signal, sys
 from pathlib import Path
 from acdc.commands import run as runner
-from tests.support.runs import inputs
+from tests.support.runs import inputs, of_work
 n = int(sys.argv[2])
-def progress(_):
+def progress(p):
     global n
-    n -= 1
-    if n == 0:
+    n -= of_work(p)
+    if n == 0 and of_work(p):
         os.kill(os.getpid(), getattr(signal, sys.argv[3]))
 try:
     runner.run(inputs(), Path(sys.argv[1]), progress=progress)
@@ -231,3 +232,32 @@ def test_an_unwritable_directory_is_one_clear_line(loaded, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FileError, match="can't be written"):
         runner.run(loaded, tmp_path / "file" / "run")
+
+
+# ---------------------------------------------------------------- progress
+
+
+def test_a_run_shows_its_stages_in_the_planned_order_and_each_to_its_end(tmp_path):
+    seen = []
+    runner.run(inputs(), tmp_path, progress=seen.append)
+    plan, *reports = seen
+    assert list(plan.stages) == ["loading", *dict.fromkeys(p.stage for p in reports)]
+    assert list(plan.stages) == ["loading", "activations", "search", "evaluation", "curve", "report"]
+    search = [p for p in reports if p.stage == "search"]
+    assert [p.done for p in search] == sorted(p.done for p in search)
+    assert search[-1].done == pytest.approx(search[-1].total)
+    assert not any(p.resumed for p in reports)
+
+
+def test_a_resumed_run_begins_where_it_was(tmp_path):
+    with pytest.raises(Killed):
+        runner.run(inputs(), tmp_path, progress=killer(5))
+    seen = []
+    runner.run(inputs(), tmp_path, progress=seen.append)
+    log = read_log(tmp_path / "log.jsonl")
+    search = [p for p in seen if of_work(p)]
+    again = [p for p in search if p.resumed]
+    assert again == search[: len(again)]
+    assert len(again) == 4  # the last batch of the log is decided again
+    assert {p.resumed for p in again} == {f"{sum(d.batch <= len(again) for d in log):,} decisions from the log"}
+    assert 0 < again[-1].done < search[len(again)].done

@@ -36,6 +36,7 @@ from acdc.methods.discover import CHECKPOINT, LOG, SCORES
 from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
+from tests.support.runs import of_work
 
 KILLS = 50  # of single runs; comparisons and stability add some
 MEASURED = ("cost.json", "compare.json", "table.csv")  # their contents differ between runs
@@ -210,7 +211,7 @@ def begun(job: Job, out: Path, seen: Path, kill_at: int = 0) -> int:
                 moments = Moments(out, act)
                 with moments.watched():
                     moments.at("start")
-                    job(out, lambda _: moments.at("progress"))
+                    job(out, lambda p: moments.at("progress") if of_work(p) else None)
                     moments.at("end")
             code = 0
         except InUse:

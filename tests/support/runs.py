@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from acdc.commands import run as runner
+from acdc.io.progress import Progress
 from acdc.registry import METHODS
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
@@ -40,13 +41,19 @@ class Killed(BaseException):
     """Not an Exception, so that nothing catches it."""
 
 
+def of_work(p) -> bool:
+    """Whether a report says that a method has done something: a batch of decisions, an update, some prompts."""
+    of_method = isinstance(p, Progress) and p.stage in ("filter", "scores", "gradients", "search", "elimination")
+    return of_method and p.done > 0 and not (p.stage == "scores" and p.resumed)
+
+
 def killer(after: int):
-    """A progress callback that raises `Killed` at its n-th call."""
+    """A progress callback that raises `Killed` at its n-th report of work."""
     calls = []
 
-    def progress(_):
-        calls.append(1)
-        if len(calls) == after:
+    def progress(p):
+        calls.extend([1] * of_work(p))
+        if of_work(p) and len(calls) == after:
             raise Killed
 
     return progress

@@ -25,8 +25,9 @@ from acdc.files import table
 from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
 from acdc.model.checkpoint import open_checkpoint
 from acdc.report.results import to_text
+from acdc.setup import estimate
 from acdc.setup.config import Config, resolve
-from acdc.sweep import estimate, executors
+from acdc.sweep import executors
 from acdc.sweep.executors import PYTHON
 from acdc.sweep.file import AxisRange, read_sweep
 from acdc.sweep.grid import runs_of as all_runs_of

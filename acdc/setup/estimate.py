@@ -1,10 +1,11 @@
 """Estimated duration of a run: its operations over the speed of the device, within a factor of about three. Finished
-runs of the same kind correct it.
+runs of the same kind correct it; so does the run itself, as it goes on (`acdc.io.progress`).
 
 ACDC needs about three evaluations per receiver (measured: 1,200 for 445 on a model of GPT-2 small's size, 2,500 for 841
 on SmolLM2), each of half the layers at the live positions, and of the output layer.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import median
 
@@ -17,16 +18,28 @@ from acdc.task.tokenize import Split
 SPEED = {"cpu": 50e9, "cuda": 1e13, "mps": 1e12}  # operations per second, of one core or a GPU
 START = 1.0  # seconds for everything else: files, pictures
 PER_RECEIVER = 3  # evaluations of ACDC
+FILTERED = 0.5  # of the nodes are left by a filter
+PATCHED = 0.4  # of a run of the whole model: a run of a circuit
+MEASURED = 4  # circuits, the empty one among them, on each half, and
+CURVE = 10  # of the sizes of the curve; on the path to a target
+PATH = 60
+ELIMINATED = (64, 10, 0.12)  # edges, tests of each, and the share of an evaluation by ACDC that a test takes
+GRADIENTS = 12  # passes that halve the edges of a superset
 
 
 def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
-    """Return the estimated duration in seconds. The prompts are those of one half; the threads are of the CPU."""
+    """Return the estimated duration of a run in seconds; see `stages`."""
+    return sum(stages(config, sizes, prompts, device, threads).values())
+
+
+def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> dict[str, float]:
+    """Return the stages of a run, and about how many seconds each takes. The prompts are those of one half; the threads
+    are of the CPU."""
+    speed = SPEED[device] * (threads if device == "cpu" else 1)
     n, n_pos = prompts.clean.shape
     live = live_positions(config, sizes, prompts)
-    attention = 4 * sizes.d_model * sizes.d_head * sizes.n_heads
-    mlp = (3 if sizes.gated else 2) * sizes.d_model * sizes.d_mlp
-    layer = 2 * (attention + mlp)
-    output = 2 * sizes.d_model * sizes.vocab_out * len(prompts.rows)
+    layer = sizes.n_heads * sizes.operations("head") + sizes.operations("mlp")
+    output = sizes.operations("logits") * len(prompts.rows)
     whole = n * n_pos * sizes.n_layers * layer + output
     evaluation = n * live * sizes.n_layers * layer / 2 + output
     graph = sizes.graph()
@@ -40,14 +53,24 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
             times *= sizes.n_layers
         return facts.passes * times * whole
 
+    work = {"loading": 0.75 * START * speed, "activations": 3 * whole}
+    tests: float = PER_RECEIVER * len(graph.receivers)
+    if config.prefilter:
+        method, share = parse_filter(config.prefilter)
+        work["filter"] = scored(method)
+        tests = min(tests, round(share * graph.n_edges)) * FILTERED
     if config.method != "acdc":
-        work = scored(config.method)
+        work["scores"] = scored(config.method)
+    elif config.eliminates:
+        edges, of_each, part = ELIMINATED
+        work["gradients"] = GRADIENTS * math.log2(max(2, graph.n_edges / edges)) * whole
+        work["elimination"] = edges * of_each * part * evaluation
     else:
-        work = PER_RECEIVER * len(graph.receivers) * evaluation
-        if config.prefilter:
-            work += scored(parse_filter(config.prefilter)[0])
-    speed = SPEED[device] * (threads if device == "cpu" else 1)
-    return START + (4 * whole + work) / speed  # four passes measure the circuit on both halves
+        work["search"] = tests * evaluation
+    work["evaluation"] = (2 + MEASURED * PATCHED) * whole
+    work["curve"] = (PATH if config.eliminates else CURVE) * PATCHED * whole
+    work["report"] = 0.25 * START * speed
+    return {stage: operations / speed for stage, operations in work.items()}
 
 
 def corrected(estimates: Sequence[float], taken: Iterable[tuple[float, float]]) -> list[float]:
