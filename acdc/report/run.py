@@ -21,16 +21,16 @@ def _head(file: CircuitFile) -> str:
     method = file.method
     edges = file.graph.edges
     direct = file.graph.edges_with_direct
+    dead = file.graph.dead
+    asked = method.options.get("edges")
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
+    if isinstance(asked, int):
+        counts += f", {asked:,} asked for"
+        counts += f", {asked - edges.kept:,} of them on no path" if dead else ""
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
-    nowhere = "on no path from an input to the logits"
-    asked = method.options.get("edges")
-    if isinstance(asked, int):
-        counts += f"; {asked:,} asked for"
-        counts += f", {asked - edges.kept:,} of them {nowhere}" if file.graph.dead else ""
-    elif file.graph.dead:
-        counts += f"; {file.graph.dead:,} more{' with direct edges' if direct else ''} {nowhere}"
+    if dead and not isinstance(asked, int):
+        counts += f", {dead:,} more on no path"
     head = f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
     if file.of_eap_ig:
         return f"{head}method    {method.name}"

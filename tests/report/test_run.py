@@ -96,6 +96,20 @@ def test_a_circuit_without_edges_says_that_the_threshold_is_above_the_whole_effe
     assert "strongest edges" not in result.out
 
 
+def test_counts_add_up(acdc):
+    """Of the edges asked for, those of the file and those on no path; with a threshold, those that ACDC's log keeps."""
+    text = acdc(*GREATER_THAN, "--method", "eap-ig", "--edges", "20").out
+    with open("run/circuit.json") as file:
+        graph = json.load(file)["graph"]
+    kept = graph["edges"]["kept"]
+    assert f"{kept} of 479 residual edges" in text and f", 20 asked for, {20 - kept} of them on no path; " in text
+    text = acdc(*GREATER_THAN[:-1], "other").out
+    with open("other/log.jsonl") as log:
+        found = sum(json.loads(line)["kept"] for line in log)
+    on_path, more = re.search(r"; (\d+) of 527 with direct edges, (\d+) more on no path; ", text).groups()
+    assert int(on_path) + int(more) == found
+
+
 def test_an_estimate_keeps_its_low_end_low():
     assert readable_estimate("logit-diff", (-2.0, -3.0, -1.0)) == (2.0, 1.0, 3.0)
     assert readable_estimate("kl", (2.0, 1.0, 3.0)) == (2.0, 1.0, 3.0)
