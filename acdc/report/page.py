@@ -295,4 +295,4 @@ def _tested(log: Sequence[Mapping[str, Any]], file: CircuitFile) -> str:
 
 
 def _words(half: str) -> str:
-    return half.replace("_", " ")
+    return half.replace("_", "-")
