@@ -27,7 +27,7 @@ class ShownPrompt:
     clean: tuple[str, ...]  # tokens as texts, without padding
     corrupted: tuple[str, ...]
     scored: int  # the last scored position in `clean`, whose next token is predicted
-    correct: tuple[str, ...]  # the first few answers there
+    correct: tuple[str, ...]  # the answers there
     wrong: tuple[str, ...]
     predictions: dict[str, tuple[tuple[str, float], ...]]  # by what was run: likeliest next tokens, their probabilities
 
@@ -84,8 +84,8 @@ def _examples(inputs: Inputs, rows: Rows) -> tuple[ShownPrompt, ...]:
                 clean=texts(split.clean[i, pad:]),
                 corrupted=texts(split.corrupted[i, pad:]),
                 scored=int(split.rows[row, 1]) - pad,
-                correct=texts(split.correct[row][:TOP]),
-                wrong=texts(split.wrong[row][:TOP]),
+                correct=texts(split.correct[row]),
+                wrong=texts(split.wrong[row]),
                 predictions=predictions,
             )
         )

@@ -26,14 +26,16 @@ from acdc.registry import METRICS
 from acdc.report.canvas import curve_path
 from acdc.report.layout import lay_out
 from acdc.report.panels import Panel, labels
+from acdc.report.picture import MOST, title_of
 from acdc.report.run import metric_rows
-from acdc.report.text import bound, heading
+from acdc.report.text import bound, estimate, heading
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
     from acdc.evaluation.frontier import CurvePoint
 
 WEB = Path(__file__).parent / "web"
+ANSWERS = 5  # shown of a prompt
 LOG_ROWS = 50_000  # decisions in the page: of a longer log, the kept edges and those nearest to the threshold
 UNITS = {name: metric.unit for name, metric in METRICS.items()}
 
@@ -50,9 +52,14 @@ def render_report(
     metric = file.method.metric
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
+    changes = any(e.change is not None for e in file.edges)
     margins = {d["edge"]: d["margin"] for d in log}
     model = file.model
     data = {
+        "task": file.task.name,
+        "model": {"name": model.name, "hash": model.hash},
+        "measure": "frequency" if file.method.name == "stability" else "score",
+        "most": MOST,
         "graph": {"layers": model.n_layers, "heads": model.n_heads, "inputs": model.inputs, "mlp": model.mlp},
         "method": {"metric": metric, "unit": UNITS.get(metric, ""), "threshold": file.method.threshold},
         "layout": _layout(file.circuit()),
@@ -69,6 +76,7 @@ def render_report(
         "run.html",
         {"data": data, "log": _log_rows(log)},
         title=f"{file.task.name} in {model.name}",
+        tab=title_of(file),
         answer=_answer(file, metrics),
         summary=_method(file),
         notes=file.notes,
@@ -77,11 +85,13 @@ def render_report(
         unit=UNITS.get(metric, ""),
         explanation=explanation,
         half=data["half"],
-        curve=[[p.edges, *p.faithfulness, *p.metric] for p in _curve(explanation)],
+        curve=[[p.edges, estimate(p.faithfulness, 3), estimate(p.metric, 4)] for p in _curve(explanation)],
         target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
         residual=len(residual),
-        edges=[[e.name, e.score, e.change] for e in ranked],
+        scored=any(e.score is not None for e in residual),
+        changes=changes,
+        edges=[[e.name, e.score, e.change] if changes else [e.name, e.score] for e in ranked],
         log=log,
         tested=_tested(log, file),
         command=file.command,
@@ -108,6 +118,7 @@ def render_many(
         "many.html",
         {"data": data},
         title=title,
+        tab=title,
         answer=description,
         summary=summary,
         notes=notes,
@@ -151,10 +162,15 @@ def _layout(circuit: Circuit) -> dict[str, object]:
     left, bottom, right, top = layout.corners
     return {
         "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
-        "paths": {name: curve_path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
+        "paths": {name: _path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
+
+
+def _path(points: list[tuple[float, float]]) -> list[object]:
+    """The line of an edge without its arrowhead, and the arrow's tip."""
+    return [curve_path(points[:-3]), *points[-1]]
 
 
 def _explained(explanation: Explanation | None) -> dict[str, object]:
@@ -214,9 +230,9 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
         text += f" are the circuit {found} for {file.task.name}."
     else:
         interval = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
-        which = "it was not searched on" if half == "held_out" else "it was found with"
+        which = "held-out prompts" if half == "held_out" else "prompts it was found with"
         text += f" recover {value:.1%}{interval} of what it does on {file.task.name}"
-        text += f", by {file.method.metric} on {file.task.examples} prompts {which}."
+        text += f", measured by {file.method.metric} on {file.task.examples} {which}."
     accuracies = [file.metrics.get(f"{half}.{what}.accuracy") for what in ("circuit", "model", "ablated")]
     if None in accuracies:
         return text
@@ -258,7 +274,9 @@ def _prompt(example: ShownPrompt) -> dict[str, object]:
     answers = []
     for label, texts in (("correct", example.correct), ("wrong", example.wrong)):
         if texts:
-            answers.append(f"{label} " + ", ".join(json.dumps(text, ensure_ascii=False) for text in texts))
+            shown = [json.dumps(text, ensure_ascii=False) for text in texts[:ANSWERS]]
+            cut = f", … ({len(texts):,} in all)" if len(texts) > ANSWERS else ""
+            answers.append(f"{label} {', '.join(shown)}{cut}")
     return asdict(example) | {
         "changed": [i for i, (clean, corrupted) in enumerate(pairs) if clean != corrupted],
         "answers": "; ".join(answers),
@@ -276,4 +294,4 @@ def _tested(log: Sequence[Mapping[str, Any]], file: CircuitFile) -> str:
 
 
 def _words(half: str) -> str:
-    return half.replace("_", " ")
+    return half.replace("_", "-")

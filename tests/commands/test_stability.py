@@ -105,7 +105,8 @@ def test_the_core_is_what_nearly_all_found(done):
     base = read_circuit(done / "base/circuit.json")
     assert base.metrics["held_out.circuit.kl"] == pytest.approx(s["base"]["metric"], rel=1e-6)
     for name in ("core.svg", "found.svg"):
-        ET.parse(done / name)
+        found = [e.text for e in ET.parse(done / name).iter("{http://www.w3.org/2000/svg}text")]
+        assert any(text.startswith("frequency: the share of reruns") for text in found)
 
 
 def test_frequencies_on_a_graph_of_two_heads():

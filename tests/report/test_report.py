@@ -92,7 +92,7 @@ def lit(page) -> set[str]:
 
 
 def shown(page) -> int:
-    return page.locator("path.edge").count()
+    return page.locator(".edge").count()
 
 
 def hover(page, edge: str) -> str:
@@ -115,7 +115,8 @@ def test_the_answer_comes_first(browser, ioi):
         value, low, high = stated["faithfulness"]["held_out"]
         assert answer.startswith(f"{file.graph.edges.kept} of the 479 edges of tiny")
         assert f"recover {value:.1%} (95 % interval {low:.1%} to {high:.1%}) of what it does on ioi" in answer
-        assert "20 prompts it was not searched on" in answer and "The circuit answers" in answer
+        assert "20 held-out prompts" in answer and "The circuit answers" in answer
+        assert page.title() == "ioi in tiny: acdc, τ = 0.01"
         assert shown(page) == file.graph.edges.kept
         assert page.locator("g.node").count() == file.graph.nodes
 
@@ -126,7 +127,7 @@ def test_an_edge_says_its_score_margin_and_path(browser, ioi):
     with opened(browser, ioi / "report.html") as page:
         said = hover(page, edge.name)
         assert said.splitlines()[0] == edge.name
-        assert f"score {edge.score:.4g}" in said and f"kl rose by {edge.change:.4g} nats" in said
+        assert f"score {edge.score:.4g}" in said and f"increase in kl when removed: {edge.change:.4g} nats" in said
         assert f"{abs(decided['margin']):.4g} nats from τ = 0.01" in said
         path = re.search(r"strongest path: (.*)", said)[1]
         assert path.startswith("input → ") and "m0 → a1.h0<v> → " in path and path.endswith("logits")
@@ -144,7 +145,7 @@ def test_a_node_opens_its_panel(browser, ioi):
         into, out = [n for n in names if "->a2.h0<" in n], [n for n in names if n.startswith("a2.h0->")]
         assert f"Incoming ({len(into)})" in panel and f"Outgoing ({len(out)})" in panel
         assert re.search(r"Adds [−\d.]+ logits directly to the difference", panel)
-        assert "it looks at" in panel and page.locator("svg.heat rect").count() >= 15
+        assert panel.index("it looks at") < panel.index("Incoming") and page.locator("svg.heat rect").count() >= 15
         assert lit(page) == {*into, *out}
         first = page.locator(".heat").get_attribute("aria-label")
         page.locator("#panel select").select_option("2")
@@ -172,9 +173,10 @@ def test_the_slider_leaves_the_strongest_edges_on_a_path(browser, ioi):
     ranked = np.sort(np.abs(circuit.scores[circuit.kept]))[::-1]
     with opened(browser, ioi / "report.html") as page:
         for strongest in (len(ranked), 30, 12, 1):
-            page.locator("#slider").fill(str(len(ranked) + 1 - strongest))
+            page.locator("#slider").fill(str(strongest))
             some = Circuit(circuit.graph, circuit.kept & (np.abs(circuit.scores) >= ranked[strongest - 1])).pruned()
             assert shown(page) == some.n_edges
+            assert page.locator("#strongest").inner_text() == f"{strongest} of {len(ranked)}"
         assert "|score| ≥" in page.locator("#count").inner_text()
 
 
@@ -228,7 +230,11 @@ def test_two_circuits_are_compared(browser, ioi, tmp_path):
         page.locator("#other").set_input_files(tmp_path / "other.json")
         page.wait_for_selector(".edge.new")
         n = circuit.n_edges
-        assert page.locator("#compared").inner_text() == f"{n - 3} in both, 3 only here, 2 only in other.json"
+        name = "ioi in tiny: acdc, τ = 0.01 (other.json)"
+        assert page.locator("#compared").inner_text() == f"{n - 3} in both, 3 only in this circuit, 2 only in {name}"
+        assert page.locator("#theirs").inner_text() == f"only in {name}" in page.locator("#panel").inner_text()
+        assert "into query" not in page.locator("#panel").inner_text()
+        assert not page.locator("#compare-error").inner_text()  # the same task and model
         assert [page.locator(f".edge.{s}").count() for s in ("both", "gone", "new")] == [n - 3, 3, 2]
         page.locator("#status-both").uncheck()
         assert shown(page) == 5
@@ -241,6 +247,177 @@ def test_two_circuits_are_compared(browser, ioi, tmp_path):
             page.locator("#other").set_input_files(tmp_path / name)
             page.get_by_text(message).wait_for()
             assert shown(page) == n
+
+
+def behind(page) -> list[tuple[str, str]]:
+    """Edges that the browser has placed, and nodes that they pass behind without being theirs."""
+    edges = page.evaluate("[...document.querySelectorAll('.hit')].map(p => [p.__data__, p.getAttribute('d')])")
+    edges = [(edge, path) for edge, path in edges if edge["status"] == "new"]
+    nodes = page.evaluate("[...document.querySelectorAll('g.node')].map(g => g.__data__)")
+    t, found = np.linspace(0, 1, 21)[:, None], []
+    for edge, path in edges:
+        at, points = np.zeros(2), []
+        for command, text in re.findall(r"([MCLVv])([^A-Za-z]*)", path):
+            numbers = [float(x) for x in re.findall(r"-?[\d.]+", text)]
+            if command in "Vv":
+                numbers = [at[0], numbers[0] + (at[1] if command == "v" else 0)]
+            ends = np.array(numbers).reshape(-1, 2)
+            if command == "C":
+                b, c, d = ends
+                points.append((1 - t) ** 3 * at + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d)
+            elif command != "M":
+                points.append(at + t * (ends[0] - at))
+            at = ends[-1]
+        x, y = np.concatenate(points).T
+        for n in nodes:
+            near = (abs(x - n["x"]) < n["width"] / 2) & (abs(y - n["y"]) < n["height"] / 2)
+            if near.any() and n["node"] not in (edge["from"], edge["to"]):
+                found.append((edge["name"], n["node"]))
+    return found
+
+
+PLACES = "() => [...document.querySelectorAll('g.node')].map(g => [g.dataset.node, g.getAttribute('transform')])"
+
+
+def test_no_edge_passes_behind_a_node_that_it_does_not_enter(browser, ioi, tmp_path):
+    graph = read_circuit(ioi / "circuit.json").circuit().graph
+    some = Circuit(graph, graph.edges & (np.random.default_rng(1).random(graph.edges.shape) < 0.2)).pruned()
+    for name, circuit in (("a", large(150)), ("b", large(200)), ("c", some)):
+        write_circuit(tmp_path / f"{name}.json", file_of(circuit))
+        (tmp_path / f"{name}.html").write_text(render_report(file_of(circuit)))
+    shutil.copy(ioi / "report.html", tmp_path / "ioi.html")
+    for name, other in (("a", "b"), ("ioi", "c")):
+        with opened(browser, tmp_path / f"{name}.html") as page:
+            before = dict(page.evaluate(PLACES))
+            page.locator("#other").set_input_files(tmp_path / f"{other}.json")
+            page.wait_for_selector(".edge.new")
+            assert behind(page) == []
+            after = dict(page.evaluate(PLACES))
+            assert before.items() <= after.items() and len(before) < len(after)  # nodes keep their places
+
+
+def test_edges_end_in_arrowheads_at_their_receivers(browser, ioi):
+    where = """() => [...document.querySelectorAll('g.edge')].map(g => {
+        const [, x, y] = /^M([-\\d.]+),([-\\d.]+)l/.exec(g.querySelector('.arrow').getAttribute('d'));
+        const box = [...document.querySelectorAll('g.node')].map(n => n.__data__).find(b => b.node === g.__data__.to);
+        return [Math.abs(x - box.x) <= box.width / 2, Math.abs(y - box.y - box.height / 2) < 1.01] })"""
+    with opened(browser, ioi / "report.html") as page:
+        found = page.evaluate(where)
+        assert len(found) == shown(page) and all(map(all, found))
+
+
+def test_another_task_or_model_is_flagged_and_paths_stay_those_of_their_circuit(browser, ioi, tmp_path):
+    graph = read_circuit(ioi / "circuit.json").circuit().graph
+    kept = np.zeros_like(graph.edges)
+    for name in ("input->m3", "m3->logits"):
+        kept[graph.parse_edge(name)] = True
+    write_circuit(tmp_path / "o.json", file_of(Circuit(graph, kept, None, np.where(kept, 9.0, np.nan)), "else"))
+    paths = "[...document.querySelectorAll('#panel .path button')].map(b => b.textContent)"
+    with opened(browser, ioi / "report.html") as page:
+        own = page.evaluate(paths)
+        page.locator("#other").set_input_files(tmp_path / "o.json")
+        page.wait_for_selector(".edge.new")
+        assert page.locator("#compare-error").inner_text() == (
+            "o.json is of task else, not ioi and model else, not tiny: only the names of edges are compared."
+        )
+        assert page.evaluate(paths) == own
+        assert "strongest path: input → m3 → logits" in hover(page, "m3->logits")
+        colours = {page.locator(f".edge.{s}").first.evaluate("e => getComputedStyle(e).color") for s in ("gone", "new")}
+        kinds = {page.evaluate(f"getComputedStyle(document.body).getPropertyValue('--{kind}')") for kind in "qkv"}
+        assert len(colours) == 2 and not colours & {rgb(kind) for kind in kinds}
+        page.locator("#slider").fill("20")
+        assert "m3" not in "".join(page.evaluate(paths))
+
+
+def rgb(colour: str) -> str:
+    return f"rgb({', '.join(str(int(colour[i : i + 2], 16)) for i in (1, 3, 5))})"
+
+
+def test_the_ring_stands_at_the_size_of_the_drawing_on_a_linear_axis(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        place = "d => [d.__data__.edges, +d.getAttribute('cx'), +d.getAttribute('cy')]"
+        dots = page.evaluate(f"[...document.querySelectorAll('#curve .dot')].map({place})")
+        edges, x, y = np.array(dots).T
+        slope, zero = np.polyfit(edges, x, 1)
+        assert zero + slope * edges == pytest.approx(x, abs=0.01)  # linear
+        strongest = next(n for n in range(20, 45) if drawn(page, n) not in edges)
+        n = drawn(page, strongest)
+        ring = [float(page.locator("#curve .now").get_attribute(c)) for c in ("cx", "cy")]
+        assert ring == pytest.approx([zero + slope * n, np.interp(n, edges, y)], abs=0.01)
+        assert f"{n} edges: faithfulness about " in page.locator("#count").inner_text()
+
+
+def drawn(page, strongest: int) -> int:
+    """How many edges are drawn of the strongest ones."""
+    page.locator("#slider").fill(str(strongest))
+    return shown(page)
+
+
+def test_answers_that_are_cut_end_in_an_ellipsis(tmp_path):
+    predictions = {what: (("a", 0.5),) for what in ("model", "circuit", "ablated")}
+    prompt = ShownPrompt(("a",), ("b",), 0, tuple("1234567"), ("x", "y"), predictions)
+    html = render_report(file_of(large(60)), explanation=Explanation("held_out", (prompt,), {}, {}, {"held_out": ()}))
+    shown_answers = re.sub("&#34;", '"', html)
+    assert 'correct "1", "2", "3", "4", "5", … (7 in all); wrong "x", "y"<' in shown_answers
+
+
+def test_change_is_absent_where_there_is_none(browser, tmp_path):
+    file = file_of(large(60))
+    unknown = file.model_copy(update={"edges": tuple(e.model_copy(update={"change": None}) for e in file.edges)})
+    for name, given, columns in (("a", file, ["edge", "score", "change"]), ("b", unknown, ["edge", "score"])):
+        (tmp_path / f"{name}.html").write_text(render_report(given))
+        with opened(browser, tmp_path / f"{name}.html") as page:
+            assert page.locator("details th").all_text_contents() == columns
+            assert ("Change:" in page.content()) == (len(columns) == 3)
+
+
+def test_the_core_of_stability_says_frequency(browser, tmp_path):
+    file = file_of(large(60))
+    method = file.method.model_copy(update={"name": "stability", "options": {"core": 0.9}})
+    (tmp_path / "a.html").write_text(render_report(file.model_copy(update={"method": method})))
+    with opened(browser, tmp_path / "a.html") as page:
+        page.locator(".hit").last.dispatch_event("pointerenter")
+        assert "frequency" in page.locator("#tip").inner_text()
+        assert page.locator("details th").all_text_contents() == ["edge", "frequency", "change"]
+
+
+OUT_OF_SIGHT = """() => [...document.querySelectorAll('th, td')].filter(c => c.offsetWidth)
+    .filter(c => c.getBoundingClientRect().right > innerWidth + 1).map(c => c.textContent)"""
+
+
+@pytest.mark.parametrize("width", [380, 400])
+def test_every_column_is_in_sight_on_a_narrow_screen(browser, ioi, tmp_path, width):
+    columns = [f"a_long_name_of_a_column_{i}" for i in range(25)]
+    line = Line("a", (Point(1, 0.5, 0.4, 0.6, 0),))
+    panels = [Panel("pareto", "pareto", "t", "x", "y", (line,))]
+    (tmp_path / "many.html").write_text(render_many("t", "d", "s", columns, [[0.123456] * 25], [None], panels))
+    for path in (ioi / "report.html", tmp_path / "many.html"):
+        with opened(browser, path, width=width) as page:
+            page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+            assert page.locator("td").count() > 20
+            assert page.evaluate(OUT_OF_SIGHT) == []
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+
+
+@pytest.mark.parametrize("width", [380, 1300])
+def test_tooltips_stay_inside_the_window(browser, ioi, width):
+    point = """([x, y]) => document.querySelectorAll('.hit')[9].dispatchEvent(
+        new PointerEvent('pointerenter', {clientX: x, clientY: y}))"""
+    with opened(browser, ioi / "report.html", width=width) as page:
+        for corner in ((1, 1), (width - 2, 2), (2, 948), (width - 2, 948)):
+            page.evaluate(point, corner)
+            box = page.locator("#tip").bounding_box()
+            assert (
+                box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 950
+            )
+
+
+def test_the_width_of_the_window_is_used(browser, ioi):
+    with opened(browser, ioi / "report.html", width=1800) as page:
+        assert page.locator(".stage").bounding_box()["width"] > 1700
+        frame, circuit = (page.locator(x).bounding_box() for x in ("#picture", "#picture > g"))
+        assert circuit["height"] > 0.9 * frame["height"] > 0.7 * 950  # as large as the window's height lets it be
+        assert page.locator(".example").nth(1).bounding_box()["x"] > 800  # two prompts side by side
 
 
 def test_decisions_are_searched_and_sorted(browser, ioi, tmp_path):
@@ -327,7 +504,7 @@ def test_a_circuit_with_few_measures_is_shown(ioi, tmp_path, call):
     some = {"held_out.circuit.kl": 0.5, "held_out.circuit.a.b": 2.0}
     write_circuit(tmp_path / "c.json", file.model_copy(update={"metrics": some}))
     assert call("export", tmp_path / "c.json", "--to", "html")[0] == 0
-    assert "held out a.b" in (tmp_path / "c.html").read_text()
+    assert "held-out a.b" in (tmp_path / "c.html").read_text()
 
 
 def test_published_classes_are_shown(browser, tmp_path):
@@ -349,9 +526,14 @@ def test_two_thousand_edges_are_drawn_within_two_seconds(browser, tmp_path):
     (tmp_path / "a.html").write_text(render_report(file_of(circuit), log))
     with opened(browser, tmp_path / "a.html") as page:
         assert float(page.evaluate("document.documentElement.dataset.drawn")) < 2000
-        assert shown(page) == circuit.n_edges
-        page.locator("#slider").fill("1500")
-        assert shown(page) < circuit.n_edges
+        ranked = np.sort(np.abs(circuit.scores[circuit.kept]))[::-1]
+        for strongest in (300, 1500):  # 300 at first
+            some = Circuit(circuit.graph, circuit.kept & (np.abs(circuit.scores) >= ranked[strongest - 1])).pruned()
+            assert page.locator("#slider").input_value() == str(strongest)
+            assert page.locator("#strongest").inner_text() == f"{strongest:,} of {circuit.n_edges:,}"
+            assert f"{some.n_edges:,} of them on a path" in page.locator("#count").inner_text()
+            assert shown(page) == some.n_edges
+            page.locator("#slider").fill("1500")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -106,6 +106,7 @@ function table() {
     row.dataset.row = i;
     columns.forEach((c, j) => {
       const value = values[c.i], cell = element("td", "", typeof value === "number" ? "number" : "");
+      cell.dataset.name = c.name;  // shown where the table is narrow
       if (j === 0 && data.links[i]) { const link = element("a", number(value)); link.href = data.links[i]; cell.append(link); } else cell.textContent = number(value);
       row.append(cell);
     });

@@ -19,7 +19,8 @@ function toEdge([name, score, change, margin]) {
 }
 
 const own = data.edges.map(toEdge).sort((a, b) => b.size - a.size);
-const state = { strongest: own.length, kinds: new Set(KINDS.map(([kind]) => kind)), found: "", pinned: null, other: null, statuses: new Set(["both", "gone", "new"]) };
+const scored = own.some(e => e.score !== null);
+const state = { strongest: scored ? Math.min(own.length, data.most) : own.length, kinds: new Set(KINDS.map(([kind]) => kind)), found: "", pinned: null, other: null, statuses: new Set(["both", "gone", "new"]) };
 
 function layerOf(node) {  // twice the layer for heads, one more for its MLP
   if (node === "logits") return 2 * data.graph.layers + 1;
@@ -39,8 +40,10 @@ function live(edges) {
   return edges.filter(e => fed.has(e.from) && used.has(e.to));
 }
 
+const cutEdges = () => state.strongest < own.length ? live(own.slice(0, state.strongest)) : own;
+
 function shownEdges() {
-  const cut = state.strongest < own.length ? live(own.slice(0, state.strongest)) : own;
+  const cut = cutEdges();
   let edges = cut;
   if (state.other) {
     const here = new Map(cut.map(e => [e.name, e])), there = new Map(state.other.edges.map(e => [e.name, e]));
@@ -75,25 +78,63 @@ function widest(edges) {
 
 // ------------------------------------------------------------------------------------------------ the picture
 
-// Python has placed the circuit's own nodes and edges. Nodes of the other circuit alone stand right of them at the height
-// of their layer; edges of it alone are plain curves.
+const ARROW = 9, CLEAR = 10;  // length of an arrowhead; how far edges keep from other nodes
+const PORT = { q: -19, k: 0, v: 19, plain: 0 };
+
+// Python has placed the circuit's own nodes and edges, and there they stay. Nodes of the other circuit alone stand right of
+// them: in the row of their layer or, without one, between the rows below and above it, where they may have to be smaller.
 function place(edges) {
-  const at = new Map(Object.entries(data.layout.nodes).map(([node, [x, y, width, height]]) => [node, { x, y, width, height }]));
-  const heights = d3.rollup([...at], found => found[0][1].y, ([node]) => layerOf(node)), taken = new Map(), right = data.layout.corners[2];
-  for (const node of new Set(edges.flatMap(e => [e.from, e.to]))) {
-    if (at.has(node)) continue;
-    const below = d3.max([...heights.keys()].filter(layer => layer <= layerOf(node))), y = heights.get(below) - (below === layerOf(node) ? 0 : 44);
-    taken.set(y, (taken.get(y) ?? 0) + 90);
-    at.set(node, { x: right + taken.get(y), y, width: MLP.test(node) ? 76 : 62, height: MLP.test(node) ? 24 : 36 });
+  const at = new Map(Object.entries(data.layout.nodes).map(([node, [x, y, width, height]]) => [node, { x, y, width, height, scale: 1 }]));
+  const rows = d3.rollup([...at], ([[, box]]) => box, ([node]) => layerOf(node)), own = d3.sort(rows.keys()), right = data.layout.corners[2], taken = new Map();
+  const added = d3.groups([...new Set(edges.flatMap(e => [e.from, e.to]))].filter(node => !at.has(node)), layerOf).sort((a, b) => a[0] - b[0]);
+  for (const [layer, nodes] of added) {
+    const below = rows.get(d3.max(own.filter(l => l <= layer))), above = rows.get(d3.min(own.filter(l => l > layer)));
+    const among = added.map(([l]) => l).filter(l => !rows.has(l) && rows.get(d3.max(own.filter(o => o < l))) === below), number = among.indexOf(layer);
+    const [width, full] = MLP.test(nodes[0]) ? [76, 24] : [62, 36], room = (below.y - below.height / 2 - above.y - above.height / 2) / among.length;
+    const scale = number < 0 ? 1 : Math.max(.5, Math.min(1, (room - 2 * ARROW) / full));
+    const y = number < 0 ? below.y : below.y - below.height / 2 - room * (number + .5);
+    for (const node of nodes.sort()) {
+      taken.set(below, (taken.get(below) ?? 0) + 90);
+      at.set(node, { x: right + taken.get(below), y, width: width * scale, height: full * scale, scale });
+    }
   }
   return at;
 }
 
-function curve(e, at) {
-  if (data.layout.paths[e.name]) return data.layout.paths[e.name];
-  const a = at.get(e.from), b = at.get(e.to), x = b.x + { q: -19, k: 0, v: 19, plain: 0 }[e.kind], top = a.y - a.height / 2, bottom = b.y + b.height / 2;
-  const pull = Math.max(14, Math.min((top - bottom) * .45, 110));
-  return `M${a.x},${top}C${a.x},${top - pull} ${x},${bottom + pull} ${x},${bottom}`;
+// The rows of boxes from the lowest to the highest; rows that overlap in height count as one.
+function bands(at) {
+  const found = [];
+  for (const box of d3.sort(at.values(), box => -box.y - box.height / 2)) {
+    const top = box.y - box.height / 2, bottom = box.y + box.height / 2, last = found.at(-1);
+    if (last && bottom > last.top) { last.boxes.push(box); last.top = Math.min(last.top, top); }
+    else found.push({ top, bottom, boxes: [box] });
+  }
+  return found;
+}
+
+// The line of an edge up to its arrowhead, and the arrow's tip. Edges that Python has not drawn bend between the rows, too,
+// and pass each at a free place.
+function route(e, { at, rows }) {
+  if (data.layout.paths[e.name]) { const [line, x, y] = data.layout.paths[e.name]; return { line, x, y }; }
+  const a = at.get(e.from), b = at.get(e.to), x = b.x + b.scale * PORT[e.kind], y = b.y + b.height / 2;
+  const first = rows.findIndex(row => row.boxes.includes(a)), last = rows.findIndex(row => row.boxes.includes(b));
+  const start = a.y - a.height / 2;
+  if (first === last) return { line: `M${a.x},${start}C${a.x},${start - ARROW} ${x},${y + 2 * ARROW} ${x},${y + ARROW}`, x, y };
+  let line = `M${a.x},${start}V${rows[first].top}`, from = a.x, height = rows[first].top;
+  for (let i = first + 1; i <= last; i++) {
+    const row = rows[i], to = i === last ? x : free(row, from + (x - from) / (last - i + 1)), end = i === last ? Math.min((height + row.bottom) / 2, row.bottom + ARROW) : row.bottom, middle = (height + end) / 2;
+    line += `C${from},${middle} ${to},${middle} ${to},${end}V${i === last ? Math.min(end, y + ARROW) : row.top}`;
+    from = to;
+    height = row.top;
+  }
+  return { line, x, y };
+}
+
+// The place nearest to x where no box of the row is.
+function free(row, x) {
+  const clear = x => row.boxes.every(box => Math.abs(box.x - x) >= box.width / 2 + CLEAR - 1e-6);
+  const beside = row.boxes.flatMap(box => [box.x - box.width / 2 - CLEAR, box.x + box.width / 2 + CLEAR]);
+  return d3.least([x, ...beside].filter(clear), place => Math.abs(place - x));
 }
 
 const svg = d3.select("#picture"), canvas = svg.append("g"), [layers, lines, hits, boxes] = ["layers", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
@@ -104,7 +145,7 @@ let now = { edges: [], paths: null };
 
 function fit() {
   const [x0, y0, x1, y1] = layout.box, width = svg.node().clientWidth || 700, most = window.innerHeight * .82;
-  const scale = Math.min(1.25, width / (x1 - x0), Math.max(.6, most / (y1 - y0)));
+  const scale = Math.min(2, width / (x1 - x0), Math.max(.8, most / (y1 - y0)));
   svg.attr("height", (y1 - y0) * scale);
   svg.call(zoom.transform, d3.zoomIdentity.translate(width / 2 - scale * (x0 + x1) / 2, -y0 * scale).scale(scale));
 }
@@ -114,17 +155,20 @@ function lay() {
   const edges = state.other ? [...own, ...state.other.edges] : own, at = place(edges), [left, top, right, bottom] = data.layout.corners;
   const sizes = edges.filter(e => e.score !== null).map(e => Math.sqrt(e.size)), [low, high] = [d3.min(sizes) ?? 0, d3.max(sizes) ?? 0];
   const weight = e => e.score === null || high <= low ? .5 : (Math.sqrt(e.size) - low) / (high - low);
-  layout = { at, weight, box: [left - 70, top - 15, Math.max(right, ...[...at.values()].map(p => p.x + p.width / 2)) + 15, bottom + 15] };
+  layout = { at, rows: bands(at), weight, box: [left - 70, top - 15, Math.max(right, ...[...at.values()].map(p => p.x + p.width / 2)) + 15, bottom + 15] };
 }
 
 function draw() {
   const edges = shownEdges(), { at, weight } = layout;
-  now = { edges, paths: widest(edges) };
+  const kinds = edge => state.kinds.has(edge.kind), paths = widest(cutEdges().filter(kinds)), others = widest(state.other?.edges.filter(kinds) ?? []);
+  now = { edges, best: paths.best, through: e => (e.status === "new" ? others : paths).through(e) };
   layers.selectAll("text").data(data.layout.labels).join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, y]) => y + 4).text(([text]) => text);
-  lines.selectAll("path").data(edges, e => e.name).join("path")
-    .attr("class", e => `edge ${e.kind}${e.score < 0 ? " negative" : ""}${state.other ? " " + e.status : ""}`).attr("d", e => curve(e, at))
-    .attr("stroke-width", e => 1 + 4 * weight(e)).style("opacity", e => state.other ? .8 : .3 + .7 * weight(e));
-  hits.selectAll("path").data(edges, e => e.name).join("path").attr("class", "hit").attr("data-edge", e => e.name).attr("d", e => curve(e, at))
+  const routes = new Map(edges.map(e => [e.name, route(e, layout)])), half = e => 9 * .25 + .99 * (1 + 4 * weight(e));
+  const drawn = lines.selectAll("g").data(edges, e => e.name).join(enter => { const g = enter.append("g"); g.append("path"); g.append("path").attr("class", "arrow"); return g; })
+    .attr("class", e => `edge ${state.other ? e.status : e.kind + (e.score < 0 ? " negative" : "")}`).attr("data-edge", e => e.name).style("opacity", e => state.other ? .85 : .3 + .7 * weight(e));
+  drawn.select("path").attr("d", e => routes.get(e.name).line).attr("stroke-width", e => 1 + 4 * weight(e));
+  drawn.select(".arrow").attr("d", e => `M${routes.get(e.name).x},${routes.get(e.name).y}l${half(e)},${ARROW}h${-2 * half(e)}z`);
+  hits.selectAll("path").data(edges, e => e.name).join("path").attr("class", "hit").attr("data-edge", e => e.name).attr("d", e => `${routes.get(e.name).line}v${-ARROW}`)
     .on("pointerenter", (event, e) => { light(e); showTip(event, edgeLines(e)); }).on("pointermove", moveTip)
     .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, e) => pin(e));
   drawNodes(at, edges);
@@ -137,7 +181,7 @@ function drawNodes(at, edges) {
   const nodes = [...at].filter(([name]) => used.has(name) || name === "logits" || data.graph.inputs.includes(name)).map(([name, p]) => ({ node: name, ...p }));
   const made = boxes.selectAll("g.node").data(nodes, d => d.node).join(enter => {
     const g = enter.append("g").attr("tabindex", 0).attr("role", "button");
-    g.append("rect").attr("class", "body").attr("rx", 5).attr("x", d => -d.width / 2).attr("y", d => -d.height / 2).attr("width", d => d.width).attr("height", d => d.height);
+    g.append("rect").attr("class", "body").attr("rx", 5).attr("x", d => -d.width / d.scale / 2).attr("y", d => -d.height / d.scale / 2).attr("width", d => d.width / d.scale).attr("height", d => d.height / d.scale);
     g.append("text").attr("class", "name").text(d => d.node).attr("dy", d => HEAD.test(d.node) ? -3 : 4);
     const heads = g.filter(d => HEAD.test(d.node));
     ["q", "k", "v"].forEach((c, i) => {
@@ -147,7 +191,7 @@ function drawNodes(at, edges) {
     return g;
   });
   made.attr("class", d => `node ${HEAD.test(d.node) ? "head" : MLP.test(d.node) ? "mlp" : "end"}${classOf.has(d.node) ? " classed" : ""}`)
-    .attr("transform", d => `translate(${d.x},${d.y})`).attr("data-node", d => d.node)
+    .attr("transform", d => `translate(${d.x},${d.y})scale(${d.scale})`).attr("data-node", d => d.node)
     .attr("aria-label", d => `${d.node}${classOf.has(d.node) ? ", " + classOf.get(d.node) : ""}: ${edges.filter(e => e.to === d.node).length} edges in, ${edges.filter(e => e.from === d.node).length} out`)
     .on("pointerenter", (event, d) => { light(d); showTip(event, nodeLines(d.node)); }).on("pointermove", moveTip).on("pointerleave", () => { hideTip(); light(state.pinned); })
     .on("focus", (event, d) => light(d)).on("blur", () => light(state.pinned)).on("click", (event, d) => pin(d))
@@ -161,13 +205,13 @@ function light(what) {
   let edges = new Set(), nodes = new Set();
   if (what?.path) edges = new Set(what.path.map(e => e.name));
   else if (what?.node) edges = new Set(now.edges.filter(e => e.from === what.node || e.to === what.node).map(e => e.name));
-  else if (what?.name) edges = new Set((now.paths.through(what)?.edges ?? [what]).map(e => e.name));
+  else if (what?.name) edges = new Set((now.through(what)?.edges ?? [what]).map(e => e.name));
   else if (state.found) edges = new Set(now.edges.filter(matches).map(e => e.name));
   for (const e of now.edges) if (edges.has(e.name)) nodes.add(e.from).add(e.to);
   if (what?.node) nodes.add(what.node);
   if (!what && state.found) for (const node of layout.at.keys()) if (node.toLowerCase().includes(state.found)) nodes.add(node);
   svg.classed("dim", edges.size + nodes.size > 0);
-  lines.selectAll("path").classed("lit", e => edges.has(e.name)).filter(e => edges.has(e.name)).raise();
+  lines.selectAll("g").classed("lit", e => edges.has(e.name)).filter(e => edges.has(e.name)).raise();
   boxes.selectAll("g.node").classed("lit", d => nodes.has(d.node)).classed("chosen", d => d.node === state.pinned?.node)
     .classed("found", d => state.found !== "" && d.node.toLowerCase().includes(state.found));
 }
@@ -175,12 +219,9 @@ function light(what) {
 const matches = e => e.name.toLowerCase().includes(state.found);
 function pin(what) { state.pinned = what; light(what); panel(); }
 
-function showTip(event, lines_) { tip.replaceChildren(...lines_.map((text, i) => element(i ? "div" : "strong", text))); tip.hidden = false; moveTip(event); }
+function showTip(event, lines_) { tip.replaceChildren(...lines_.map((text, i) => element(i ? "div" : "strong", text))); moveTip(event); }
 function hideTip() { tip.hidden = true; }
-function moveTip(event) {
-  tip.style.left = Math.min(event.clientX + 14, window.innerWidth - tip.offsetWidth - 8) + "px";
-  tip.style.top = Math.min(event.clientY + 14, window.innerHeight - tip.offsetHeight - 8) + "px";
-}
+function moveTip(event) { tipAt(event.clientX + 14, event.clientY + 14); }
 
 // ------------------------------------------------------------------------------------------------ words
 
@@ -188,12 +229,12 @@ function button(text, act, label) { const made = element("button", text); made.t
 
 function edgeLines(e) {
   const out = [e.name];
-  if (e.status !== "kept") out.push({ both: "in both circuits", gone: "only in this circuit", new: "only in the other circuit" }[e.status]);
-  if (e.score !== null) out.push(`score ${number(e.score)}`);
-  if (e.theirs !== undefined && e.theirs !== null) out.push(`score in the other circuit ${number(e.theirs)}`);
-  if (e.change !== null && e.change !== undefined) out.push(`${data.method.metric} rose by ${number(e.change)} ${data.method.unit} when it was removed`);
+  if (e.status !== "kept") out.push({ both: "in both circuits", gone: "only in this circuit", new: `only in ${state.other?.title}` }[e.status]);
+  if (e.score !== null) out.push(`${data.measure} ${number(e.score)}`);
+  if (e.theirs !== undefined && e.theirs !== null) out.push(`score in ${state.other.title}: ${number(e.theirs)}`);
+  if (e.change !== null && e.change !== undefined) out.push(`increase in ${data.method.metric} when removed: ${number(e.change)} ${data.method.unit}`);
   if (e.margin !== null && e.margin !== undefined) out.push(`${number(Math.abs(e.margin))} ${data.method.unit} from τ = ${number(data.method.threshold)}`);
-  const path = now.paths.through(e);
+  const path = now.through(e);
   if (path) out.push(`strongest path: ${pathText(path)}`);
   return out;
 }
@@ -207,23 +248,26 @@ function nodeLines(node) {
 }
 
 function count() {
-  const text = [];
-  const cut = state.strongest < own.length;
-  const weakest = own[state.strongest - 1]?.score;
-  text.push(cut ? `|score| ≥ ${number(Math.abs(weakest), 3)}: ${live(own.slice(0, state.strongest)).length} edges on a path` : `all ${own.length} edges`);
-  const point = nearest();
-  if (point) text.push(`${point.edges} edges: faithfulness ${interval(point.faithfulness, percent)}`);
+  const text = [], n = cutEdges().length, whole = x => x.toLocaleString("en"), cut = state.strongest < own.length;
+  document.getElementById("strongest").textContent = `${whole(state.strongest)} of ${whole(own.length)}`;
+  text.push(cut ? `the ${whole(state.strongest)} strongest of ${whole(own.length)} edges (|${data.measure}| ≥ ${number(own[state.strongest - 1].size, 3)}), ${whole(n)} of them on a path; the slider shows more` : `all ${whole(own.length)} edges`);
+  const point = measured(n);
+  if (point?.between) text.push(`${whole(n)} edges: faithfulness about ${percent(point.faithfulness[0])}, between ${point.between.map(p => `${percent(p.faithfulness[0])} with ${p.edges}`).join(" and ")}`);
+  else if (point) text.push(`${whole(n)} edges: faithfulness ${interval(point.faithfulness, percent)}`);
   document.getElementById("count").textContent = text.join(" · ");
   drawCurve(point);
   if (state.other) {
     const here = new Set(own.map(e => e.name)), both = state.other.edges.filter(e => here.has(e.name)).length;
-    document.getElementById("compared").textContent = `${both} in both, ${own.length - both} only here, ${state.other.edges.length - both} only in ${state.other.title}`;
+    document.getElementById("compared").textContent = `${both} in both, ${own.length - both} only in this circuit, ${state.other.edges.length - both} only in ${state.other.title}`;
   }
 }
-// The measured circuit that is not larger than the one shown.
-function nearest() {
-  const edges = state.strongest < own.length ? live(own.slice(0, state.strongest)).length : own.length;
-  return data.curve.filter(p => p.edges <= edges && p.faithfulness[0] !== null).at(-1);
+// The circuit of the n strongest edges on the curve: measured, or on the line between two measured ones.
+function measured(n) {
+  const points = data.curve.filter(p => p.faithfulness[0] !== null), after = points.findIndex(p => p.edges >= n), high = points[after], low = points[after - 1];
+  if (!high || high.edges === n) return high;
+  if (!low) return undefined;
+  const share = (n - low.edges) / (high.edges - low.edges);
+  return { edges: n, faithfulness: [low.faithfulness[0] + share * (high.faithfulness[0] - low.faithfulness[0])], between: [low, high] };
 }
 
 function edgeList(title, edges, end) {
@@ -264,8 +308,9 @@ function overview() {
   const out = [element("h3", "How to read it")];
   out.push(element("p", "Edges go up, from the inputs to the logits. Hover or click an edge or a node; Tab and Enter do it, too. Drag to move; Ctrl and the wheel zoom.", "small"));
   const keys = element("p", "", "small");
-  for (const [kind, text] of KINDS) { const key = element("span", "", "key"); key.style.borderColor = `var(--${kind})`; keys.append(key, text + "\u2003"); }
-  if (own.some(e => e.score < 0)) keys.append("dashed: score below 0");
+  const compared = [["both", "in both circuits"], ["gone", "only in this circuit"], ["new", `only in ${state.other?.title}`]];
+  for (const [kind, text] of state.other ? compared : KINDS.filter(([kind]) => own.some(e => e.kind === kind))) keys.append(element("span", "", `key ${kind}`), text + "\u2003");
+  if (!state.other && own.some(e => e.score < 0)) keys.append("dashed: score below 0");
   out.push(keys);
   if (data.published) {
     out.push(element("h3", `Classes of ${data.published}`), element("p", data.source, "soft small"));
@@ -276,7 +321,7 @@ function overview() {
       out.push(line);
     }
   }
-  out.push(element("h3", "Strongest paths"), element("p", "By their weakest edge.", "soft small"), ...now.paths.best().map(pathButton));
+  out.push(element("h3", state.other ? "Strongest paths of this circuit" : "Strongest paths"), element("p", "By their weakest edge.", "soft small"), ...now.best().map(pathButton));
   return out;
 }
 
@@ -285,9 +330,9 @@ function nodePanel(node) {
   if (classOf.has(node)) out.push(element("p", `${classOf.get(node)} (${data.published})`));
   else if (data.published && HEAD.test(node)) out.push(element("p", `in no class of ${data.published}`, "soft"));
   if (effects.has(node)) out.push(element("p", `Adds ${number(effects.get(node), 3)} logits directly to the difference between correct and wrong answer, on average over the ${data.half} prompts.`));
+  if (data.attention[node]) out.push(...attention(node));
   out.push(edgeList("Incoming", now.edges.filter(e => e.to === node), e => e.from + (e.kind === "plain" ? "" : ` → ${e.kind}`)));
   out.push(edgeList("Outgoing", now.edges.filter(e => e.from === node), e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`)));
-  if (data.attention[node]) out.push(...attention(node));
   return out;
 }
 
@@ -322,13 +367,12 @@ function drawCurve(point) {
   const holder = document.getElementById("curve"), points = data.curve.filter(p => p.faithfulness[0] !== null);
   if (!holder || !points.length) return;
   const width = 640, height = 300, [left, right, top, bottom] = [56, 12, 10, 44];
-  const x = d3.scaleLog([Math.max(.8, points[0].edges * .9), points.at(-1).edges * 1.1], [left, width - right]);
+  const x = d3.scaleLinear([0, points.at(-1).edges * 1.03], [left, width - right]);
   const low = d3.min(points, p => p.faithfulness[1] ?? p.faithfulness[0]), high = d3.max(points, p => p.faithfulness[2] ?? p.faithfulness[0]);
   const y = d3.scaleLinear([Math.max(-.6, Math.min(0, low)), Math.min(1.6, Math.max(1, high))], [height - bottom, top]).nice().clamp(true);
   const plot = d3.create("svg").attr("class", "plot").attr("viewBox", `0 0 ${width} ${height}`).attr("role", "img")
     .attr("aria-label", "Faithfulness by edges: " + points.map(p => `${p.edges} edges ${interval(p.faithfulness, percent)}`).join("; "));
-  const ticks = d3.range(7).flatMap(k => [1, 2, 5].map(d => d * 10 ** k)).filter(t => t >= x.domain()[0] && t <= x.domain()[1]);
-  plot.append("g").attr("class", "axis").attr("transform", `translate(0,${height - bottom})`).call(d3.axisBottom(x).tickValues(ticks).tickFormat(d3.format(",")));
+  plot.append("g").attr("class", "axis").attr("transform", `translate(0,${height - bottom})`).call(d3.axisBottom(x).ticks(8).tickFormat(t => Number.isInteger(t) ? d3.format(",")(t) : ""));
   plot.append("g").attr("class", "axis").attr("transform", `translate(${left},0)`).call(d3.axisLeft(y).ticks(5, "%"));
   for (const level of [0, 1]) plot.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
   plot.append("path").attr("class", "band").attr("d", d3.area().x(p => x(p.edges)).y0(p => y(p.faithfulness[1] ?? p.faithfulness[0])).y1(p => y(p.faithfulness[2] ?? p.faithfulness[0]))(points));
@@ -361,15 +405,23 @@ function drawLog() {
 
 // ------------------------------------------------------------------------------------------------ another circuit
 
-function readOther(text, title) {
+// The other circuit: its edges, what it is called, and what makes a comparison doubtful.
+function readOther(text, file) {
   let found;
-  try { found = JSON.parse(text); } catch { throw new Error(`${title} is no JSON; choose a circuit.json`); }
-  if (!found?.model || !Array.isArray(found.edges)) throw new Error(`${title} is no circuit; choose a circuit.json`);
+  try { found = JSON.parse(text); } catch { throw new Error(`${file} is no JSON; choose a circuit.json`); }
+  if (!found?.model || !found.task || !found.method || !Array.isArray(found.edges)) throw new Error(`${file} is no circuit; choose a circuit.json`);
   const sizes = m => `${m.n_layers} layers, ${m.n_heads} heads, inputs ${m.inputs}${m.mlp ? "" : ", no MLPs"}`;
   const mine = sizes({ n_layers: data.graph.layers, n_heads: data.graph.heads, inputs: data.graph.inputs, mlp: data.graph.mlp });
-  if (sizes(found.model) !== mine) throw new Error(`${title} is of a model of ${sizes(found.model)}; this one has ${mine}`);
+  if (sizes(found.model) !== mine) throw new Error(`${file} is of a model of ${sizes(found.model)}; this one has ${mine}`);
+  const { task, model, method } = found, options = method.options ?? {}, most = 2 * data.graph.layers + 1;
+  const limit = options.faithfulness ? `faithfulness ${options.faithfulness}` : method.threshold !== null ? `τ = ${method.threshold}` : `${options.edges} edges`;
+  const doubts = [];
+  if (task.name !== data.task) doubts.push(`task ${task.name}, not ${data.task}`);
+  if (model.hash !== data.model.hash) doubts.push(model.name === data.model.name ? `other weights of ${model.name}` : `model ${model.name}, not ${data.model.name}`);
+  const known = node => data.graph.inputs.includes(node) || (layerOf(node) >= 0 && layerOf(node) <= most);
   const edges = found.edges.filter(e => typeof e.name === "string" && PARTS.test(e.name)).map(e => toEdge([e.name, e.score ?? null, e.change ?? null, null]));
-  return { title, edges };
+  return { title: `${task.name} in ${model.name}: ${method.name}, ${limit} (${file})`, edges: edges.filter(e => known(e.from) && known(e.to)),
+           doubt: doubts.length ? `${file} is of ${doubts.join(" and ")}: only the names of edges are compared.` : "" };
 }
 
 function compare(other) {
@@ -377,16 +429,19 @@ function compare(other) {
   state.pinned = null;
   for (const e of document.querySelectorAll(".comparing")) e.hidden = !other;
   document.getElementById("compared").textContent = "";
+  document.getElementById("theirs").textContent = other ? `only in ${other.title}` : "";
+  svg.classed("compared", other !== null);
   lay();
   draw();
-  fit();
+  const now = d3.zoomTransform(svg.node()), corner = now.apply([layout.box[2], layout.box[3]]);
+  if (!other || corner[0] > svg.node().clientWidth) fit();  // nodes stay where they are if there is room for the others
   panel();
 }
 
 // ------------------------------------------------------------------------------------------------ controls
 
 const on = (id, event, act) => document.getElementById(id)?.addEventListener(event, act);
-on("slider", "input", event => { state.strongest = own.length + 1 - +event.target.value; draw(); panel(); });
+on("slider", "input", event => { state.strongest = +event.target.value; if (state.pinned && !state.pinned.node) state.pinned = null; draw(); panel(); });
 on("search", "input", event => { state.found = event.target.value.trim().toLowerCase(); light(state.pinned); document.getElementById("hits").textContent = state.found ? `${now.edges.filter(matches).length} edges` : ""; });
 on("search", "keydown", event => { if (event.key === "Enter") { const e = now.edges.find(matches); if (e) pin(layout.at.has(event.target.value.trim()) ? { node: event.target.value.trim() } : e); } });
 for (const [kind] of KINDS) on(`kind-${kind}`, "change", event => { event.target.checked ? state.kinds.add(kind) : state.kinds.delete(kind); draw(); panel(); });
@@ -394,7 +449,7 @@ for (const status of state.statuses) on(`status-${status}`, "change", event => {
 on("other", "change", async event => {
   const [file] = event.target.files, said = document.getElementById("compare-error");
   if (!file) return;
-  try { said.textContent = ""; compare(readOther(await file.text(), file.name)); } catch (error) { said.textContent = error.message; compare(null); }
+  try { said.textContent = ""; const other = readOther(await file.text(), file.name); compare(other); said.textContent = other.doubt; } catch (error) { said.textContent = error.message; compare(null); }
   event.target.value = "";
 });
 on("stop", "click", () => compare(null));
