@@ -465,7 +465,7 @@ def test_an_interrupt_says_how_to_go_on(acdc, monkeypatch):
 
     monkeypatch.setattr("acdc.commands.run.find", interrupted)
     result = acdc(*GATE, "--out", "folder")
-    assert result.code == 130 and "the same command goes on" in result.err
+    assert result.code == 130 and "rerun the same command to resume" in result.err
 
 
 def test_check_says_what_differs_and_its_exit_code_says_whether(acdc, tmp_path):
@@ -491,8 +491,8 @@ def test_how_well_a_model_does_a_task(acdc):
     result = acdc("tasks", "ioi", "--model", "tiny")
     assert result.code == 0
     assert "tiny on 100 prompts, seed 0: accuracy 100.0% (96.3% to 100.0%), by chance 50.0%" in result.out
-    clean, corrupted = (float(x) for x in re.search(r"logit-diff ↓ +(\S+) +(\S+)", result.out).groups())
-    assert clean < -5
+    clean, corrupted = (float(x) for x in re.search(r"logit-diff ↑ +(\S+) +(\S+)", result.out).groups())
+    assert clean > 5
     assert abs(corrupted) < 1
     assert "warning" not in result.out + result.err
     assert "name a task" in acdc("tasks", "--model", "tiny").err

@@ -207,7 +207,7 @@ def test_a_call_that_was_cut_off_goes_on_to_the_same_bytes(call, done, tmp_path,
 
     monkeypatch.setattr(Journal, "write", cut)
     code, _, err = call(*COMMAND, "--out", "out")
-    assert code == 130 and "goes on" in err
+    assert code == 130 and "to resume" in err
     assert "core.json" not in files(tmp_path / "out") and "base/circuit.json" in files(tmp_path / "out")
     monkeypatch.setattr(Journal, "write", write)
     assert call(*COMMAND, "--out", "out")[0] == 0
