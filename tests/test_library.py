@@ -87,14 +87,13 @@ def test_importing_the_package_is_cheap():
         acdc.evaluat  # noqa: B018
 
 
-def test_the_module_evaluate_does_not_take_the_place_of_the_function():
-    code = "import acdc.commands.run, acdc.commands.evaluate, acdc.evaluation; print(acdc.evaluate.__module__)"
-    assert python(code) == "acdc.library.circuits\n"
+def test_no_module_takes_the_place_of_a_function():
+    imports = "import acdc.commands.run, acdc.commands.evaluate, acdc.evaluation, acdc.methods.acdc, acdc.task"
+    names = f"import acdc; a = acdc.methods(); {imports}; print(acdc.evaluate.__module__, a == acdc.methods(), *a)"
+    assert python(names).split() == ["acdc.library.circuits", "True", *METHODS]
 
 
-def test_what_there_is_is_listed_also_after_the_modules_of_the_methods_are_imported():
-    code = "import acdc; a = acdc.methods(); import acdc.methods.acdc, acdc.task; print(a == acdc.methods(), *a)"
-    assert python(code).split() == ["True", *METHODS]
+def test_tasks_methods_and_the_version_are_listed():
     assert acdc.methods()["acdc"].startswith("remove every edge whose removal raises the metric by less")
     assert [*acdc.tasks()] == sorted(path.stem for path in (ROOT / "tasks").glob("*.yaml"))
     assert acdc.tasks()["ioi"] == acdc.load_task("ioi").description
@@ -370,9 +369,12 @@ def test_what_is_no_such_module_is_one_line(module):
         (lambda: acdc.load_model(given.transformer, tokenizer), "GPT2Model has no language-model head; load it with"),
         (
             lambda: acdc.load_model(torch.nn.Linear(1, 1), tokenizer),
-            "Linear: is a module without a config with model_type",
+            "Linear: has no config with a model_type, as modules of",
         ),
-        (lambda: acdc.load_model(HookedTransformer(), tokenizer), "is a module of TransformerLens; give the one of"),
+        (
+            lambda: acdc.load_model(HookedTransformer(), tokenizer),
+            "is TransformerLens's; give a module as transformers loads",
+        ),
         (lambda: acdc.load_model("tiny", tokenizer), "load_model: tokenizer and name are for a module"),
     ):
         with pytest.raises(acdc.UserError) as error:

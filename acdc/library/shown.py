@@ -8,7 +8,7 @@ from acdc.files.evaluation import Evaluation
 from acdc.files.stability import Stability
 from acdc.report import comparison, curves, evaluation, stability
 from acdc.report.panels import of_comparison
-from acdc.report.text import estimate
+from acdc.report.text import estimate, number
 
 
 def noted(text: str, notes: tuple[str, ...]) -> str:
@@ -26,7 +26,7 @@ class ShownEvaluation(Evaluation):
     def _repr_html_(self) -> str:
         rows = [["ablation", "full model", "circuit", "other edges", "ablated", "faithfulness ↑", "completeness ↓"]]
         for m in (self.measured, *self.others):
-            values = [estimate(x, 4) for x in (m.full, m.circuit, m.rest, m.ablated)]
+            values = [number(x.value, 4) for x in (m.full, m.circuit, m.rest, m.ablated)]
             rows.append([m.ablation, *values, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
         title = f"{self.task} in {self.model}: {self.edges:,} of {self.total:,} edges"
         prompts = f"{self.examples} {self.half.replace('_', '-')} prompts, [95 % intervals]"
@@ -43,7 +43,9 @@ class ShownComparison(Comparison):
         files = curves.draw(of_comparison(self)).items()
         # Bitmaps are white in a dark notebook, too, and have no ids that could be another output's.
         images = [base64.b64encode(data).decode() for name, data in files if name.endswith(".png")]
-        shown = "".join(f'<img style="max-width: 100%" src="data:image/png;base64,{data}"/>' for data in images)
+        shown = "".join(
+            f'<img style="max-width: min(100%, 50em)" src="data:image/png;base64,{data}"/>' for data in images
+        )
         return shown + _more("tables", repr(self))
 
 
@@ -60,7 +62,7 @@ def _table(caption: str, rows: list[list[str]]) -> str:
     for row in rows:
         tag = "td" if lines else "th"
         lines.append("".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row))
-    body = "".join(f"<tr>{line}</tr>" for line in lines)
+    body = "".join(f'<tr style="white-space: nowrap">{line}</tr>' for line in lines)
     return f"<table><caption>{escape(caption)}</caption>{body}</table>"
 
 

@@ -13,9 +13,6 @@ from acdc.model import huggingface
 from acdc.model.checkpoint import FAMILIES, Checkpoint, check_config
 from acdc.model.find import reading
 
-NONE = "without a config with model_type, as those of transformers have"
-HEADLESS = "has no language-model head; load it with AutoModelForCausalLM"
-
 
 @dataclass(frozen=True)
 class ModuleCheckpoint(Checkpoint):
@@ -36,19 +33,17 @@ def open_module(module: Any, tokenizer: Any, name: str | None = None) -> ModuleC
     """The checkpoint of a module and its tokenizer; raise ModelError if no family represents it."""
     config: Any = getattr(module, "config", None)
     name = name or getattr(config, "name_or_path", "") or type(module).__name__
+    if hasattr(module, "cfg"):
+        raise ModelError(f"{type(module).__name__}: is TransformerLens's; give a module as transformers loads it")
     if not hasattr(config, "model_type"):
-        how = (
-            "of TransformerLens; give the one of transformers that it was loaded from"
-            if hasattr(module, "cfg")
-            else NONE
-        )
-        raise ModelError(f"{type(module).__name__}: is a module {how}")
+        raise ModelError(f"{type(module).__name__}: has no config with a model_type, as modules of transformers have")
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise ModelError(f"{name}: give its tokenizer, too, a fast one of transformers, got {short(tokenizer)}")
     where = Path(name)
     check_config({**config.to_dict(), "model_type": config.model_type}, where)
     if module.get_output_embeddings() is None:
-        raise ModelError(f"{name}: {type(module).__name__} {HEADLESS}")
+        headless = f"{type(module).__name__} has no language-model head"
+        raise ModelError(f"{name}: {headless}; load it with AutoModelForCausalLM")
     with reading(where, "config"):
         sizes = FAMILIES[config.model_type].sizes(config)
 
