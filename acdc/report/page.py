@@ -28,7 +28,7 @@ from acdc.report.layout import lay_out
 from acdc.report.panels import Panel, labels
 from acdc.report.picture import MOST, title_of
 from acdc.report.run import metric_rows
-from acdc.report.text import bound, estimate, heading
+from acdc.report.text import bound, estimate, heading, label, readable, readable_estimate, worse
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
@@ -50,6 +50,7 @@ def render_report(
     """Return `report.html`, the result of a run. `log` are the decisions of ACDC; without `explanation` the page has no
     curve, prompts or attention; `published` is the circuit that was published for this task and graph."""
     metric = file.method.metric
+    effect = f"{worse(metric)} in {metric}"
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
     changes = any(e.change is not None for e in file.edges)
@@ -61,31 +62,40 @@ def render_report(
         "measure": "frequency" if file.method.name == "stability" else "score",
         "most": MOST,
         "graph": {"layers": model.n_layers, "heads": model.n_heads, "inputs": model.inputs, "mlp": model.mlp},
-        "method": {"metric": metric, "unit": UNITS.get(metric, ""), "threshold": file.method.threshold},
+        "method": {
+            "metric": metric,
+            "unit": UNITS.get(metric, ""),
+            "effect": effect,
+            "threshold": file.method.threshold,
+        },
         "layout": _layout(file.circuit()),
         "edges": [[e.name, e.score, e.change, margins.get(e.name)] for e in residual],
         "published": f"{published.name} in {published.model}, as published" if published else None,
         "source": published.source if published else None,
         "classes": published.classes if published else {},
-        **_explained(explanation),
+        **_explained(explanation, metric),
     }
     ranked = sorted(file.edges, key=lambda e: (e.score is None, -abs(e.score or 0.0)))
     settings = {"task": file.task, "model": model, "method": file.method}
     config = {name: part.model_dump() for name, part in settings.items()} | {"environment": dict(file.environment)}
     return _render(
         "run.html",
-        {"data": data, "log": _log_rows(log)},
+        {"data": data, "log": _log_rows(log, metric)},
         title=f"{file.task.name} in {model.name}",
         tab=title_of(file),
         answer=_answer(file, metrics),
         summary=_method(file),
         notes=file.notes,
-        metrics=_metric_rows(file),
+        metrics=_metric_rows(file, metrics),
         metric=metric,
+        effect=effect,
         unit=UNITS.get(metric, ""),
         explanation=explanation,
         half=data["half"],
-        curve=[[p.edges, estimate(p.faithfulness, 3), estimate(p.metric, 4)] for p in _curve(explanation)],
+        curve=[
+            [p.edges, estimate(p.faithfulness, 3), estimate(readable_estimate(metric, p.metric), 4)]
+            for p in _curve(explanation)
+        ],
         target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
         residual=len(residual),
@@ -173,13 +183,13 @@ def _path(points: list[tuple[float, float]]) -> list[object]:
     return [curve_path(points[:-3]), *points[-1]]
 
 
-def _explained(explanation: Explanation | None) -> dict[str, object]:
+def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
     if explanation is None:
         return {"half": "", "direct": {}, "examples": [], "attention": {}, "curve": [], "searched": []}
     curves: dict[str, list[dict[str, object]]] = {explanation.half: [], "discovery": []}
     for half, points in explanation.curves.items():
         for p in points:
-            metric = [_round(x) for x in p.metric]
+            metric = [None if x is None else _round(x) for x in readable_estimate(of, p.metric)]
             point = {"edges": p.edges, "metric": metric, "faithfulness": [_round(x) for x in p.faithfulness]}
             curves[half].append(point)
     attention = {}
@@ -208,12 +218,16 @@ def _round(x: float) -> float:
     return float(f"{x:.5g}")
 
 
-def _log_rows(log: Sequence[Mapping[str, Any]]) -> list[list[object]]:
-    """Decisions in their order: edge, change, margin, metric, whether it was kept."""
+def _log_rows(log: Sequence[Mapping[str, Any]], metric: str) -> list[list[object]]:
+    """Decisions in their order: edge, change for the worse, margin, metric, whether it was kept."""
     if len(log) > LOG_ROWS:
         nearest = sorted(range(len(log)), key=lambda i: (not log[i]["kept"], abs(log[i]["margin"])))[:LOG_ROWS]
         log = [log[i] for i in sorted(nearest)]
-    return [[d["edge"], _round(d["change"]), _round(d["margin"]), _round(d["metric"]), int(d["kept"])] for d in log]
+    rows = []
+    for d in log:
+        (after,) = readable(metric, [_round(d["metric"])])
+        rows.append([d["edge"], _round(d["change"]), _round(d["margin"]), after, int(d["kept"])])
+    return rows
 
 
 # ---------------------------------------------------------------- what the page of a run says
@@ -232,7 +246,7 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
         interval = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
         which = "held-out prompts" if half == "held_out" else "prompts it was found with"
         text += f" recover {value:.1%}{interval} of what it does on {file.task.name}"
-        text += f", measured by {file.method.metric} on {file.task.examples} {which}."
+        text += f", measured by {label(file.method.metric)} on {file.task.examples} {which}."
     accuracies = [file.metrics.get(f"{half}.{what}.accuracy") for what in ("circuit", "model", "ablated")]
     if None in accuracies:
         return text
@@ -259,12 +273,15 @@ def _method(file: CircuitFile) -> str:
     )
 
 
-def _metric_rows(file: CircuitFile) -> list[list[object]]:
-    """Label, full model, circuit and everything ablated, by half and metric."""
+def _metric_rows(file: CircuitFile, measured: MetricsFile | None) -> list[list[object]]:
+    """Label, full model, circuit and everything ablated, and faithfulness, by half and metric."""
+    faithfulness = measured.by_metrics(file.method.metric) if measured else {}
     rows: list[list[object]] = []
     for half, name, values in metric_rows(file):
         unit = f" ({UNITS[name]})" if name in UNITS else ""
-        rows.append([f"{_words(half)} {heading(name)}{unit}", *values])
+        of_metric = faithfulness.get(half, {}).get(name)
+        cells = [] if measured is None else ["" if of_metric is None else estimate(of_metric, 3)]
+        rows.append([f"{_words(half)} {heading(name)}{unit}", *values, *cells])
     return rows
 
 
@@ -272,11 +289,11 @@ def _prompt(example: ShownPrompt) -> dict[str, object]:
     """The prompt as the template shows it."""
     pairs = zip(example.clean, example.corrupted, strict=False)
     answers = []
-    for label, texts in (("correct", example.correct), ("wrong", example.wrong)):
+    for which, texts in (("correct", example.correct), ("wrong", example.wrong)):
         if texts:
             shown = [json.dumps(text, ensure_ascii=False) for text in texts[:ANSWERS]]
             cut = f", … ({len(texts):,} in all)" if len(texts) > ANSWERS else ""
-            answers.append(f"{label} {', '.join(shown)}{cut}")
+            answers.append(f"{which} {', '.join(shown)}{cut}")
     return asdict(example) | {
         "changed": [i for i, (clean, corrupted) in enumerate(pairs) if clean != corrupted],
         "answers": "; ".join(answers),

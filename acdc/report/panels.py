@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from acdc.files.comparison import Comparison
 from acdc.files.table import OPTIONS, Row
 from acdc.io.files import plain
+from acdc.report.text import heading, readable, readable_estimate
 
 SWEPT = (
     "threshold",
@@ -84,8 +85,10 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            low, high = (row["value_low"], row["value_high"]) if y == "value" else (None, None)
-            lines[_label(row, line_keys)].append(Point(row[x], row[y], low, high, i))
+            value, low, high = row[y], None, None
+            if y == "value":
+                value, low, high = readable_estimate(row["metric"], (value, row["value_low"], row["value_high"]))
+            lines[_label(row, line_keys)].append(Point(row[x], value, low, high, i))
         if kind == "roc":
             for points in lines.values():
                 points += [Point(0.0, 0.0), Point(1.0, 1.0)]  # no edge, all edges
@@ -93,12 +96,13 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
         half = str(first["judged_on"]).replace("_", " ")
         texts = {
             "kept": "residual edges kept",
-            "value": f"{half} {first['metric']} (lower is better)",
+            "value": f"{half} {heading(first['metric'])}",
             "threshold": "threshold",
             "false_positive_rate": "false positive rate of edges",
             "true_positive_rate": "true positive rate of edges",
         }
-        levels = (first["full"],) if y == "value" and first["full"] is not None else ()
+        full = readable(first["metric"], (first["full"],)) if y == "value" else ()
+        levels = tuple(level for level in full if level is not None)
         sorted_lines = tuple(Line(label, _sorted(points)) for label, points in lines.items())
         title = f"{first['task']} in {first['model']}"
         if "metric" in keys and several_metrics:

@@ -232,7 +232,7 @@ function edgeLines(e) {
   if (e.status !== "kept") out.push({ both: "in both circuits", gone: "only in this circuit", new: `only in ${state.other?.title}` }[e.status]);
   if (e.score !== null) out.push(`${data.measure} ${number(e.score)}`);
   if (e.theirs !== undefined && e.theirs !== null) out.push(`score in ${state.other.title}: ${number(e.theirs)}`);
-  if (e.change !== null && e.change !== undefined) out.push(`increase in ${data.method.metric} when removed: ${number(e.change)} ${data.method.unit}`);
+  if (e.change !== null && e.change !== undefined) out.push(`${data.method.effect} when removed: ${number(e.change)} ${data.method.unit}`);
   if (e.margin !== null && e.margin !== undefined) out.push(`${number(Math.abs(e.margin))} ${data.method.unit} from τ = ${number(data.method.threshold)}`);
   const path = now.through(e);
   if (path) out.push(`strongest path: ${pathText(path)}`);
