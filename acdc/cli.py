@@ -104,7 +104,8 @@ def run(
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")
     else:
         show(to_text(*found[0]) if len(found) == 1 else overview(found))
-    bar.say(*dict.fromkeys(note for file, _ in found for note in file.notes))
+    bar.say(*(note for file, _ in found for note in file.notes))
+    say(*(notes if not shown["quiet"] else ()))  # the fallback to another model is the first and the last line
 
 
 @command()
