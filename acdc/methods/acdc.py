@@ -149,7 +149,7 @@ class _Search:
         most = min(self.options.batch, self.engine.capacity(alive))
         kept = self.engine.kept
         directs = [Removal(r, None) for r in alive] if self.options.direct and self.graph.direct[alive[0]] else []
-        self.workload.begin(stage, len(directs) + int(kept[:, alive].sum()))
+        self.workload.begin(stage)
         if directs:
             self._test(directs, most, alive)
             alive = [r for r in alive if self.direct[r]]
@@ -165,9 +165,12 @@ class _Search:
                 decisions = self._evaluate(queue, most)
                 self.journal.write(decisions)
             self._apply(queue[: len(decisions)], decisions)
-            self.workload.left(len(queue) - len(decisions) + int(self.engine.kept[:, then].sum()))
-            self._show(queue[0].receiver, resumed)
+            receiver = queue[0].receiver
             queue = queue[len(decisions) :]
+            edges = dict(zip(then, self.engine.kept[:, then].sum(0).tolist(), strict=True))
+            maybe = sum(edges.pop(removal.receiver, 0) for removal in queue)
+            self.workload.tested(len(decisions), len(queue) + sum(edges.values()), maybe)
+            self._show(receiver, resumed)
 
     def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""

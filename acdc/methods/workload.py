@@ -27,7 +27,7 @@ class Workload:
         live, scored, rows = engine.extent
         operations = np.array([config.operations(s.kind) for s in graph.senders], dtype=float)
         self.done = 0.0
-        self.total = 0.0
+        self.total = 1.0
         self._engine = engine
         self._stages = stages
         self._edges = graph.edges if allowed is None else allowed
@@ -36,35 +36,43 @@ class Workload:
         self._at_scored = operations * scored
         self._output = config.operations("logits") * rows
         self._decided = np.zeros(len(graph.receivers), dtype=bool)
-        self._test = 0.0  # of one edge of this stage
-        self._tests = 0  # that are left in it
-        self._later = 0.0  # of later stages
+        self._test = 0.0  # operations of an evaluation of this stage,
+        self._later = 0.0  # and of later stages, with one for each test
+        self._evaluations = engine.evaluations  # so far
+        self._per_test = (1.5, 1.0)  # evaluations and tests: edges that stay make some evaluations vain
+        self._open = 1.0  # share of receivers that their direct edge stays in, whose edges are tested one by one
 
-    def begin(self, stage: int, tests: int) -> None:
-        """A stage begins, with so many tests."""
+    def begin(self, stage: int) -> None:
+        """A stage begins."""
         self._decided[[r for receivers in self._stages[:stage] for r in receivers]] = True
         chances, work = self._nodes()
         weighed = chances * work
         node_of = self._engine.graph.node_of
+        seen = [r for r in np.flatnonzero(self._decided & self._direct).tolist() if chances[node_of[r]]]
+        if seen:
+            self._open = (1 + float(self._engine.kept[:, seen].any(0).sum())) / (1 + len(seen))
         behind = self._output
         later = []
         for number, receivers in enumerate(self._stages):
             nodes = sorted({node_of[r] for r in receivers if r in node_of})  # none of the logits
             if number >= stage:
-                test = behind + (work[nodes].mean() if nodes else 0.0)
                 chance = np.array([chances[node_of[r]] if r in node_of else 1.0 for r in receivers])
-                later.append((test, chance @ (self._edges[:, receivers].sum(0) + self._direct[receivers])))
+                direct = self._direct[receivers]
+                tests = direct + np.where(direct, self._open, 1.0) * self._edges[:, receivers].sum(0)
+                later.append((behind + (work[nodes].mean() if nodes else 0.0), chance @ tests))
             behind += weighed[nodes].sum()
         self._test = later[0][0]
-        self._tests = tests
         self._later = sum(test * n for test, n in later[1:])
-        self.total = self.done + self._test * tests + self._later
 
-    def left(self, tests: int) -> None:
-        """So many tests of the stage are left."""
-        self.done += self._test * (self._tests - tests)
-        self._tests = tests
-        self.total = self.done + self._test * tests + self._later
+    def tested(self, decisions: int, left: int, maybe: int) -> None:
+        """So many decisions were taken; so many tests are left in the stage, without those that may be spared."""
+        evaluations = self._engine.evaluations - self._evaluations
+        self._evaluations += evaluations
+        if evaluations:
+            self._per_test = self._per_test[0] + evaluations, self._per_test[1] + decisions
+        each = self._per_test[0] / self._per_test[1]
+        self.done += self._test * (evaluations or each * decisions)  # without any, they stood in a log
+        self.total = self.done + each * (self._test * (left + self._open * maybe) + self._later)
 
     def _nodes(self) -> tuple[Array, Array]:
         """For each sender, how likely an edge of the circuit leaves it when its turn comes, and what it computes."""
@@ -85,7 +93,6 @@ class Workload:
             seen = alive[of_kind & known]
             fresh = of_kind & ~known & ~alive
             chances[fresh] = open_[fresh] * (seen.sum() + 1) / (len(seen) + 2)
-        work = np.where(live, self._at_live, self._at_scored)
-        unread = ~known & ~alive
-        work[unread] = (self._at_live + self._at_scored)[unread] / 2
+        wide = np.where(known | live, live, open_)  # what reads the scored positions now may be read elsewhere later
+        work = self._at_scored + wide * (self._at_live - self._at_scored)
         return chances, work
