@@ -401,15 +401,25 @@ def test_every_column_is_in_sight_on_a_narrow_screen(browser, ioi, tmp_path, wid
 
 @pytest.mark.parametrize("width", [380, 1300])
 def test_tooltips_stay_inside_the_window(browser, ioi, width):
-    point = """([x, y]) => document.querySelectorAll('.hit')[9].dispatchEvent(
+    point = """([what, x, y]) => document.querySelector(what).dispatchEvent(
         new PointerEvent('pointerenter', {clientX: x, clientY: y}))"""
     with opened(browser, ioi / "report.html", width=width) as page:
         for corner in ((1, 1), (width - 2, 2), (2, 948), (width - 2, 948)):
-            page.evaluate(point, corner)
+            page.evaluate(point, [".hit", *corner])
             box = page.locator("#tip").bounding_box()
             assert (
                 box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 950
             )
+
+
+def test_a_long_name_of_a_run_stays_inside_its_tooltip(browser, tmp_path):
+    panels = [Panel("pareto", "pareto", "t", "x", "y", (Line("a", (Point(1, 0.5, 0.4, 0.6, 0),)),))]
+    (tmp_path / "many.html").write_text(render_many("t", "d", "s", ["run"], [["x" * 90]], [None], panels))
+    with opened(browser, tmp_path / "many.html", width=380) as page:
+        page.locator(".plot a").hover()
+        box = page.locator("#tip").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 380
+        assert page.evaluate("tip.scrollWidth <= tip.clientWidth")
 
 
 def test_the_width_of_the_window_is_used(browser, ioi):

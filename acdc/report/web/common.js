@@ -8,6 +8,7 @@ const number = (x, digits = 4) => x === null || x === undefined ? "–" : typeof
 // Shows the tip near a point, inside the window.
 function tipAt(x, y) {
   tip.hidden = false;
+  tip.style.left = tip.style.top = "0";  // as wide as it wants to be, wherever it was before
   tip.style.left = Math.max(8, Math.min(x, document.documentElement.clientWidth - tip.offsetWidth - 8)) + "px";
   tip.style.top = Math.max(8, Math.min(y, window.innerHeight - tip.offsetHeight - 8)) + "px";
 }
