@@ -348,6 +348,7 @@ def test_a_module_of_transformers_gives_the_circuit_of_its_directory_and_stays_a
     assert found.edges == saved.edges and found.edges
     assert (found.model.name, found.model.family) == ("saved", "gpt2")
     assert found.model.hash != saved.model.hash  # one of tensors, one of a file
+    assert "saved was a module in memory; model.hash is of its tensors, not of files" in found.notes
     assert acdc.load_model(given, tokenizer).hash == found.model.hash
     given.transformer.wte.weight.data += 1  # as training does
     assert acdc.discover(model, task, threshold=0.001) == found

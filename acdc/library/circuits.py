@@ -23,6 +23,7 @@ from acdc.library.models import load_model
 from acdc.library.shown import ShownEvaluation, noted
 from acdc.library.tasks import load_task
 from acdc.model.load import Model
+from acdc.model.module import ModuleCheckpoint
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.setup import inputs
@@ -122,6 +123,8 @@ def discover(
     task = task if isinstance(task, Task) else load_task(task)
     given = {**options, "task": task_name(task), **of_model(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
+    if isinstance(model.checkpoint, ModuleCheckpoint):
+        notes.append(f"{config.model_name} was a module in memory; model.hash is of its tensors, not of files")
     loaded = inputs.load(config, task, memory_bound(memory), model)
 
     def say(doubt: str) -> None:
