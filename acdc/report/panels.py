@@ -17,6 +17,7 @@ SWEPT = (
     "sparsity",
     "penalty",
 )  # vary along a line; other options that differ make lines
+VALUE = ("value", "value_low", "value_high")
 NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose values speak for themselves
 FAITHFULNESS = (-0.5, 1.5)  # shown of it; random circuits can be far below
 
@@ -85,10 +86,10 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            value, low, high = row[y], None, None
+            values = [row[y]]
             if y == "value":
-                value, low, high = readable_estimate(row["metric"], (value, row["value_low"], row["value_high"]))
-            lines[_label(row, line_keys)].append(Point(row[x], value, low, high, i))
+                values = list(readable_estimate(row["metric"], [row[k] for k in VALUE]))
+            lines[_label(row, line_keys)].append(Point(row[x], *values, row=i))
         if kind == "roc":
             for points in lines.values():
                 points += [Point(0.0, 0.0), Point(1.0, 1.0)]  # no edge, all edges
