@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from acdc.files.comparison import Comparison
 from acdc.files.table import OPTIONS, Row
@@ -86,10 +87,10 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            values = [row[y]]
+            values: tuple[Any, ...] = (row[y], None, None)
             if y == "value":
-                values = list(readable_estimate(row["metric"], [row[k] for k in VALUE]))
-            lines[_label(row, line_keys)].append(Point(row[x], *values, row=i))
+                values = readable_estimate(row["metric"], [row[k] for k in VALUE])
+            lines[_label(row, line_keys)].append(Point(row[x], *values, i))
         if kind == "roc":
             for points in lines.values():
                 points += [Point(0.0, 0.0), Point(1.0, 1.0)]  # no edge, all edges
