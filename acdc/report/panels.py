@@ -87,10 +87,10 @@ def _panels(done: list[tuple[int, Row]], kind: str, x: str, y: str, keys: tuple[
     for members in groups.values():
         lines: dict[str, list[Point]] = defaultdict(list)
         for i, row in members:
-            values: tuple[Any, ...] = (row[y], None, None)
+            values: Sequence[Any] = (row[y], None, None)
             if y == "value":
                 values = readable_estimate(row["metric"], [row[k] for k in VALUE])
-            lines[_label(row, line_keys)].append(Point(row[x], *values, i))
+            lines[_label(row, line_keys)].append(Point(row[x], values[0], values[1], values[2], i))
         if kind == "roc":
             for points in lines.values():
                 points += [Point(0.0, 0.0), Point(1.0, 1.0)]  # no edge, all edges
