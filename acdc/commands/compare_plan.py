@@ -48,7 +48,7 @@ def make_plan(
 ) -> tuple[ComparePlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
     options of runs, `wanted` those of `acdc compare` alone."""
-    if wanted["faithfulness"] is not None:
+    if wanted.get("faithfulness") is not None:
         raise UserError(f"--faithfulness: is for --models; methods are compared at {', '.join(map(str, LEVELS))}")
     resolved: list[tuple[Config, Task]] = []
     notes: list[str] = []
