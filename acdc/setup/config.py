@@ -247,7 +247,7 @@ def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
     options = METHODS[name].options
     for key in METHOD_OPTIONS:
         if key in explicit and key not in options:
-            raise stated.wrong(key, f"method {name} has no {key}; it has {', '.join(options)}")
+            raise stated.wrong(key, f"does not apply to {name}, which has {', '.join(options)}")
 
 
 def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:

@@ -177,7 +177,7 @@ BAD = {
     ),
     "an option that the method has not": (
         "base:\n  model: tiny\n  task: ioi\n  steps: 5\ngrid: {threshold: [0.1]}\n",
-        "s.yaml line 4: threshold 0.1: --steps: method acdc has no steps",
+        "s.yaml line 4: threshold 0.1: --steps: does not apply to acdc",
     ),
     "two options that say which edges to keep": (
         "base:\n  model: tiny\n  task: ioi\n  edges: 5\ngrid: {threshold: [0.1]}\n",
