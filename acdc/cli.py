@@ -165,13 +165,9 @@ def check(
     Example: acdc check runs/… --against golden.json
     """
     from acdc.commands.check import check as execute
-    from acdc.commands.check import junit as to_junit
-    from acdc.io.files import write_output
 
     with progress_bar(**shown) as progress:
         outcomes = execute(target, against, names, bounds, junit, show, progress)
-    if junit:
-        write_output(junit, to_junit(outcomes))
     failed = sum(not outcome.passed for outcome in outcomes)
     if len(outcomes) > 1:
         show(f"{len(outcomes) - failed} passed, {failed} failed")
@@ -278,8 +274,7 @@ def compare(
         return
     plan, notes = make_plan(given, wanted, default_model)
     with progress_bar(**shown) as bar:
-        bar.say(*notes)
-        result = execute(plan, memory, plots, bar, bar.say)
+        result = execute(plan, memory, plots, bar, bar.say, notes)
     show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
 
 

@@ -226,7 +226,8 @@ def check_method(name: str, metric: str, ablation: str, metrics: Sequence[str] =
         others = f" (or {', '.join(more)})" if more else ""
         instead = f"use --metric {first}{others} with --edges N, or eap-ig" if first else "use eap-ig"
         raise UserError(
-            f"{name} can't rank edges by {metric}, whose gradient at the full model is zero; {instead}", "metric"
+            f"--metric {metric}: its gradient at the full model is zero, {name} can't rank edges by it; {instead}",
+            "metric",
         )
     if METHODS[name].paired and ablation != "corrupted":
         raise UserError(

@@ -94,7 +94,7 @@ def test_no_module_takes_the_place_of_a_function():
 
 
 def test_tasks_methods_and_the_version_are_listed():
-    assert acdc.methods()["acdc"].startswith("remove every edge whose removal raises the metric by less")
+    assert acdc.methods()["acdc"] == METHODS["acdc"].what
     assert [*acdc.tasks()] == sorted(path.stem for path in (ROOT / "tasks").glob("*.yaml"))
     assert acdc.tasks()["ioi"] == acdc.load_task("ioi").description
     assert acdc.__version__ == version("acdc-circuits")
@@ -436,7 +436,7 @@ def test_wrong_rows_are_named(rows, keys, says):
 def test_circuits_are_read_from_files_and_directories(call, few, tiny, task):
     acdc.save(few, "circuit.json")
     read = acdc.load_circuit("circuit.json")
-    assert read == few and "strongest edges" in str(read) and "faithfulness" not in str(read)
+    assert read == few and "held out kl ↓" in str(read)
     assert acdc.load_circuit(".") == few
     assert acdc.evaluate(read, tiny, task, minimality=0) == acdc.evaluate(few, minimality=0)
     call("export", "circuit.json", "--to", "eap-ig", "-o", "eap.json")

@@ -134,7 +134,7 @@ def test_a_quarter_is_accepted_and_bounds_hold_at_every_threshold(sweep):
         ({"within": 0.1, "counts": None}, "within needs counts"),
         ({"run": {"task": "ioi", "model": "tiny", "threshold": 0.1}}, "one of the two"),
         ({"run": {"task": "ioi", "model": "tiny", "edges": 3}}, "one of the two"),
-        ({"run": {"task": "ioi", "model": "tiny", "steps": 3}}, "no steps"),
+        ({"run": {"task": "ioi", "model": "tiny", "steps": 3}}, "--steps: does not apply to acdc"),
         ({"run": None, "circuit": "a.json"}, "counts need a run"),
         ({"against": "a.json"}, "counts need a run"),
         ({"counts": {}}, "counts"),

@@ -27,7 +27,7 @@ from acdc.files.eap_ig import NAMES, read_all, read_any, read_eap_ig
 from acdc.files.published import load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
-from acdc.io.files import check_output
+from acdc.io.files import check_output, write_output
 from acdc.io.progress import Show, one_of, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.sizes import in_name
@@ -156,18 +156,19 @@ def check(
     against: str | None,
     names: Mapping[str, str | None],
     given: dict[str, Any],
-    junit: Path | None,
+    report: Path | None,
     say: Callable[[str], None],
     progress: Show,
 ) -> list[Outcome]:
-    """Check a circuit.json, or make a list of checks (a YAML file or the name of a shipped one); `say` gets outcomes.
-    Raise UserError also if `junit`, which will be written, is a file that is read."""
+    """Check a circuit.json, or make a list of checks (a YAML file or the name of a shipped one); `say` gets outcomes,
+    and the file `report` is the JUnit XML of them. Raise UserError also if that is a file that is read."""
     if target.suffix == ".json":
         if against is None:
             raise UserError(f"{target}: missing --against; give a golden run or circuit.json, or a published circuit")
         against = find_golden(against)
-        check_output("--junit", junit, target, Path(against))
+        check_output("--junit", report, target, Path(against))
         outcome = check_circuit(target, against, make_bounds(given), names=names)
+        _write(report, [outcome])
         say(outcome.text())
         return [outcome]
     target = find_config(target)
@@ -175,8 +176,15 @@ def check(
         if value is not None:
             raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
     read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
-    check_output("--junit", junit, target, *read)
-    return check_list(target, say, progress)
+    check_output("--junit", report, target, *read)
+    outcomes = check_list(target, say, progress)
+    _write(report, outcomes)
+    return outcomes
+
+
+def _write(report: Path | None, outcomes: list[Outcome]) -> None:
+    if report:
+        write_output(report, junit(outcomes))
 
 
 def check_circuit(

@@ -62,13 +62,17 @@ def compare(
     plots: bool,
     progress: Show,
     say: Callable[[str], None],
+    notes: Sequence[str] = (),
     model: Model | None = None,
 ) -> Comparison:
-    """Run all methods on all tasks, staying below `memory` bytes, measure their circuits and write the files. Raise
-    UserError if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
+    """Run all methods on all tasks, staying below `memory` bytes, measure their circuits and write the files. `model`
+    is the plan's, if it is loaded; `notes` on the plan are said when all inputs are known to be right. Raise UserError
+    if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
     loaded = _load(plan, memory, model)
     with locked(plan.out, others=("config.yaml", "runs")):
         check_same(plan)
+        for note in notes:
+            say(note)
         progress(expected(plan, [inputs for inputs, _ in loaded]))
         tasks = []
         while loaded:  # a task's activations are freed before the next one

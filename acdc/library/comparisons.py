@@ -61,7 +61,7 @@ def compare(
     wanted["methods"] = methods if isinstance(methods, str) else ",".join(map(str, methods))
     with _folder(out) as wanted["out"], progress_bar(progress) as show:
         plan, _ = compare_plan.make_plan(given, wanted, None, lambda name: _task(chosen[name]))
-        result = compare_methods(plan, memory_bound(memory), out is not None, show, _warn, model)
+        result = compare_methods(plan, memory_bound(memory), out is not None, show, _warn, model=model)
     return ShownComparison(**vars(result))
 
 

@@ -35,7 +35,7 @@ def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, thr
 def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> dict[str, float]:
     """Return the stages of a run, and about how many seconds each takes. The prompts are those of one half; the threads
     are of the CPU."""
-    speed = SPEED[device] * (threads if device == "cpu" else 1)
+    speed = SPEED.get(device, SPEED["cpu"]) * (threads if device == "cpu" else 1)
     n, n_pos = prompts.clean.shape
     live = live_positions(config, sizes, prompts)
     layer = sizes.n_heads * sizes.operations("head") + sizes.operations("mlp")

@@ -506,7 +506,8 @@ def test_neither_chunks_nor_parts_change_scores(family, monkeypatch):
     seen: list[int] = []
     chunks = Problem.chunks
     monkeypatch.setattr(Problem, "chunks", lambda self, n: (seen.append(len(r.pad)) or r for r in chunks(self, n)))
-    monkeypatch.setattr(eap, "CHUNK", 3)
+    for module in (eap, eap_ig):
+        monkeypatch.setattr(module, "CHUNK", 3)
     chunked = all_scores(make_problem(family, **prompts))
     assert seen == [3, 2] * 5
     for a, b, c in zip(whole, parts, chunked, strict=True):

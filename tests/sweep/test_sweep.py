@@ -273,7 +273,7 @@ def test_a_folder_of_another_run_is_left_alone(call, tmp_path):
     other.mkdir(parents=True)
     write(other, {"task": "ioi", "model": "tiny", "examples": 99, "metric": "kl"}, "config.yaml")
     code, _, err = call("sweep", path)
-    assert code == 2 and "holds a run with another config: examples " in err
+    assert code == 2 and "holds a run with another config: " in err and "; examples 99, here " in err
     write(other, "- 1\n", "config.yaml")
     assert "is not the config of a run" in call("sweep", path)[2]
 
