@@ -88,7 +88,7 @@ def test_faithfulness_completeness_and_minimality_are_those_of_whole_patched_pas
         assert rise == pytest.approx(naive.metric(kept - {name}) - truth["own"], abs=1e-9), name
 
 
-@pytest.mark.parametrize("n", [50, 100])
+@pytest.mark.parametrize("n", [50, pytest.param(100, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["normal", "skewed", "ratio"])
 def test_95_of_100_intervals_hold_the_truth(kind, n):
     """1,000 draws: 95 ± 2 of a hundred are three standard deviations."""
