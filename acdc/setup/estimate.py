@@ -25,6 +25,7 @@ CURVE = 10  # of the sizes of the curve; on the path to a target
 PATH = 60
 ELIMINATED = (64, 10, 0.12)  # edges, tests of each, and the share of an evaluation by ACDC that a test takes
 GRADIENTS = 12  # passes that halve the edges of a superset
+LARGE = 5_000  # edges of a graph in which gradients leave so many edges that ACDC comes before elimination
 
 
 def seconds(config: Config, sizes: ModelConfig, prompts: Split, device: str, threads: int) -> float:
@@ -64,6 +65,8 @@ def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, thre
     elif config.eliminates:
         edges, of_each, part = ELIMINATED
         work["gradients"] = GRADIENTS * math.log2(max(2, graph.n_edges / edges)) * whole
+        if graph.n_edges > LARGE:
+            work["search"] = tests * evaluation
         work["elimination"] = edges * of_each * part * evaluation
     else:
         work["search"] = tests * evaluation
