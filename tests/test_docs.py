@@ -171,7 +171,7 @@ def alike(shown: str, printed: str) -> bool:
 
 def test_the_first_result_of_the_readme_is_what_is_printed(call: Callable[..., tuple[int, str, str]]) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"The first prints, after the set-up:\n\n```\n(.*?)^```$", text, re.M | re.S)
+    shown = re.search(r"`make run` prints, after the set-up:\n\n```\n(.*?)^```$", text, re.M | re.S)
     assert shown
     code, out, _ = call("run", "--task", "greater-than", "--model", "tiny")
     assert code == 0 and alike(shown[1], out), out

@@ -24,7 +24,7 @@ def pasted(command, folder):
     return done.returncode, done.stderr.decode(errors="replace")
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [NAMES[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NAMES[1:])])
 def test_the_recorded_command_makes_the_same_run(acdc, tmp_path, name):
     model, task = tmp_path / "m" / name, tmp_path / f"{name}.yaml"
     for path in (model, task):

@@ -372,6 +372,7 @@ def test_a_dry_run_makes_nothing_and_says_what_it_costs(call, tmp_path):
     assert not (tmp_path / "sweeps").exists()
 
 
+@pytest.mark.slow
 def test_lost_files_are_made_again(swept, call, tmp_path):
     _, path, _ = swept
     out = tmp_path / "out"
