@@ -61,3 +61,8 @@ def short(value: object) -> str:
     """Return the value's repr for a message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "…"
+
+
+def plural(n: int, noun: str) -> str:
+    """Return a number of things: `1 edge`, `2,000 edges`."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.commands.options import COMPLETED, Json, listed, model_names, task_names
-from acdc.errors import ModelError, UserError, unknown
+from acdc.errors import ModelError, UserError, plural, unknown
 from acdc.io.terminal import say, show
 from acdc.registry import ABLATIONS, METHODS, METRICS, ORDERS, PENALTY, SPARSITY
 
@@ -72,7 +72,7 @@ def tasks(
     lines = [[ARROWS, "clean", "corrupted"]]
     lines.append([heading("accuracy"), number(found.accuracy, 4), number(found.accuracy_corrupted, 4)])
     lines += [[heading(m), *(number(x, 4) for x in readable(m, values))] for m, values in found.metrics.items()]
-    on = f"{model} on {inputs.config.examples} prompts, seed {inputs.config.seed}"
+    on = f"{model} on {plural(inputs.config.examples, 'prompt')}, seed {inputs.config.seed}"
     show(f"\n{on}: accuracy {found.accuracy:.1%} ({low:.1%} to {high:.1%}), by chance {found.chance:.1%}")
     show("\n" + grid(lines, widths=(32, 10, 10)))
     if doubt := warning(inputs, found):

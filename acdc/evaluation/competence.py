@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from acdc.errors import plural
 from acdc.evaluation.bootstrap import share
 from acdc.evaluation.faithfulness import mean_accuracy, measure_rows
 from acdc.patching.activations import CHUNK
@@ -71,8 +72,8 @@ def warning(inputs: Inputs, found: Competence | None) -> str | None:
     low, high = found.interval
     command = shlex.join(["acdc", "tasks", inputs.config.task, "--model", inputs.config.model])
     says = "can't do" if found.accuracy < 0.5 or found.accuracy <= found.chance else "may not be able to do"
+    accuracy = f"{found.accuracy:.0%} ({low:.0%} to {high:.0%}) on {plural(found.prompts, 'prompt')}"
     return (
-        f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {found.accuracy:.0%} "
-        f"({low:.0%} to {high:.0%}) on {found.prompts} prompts, {found.chance:.0%} by chance; the circuit will "
-        f"not be meaningful ({command})"
+        f"warning: {inputs.config.model_name} {says} {inputs.task.name}: accuracy {accuracy}, {found.chance:.0%} by "
+        f"chance; the circuit will not be meaningful ({command})"
     )

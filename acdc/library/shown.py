@@ -3,12 +3,13 @@
 import base64
 from html import escape
 
+from acdc.errors import plural
 from acdc.files.comparison import Comparison
 from acdc.files.evaluation import Evaluation
 from acdc.files.stability import Stability
 from acdc.report import comparison, curves, evaluation, stability
 from acdc.report.panels import of_comparison
-from acdc.report.text import estimate, number
+from acdc.report.text import estimate, heading, number, readable
 
 
 def noted(text: str, notes: tuple[str, ...]) -> str:
@@ -26,11 +27,14 @@ class ShownEvaluation(Evaluation):
     def _repr_html_(self) -> str:
         rows = [["ablation", "full model", "circuit", "other edges", "ablated", "faithfulness ↑", "completeness ↓"]]
         for m in (self.measured, *self.others):
-            values = [number(x.value, 4) for x in (m.full, m.circuit, m.rest, m.ablated)]
+            values = [
+                number(x, 4)
+                for x in readable(self.metric, [m.full.value, m.circuit.value, m.rest.value, m.ablated.value])
+            ]
             rows.append([m.ablation, *values, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
         title = f"{self.task} in {self.model}: {self.edges:,} of {self.total:,} edges"
-        prompts = f"{self.examples} {self.half.replace('_', '-')} prompts, [95 % intervals]"
-        return _table(f"{title}; {self.metric} on {prompts}", rows) + _more("everything measured", repr(self))
+        prompts = plural(self.examples, f"{self.half.replace('_', '-')} prompt") + ", [95 % intervals]"
+        return _table(f"{title}; {heading(self.metric)} on {prompts}", rows) + _more("everything measured", repr(self))
 
 
 class ShownComparison(Comparison):

@@ -2,6 +2,7 @@
 
 import math
 
+from acdc.errors import plural
 from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
 from acdc.files.model_comparison import ModelComparison
 from acdc.report.page import render_many
@@ -23,7 +24,8 @@ def to_html(comparison: Comparison) -> str:
     methods = ", ".join(dict.fromkeys(m.name for task in tasks for m in task.methods))
     sizes = ", ".join(map(str, comparison.sizes))
     setups = [
-        f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {t.examples} prompts; ROC against {t.reference}"
+        f"{t.name} in {t.model}: {t.metric}, {t.ablation} ablation, {plural(t.examples, 'prompt')}; "
+        f"ROC against {t.reference}"
         for t in tasks
     ]
     return render_many(
@@ -136,7 +138,8 @@ def models_to_text(c: ModelComparison) -> str:
         faithfulness.append([name, *("other graph" if x is None else estimate(x, 3) for x in values)])
     pairs = [["circuits of", "nodes", "edges", "scores"]]
     pairs += [[" and ".join(p.models), *(number(x, 2) for x in (p.nodes, p.edges, p.scores))] for p in c.pairs]
-    head = f"{c.task} by {c.method}: {heading(c.metric)}, {c.ablation} ablation, {c.examples} prompts, seed {c.seed}"
+    prompts = f"{plural(c.examples, 'prompt')}, seed {c.seed}"
+    head = f"{c.task} by {c.method}: {heading(c.metric)}, {c.ablation} ablation, {prompts}"
     on = f"faithfulness [95 % interval] on the {c.half.replace('_', '-')} prompts"
     blocks = [
         head,

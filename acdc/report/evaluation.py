@@ -3,8 +3,9 @@
 import math
 from textwrap import wrap
 
+from acdc.errors import plural
 from acdc.files.evaluation import DRAWS, LEGEND, Evaluation
-from acdc.report.text import estimate, grid, heading, number, plural, readable, readable_estimate, when_removed
+from acdc.report.text import estimate, grid, heading, number, readable, readable_estimate, when_removed
 
 WIDTH = 118
 LABEL = 16
@@ -25,7 +26,8 @@ def to_text(e: Evaluation) -> str:
 
 def _head(e: Evaluation) -> str:
     share = f"{e.edges:,} of {e.total:,} residual edges ({e.edges / e.total:.2%})"
-    prompts = f"{e.examples} {e.half.replace('_', '-')} prompts, seed {e.seed}; [95 % intervals] are over prompts"
+    prompts = plural(e.examples, f"{e.half.replace('_', '-')} prompt")
+    prompts += f", seed {e.seed}; [95 % intervals] are over prompts"
     return (
         f"{'circuit':{LABEL}}{e.task} in {e.model}: {share}\n"
         f"{'found by':{LABEL}}{e.method}, {heading(e.metric)}, {e.measured.ablation} ablation\n"

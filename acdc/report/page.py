@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from acdc.errors import plural
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import MetricsFile
 from acdc.files.published import Published
@@ -244,9 +245,10 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
         text += f" are the circuit {found} for {file.task.name}."
     else:
         interval = "" if low is None or high is None else f" (95 % interval {low:.1%} to {high:.1%})"
-        which = "held-out prompts" if half == "held_out" else "prompts it was found with"
+        prompts = plural(file.task.examples, "held-out prompt" if half == "held_out" else "prompt")
+        prompts += "" if half == "held_out" else " it was found with"
         text += f" recover {value:.1%}{interval} of what it does on {file.task.name}"
-        text += f", measured by {label(file.method.metric)} on {file.task.examples} {which}."
+        text += f", measured by {label(file.method.metric)} on {prompts}."
     accuracies = [file.metrics.get(f"{half}.{what}.accuracy") for what in ("circuit", "model", "ablated")]
     if None in accuracies:
         return text
@@ -268,8 +270,9 @@ def _method(file: CircuitFile) -> str:
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""
     return (
-        f"Found by {method.name} with {method.metric}{limit}, {method.ablation} ablation, {file.task.examples} "
-        f"prompts, seed {file.task.seed}. {file.graph.nodes} nodes; residual edges are counted{counted}."
+        f"Found by {method.name} with {method.metric}{limit}, {method.ablation} ablation, "
+        f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}. {file.graph.nodes} nodes; residual edges are "
+        f"counted{counted}."
     )
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from acdc.errors import plural
 from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import HALVES, Half, read_metrics
 from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, readable, when_removed
@@ -37,7 +38,7 @@ def _head(file: CircuitFile) -> str:
     limit = bound(method.name, method.threshold, method.options)
     return (
         f"{head}method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
-        f"{file.task.examples} prompts, seed {file.task.seed}"
+        f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}"
     )
 
 

@@ -1,5 +1,6 @@
 """How stable a circuit is, as text."""
 
+from acdc.errors import plural
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
 from acdc.report.text import bound, estimate, grid, heading, lines_of, number, readable
 
@@ -20,7 +21,9 @@ def to_text(s: Stability) -> str:
 def _head(s: Stability) -> str:
     m = s.method
     limit = bound(m["name"], m["threshold"], m["options"])
-    how = f"{m['name']}, {m['metric']}, {limit}, {m['ablation']} ablation, {s.examples} prompts, seed {s.seed}"
+    how = (
+        f"{m['name']}, {m['metric']}, {limit}, {m['ablation']} ablation, {plural(s.examples, 'prompt')}, seed {s.seed}"
+    )
     done = "; ".join(f"{k.runs} on {KINDS[k.name]}" for k in s.kinds if k.name in KINDS)
     return f"{'base run':{LABEL}}{s.task} in {s.model}: {how}\n{'reruns':{LABEL}}{done}"
 

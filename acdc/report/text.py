@@ -29,11 +29,6 @@ def number(value: float | None, digits: int) -> str:
     return f"{round(value, digits) + 0.0:.{digits}f}"
 
 
-def plural(n: int, noun: str) -> str:
-    """Return a number of things: `1 edge`, `2,000 edges`."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
 def estimate(values: Sequence[float | None], digits: int) -> str:
     """Return a value with its interval: `value [low, high]`; the value alone if there is no interval."""
     value, low, high = (number(x, digits) for x in values)
