@@ -2,7 +2,7 @@
 runs of the same kind correct it; so does the run itself, as it goes on (`acdc.io.progress`).
 
 ACDC needs about three evaluations per receiver (measured: 1,200 for 445 on a model of GPT-2 small's size, 2,500 for 841
-on SmolLM2), each of half the layers at the live positions, and of the output layer.
+on SmolLM2), each of a quarter of the layers at the live positions, and of the output layer.
 """
 
 import math
@@ -20,11 +20,11 @@ START = 1.0  # seconds for everything else: files, pictures
 PER_RECEIVER = 3  # evaluations of ACDC
 FILTERED = 0.5  # of the nodes are left by a filter
 PATCHED = 0.4  # of a run of the whole model: a run of a circuit
-MEASURED = 4  # circuits, the empty one among them, on each half, and
+MEASURED = 12  # such runs, of a few circuits on each half, with their metrics, and
 CURVE = 10  # of the sizes of the curve; on the path to a target
-PATH = 60
-ELIMINATED = (64, 10, 0.12)  # edges, tests of each, and the share of an evaluation by ACDC that a test takes
-GRADIENTS = 12  # passes that halve the edges of a superset
+PATH = 80
+ELIMINATED = (64, 10, 0.4)  # edges, tests of each, and the share of an evaluation by ACDC that a test takes
+GRADIENTS = 18  # passes that halve the edges of a superset
 LARGE = 5_000  # edges of a graph in which gradients leave so many edges that ACDC comes before elimination
 
 
@@ -42,19 +42,19 @@ def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, thre
     layer = sizes.n_heads * sizes.operations("head") + sizes.operations("mlp")
     output = sizes.operations("logits") * len(prompts.rows)
     whole = n * n_pos * sizes.n_layers * layer + output
-    evaluation = n * live * sizes.n_layers * layer / 2 + output
+    evaluation = n * live * sizes.n_layers * layer / 4 + output
     graph = sizes.graph()
 
     def scored(method: str) -> float:
         facts = METHODS[method]
         if facts.kind == "exact":
-            return (len(graph.senders) if facts.nodes else graph.n_edges) * evaluation
+            return (len(graph.senders) if facts.nodes else graph.n_edges) * 2 * evaluation
         times = config.steps or config.updates or facts.repeats
         if method == "eap-ig-activations":
             times *= sizes.n_layers
         return facts.passes * times * whole
 
-    work = {"loading": 0.75 * START * speed, "activations": 3 * whole}
+    work = {"loading": 0.75 * START * speed, "activations": 4 * whole}
     tests: float = PER_RECEIVER * len(graph.receivers)
     if config.prefilter:
         method, share = parse_filter(config.prefilter)
