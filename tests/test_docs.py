@@ -209,6 +209,6 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert line == "…" or any(alike(line, other) for other in printed), f"{line}\nnot in\n{done.stdout}"
     file = read_circuit(tmp_path / "pronoun" / "circuit.json")
     with chromium() as browser, opened(browser, tmp_path / "pronoun" / "report.html") as page:
-        assert page.locator("path.edge").count() == file.graph.edges.kept
+        assert page.locator(".edge").count() == file.graph.edges.kept
         page.locator("[data-node='a26.h2']").click()
         assert "logits directly" in page.locator("#panel").inner_text()
