@@ -54,6 +54,7 @@ def test_a_hint_is_quoted(acdc, tmp_path):
     assert pasted(hint, tmp_path)[0] == 2
 
 
+@pytest.mark.slow
 def test_commands_of_reruns_run_in_their_folder(acdc, tmp_path):
     """Those of `acdc stability` name the config.yaml beside them, or one above."""
     task = ["--task", "or-gate", "--model", "or-gate"]
@@ -72,6 +73,7 @@ def test_commands_of_reruns_run_in_their_folder(acdc, tmp_path):
     assert (core.parent / "new" / "core.json").read_bytes() == core.read_bytes()
 
 
+@pytest.mark.slow
 def test_commands_of_a_comparison_run(acdc, tmp_path):
     (tmp_path / "m ;x").symlink_to(BUNDLED / "or-gate")
     command = ["compare", "--tasks", "or-gate", "--model", "./m ;x", "--methods", "acdc", "--sizes", "1", "--no-plots"]

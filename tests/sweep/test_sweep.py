@@ -574,6 +574,7 @@ def test_a_bug_is_a_failure_with_its_traceback(call, tmp_path, monkeypatch):
     assert "raise RuntimeError" in failure["traceback"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_sweep_and_nothing_is_lost(swept, tmp_path):
     """Files can't grow beyond a size that neither the plot nor the report keeps to; then not at all."""
     folder, path, _ = swept
