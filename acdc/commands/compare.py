@@ -6,7 +6,6 @@ of some targets of faithfulness. All circuits are pruned and run as a whole on t
 works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from acdc.files.circuit import CircuitFile, read_circuit
 from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.io.files import to_json, write_atomic
+from acdc.io.files import file_name, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Progress, Show, within
 from acdc.io.sizes import in_name
@@ -282,7 +281,7 @@ class Finder:
     def _enter(self, name: str, **changes: Any) -> tuple[Inputs, Path]:
         """Return the inputs under a changed config, and a directory that belongs to this config."""
         inputs = self.inputs.under(self.inputs.config.model_copy(update=changes))
-        folder = inside(self.plan.out, inputs.config.task_name, re.sub(r"[^\w.-]+", "-", name))
+        folder = inside(self.plan.out, inputs.config.task_name, file_name(name))
         claim(folder, inputs.config.to_yaml())
         return inputs, folder
 

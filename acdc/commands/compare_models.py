@@ -1,9 +1,9 @@
 """Compare models, or checkpoints of one, on a task: a run each, what their circuits share, and how faithful each
 circuit is in the other models."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard, rank_correlation
 from acdc.files.circuit import CircuitFile
 from acdc.files.model_comparison import ModelComparison, OfModel, Pair
+from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
-from acdc.io.files import to_json, write_atomic
+from acdc.io.files import file_name, to_json, write_atomic
 from acdc.io.folder import inside, locked
 from acdc.io.progress import Show, one_of
 from acdc.methods.discover import SCORES
@@ -41,11 +42,16 @@ class ModelsPlan:
 
 @dataclass(frozen=True)
 class Found:
-    """A model's finished run."""
+    """A model's finished run. It holds neither the model nor activations: there may be room for one model only."""
 
-    inputs: Inputs
+    config: Config
     file: CircuitFile
     folder: Path
+
+    @cached_property
+    def circuit(self) -> Circuit:
+        """The circuit that was found."""
+        return self.file.circuit()
 
 
 def make_plan(given: dict[str, Any], wanted: dict[str, Any]) -> ModelsPlan:
@@ -68,9 +74,7 @@ def make_plan(given: dict[str, Any], wanted: dict[str, Any]) -> ModelsPlan:
     for model in models:
         config, task, _ = resolve({**given, **of_run, "model": model}, None, None)
         runs.append((config, task))
-    names = "-".join(
-        re.sub(r"[^\w.-]+", "-", name) for name in (runs[0][0].task_name, *(c.model_name for c, _ in runs))
-    )
+    names = "-".join(map(file_name, (runs[0][0].task_name, *(config.model_name for config, _ in runs))))
     return ModelsPlan(tuple(runs), wanted["out"] or Path("compare") / names)
 
 
@@ -84,22 +88,27 @@ def _one(flag: str, text: str, kind: Callable[[str], Any] = str, what: str = "a 
 def compare_models(
     plan: ModelsPlan, memory: float | None, progress: Show, say: Callable[[str], None]
 ) -> ModelComparison:
-    """Make a run for every model in `<out>/<number>-<model>/`, or go on with it, and write models.json. Raise UserError
-    if the directory belongs to another comparison."""
+    """Make a run for every model in `<out>/<number>-<model>/`, or go on with it, measure all circuits in every model,
+    and write models.json. Raise UserError if the directory belongs to another comparison."""
     checkpoints = [open_checkpoint(config.model) for config, _ in plan.runs]  # none is missing after the first run
     with locked(plan.out, others=("config.yaml", "runs", "compare.json", "stability.json")):
         found = []
         for number, ((config, task), checkpoint) in enumerate(zip(plan.runs, checkpoints, strict=True), 1):
             inputs = load(config, task, memory, checkpoint)
-            folder = inside(plan.out, f"{number}-{re.sub(r'[^a-zA-Z0-9.-]+', '-', config.model_name)}")
+            folder = inside(plan.out, f"{number}-{file_name(config.model_name)}")
             file, _ = run(inputs, folder, progress=one_of(progress, number - 1, len(checkpoints)), say=say)
-            found.append(Found(inputs, file, folder))
-        first = found[0].inputs
+            found.append(Found(config, file, folder))
+            half = inputs.evaluation_split
+            del inputs
+        models = []
+        for f, (config, task), checkpoint in zip(found, plan.runs, checkpoints, strict=True):
+            models.append(_of_model(load(config, task, memory, checkpoint), f, found))
+        first = found[0].config
         result = ModelComparison(
-            task=first.config.task_name,
-            **first.config.model_dump(include={"method", "metric", "ablation", "examples", "seed"}),
-            half=first.evaluation_split,
-            models=tuple(_of_model(f, found) for f in found),
+            task=first.task_name,
+            **first.model_dump(include={"method", "metric", "ablation", "examples", "seed"}),
+            half=half,
+            models=tuple(models),
             pairs=tuple(_pair(a, b) for a, b in combinations(found, 2)),
             notes=_notes(found),
         )
@@ -115,44 +124,43 @@ def _notes(found: list[Found]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(notes))
 
 
-def _of_model(one: Found, every: list[Found]) -> OfModel:
+def _of_model(inputs: Inputs, one: Found, every: list[Found]) -> OfModel:
     """Measure the circuits of all models in one of them."""
-    judge = Judge(one.inputs)
+    judge = Judge(inputs)
     method = one.file.method
-    graph = one.file.model.graph
     return OfModel(
-        name=one.inputs.config.model_name,
-        hash=one.inputs.model.hash,
+        name=one.config.model_name,
+        hash=inputs.model.hash,
         folder=one.folder.name,
         bound=bound(method.name, method.threshold, method.options),
         edges=one.file.graph.edges.kept,
         total=one.file.graph.edges.total,
         accuracy=judge.full_accuracy,
         faithfulness=tuple(
-            judge.judged(other.file.circuit())[1] if other.file.model.graph == graph else None for other in every
+            judge.judged(other.circuit)[1] if other.circuit.graph == one.circuit.graph else None for other in every
         ),
     )
 
 
 def _pair(a: Found, b: Found) -> Pair:
-    nodes = [set(f.file.circuit().nodes()) for f in (a, b)]
+    nodes = [set(f.circuit.nodes()) for f in (a, b)]
     either = sorted(nodes[0] | nodes[1])
     has = [np.array([name in of_circuit for name in either]) for of_circuit in nodes]
     edges = scores = np.nan
     shared: tuple[str, ...] = ()
-    if a.file.model.graph == b.file.model.graph:
-        graph = a.file.model.graph
-        kept = [f.file.circuit().kept for f in (a, b)]
+    graph = a.circuit.graph
+    if b.circuit.graph == graph:
+        kept = [f.circuit.kept for f in (a, b)]
         edges = jaccard(*kept)
         scores = rank_correlation(*(_scores(f)[graph.edges] for f in (a, b)))
         shared = tuple(graph.edge_name(int(s), int(r)) for s, r in np.argwhere(kept[0] & kept[1]))
-    names = a.inputs.config.model_name, b.inputs.config.model_name
+    names = a.config.model_name, b.config.model_name
     return Pair(names, jaccard(*has), edges, scores, shared)
 
 
 def _scores(found: Found) -> Array:
     """The scores of all edges, or those of the circuit, and 0 for edges without one: Float[sender receiver]."""
     path = found.folder / SCORES
-    graph = found.file.model.graph
-    scores = read_scores(path, graph).edges if path.exists() else found.file.circuit().scores
+    graph = found.circuit.graph
+    scores = read_scores(path, graph).edges if path.exists() else found.circuit.scores
     return np.zeros(graph.edges.shape) if scores is None else np.nan_to_num(scores)

@@ -1,6 +1,5 @@
 """What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from acdc.commands.run import planned
 from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import find_circuit
 from acdc.files.comparison import LEVELS
-from acdc.io.files import read_json
+from acdc.io.files import file_name, read_json
 from acdc.io.progress import Plan
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
 from acdc.setup.config import Config, DefaultModel, resolve
@@ -68,7 +67,7 @@ def make_plan(
     if not 1 <= sizes[0] <= sizes[-1] <= LIMITS["edges"]:
         wrong = sizes[0] if sizes[0] < 1 else sizes[-1]
         raise UserError(f"--sizes: {wrong} edges; it must be 1 or more, and not more than the graph has")
-    models = dict.fromkeys(re.sub(r"[^\w.-]+", "-", config.model_name) for config, _ in resolved)
+    models = dict.fromkeys(file_name(config.model_name) for config, _ in resolved)
     plan = ComparePlan(
         tasks=tuple(resolved),
         methods=every,

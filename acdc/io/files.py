@@ -21,6 +21,11 @@ from acdc.io.terminal import printable
 MAX_BYTES = 500_000_000  # largest file that is read
 
 
+def file_name(text: str) -> str:
+    """A name, such as a model's, as a part of that of a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", text)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write a file; even after a crash it has the old content or the new. A link is replaced, not followed: it may lead
     to a file that is not ours. Raise FileError if the file can't be written."""

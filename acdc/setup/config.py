@@ -15,6 +15,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator
 
 from acdc.errors import FileError, UserError, unknown
+from acdc.io.files import file_name
 from acdc.io.schema import Flag, Name, Number, Strict, Whole, problems
 from acdc.io.yaml_file import read_yaml
 from acdc.model.find import is_path
@@ -151,7 +152,7 @@ class Config(Strict):
     @property
     def folder(self) -> str:
         """The default name of the run's directory."""
-        return "-".join((self.task_name, re.sub(r"[^\w.-]+", "-", self.model_name), self.method, self.digest))
+        return "-".join((self.task_name, file_name(self.model_name), self.method, self.digest))
 
     def to_yaml(self) -> str:
         """Return the content of the run's config.yaml; options that are None are left out."""
