@@ -115,12 +115,11 @@ def _on_task(
         notes.append(doubt)
         say(doubt)
     judge = Judge(inputs)
-    finder = Finder(plan, inputs, within(progress, "reference"))
     thresholds = _thresholds(inputs)
     of_acdc = reference is None
     origin = str(plan.references.get(config.task_name))
     if reference is None:
-        reference = finder.reference()
+        reference = Finder(plan, inputs, within(progress, "reference")).reference()
         origin = f"acdc at τ = {config.threshold:g}, the task's own"
     found: list[Found] = []
     for method in plan.methods:
@@ -137,9 +136,12 @@ def _on_task(
             say(f"{config.task_name}: {notes[-1]}")
         else:
             say(f"{config.task_name}: {method} took {found[-1].cost.seconds:.1f} s")
-    progress(Progress(f"{config.task_name} evaluation", 0, 1))
     near = min(plan.sizes, key=lambda size: abs(size - reference.n_edges))
     unfiltered = next((f.circuits for f in found if f.method == "acdc"), None)
+    methods = []
+    for i, f in enumerate(found):
+        progress(Progress(f"{config.task_name} evaluation", i, len(found)))
+        methods.append(_method_part(judge, f, reference, of_acdc, unfiltered))
     return ComparedTask(
         name=config.task_name,
         model=config.model_name,
@@ -152,7 +154,7 @@ def _on_task(
         reference=origin,
         reference_edges=reference.n_edges,
         total=reference.graph.n_edges,
-        methods=tuple(_method_part(judge, f, reference, of_acdc, unfiltered) for f in found),
+        methods=tuple(methods),
         overlap=_overlap(found, near, config.abs),
         notes=tuple(notes),
     )
@@ -273,8 +275,7 @@ class Finder:
             with metered(cost, inputs.model.transformer.device):
                 run = eliminate if inputs.config.eliminates else search
                 found = run(inputs, folder, self.progress, allowed)
-            circuit = found.circuit.pruned()
-            return describe(inputs, circuit, found.circuit, measure(inputs, circuit), (), found.changes)
+            return describe(inputs, found, measure(inputs, found.circuit.pruned()))
 
         return run_or_read(folder, make).circuit()
 

@@ -131,7 +131,7 @@ def _discover(
     measured = intervals(inputs, tables)
     below = _below_target(inputs, measured["faithfulness"][half])
     notes = (*notes, *found.notes, *_no_edges(inputs, circuit, tables), *below)
-    file = describe(inputs, circuit, found.circuit, means(tables), notes, found.changes)
+    file = describe(inputs, found, means(tables), notes)
     cost = CostPart(
         seconds=time.monotonic() - started,
         peak_memory_mb=peak / 1e6,
@@ -225,16 +225,9 @@ def _interval(x: Estimate) -> Interval:
     return value, low, high
 
 
-def describe(
-    inputs: Inputs,
-    circuit: Circuit,
-    found: Circuit,
-    measures: dict[str, float],
-    notes: tuple[str, ...],
-    changes: Circuit | None = None,
-) -> CircuitFile:
-    """Return the content of circuit.json: `circuit` without dead edges, `found` with them, to count them; the scores of
-    `changes` are the rises of the metric when the edges were tested."""
+def describe(inputs: Inputs, found: Discovery, measures: dict[str, float], notes: tuple[str, ...] = ()) -> CircuitFile:
+    """Return the content of circuit.json: the circuit that was found, without its dead edges, and its `measures`."""
+    circuit = found.circuit.pruned()
     config = inputs.config
     task = inputs.task
     model = inputs.model
@@ -258,9 +251,9 @@ def describe(
             device=model.transformer.device.type,
             options={k: v for k, v in config.options().items() if k != "threshold"},
         ),
-        graph=GraphPart.of(circuit, found.n_dead),
+        graph=GraphPart.of(circuit, found.circuit.n_dead),
         metrics=measures,
-        edges=edges_of(circuit, changes),
+        edges=edges_of(circuit, found.changes),
         environment=environment(),
         command=command_line(config),
         notes=notes,

@@ -27,7 +27,7 @@ from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Progress, Show, one_of
-from acdc.methods.discover import SCORES, find, scored
+from acdc.methods.discover import SCORES, Discovery, find, scored
 from acdc.model.load import Model
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
@@ -185,7 +185,7 @@ def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Ca
         circuit = found.circuit.pruned()
         progress(Progress("evaluation", 0, 1))
         measures = measure(rerun.inputs, circuit)
-        file = describe(rerun.inputs, circuit, found.circuit, measures, rerun.notes, found.changes)
+        file = describe(rerun.inputs, found, measures, rerun.notes)
         say(f"{rerun.name}: {circuit.n_edges} edges")
         if not rerun.number:
             return file
@@ -303,7 +303,7 @@ def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) ->
 def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stability) -> CircuitFile:
     """Return the content of core.json, in which an edge's score is its frequency."""
     notes = (f"{share_of(result)}; score: the share", *result.notes)
-    file = describe(inputs, core, core, measure(inputs, core), notes)
+    file = describe(inputs, Discovery(core), measure(inputs, core), notes)
     counts = " ".join(f"--{kind} {n}" for kind, n in plan.counts.items())
     options = {"of": file.method.name, "core": plan.core, **plan.counts, **file.method.options}
     return file.model_copy(

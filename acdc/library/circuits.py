@@ -1,7 +1,5 @@
 """Circuits: discovered, read from files, evaluated and saved."""
 
-import tempfile
-import warnings
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -11,17 +9,16 @@ from pydantic import PrivateAttr
 from acdc.commands.evaluate import config_beside
 from acdc.commands.evaluate import evaluate as evaluate_circuit
 from acdc.commands.run import run
-from acdc.errors import UserError, unknown
-from acdc.files.circuit import CircuitFile, write_circuit
+from acdc.errors import UserError
+from acdc.files.circuit import CircuitFile, find_circuit, write_circuit
 from acdc.files.eap_ig import read_all
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import memory_bound
-from acdc.library.arguments import checked, of_model, task_name
+from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
 from acdc.library.models import load_model
 from acdc.library.shown import ShownEvaluation, noted
-from acdc.library.tasks import load_task
 from acdc.model.load import Model
 from acdc.model.module import ModuleCheckpoint
 from acdc.report import run as run_report
@@ -117,22 +114,16 @@ def discover(
     for key in options:
         if key in OF_MODEL:
             raise UserError(f"--{key}: the model has one already; give it to load_model")
-        if key not in OPTIONS:
-            raise UserError(unknown("option", key, OPTIONS))
+    refuse_unknown(options, OPTIONS)
     model = model if isinstance(model, Model) else load_model(model)
-    task = task if isinstance(task, Task) else load_task(task)
+    task = loaded_task(task)
     given = {**options, "task": task_name(task), **of_model(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
     if isinstance(model.checkpoint, ModuleCheckpoint):
         notes.append(f"{config.model_name} was a module in memory; model.hash is of its tensors, not of files")
     loaded = inputs.load(config, task, memory_bound(memory), model)
-
-    def say(doubt: str) -> None:
-        warnings.warn(doubt.removeprefix("warning: "), stacklevel=8)  # at the line that calls discover
-
-    with tempfile.TemporaryDirectory() as temporary, progress_bar(progress) as show:
-        folder = Path(out) if out is not None else Path(temporary) / "run"
-        file, _ = run(loaded, folder, force, tuple(notes), show, say)
+    with folder_for(out) as folder, progress_bar(progress) as show:
+        file, _ = run(loaded, folder, force, tuple(notes), show, warn)
         text = run_report.to_text(file, folder)
     return FoundCircuit.of(file, text, loaded.config, loaded.model, loaded.task)
 
@@ -147,8 +138,7 @@ def load_circuit(path: str | Path, task: str | None = None, model: str | None = 
     Raises:
         UserError: the file can't be read or is wrong.
     """
-    path = Path(path)
-    path = path / "circuit.json" if path.is_dir() else path
+    path = find_circuit(Path(path))
     (file,) = read_all([path], {"task": task, "model": model})
     config = None if file.of_eap_ig else config_beside(path)
     folder = path.parent if path.name == "circuit.json" else path  # metrics.json beside another file isn't its own

@@ -1,24 +1,18 @@
 """Comparisons of methods, and of a circuit with its reruns."""
 
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from acdc.commands import compare_plan
 from acdc.commands import stability as reruns
 from acdc.commands.compare import compare as compare_methods
-from acdc.errors import UserError, unknown
 from acdc.files.comparison import Comparison
 from acdc.files.stability import KINDS, Stability
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import memory_bound
-from acdc.library.arguments import checked, of_model, task_name
+from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
 from acdc.library.models import load_model
 from acdc.library.shown import ShownComparison, ShownStability
-from acdc.library.tasks import load_task
 from acdc.model.load import Model
 from acdc.task.schema import Task
 
@@ -52,16 +46,16 @@ def compare(
         UserError: an option, the model or a task is wrong, or they don't fit together.
     """
     known = ("greedy", "reference", "updates")
-    _refuse_unknown(options, (*OF_COMPARISON, *known))
+    refuse_unknown(options, (*OF_COMPARISON, *known))
     model = model if isinstance(model, Model) else load_model(model)
     chosen = {task_name(task): task for task in (tasks if isinstance(tasks, list) else [tasks])}
     given = of_model(model) | {key: options.get(key) for key in OF_COMPARISON}
     wanted = {"greedy": False, "reference": None, "updates": None, **{k: v for k, v in options.items() if k in known}}
     wanted |= {"tasks": ",".join(map(str, chosen)), "sizes": ",".join(map(str, sizes))}
     wanted["methods"] = methods if isinstance(methods, str) else ",".join(map(str, methods))
-    with _folder(out) as wanted["out"], progress_bar(progress) as show:
-        plan, _ = compare_plan.make_plan(given, wanted, None, lambda name: _task(chosen[name]))
-        result = compare_methods(plan, memory_bound(memory), out is not None, show, _warn, model=model)
+    with folder_for(out) as wanted["out"], progress_bar(progress) as show:
+        plan, _ = compare_plan.make_plan(given, wanted, None, lambda name: loaded_task(chosen[name]))
+        result = compare_methods(plan, memory_bound(memory), out is not None, show, warn, model=model)
     return ShownComparison(**vars(result))
 
 
@@ -92,34 +86,11 @@ def stability(
     Raises:
         UserError: an option, the model or the task is wrong, or they don't fit together.
     """
-    _refuse_unknown(options, OF_RERUNS)
+    refuse_unknown(options, OF_RERUNS)
     model = model if isinstance(model, Model) else load_model(model)
     given = {**options, **of_model(model), "task": task_name(task)}
     counts = dict(zip(KINDS, (seeds, resamples, orders), strict=True))
-    with _folder(out) as folder, progress_bar(progress) as show:
-        plan, _ = reruns.make_plan(given, None, counts, core, folder, None, lambda _: _task(task))
-        result, _ = reruns.stability(plan, memory_bound(memory), show, _warn, model)
+    with folder_for(out) as folder, progress_bar(progress) as show:
+        plan, _ = reruns.make_plan(given, None, counts, core, folder, None, lambda _: loaded_task(task))
+        result, _ = reruns.stability(plan, memory_bound(memory), show, warn, model)
     return ShownStability(**vars(result))
-
-
-def _task(task: Task | str) -> Task:
-    return task if isinstance(task, Task) else load_task(task)
-
-
-def _refuse_unknown(options: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in options:
-        if key not in known:
-            raise UserError(unknown("option", key, known))
-
-
-@contextmanager
-def _folder(out: str | Path | None) -> Iterator[Path]:
-    """The directory that is asked for, or a temporary one."""
-    with tempfile.TemporaryDirectory() as temporary:
-        yield Path(temporary) / "files" if out is None else Path(out)
-
-
-def _warn(text: str) -> None:
-    """Warn of a doubt, at the line that calls the interface; what only says how far it is stays unsaid."""
-    if text.startswith("warning: "):
-        warnings.warn(text.removeprefix("warning: "), stacklevel=8)
