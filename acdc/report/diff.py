@@ -16,13 +16,13 @@ def diff_text(a: CircuitFile, b: CircuitFile, diff: Diff) -> str:
 
 def _metrics(a: CircuitFile, b: CircuitFile) -> str:
     """The sizes of both circuits, and the metrics that both files have."""
-    of_b = {(half, name): values[1] for half, name, values in metric_rows(b)}
+    of_b = {(row.half, row.metric): row.values[1] for row in metric_rows(b)}
     rows = [[ARROWS if of_b else "", "a", "b"]]
     rows.append(["residual edges", f"{a.graph.edges.kept:,}", f"{b.graph.edges.kept:,}"])
-    for half, name, values in metric_rows(a):
-        if (half, name) in of_b:
-            label = f"{half.replace('_', ' ')} {heading(name)}"
-            rows.append([label, number(values[1], 4), number(of_b[half, name], 4)])
+    for row in metric_rows(a):
+        if (row.half, row.metric) in of_b:
+            label = f"{row.half.replace('_', ' ')} {heading(row.metric)}"
+            rows.append([label, number(row.values[1], 4), number(of_b[row.half, row.metric], 4)])
     return grid(rows)
 
 

@@ -278,13 +278,11 @@ def _method(file: CircuitFile) -> str:
 
 def _metric_rows(file: CircuitFile, measured: MetricsFile | None) -> list[list[object]]:
     """Label, full model, circuit and everything ablated, and faithfulness, by half and metric."""
-    faithfulness = measured.by_metrics(file.method.metric) if measured else {}
     rows: list[list[object]] = []
-    for half, name, values in metric_rows(file):
-        unit = f" ({UNITS[name]})" if name in UNITS else ""
-        of_metric = faithfulness.get(half, {}).get(name)
-        cells = [] if measured is None else ["" if of_metric is None else estimate(of_metric, 3)]
-        rows.append([f"{_words(half)} {heading(name)}{unit}", *values, *cells])
+    for row in metric_rows(file, measured):
+        unit = f" ({UNITS[row.metric]})" if row.metric in UNITS else ""
+        cells = [] if measured is None else ["" if row.faithfulness is None else estimate(row.faithfulness, 3)]
+        rows.append([f"{_words(row.half)} {heading(row.metric)}{unit}", *row.values, *cells])
     return rows
 
 

@@ -1,10 +1,11 @@
 """The result of a run as text."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from acdc.errors import plural
 from acdc.files.circuit import CircuitFile
-from acdc.files.metrics import HALVES, Half, read_metrics
+from acdc.files.metrics import HALVES, Half, Interval, MetricsFile, read_metrics
 from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, readable, when_removed
 
 STRONGEST = 8  # edges shown
@@ -42,28 +43,36 @@ def _head(file: CircuitFile) -> str:
     )
 
 
-def metric_rows(file: CircuitFile) -> list[tuple[Half, str, list[float | None]]]:
-    """Return half, metric, and its values for full model, circuit and everything ablated as people read them. The run's
-    metric is first."""
+class MetricRow(NamedTuple):
+    """A metric on one half of the prompts, as people read it."""
+
+    half: Half
+    metric: str
+    values: tuple[float | None, ...]  # of the full model, the circuit and everything ablated
+    faithfulness: Interval | None  # of the circuit by this metric, if it was measured
+
+
+def metric_rows(file: CircuitFile, measured: MetricsFile | None = None) -> list[MetricRow]:
+    """Return the metrics of a circuit by half, the run's own first; `measured` has the faithfulness by them."""
+    own = file.method.metric
+    faithfulness = measured.by_metrics(own) if measured else {}
     rows = []
     for half in HALVES:
         prefix = f"{half}.circuit."
         names = [key.removeprefix(prefix) for key in file.metrics if key.startswith(prefix)]
-        for name in sorted(names, key=lambda n: (n != file.method.metric, n)):
+        for name in sorted(names, key=lambda n: (n != own, n)):
             values = [file.metrics.get(f"{half}.{what}.{name}") for what in ("model", "circuit", "ablated")]
-            rows.append((half, name, list(readable(name, values))))
+            rows.append(MetricRow(half, name, readable(name, values), faithfulness.get(half, {}).get(name)))
     return rows
 
 
 def _metrics(file: CircuitFile, measured: Path) -> str:
     """Every metric, and the circuit's faithfulness by it, from the run's metrics.json if it exists."""
-    faithfulness = read_metrics(measured).by_metrics(file.method.metric) if measured.exists() else {}
     rows = [[ARROWS, "full model", "circuit", "ablated", "faithfulness, 95 % interval"]]
-    for half, name, values in metric_rows(file):
-        cells = [number(value, 4) for value in values]
-        of_metric = faithfulness.get(half, {}).get(name)
-        cells.append("" if of_metric is None else estimate(of_metric, 4))
-        rows.append([f"{half.replace('_', ' ')} {heading(name)}", *cells])
+    for row in metric_rows(file, read_metrics(measured) if measured.exists() else None):
+        cells = [number(value, 4) for value in row.values]
+        cells.append("" if row.faithfulness is None else estimate(row.faithfulness, 4))
+        rows.append([f"{row.half.replace('_', ' ')} {heading(row.metric)}", *cells])
     return grid(rows, widths=WIDTHS)
 
 
@@ -93,12 +102,14 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
     rows = []
     for file, folder in found:
         direct = file.graph.edges_with_direct
-        half, _, (_, value, _) = metric_rows(file)[0]
-        head[3] = f"{half.replace('_', ' ')} {heading(metric)}"
-        faithfulness = estimate(read_metrics(folder / "metrics.json").faithfulness[half], 4)
+        own = metric_rows(file)[0]
+        head[3] = f"{own.half.replace('_', ' ')} {heading(metric)}"
+        faithfulness = estimate(read_metrics(folder / "metrics.json").faithfulness[own.half], 4)
         asked = file.method.options["faithfulness"] if target else file.method.threshold
         with_direct = f"{direct.kept:,}" if direct else "–"
         edges = f"{file.graph.edges.kept:,}"
-        rows.append([f"{asked:g}", edges, with_direct, number(value, 4), faithfulness, f"{folder}/".ljust(length)])
+        rows.append(
+            [f"{asked:g}", edges, with_direct, number(own.values[1], 4), faithfulness, f"{folder}/".ljust(length)]
+        )
     table = grid([head, *rows], left=1)
     return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{table}"
