@@ -140,17 +140,17 @@ class Judge:
 
 
 def complement(circuit: Circuit) -> Circuit:
-    """All edges but the circuit's."""
-    kept = circuit.kept if circuit.direct is None else circuit.kept & (circuit.direct | ~circuit.graph.direct)
-    return Circuit(circuit.graph, circuit.graph.edges & ~kept)
+    """All edges but the circuit's, or all edge-spans."""
+    edges = circuit.graph.edges[:, :, None] if circuit.spans else circuit.graph.edges
+    return Circuit(circuit.graph, edges & ~circuit.open, spans=circuit.spans)
 
 
 @torch.inference_mode()
 def values_without(
-    inputs: Inputs, half: str, circuit: Circuit, edges: Sequence[tuple[int, int]], metric: str, progress: Show = silent
+    inputs: Inputs, half: str, circuit: Circuit, edges: Sequence[tuple[int, ...]], metric: str, progress: Show = silent
 ) -> Array:
-    """Remove each of some edges (sender, receiver) alone from a circuit, by an exact patched pass each, and take the
-    metric on every prompt: Float[edge prompt].
+    """Remove each of some edges (sender, receiver), or edge-spans (sender, receiver, span), alone from a circuit, by an
+    exact patched pass each, and take the metric on every prompt: Float[edge prompt].
     The rise over the circuit itself is the edge's minimality: the criterion of Wang et al. (2022) that every part of a
     circuit matters, with the rest of the circuit as the set beside which the edge must matter. Raises UserError if a
     value is not finite.
@@ -158,7 +158,7 @@ def values_without(
     parts = inputs.parts(half)
     model = inputs.model.transformer
     kept = circuit_edges(circuit, model)
-    names = [circuit.graph.edge_name(*edge) for edge in edges]
+    names = [circuit.graph.part_name(edge, circuit.spans) for edge in edges]
     values = []
     for i, runs in enumerate(parts):  # the outer loop: reading a part from its file is slow
         measure = runs.metric(metric, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import networkx as nx
@@ -14,17 +14,19 @@ from acdc.graph.graph import QKV, Array, Graph, Sender
 
 @dataclass(frozen=True)
 class Circuit:
-    """Some of the edges of a graph, with their scores.
+    """Some of the edges of a graph, or of its edge-spans, with their scores.
 
-    The larger a score, the more important is the edge. ACDC's scores are the rise of the metric when the edge was
-    tested.
+    An edge-span is an edge at one span of the prompts (`acdc.task.spans`): a circuit with spans says where in the
+    prompt an edge is kept. The larger a score, the more important is the edge. ACDC's scores are the rise of the metric
+    when the edge was tested.
     """
 
     graph: Graph
-    kept: Array  # Bool[sender receiver], the residual edges in the circuit
+    kept: Array  # Bool[sender receiver], the residual edges in the circuit, or Bool[sender receiver span]
     direct: Array | None = None  # Bool[receiver], the direct edges in the circuit; None if direct edges don't count
-    scores: Array | None = None  # Float[sender receiver], NaN for an edge without one
+    scores: Array | None = None  # Float in the shape of `kept`, NaN for an edge without one
     direct_scores: Array | None = None  # Float[receiver], likewise
+    spans: tuple[str, ...] = ()  # names; none if edges are kept at all positions
 
     _repr_html_: ClassVar[Callable[[Circuit], str]]  # a picture for notebooks, set in acdc.library
 
@@ -39,8 +41,19 @@ class Circuit:
         return cls(graph, np.zeros_like(graph.edges), np.zeros_like(graph.direct))
 
     @property
+    def edges(self) -> Array:
+        """The residual edges kept, at any span: Bool[sender receiver]."""
+        found: Array = self.kept.any(-1) if self.spans else self.kept
+        return found
+
+    @property
     def n_edges(self) -> int:
         """The number of residual edges kept."""
+        return int(self.edges.sum())
+
+    @property
+    def size(self) -> int:
+        """The number of edge-spans kept, or of residual edges without spans."""
         return int(self.kept.sum())
 
     @property
@@ -50,32 +63,58 @@ class Circuit:
 
     def edge_names(self) -> list[str]:
         """Names of the kept residual edges in (sender, receiver) order."""
-        return [self.graph.edge_name(s, r) for s, r in np.argwhere(self.kept)]
+        return [self.graph.edge_name(s, r) for s, r in np.argwhere(self.edges)]
 
     def direct_names(self) -> list[str]:
         """Names of the kept direct edges."""
         return [] if self.direct is None else [self.graph.direct_name(j) for j in np.flatnonzero(self.direct).tolist()]
 
+    @property
+    def open(self) -> Array:
+        """The kept edges into receivers whose direct edge is kept, or doesn't count; in the shape of `kept`. Without
+        its direct edge, a receiver reads all its edges as removed."""
+        if self.direct is None:
+            return self.kept
+        let = self.direct | ~self.graph.direct
+        if self.spans:
+            let = let[:, None]
+        return self.kept & let
+
     def live(self) -> Array:
-        """The kept edges on a path from an input to the logits, Bool[sender receiver]."""
+        """The kept edges on a path from an input to the logits, in the shape of `kept`. An MLP reads and writes at one
+        span, and so does a head with its query; with keys and values it may move what it reads to any span."""
         g = self.graph
-        kept = self.kept if self.direct is None else self.kept & (self.direct | ~g.direct)
-        order = range(len(g.senders))
-        fed = np.zeros(len(g.senders), dtype=bool)  # a path leads from an input to the sender
-        for s in order:
-            own = list(g.own_receivers[s])
-            fed[s] = g.senders[s].kind == "input" or bool((kept[:s, own] & fed[:s, None]).any())
-        used = np.zeros(len(g.receivers), dtype=bool)  # a path leads from the receiver to the logits
+        kept = self.open.reshape(*g.edges.shape, -1)
+        own_receivers = list(map(list, g.own_receivers))  # of a head q, k and v
+        fed = np.zeros((len(g.senders), kept.shape[2]), dtype=bool)  # a path leads from an input to the sender's span
+        for s, own in enumerate(own_receivers):
+            into: Array = (kept[:s, own] & fed[:s, None]).any(0)
+            fed[s] = into[0] | into[1:].any() if own else True
+        used = np.zeros((len(g.receivers), kept.shape[2]), dtype=bool)  # a path leads from the span to the logits
         used[g.receiver_index["logits"]] = True
-        for s in reversed(order):
-            used[list(g.own_receivers[s])] = bool((kept[s] & used).any())
-        return kept & fed[:, None] & used[None, :]
+        for s, own in reversed(list(enumerate(own_receivers))):
+            out = (kept[s] & used).any(0)
+            used[own[:1]] = out
+            used[own[1:]] = out.any()
+        return (kept & fed[:, None] & used[None]).reshape(self.kept.shape)
 
     def pruned(self) -> Circuit:
         """The circuit without dead edges, which are on no path from an input to the logits."""
-        live = self.live()
-        direct = None if self.direct is None else self.direct & live.any(axis=0)
-        return Circuit(self.graph, live, direct, self.scores, self.direct_scores)
+        circuit = replace(self, kept=self.live())
+        direct = None if self.direct is None else self.direct & circuit.edges.any(axis=0)
+        return replace(circuit, direct=direct)
+
+    def union(self) -> Circuit:
+        """The circuit without spans: an edge is kept everywhere if it is kept at any span, with the score of largest
+        magnitude among those."""
+        if not self.spans:
+            return self
+        scores = None
+        if self.scores is not None:
+            of_kept = np.where(self.kept, np.nan_to_num(self.scores), 0)
+            largest = np.abs(of_kept).argmax(-1)[..., None]
+            scores = np.where(self.edges, np.take_along_axis(of_kept, largest, -1)[..., 0], np.nan)
+        return Circuit(self.graph, self.edges, self.direct, scores, self.direct_scores)
 
     @property
     def n_dead(self) -> int:
@@ -86,8 +125,8 @@ class Circuit:
     def nodes(self) -> list[str]:
         """Names of the nodes at the ends of kept edges, in forward order, `logits` last."""
         g = self.graph
-        touched = {g.senders[s].name for s in np.flatnonzero(self.kept.any(axis=1))}
-        touched |= {g.receivers[r].node for r in np.flatnonzero(self.kept.any(axis=0))}
+        touched = {g.senders[s].name for s in np.flatnonzero(self.edges.any(axis=1))}
+        touched |= {g.receivers[r].node for r in np.flatnonzero(self.edges.any(axis=0))}
         return [name for name in (*(s.name for s in g.senders), "logits") if name in touched]
 
     def to_networkx(self) -> nx.MultiDiGraph:
@@ -95,8 +134,9 @@ class Circuit:
 
         Attributes have the names that Gephi, Cytoscape and yEd know. Each node has `label`, `type` (input, head, mlp or
         logits), `layer`, and a place, `x` and `y`: the logits above the layers, the inputs below them. Each edge has
-        `label`, its name, `input` (q, k, v or empty) and, if known, `score` and `weight`, its magnitude. Direct edges
-        don't join nodes; they and their scores are listed in the graph's attributes.
+        `label`, its name, `input` (q, k, v or empty) and, if known, `score` and `weight`, its magnitude; in a circuit
+        with spans also `spans`, where it is kept. Direct edges don't join nodes; they and their scores are listed in
+        the graph's attributes.
         """
         g = self.graph
         out = nx.MultiDiGraph(
@@ -116,12 +156,15 @@ class Circuit:
             side = len(g.inputs) if kind == "input" else g.n_heads if kind == "head" else 1
             place = {"x": 100.0 * (head - (side - 1) / 2), "y": 100.0 * (2 * layer + (kind == "mlp"))}
             out.add_node(name, label=name, type=kind, layer=layer, **place)
-        for s, r in np.argwhere(self.kept):
+        scores = self.union().scores
+        for s, r in np.argwhere(self.edges):
             name = g.edge_name(s, r)
             receiver = g.receivers[r]
             data: dict[str, str | float] = {"label": name, "input": receiver.kind if receiver.kind in QKV else ""}
-            if self.scores is not None and np.isfinite(self.scores[s, r]):
-                data["score"] = float(self.scores[s, r])
-                data["weight"] = abs(float(self.scores[s, r]))
+            if self.spans:
+                data["spans"] = ",".join(self.spans[i] for i in np.flatnonzero(self.kept[s, r]))
+            if scores is not None and np.isfinite(scores[s, r]):
+                data["score"] = float(scores[s, r])
+                data["weight"] = abs(float(scores[s, r]))
             out.add_edge(g.senders[s].name, receiver.node, key=name, **data)
         return out

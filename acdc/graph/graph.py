@@ -8,6 +8,7 @@ Names and index order are those of EAP-IG: sender row 1 + l(H+1) + h, receiver c
 Two conventions count edges: *residual* edges only (GPT-2 small: 32,491) and residual plus *direct* ones (32,923).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -19,6 +20,7 @@ from acdc.errors import short
 Array = np.ndarray
 
 QKV = "qkv"
+AT = " @ "  # between an edge and a span
 INPUTS = (("input",), ("tok", "pos"))  # the inputs of a graph; the position embedding may be a sender of its own
 MAX_NODES = 17_000  # heads and MLPs of a graph: Llama 3.1's with 405 billion weights has 16,254
 
@@ -122,6 +124,11 @@ class Graph:
     def edge_name(self, sender: int, receiver: int) -> str:
         """The name of a residual edge, such as `a0.h1->m0`."""
         return f"{self.senders[sender].name}->{self.receivers[receiver].name}"
+
+    def part_name(self, edge: Sequence[int], spans: Sequence[str]) -> str:
+        """The name of an edge, (sender, receiver), or of an edge-span, (sender, receiver, span): `a0.h1->m0 @ S2`."""
+        sender, receiver, *span = edge
+        return AT.join([self.edge_name(sender, receiver), *(spans[i] for i in span)])
 
     def direct_name(self, receiver: int) -> str:
         """The name of a receiver's direct edge, such as `a5.h1<q>->a5.h1`."""

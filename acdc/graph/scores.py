@@ -8,7 +8,7 @@ end, so that the edges above a threshold are those between the nodes above it; i
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +25,13 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Scores:
-    """A method's scores of all edges."""
+    """A method's scores of all edges, or of all edge-spans: Float[sender receiver span] wherever it says Float[sender
+    receiver] here."""
 
     graph: Graph
     edges: Array  # Float[sender receiver], NaN where the graph has no edge; larger is more important
     nodes: Array | None = None  # Float[sender], NaN for inputs; None for a method that scores edges
+    spans: tuple[str, ...] = ()  # names of the spans
 
     @classmethod
     def of_nodes(cls, graph: Graph, nodes: Array) -> Scores:
@@ -38,9 +40,11 @@ class Scores:
         return cls(graph, _weaker_end(graph, nodes), nodes)
 
     @classmethod
-    def random(cls, graph: Graph, seed: int) -> Scores:
+    def random(cls, graph: Graph, seed: int, spans: tuple[str, ...] = ()) -> Scores:
         """The baseline: a number between 0 and 1 for every edge; the same seed gives the same."""
-        return cls(graph, np.where(graph.edges, np.random.default_rng(seed).random(graph.edges.shape), np.nan))
+        shape = (*graph.edges.shape, len(spans)) if spans else graph.edges.shape
+        numbers = np.random.default_rng(seed).random(shape)
+        return cls(graph, np.where(_edges(graph, spans), numbers, np.nan), spans=spans)
 
     def non_finite(self) -> str | None:
         """Name of the first node or edge whose score is not finite, or None."""
@@ -49,15 +53,15 @@ class Scores:
             for sender, score in zip(g.senders, self.nodes, strict=True):
                 if sender.kind != "input" and not np.isfinite(score):
                     return sender.name
-        wrong = np.argwhere(g.edges & ~np.isfinite(self.edges))
-        return g.edge_name(*map(int, wrong[0])) if len(wrong) else None
+        wrong = np.argwhere(_edges(g, self.spans) & ~np.isfinite(self.edges))
+        return g.part_name(wrong[0].tolist(), self.spans) if len(wrong) else None
 
     def importance(self, magnitude: bool) -> Array:
         """What edges are ranked by, the score or its magnitude, −inf for no edge: Float[sender receiver]."""
         ranked = self.edges
         if magnitude:
             ranked = np.abs(ranked) if self.nodes is None else _weaker_end(self.graph, np.abs(self.nodes))
-        return np.where(self.graph.edges, ranked, -np.inf)
+        return np.where(_edges(self.graph, self.spans), ranked, -np.inf)
 
     def above(self, threshold: float, magnitude: bool = False) -> Array:
         """The edges whose score is `threshold` or more, Bool[sender receiver]."""
@@ -71,7 +75,10 @@ class Scores:
         return kept.reshape(self.edges.shape)
 
     def best(self, share: float) -> Array:
-        """The given share of the edges with the largest magnitudes, at least one: Bool[sender receiver]."""
+        """The given share of the edges with the largest magnitudes, at least one: Bool[sender receiver]. With spans,
+        an edge has the sum of its scores."""
+        if self.spans:
+            return Scores(self.graph, self.edges.sum(-1)).best(share)
         return self.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
 
     def greedy(self, n: int, magnitude: bool = False) -> Array:
@@ -99,8 +106,13 @@ class Scores:
 
     def circuit(self, kept: Array, direct: bool = True) -> Circuit:
         """The circuit of the kept edges, with all scores. It has a direct edge if it has an edge into its receiver."""
-        whole = self.graph.direct & kept.any(axis=0) if direct else None
-        return Circuit(self.graph, kept, whole, self.edges)
+        circuit = Circuit(self.graph, kept, None, self.edges, spans=self.spans)
+        return replace(circuit, direct=self.graph.direct & circuit.edges.any(axis=0)) if direct else circuit
+
+
+def _edges(graph: Graph, spans: tuple[str, ...]) -> Array:
+    """The edges that exist, with an axis for spans if there are any."""
+    return graph.edges[:, :, None] if spans else graph.edges
 
 
 def _weaker_end(graph: Graph, nodes: Array) -> Array:
@@ -122,18 +134,20 @@ def write_scores(path: Path, scores: Scores) -> None:
     write_atomic(path, save({name: np.ascontiguousarray(x) for name, x in tensors.items()}))
 
 
-def read_scores(path: Path, graph: Graph) -> Scores:
-    """Read scores of a graph. Raises FileError if the file can't be read, or belongs to another graph."""
+def read_scores(path: Path, graph: Graph, spans: tuple[str, ...] = ()) -> Scores:
+    """Read scores of a graph's edges, or edge-spans. Raises FileError if the file can't be read, or belongs to another
+    graph."""
     try:
         tensors = load(read_bytes(path))
     except (SafetensorError, LookupError, TypeError, ValueError) as error:  # ValueError: a type that NumPy lacks
         raise FileError(f"{path}: not a file of scores ({error}); remove it") from None
     edges = tensors.get("edges")
     nodes = tensors.get("nodes")
-    fits = edges is not None and edges.shape == graph.edges.shape and edges.dtype.kind == "f"
+    shape = (*graph.edges.shape, len(spans)) if spans else graph.edges.shape
+    fits = edges is not None and edges.shape == shape and edges.dtype.kind == "f"
     if not fits or (nodes is not None and nodes.shape != graph.edges.shape[:1]):
         raise FileError(f"{path}: holds no scores of a graph of {graph.words}")
-    scores = Scores(graph, tensors["edges"], nodes)
+    scores = Scores(graph, tensors["edges"], nodes, spans)
     if wrong := scores.non_finite():
         raise FileError(f"{path}: the score of {wrong} is not finite; remove the file")
     return scores

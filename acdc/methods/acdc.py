@@ -6,6 +6,9 @@ logits; then per layer from last to first: the MLP; the direct v, k, q edges, he
 heads high to low. An edge's parents: later layers first, MLP before heads, heads high to low, inputs last. A node
 that no kept edge leaves is skipped, and its incoming edges go with it.
 
+With spans, an edge that stays is tested at each of its spans, from the last to the first, by the same rule, and loses
+those that don't matter. It may lose all.
+
 Most edges are removed. So a batch of candidates is evaluated as if every earlier one of the batch had been removed. The
 longest prefix for which that is true is accepted, with the edge that ended it, and the rest is evaluated again. The
 decisions are the same as one by one.
@@ -67,10 +70,10 @@ def discover(
     search = _Search(engine, options, journal or Journal(), progress, allowed)
     for number in range(len(search.stages)):
         search.decide(number)
-    kept = engine.kept.copy()
-    if not options.direct:
-        return Circuit(engine.graph, kept, scores=search.scores)
-    return Circuit(engine.graph, kept, search.direct, search.scores, search.direct_scores)
+    direct = (search.direct, search.direct_scores) if options.direct else (None, None)
+    if engine.spans:
+        return Circuit(engine.graph, engine.kept_at.copy(), direct[0], search.span_scores, direct[1], engine.spans)
+    return Circuit(engine.graph, engine.kept.copy(), direct[0], search.scores, direct[1])
 
 
 def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
@@ -119,6 +122,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.graph = self.engine.graph
         self.scores = np.full(self.graph.edges.shape, np.nan)
+        self.span_scores = np.full(self.engine.kept_at.shape, np.nan)
         self.direct_scores = np.full(len(self.graph.receivers), np.nan)
         self.direct = self.graph.direct.copy()
         self.stages = list(stages(self.graph, self.options))
@@ -166,11 +170,26 @@ class _Search:
                 self.journal.write(decisions)
             self._apply(queue[: len(decisions)], decisions)
             receiver = queue[0].receiver
+            last = queue[len(decisions) - 1]
             queue = queue[len(decisions) :]
+            if decisions[-1].kept:
+                queue = self._spans(last) + queue
             edges = dict(zip(then, self.engine.kept[:, then].sum(0).tolist(), strict=True))
             maybe = sum(edges.pop(removal.receiver, 0) for removal in queue)
             self.workload.tested(len(decisions), len(queue) + sum(edges.values()), maybe)
             self._show(receiver, resumed)
+
+    def _spans(self, edge: Removal) -> list[Removal]:
+        """The spans to test of an edge that stays, from the last to the first. Where removing the edge changes
+        something at one span only, it was that span's test."""
+        if edge.sender is None or edge.span is not None:
+            return []
+        spans = [edge._replace(span=span) for span in reversed(range(len(self.engine.spans)))]
+        active = [removal for removal in spans if not self.engine.inert(removal)]
+        if len(active) == 1:
+            self.span_scores[edge.sender, edge.receiver, active[0].span] = self.scores[edge.sender, edge.receiver]
+            spans.remove(active[0])
+        return spans
 
     def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""
@@ -222,16 +241,18 @@ class _Search:
         """Store the decisions of a batch, and commit its removals."""
         gone = []
         for removal, decision in zip(removals, decisions, strict=True):
-            receiver, sender = removal
+            receiver, sender, span = removal
             if sender is None:
                 self.direct_scores[receiver] = decision.change
                 self.direct[receiver] = decision.kept
-            else:
+            elif span is None:
                 self.scores[sender, receiver] = decision.change
-            if decision.kept:
-                self.n_kept += 1
             else:
+                self.span_scores[sender, receiver, span] = decision.change
+            if not decision.kept:
                 gone.append(removal)
+            elif span is None:
+                self.n_kept += 1
         if gone:
             self.engine.commit(gone)
         self.metric = decisions[-1].metric
@@ -267,4 +288,5 @@ class _Search:
     def _name(self, removal: Removal) -> str:
         if removal.sender is None:
             return self.graph.direct_name(removal.receiver)
-        return self.graph.edge_name(removal.sender, removal.receiver)
+        span = () if removal.span is None else (removal.span,)
+        return self.graph.part_name((removal.sender, removal.receiver, *span), self.engine.spans)

@@ -1,7 +1,7 @@
 """From a config to a circuit; the one place that calls every method."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -124,7 +124,10 @@ def eliminate(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | N
     c = inputs.config
     problem = inputs.problem("discovery")
     graph = problem.graph
-    allowed = graph.edges if allowed is None else allowed
+    if allowed is None:
+        allowed = problem.candidates
+    elif problem.spans:
+        allowed = allowed[:, :, None] & problem.candidates
     ends = Ends.of(problem)
     flag = "--edges" if c.faithfulness is None else f"--faithfulness {c.faithfulness:g}"
     if not ends.full < ends.ablated:
@@ -140,20 +143,21 @@ def eliminate(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | N
     with torch.inference_mode():
         engine = CircuitEngine(problem.model, problem.parts, problem.parts.metric(c.metric), start)
         found = smallest(engine, problem, start, allowed, goal, ends, journal, progress)
-    scores = Scores(graph, found.scores)
+    scores = Scores(graph, found.scores, spans=problem.spans)
     write_scores(out / SCORES, scores)
     notes: tuple[str, ...] = ()
     if found.kept.any() and goal.metric is not None:
+        what = "edge-spans" if problem.spans else "edges"
         next_best = ends.faithfulness(found.metric + float(np.nanmin(found.effects)))
         notes = (
-            f"1-minimal: without any one of its {found.kept.sum():,} edges the circuit is at most {next_best:.4f} "
+            f"1-minimal: without any one of its {found.kept.sum():,} {what} the circuit is at most {next_best:.4f} "
             "faithful on the discovery half",
         )
     return Discovery(
         scores.circuit(found.kept, c.direct),
         tuple(journal.decisions),
         evaluations + engine.evaluations,
-        changes=Circuit(graph, found.kept, scores=found.effects),
+        changes=replace(problem.circuit(found.kept), scores=found.effects),
         path=scores.circuit(found.scores > 0, c.direct),
         notes=notes,
     )
@@ -162,7 +166,7 @@ def eliminate(inputs: Inputs, out: Path, progress: Show, allowed: np.ndarray | N
 def _superset(
     inputs: Inputs, out: Path, ends: Ends, journal: Journal, progress: Show, allowed: np.ndarray
 ) -> tuple[np.ndarray, int]:
-    """The edges that elimination begins with, Bool[sender receiver], and how often ACDC evaluated the metric.
+    """The edges, or edge-spans, that elimination begins with, and how often ACDC evaluated the metric.
 
     Gradients rule out edges until the share `BY_GRADIENT` of the faithfulness that may be lost is lost. If many are
     left, ACDC goes on to `BY_ACDC`. For a number of edges, losses are tried until enough edges are left.
@@ -178,7 +182,7 @@ def _superset(
         if start.sum() <= MANY or BY_ACDC * loss <= ends.loss(metric_of(problem, start)):
             break
         options = Options(limit=ends.metric(1 - BY_ACDC * loss))
-        circuit, n = _acdc(inputs, options, journal, progress, start)
+        circuit, n = _acdc(inputs, options, journal, progress, problem.circuit(start).edges)
         evaluations += n
         if (smaller := circuit.live()).sum() >= least:
             return smaller, evaluations
@@ -206,7 +210,8 @@ def scored(inputs: Inputs, method: str, out: Path, progress: Show) -> Scores:
     """A method's scores of all edges, read from their file if it exists; otherwise computed and written there."""
     path = out / SCORES
     if path.exists():
-        scores = read_scores(path, inputs.problem("discovery").graph)
+        problem = inputs.problem("discovery")
+        scores = read_scores(path, problem.graph, problem.spans)
         inputs.scores[_what(inputs.config, method)] = scores
     else:
         scores = computed(inputs, method, out / CHECKPOINT, progress)
@@ -259,7 +264,7 @@ def _score(inputs: Inputs, method: str, checkpoint: Path, progress: Show) -> Sco
         "subnetwork-probing": lambda: trained(subnetwork_probing, penalty=c.penalty),
         "edge-pruning": lambda: trained(edge_pruning, sparsity=c.sparsity),
         "diffmask": lambda: trained(diffmask),
-        "random": lambda: Scores.random(problem.graph, c.seed),
+        "random": lambda: Scores.random(problem.graph, c.seed, problem.spans),
     }
     with torch.no_grad():
         scores = run[method]()

@@ -45,7 +45,7 @@ class Attribution:
         self._problem = problem
         self._progress = progress
         self._all_runs = runs * problem.n_prompts
-        self._total = torch.zeros(problem.graph.edges.shape, dtype=torch.float64)
+        self._total = torch.zeros(problem.candidates.shape, dtype=torch.float64)
         self._runs = 0  # of one prompt each
 
     def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
@@ -62,31 +62,31 @@ class Attribution:
         if self._problem.max_batch(everything) >= len(cache.pad):  # all outputs fit into the table at once
             whole = torch.cat([x for _, x in model.written_by(difference, everything)])
             for gradient in gradients:
-                self._multiply(0, whole[: self._parents(gradient)], gradient)
+                self._multiply(cache, 0, whole[: self._parents(gradient)], gradient)
             return
         pending: list[Gradient] = []
         for gradient in gradients:
             pending.append(gradient)
             if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP together with the heads of its layer
-                self._flush(difference, pending)
+                self._flush(cache, difference, pending)
                 pending = []
-        self._flush(difference, pending)
+        self._flush(cache, difference, pending)
 
     def scores(self) -> Scores:
         """The scores: the mean over prompts and runs."""
         mean = (self._total / self._runs).numpy()
-        return Scores(self._problem.graph, np.where(self._problem.graph.edges, mean, np.nan))
+        return Scores(self._problem.graph, np.where(self._problem.candidates, mean, np.nan), spans=self._problem.spans)
 
-    def _flush(self, difference: Activations, gradients: list[Gradient]) -> None:
+    def _flush(self, cache: ActivationCache, difference: Activations, gradients: list[Gradient]) -> None:
         """Multiply some gradients with all senders below them; each head is projected to the stream only once."""
         parents = [self._parents(g) for g in gradients]
         for first, written in self._problem.model.written_by(difference, max(parents, default=0)):
             for gradient, n in zip(gradients, parents, strict=True):
                 if first < n:
-                    self._multiply(first, written, gradient)
+                    self._multiply(cache, first, written, gradient)
 
-    def _multiply(self, first: int, written: Tensor, gradient: Gradient) -> None:
-        product = written.flatten(1) @ gradient.inputs.flatten(1).T
+    def _multiply(self, cache: ActivationCache, first: int, written: Tensor, gradient: Gradient) -> None:
+        product = cache.products(written, gradient.inputs)
         self._total[first : first + len(written), gradient.receivers] += product.cpu().double()
 
     def _parents(self, gradient: Gradient) -> int:

@@ -20,7 +20,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
     """Scores of all edges."""
     graph = problem.graph
     model = problem.model
-    total = np.where(graph.edges, 0.0, np.nan)
+    total = np.where(problem.candidates, 0.0, np.nan)
     done = 0
     depth = [graph.n_layers + 1 - r.layer for r in graph.receivers]  # layers that are run, and the output
     work = [graph.n_parents(r) * deep for r, deep in zip(graph.receivers, depth, strict=True)]
@@ -29,12 +29,16 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
         full = metric(cache.targets.clean)
         patched = PatchedModel(model, cache)
         written = torch.cat([x for _, x in model.written_by(cache.difference, len(graph.senders))])
+        masks = [1] if cache.spans is None else cache.spans[:, :, cache.first :, None]
         for receiver, r in enumerate(graph.receivers):
             n = graph.n_parents(r)
             for first in range(0, n, VERSIONS):
                 last = min(n, first + VERSIONS)
-                rows = patched.without_edge(r, written[first:last])
-                total[first:last, receiver] += (metric(rows) - full).cpu().double().sum(1).numpy()
+                effects = []
+                for mask in masks:
+                    rows = patched.without_edge(r, written[first:last] * mask)
+                    effects.append((metric(rows) - full).cpu().double().sum(1).numpy())
+                total[first:last, receiver] += np.stack(effects, -1).reshape(total[first:last, receiver].shape)
             done += work[receiver] * len(cache.pad)
             progress(Progress("scores", done, sum(work) * problem.n_prompts, r.name))
-    return Scores(graph, total / problem.n_prompts)
+    return Scores(graph, total / problem.n_prompts, spans=problem.spans)

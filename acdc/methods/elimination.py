@@ -12,7 +12,8 @@ Exact backward elimination, from a superset (`acdc.methods.superset`) to nothing
 4. Go on to the empty circuit. If a circuit on the way is a better answer, as the metric may fall again, go back to it,
    and to 2. Otherwise the order in which edges went gives a nested circuit of every size.
 
-Everything is measured on the discovery half, by the engine that follows a change through kept edges only.
+Everything is measured on the discovery half, by the engine that follows a change through kept edges only. With spans,
+it is edge-spans that go and come, and arrays have an axis for spans: Bool[sender receiver span].
 """
 
 import math
@@ -100,7 +101,7 @@ def smallest(
         for edge in search.edges():
             effects[edge] = search.effects[edge]
         better = search.descend()
-    scores = np.where(engine.graph.edges, 0.0, np.nan)
+    scores = np.where(problem.candidates, 0.0, np.nan)
     sizes = sorted(search.left_at.values())
     for edge, size in search.left_at.items():
         scores[edge] = 1 / bisect_right(sizes, size)  # after an exchange, edges have left twice at one size
@@ -140,7 +141,7 @@ class _Search:
 
     def edges(self) -> list[Edge]:
         """The edges of the current circuit."""
-        return [(int(s), int(r)) for s, r in np.argwhere(self.kept)]
+        return _edges(self.kept)
 
     # --- the steps ----------------------------------------------------------------------------------------------------
 
@@ -246,12 +247,13 @@ class _Search:
 
     def _candidates(self) -> list[Edge]:
         """Edges whose addition lowers the metric, the best first."""
-        nodes = set(Circuit(self.engine.graph, self.kept).nodes()) | set(self.engine.graph.inputs)
+        nodes = set(self._circuit(self.kept).nodes()) | set(self.engine.graph.inputs)
         writes = np.array([s.name in nodes for s in self.engine.graph.senders])
         reads = np.array([r.node in nodes for r in self.engine.graph.receivers])
         slope = gradients(self.problem, self.kept)
-        fits = self.allowed & ~self.kept & writes[:, None] & reads & (slope < 0)
-        ranked = sorted(((float(slope[s, r]), (int(s), int(r))) for s, r in np.argwhere(fits)))
+        fits = self.allowed & ~self.kept & (slope < 0)
+        fits[~(writes[:, None] & reads)] = False
+        ranked = sorted((float(slope[edge]), edge) for edge in _edges(fits))
         edges = [edge for _, edge in ranked[:SCREENED]]
         self.take(edges)
         return [edge for edge in sorted(edges, key=self._rank) if self.effects[edge] < 0][:TRIED]
@@ -290,7 +292,7 @@ class _Search:
         kept = self.kept.copy()
         for edge in edges:
             kept[edge] = not kept[edge]
-        kept = Circuit(self.engine.graph, kept).live()
+        kept = self._circuit(kept).live()
         recorded = self._recorded(edges)
         if recorded is None:
             value = self.engine.metric(kept) if metric is None else metric
@@ -306,6 +308,12 @@ class _Search:
         self.circuits += 1
         self.circuit = self.circuits
         self._show(1)
+
+    def _circuit(self, kept: Array) -> Circuit:
+        return Circuit(self.engine.graph, kept, spans=self.engine.spans)
+
+    def _name(self, edge: Edge) -> str:
+        return self.engine.graph.part_name(edge, self.engine.spans)
 
     def _undo(self) -> Callable[[], None]:
         """Return what goes back to the current circuit, whose effects then count again."""
@@ -324,13 +332,13 @@ class _Search:
 
     def _recorded(self, edges: Sequence[Edge]) -> list[Decision] | None:
         """The next batch of the log, which must be about these edges; None at its end."""
-        recorded = self.journal.begin((self.engine.graph.edge_name(*edge) for edge in edges), whole=True)
+        recorded = self.journal.begin(map(self._name, edges), whole=True)
         self.resumed = self.journal.resumed if recorded else ""
         return recorded
 
     def _decision(self, edge: Edge, value: float, taken: bool) -> Decision:
         """A line of the log: `value` is the metric with the change, which was tested or, if `taken`, made."""
-        name = self.engine.graph.edge_name(*edge)
+        name = self._name(edge)
         if not math.isfinite(value):
             advice = non_finite_advice(self.engine.model)
             raise UserError(f"the metric is {value} when {name} is removed or added; {advice}")
@@ -352,4 +360,8 @@ class _Search:
 
 
 def _differing(a: Array, b: Array) -> list[Edge]:
-    return [(int(s), int(r)) for s, r in np.argwhere(a != b)]
+    return _edges(a != b)
+
+
+def _edges(some: Array) -> list[Edge]:
+    return [tuple(edge) for edge in np.argwhere(some).tolist()]

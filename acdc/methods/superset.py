@@ -3,7 +3,8 @@
 In the current circuit, the effect of removing each edge is estimated by integrated gradients over the edges' weights,
 from the circuit to none of its edges (Sundararajan et al. 2017, along the weights that `patched_rows` gives edges; for
 one step from the full model that is edge attribution patching). Half of the edges, those with the smallest effects, go
-at once; then it is estimated anew. If the circuit would get worse than allowed, fewer go.
+at once; then it is estimated anew. If the circuit would get worse than allowed, fewer go. With spans, Bool[sender
+receiver] here is Bool[sender receiver span].
 """
 
 from __future__ import annotations
@@ -18,7 +19,6 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from acdc.errors import FileError, UserError
-from acdc.graph.circuit import Circuit
 from acdc.io.files import read_bytes, write_atomic
 from acdc.io.progress import Progress, Show
 from acdc.patching.activations import CHUNK, non_finite_advice
@@ -47,9 +47,8 @@ class Ends:
     @classmethod
     def of(cls, problem: Problem) -> Ends:
         """Measure the ends; raise UserError if they aren't finite."""
-        edges = problem.graph.edges
-        full = metric_of(problem, edges)
-        ablated = metric_of(problem, np.zeros_like(edges))
+        full = metric_of(problem, problem.candidates)
+        ablated = metric_of(problem, np.zeros_like(problem.candidates))
         if not math.isfinite(full + ablated):
             advice = non_finite_advice(problem.model)
             raise UserError(
@@ -87,12 +86,13 @@ def superset(
         known: effects, which aren't computed again
     """
     begun = path.exists()
-    left, done = _read(path, allowed) if begun else (Circuit(problem.graph, allowed).live(), False)
+    left, done = _read(path, allowed) if begun else (problem.circuit(allowed).live(), False)
     resumed = f"{int(left.sum()):,} edges that gradients left" if begun else ""
     while not done:
         n_left = max(1, int(left.sum()))
-        halved = math.log2(problem.graph.n_edges / n_left)  # how often: each time takes about as long
-        total = max(halved, math.log2(problem.graph.n_edges / fewest))
+        n_all = problem.candidates.sum()
+        halved = math.log2(n_all / n_left)  # how often: each time takes about as long
+        total = max(halved, math.log2(n_all / fewest))
         progress(Progress("gradients", halved, total, f"{n_left:,} edges left", resumed))
         resumed = ""
         good = begun or metric_of(problem, left) <= worst  # what was left later has been measured
@@ -117,7 +117,7 @@ def _smaller(problem: Problem, left: Array, fewest: int, worst: float, known: Ef
     ranked = np.sort(effects[left])[::-1]
     for share in SHARES:
         least = ranked[max(fewest, round(share * n)) - 1]
-        fewer = Circuit(problem.graph, effects >= least).live()
+        fewer = problem.circuit(effects >= least).live()
         if fewer.sum() < n and metric_of(problem, fewer) <= worst:
             return fewer
     return None
@@ -125,10 +125,10 @@ def _smaller(problem: Problem, left: Array, fewest: int, worst: float, known: Ef
 
 def metric_of(problem: Problem, kept: Array) -> float:
     """The metric of a circuit, mean over the prompts."""
-    edges = circuit_edges(Circuit(problem.graph, kept), problem.model)
+    edges = circuit_edges(problem.circuit(kept), problem.model)
     with torch.inference_mode():
         rows = problem.parts.targets.clean
-        if not (kept == problem.graph.edges).all():
+        if not (kept == problem.candidates).all():
             rows = torch.cat([patched_rows(problem.model, problem.graph, cache, edges) for cache in problem.parts])
         return float(problem.parts.metric(problem.metric)(rows).cpu().double().mean())
 
@@ -144,8 +144,8 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     weight and all others 0: mean over the prompts; 0 for edges of nodes outside the circuit."""
     model = problem.model
     graph = problem.graph
-    total = np.zeros(graph.edges.shape)
-    read = max(1, int(kept.any(0).sum()))
+    total = np.zeros(kept.shape)
+    read = max(1, int(problem.circuit(kept).edges.any(0).sum()))
     size = min(CHUNK, problem.max_batch(NEEDED * read))
     with torch.inference_mode(False):
         edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight

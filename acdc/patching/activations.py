@@ -35,6 +35,7 @@ class ActivationCache:
     ablated: Activations  # what a sender's removed edges carry
     residual: Tensor  # Float[layer+1 batch pos d_model], the clean stream before each layer, and the final one
     start: int  # first position at which clean and ablated can differ
+    spans: Tensor | None = None  # Bool[span batch pos], the positions of each span; None without spans
 
     def metric(self, name: str, model: Transformer) -> Metric:
         """The metric of this name, on these prompts."""
@@ -52,6 +53,14 @@ class ActivationCache:
         ablated = self.ablated.map(lambda x: x[..., first:, :])
         clean = self.clean.map(lambda x: x[..., first:, :])
         return Activations(ablated.inputs - clean.inputs, ablated.z - clean.z, ablated.mlp - clean.mlp)
+
+    def products(self, a: Tensor, b: Tensor) -> Tensor:
+        """Products of vectors at the live positions, Float[sender batch live d_model] and Float[receiver batch live
+        d_model], summed over positions and prompts: Float[sender receiver], or Float[sender receiver span]."""
+        if self.spans is None:
+            return a.flatten(1) @ b.flatten(1).T
+        spans = self.spans[:, :, self.first :]
+        return torch.stack([a[:, at].flatten(1) @ b[:, at].flatten(1).T for at in spans], -1)
 
     def at_once(self, model: Transformer, versions: int) -> int:
         """How many prompts fit into `TABLE_BYTES` with so many stream vectors at every live position."""
@@ -74,13 +83,16 @@ class ActivationCache:
             self.ablated.map(lambda x: x[:, chunk]),
             self.residual[:, chunk],
             self.start,
+            None if self.spans is None else self.spans[:, chunk],
         )
 
 
-def prepare(model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None) -> ActivationCache:
+def prepare(
+    model: Transformer, prompts: Split, ablation: str, mean: Activations | None = None, n_spans: int = 0
+) -> ActivationCache:
     """Run the model on the clean prompts and, for `corrupted` ablation, on the corrupted ones. `mean`, for mean
-    ablation, are the means of the whole data set if the prompts are only a part of it. Raises UserError if a node
-    writes values that are not finite or too large to be normalised."""
+    ablation, are the means of the whole data set if the prompts are only a part of it; `n_spans` is how many spans that
+    has. Raises UserError if a node writes values that are not finite or too large to be normalised."""
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
     clean, residual = _run(model, tokens, pad)
@@ -108,7 +120,14 @@ def prepare(model: Transformer, prompts: Split, ablation: str, mean: Activations
     correct, wrong = (torch.as_tensor(a).to(to) for a in (prompts.correct, prompts.wrong))
     targets = Targets(rows[:, 0], correct, wrong, model.normalise(final))
     mask = model.attention_mask(pad, tokens.shape[1])
-    return ActivationCache(pad, mask, rows, targets, clean, ablated, residual, start)
+    return ActivationCache(pad, mask, rows, targets, clean, ablated, residual, start, span_masks(prompts, n_spans, to))
+
+
+def span_masks(prompts: Split, n_spans: int, device: torch.device) -> Tensor | None:
+    """The positions of each span, Bool[span batch pos]; None without spans."""
+    if not n_spans:
+        return None
+    return torch.stack([torch.as_tensor(prompts.spans == span) for span in range(n_spans)]).to(device)
 
 
 def unpaired(ablation: str, mean: Activations, batch: int) -> Activations:

@@ -1,10 +1,11 @@
-"""Evaluate a circuit without, or with, each of some edges, without running the circuit again.
+"""Evaluate a circuit without, or with, each of some edges or edge-spans, without running the circuit again.
 
 All nodes of the circuit have their current values. A change of one edge is followed through the nodes that kept edges
 reach; everything else keeps its value. Many changes are evaluated at once, independently of each other.
 
-A node that no kept edge enters writes what its removed edges carry, so that a value is that of the circuit without its
-dead edges. Nodes that are read at the scored positions only are computed there only (`acdc.patching.live`).
+A node that no kept edge enters writes what its removed edges carry, likewise by span, so that a value is that of the
+circuit without its dead edges. Nodes that are read at the scored positions only are computed there only
+(`acdc.patching.live`).
 """
 
 from collections import defaultdict
@@ -24,7 +25,7 @@ from acdc.patching.metrics import Metric
 from acdc.patching.offload import Parts
 
 Array = np.ndarray
-Edge = tuple[int, int]  # (sender, receiver)
+Edge = tuple[int, ...]  # (sender, receiver) or, with spans, (sender, receiver, span)
 
 
 class Change(NamedTuple):
@@ -33,7 +34,7 @@ class Change(NamedTuple):
     versions: Tensor  # Float[version batch pos d_model]; version 0 is no change
     sees: Tensor  # Int[candidate], the version each candidate sees
     moved: Array  # Bool[candidate], whether it sees another one than version 0
-    silent: Array  # Bool[candidate], whether no edge enters the sender any more
+    fed: Array  # Bool[candidate span], where edges enter the sender
 
 
 class CircuitEngine:
@@ -43,16 +44,18 @@ class CircuitEngine:
     """
 
     def __init__(self, model: Transformer, parts: Parts, metric: Metric, superset: Array) -> None:
-        """Prepare for circuits whose nodes are among those of a circuit, Bool[sender receiver]."""
+        """Prepare for circuits whose nodes are among those of a circuit, Bool[sender receiver] or, with spans,
+        Bool[sender receiver span], as every circuit here."""
         self.model = model
         self.graph = model.config.graph()
+        self.spans = parts.spans
         self.evaluations = 0
         self._metric = metric
-        nodes = frozenset(Circuit(self.graph, superset).nodes())
+        nodes = frozenset(Circuit(self.graph, superset, spans=self.spans).nodes())
         self._parts = [_Part(model, self.graph, cache, nodes) for cache in parts]
 
     def metric(self, kept: Array) -> float:
-        """The metric of a circuit without dead edges, Bool[sender receiver]: mean over the prompts."""
+        """The metric of a circuit without dead edges: mean over the prompts."""
         self._set(kept, [])
         return self._evaluate([])[0]
 
@@ -61,7 +64,7 @@ class CircuitEngine:
         added: mean over the prompts. Both ends of an edge must be nodes of the circuit, or inputs."""
         self._set(kept, edges)
         size = min(part.capacity() for part in self._parts)
-        order = sorted(range(len(edges)), key=lambda i: edges[i][::-1])  # similar ones into one batch
+        order = sorted(range(len(edges)), key=lambda i: (edges[i][1], edges[i]))  # similar ones into one batch
         out = [0.0] * len(edges)
         for start in range(0, len(order), size):
             batch = order[start : start + size]
@@ -73,9 +76,10 @@ class CircuitEngine:
         read = kept.copy()
         for edge in edges:
             read[edge] = True
-        scored = _only_scored(self.graph, read)
+        by_span = (*self.graph.edges.shape, -1)
+        scored = _only_scored(self.graph, read.reshape(by_span).any(-1))
         for part in self._parts:
-            part.set(kept, scored)
+            part.set(kept.reshape(by_span), scored)
 
     def _evaluate(self, edges: Sequence[Edge]) -> list[float]:
         """The metric with each edge changed or, without edges, of the circuit itself."""
@@ -98,12 +102,19 @@ class _Part:
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
         self.mask = cache.mask[:, self.start :]
         self.logits = graph.receiver_index["logits"]
+        self.masks: dict[bool, Tensor] = {}  # at the scored positions or all live ones → Float[span batch pos 1]
+        if cache.spans is not None:
+            masks = cache.spans[:, :, self.start :, None].to(model.dtype)
+            self.masks = {False: masks, True: masks.index_select(-2, self.columns)}
         # What doesn't depend on the circuit, at the live positions:
         self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry; of a head z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
         self.before: dict[tuple[int, str], Tensor] = {}  # (head, "k" or "v") → before the live positions
         # The current circuit:
-        self.kept = np.zeros_like(graph.edges)
+        self.kept = np.zeros_like(graph.edges)  # at any span
+        self.kept_at = np.zeros((*graph.edges.shape, max(1, len(self.masks.get(False, ())))), dtype=bool)
+        self.fed = np.zeros((len(graph.senders), self.kept_at.shape[2]), dtype=bool)  # where edges enter a sender
+        self.fed[: len(graph.inputs)] = True
         self.scored = np.zeros(len(graph.senders), dtype=bool)  # senders computed at the scored positions only
         self.input: dict[int, Tensor] = {}  # receiver → what it reads
         self.heads: dict[int, dict[str, Tensor]] = {}  # sender → q, k and v
@@ -149,18 +160,21 @@ class _Part:
 
     # --- the current circuit ------------------------------------------------------------------------------------------
 
-    def set(self, kept: Array, scored: Array) -> None:
-        """Go over to another circuit: compute again what differs."""
+    def set(self, kept_at: Array, scored: Array) -> None:
+        """Go over to another circuit, Bool[sender receiver span]: compute again what differs."""
         graph = self.graph
         moved = np.zeros(len(graph.senders), dtype=bool)
-        changed = (kept != self.kept).any(0)
+        changed = (kept_at != self.kept_at).any((0, 2))
         narrower = scored != self.scored
-        self.kept = kept
+        self.kept_at = kept_at
+        self.kept = kept = np.any(kept_at, -1)
         self.scored = scored
         self.last_reader = {}  # sender → the last node that reads it
         for s, own in enumerate(graph.own_receivers):
             readers = [self.graph.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
             self.last_reader[s] = max(readers, default=-1)
+            if own:
+                self.fed[s] = _fed(kept_at[:s, own], self.fed[:s])
             if own and not kept[:, own].any():
                 self._remove(s)
             elif own:
@@ -185,7 +199,7 @@ class _Part:
             self.input[r] = self._current_input(r)
             kind = self.graph.receivers[r].kind
             new[kind] = self._vector(kind, s, self.input[r][None])
-        (self.delta[s],) = self._output(s, new)
+        (self.delta[s],) = self._only_at(self.fed[s], self._output(s, new), bool(self.scored[s]))
         if self.graph.senders[s].kind == "head":
             self.heads.setdefault(s, {}).update({kind: x[0] for kind, x in new.items()})
 
@@ -193,7 +207,7 @@ class _Part:
         """What a receiver reads: Float[batch pos d_model]. Summed anew each time, so that rounding doesn't add up."""
         x = self._narrow(self.base[r], self._reads_scored(r))
         for s in np.flatnonzero(self.kept[:, r]).tolist():
-            x = x + self._written(self.delta[s], s, r)
+            x = x + self._carried(self.delta[s], s, r)
         return x
 
     # --- its neighbours -----------------------------------------------------------------------------------------------
@@ -204,8 +218,8 @@ class _Part:
         now = self.input[self.logits]
         final = now.expand(max(1, len(edges)), *now.shape).clone()
         into: dict[int, list[int]] = defaultdict(list)  # receiver → candidates
-        for i, (_, r) in enumerate(edges):
-            into[r].append(i)
+        for i, edge in enumerate(edges):
+            into[edge[1]].append(i)
         nodes = [self.graph.node_of[r] for r in into if r != self.logits]
         changes: dict[int, Change] = {}
         for s in sorted(s for s in self.delta if nodes and s >= min(nodes)):
@@ -215,7 +229,7 @@ class _Part:
             if change is not None:
                 changes[s] = change
                 if self.kept[s, self.logits]:
-                    final += self._written(change.versions, s, self.logits)[change.sees]
+                    final += self._carried(change.versions, s, self.logits)[change.sees]
         for i in into[self.logits]:
             final[i] += self._flip(edges[i])
         return self.model.normalise(final[:, self.row_example, self.row_column])
@@ -241,33 +255,38 @@ class _Part:
                 continue
             x = self.input[r].expand(len(which), *self.input[r].shape).clone()
             for c in feeding[r]:
-                x += self._written(changes[c].versions, c, r)[changes[c].sees[of]]
+                x += self._carried(changes[c].versions, c, r)[changes[c].sees[of]]
             for i in into.get(r, []):
                 x[which.index(i)] += self._flip(edges[i])
             kind = self.graph.receivers[r].kind
             new[kind] = self._vector(kind, s, x)
         delta = self._output(s, new)
-        silent = np.zeros(len(edges), dtype=bool)
+        fed = np.repeat(self.fed[None, s], len(edges), 0)
         for j, i in enumerate(which):
-            if not self._entered(s, edges[i], i, changes):
-                silent[i] = True
-                delta[j] = 0
+            fed[i] = self._fed_in(s, edges[i], i, changes)
+            delta[j] = self._only_at(fed[i], delta[j], bool(self.scored[s]))
         versions = torch.cat([torch.zeros_like(delta[:1]), delta - self.delta[s]])
         sees = torch.from_numpy(np.cumsum(moved) * moved).to(self.model.device)
-        return Change(versions, sees, moved, silent)
+        return Change(versions, sees, moved, fed)
 
-    def _entered(self, s: int, edge: Edge, i: int, changes: dict[int, Change]) -> bool:
-        """Whether, in one candidate, an edge leads into a node from one that is itself entered."""
-        own = list(self.graph.own_receivers[s])
-        entering = self.kept[:, own].sum(1)
+    def _fed_in(self, s: int, edge: Edge, i: int, changes: dict[int, Change]) -> Array:
+        """Where, in one candidate, edges lead into a node from one that is itself fed: Bool[span]."""
+        own = self.graph.own_receivers[s]
+        entering = self.kept_at[:s, own]
         if edge[1] in own:
-            entering[edge[0]] += -1 if self.kept[edge] else 1
-        return any(not (c in changes and changes[c].silent[i]) for c in np.flatnonzero(entering).tolist())
+            entering[edge[0], own.index(edge[1]), _span(edge)] ^= True
+        fed = self.fed[:s].copy()
+        for c, change in changes.items():
+            fed[c] = change.fed[i]
+        return _fed(entering, fed)
 
     def _flip(self, edge: Edge) -> Tensor:
         """How the receiver's input changes when an edge is removed or added."""
-        written = self._written(self.delta[edge[0]], *edge)
-        return -written if self.kept[edge] else written
+        s, r = edge[:2]
+        span = _span(edge)
+        here = np.arange(self.kept_at.shape[2]) == span
+        written = self._only_at(here, self._written(self.delta[s], s, r), self._reads_scored(r))
+        return -written if self.kept_at[s, r, span] else written
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -304,6 +323,18 @@ class _Part:
             self.graph.receivers[r].kind not in "kv" and bool(self.scored[self.graph.node_of[r]])
         )
 
+    def _carried(self, x: Tensor, s: int, r: int) -> Tensor:
+        """What a kept edge carries of what its sender writes, at the positions where the receiver reads it."""
+        return self._only_at(self.kept_at[s, r], self._written(x, s, r), self._reads_scored(r))
+
+    def _only_at(self, spans: Array, x: Tensor, scored: bool) -> Tensor:
+        """Values Float[... batch pos any] at some of the spans, Bool[span], and 0 at the others."""
+        if spans.all():
+            return x
+        if not spans.any():
+            return torch.zeros_like(x)
+        return x * self.masks[scored][torch.as_tensor(spans).to(x.device)].sum(0)
+
     def _written(self, x: Tensor, s: int, r: int) -> Tensor:
         """What a sender writes, at the positions where a receiver reads it."""
         wide = len(self.graph.own_receivers[s]) == 0 or not self.scored[s]  # inputs are kept at all live positions
@@ -312,6 +343,18 @@ class _Part:
     def _narrow(self, x: Tensor, scored: bool) -> Tensor:
         """Float[... pos any] from the live to the scored positions if asked."""
         return x.index_select(-2, self.columns) if scored else x
+
+
+def _span(edge: Edge) -> int:
+    """The span of an edge-span; 0 for an edge, which has all positions."""
+    return edge[2] if len(edge) > 2 else 0
+
+
+def _fed(entering: Array, fed: Array) -> Array:
+    """Where a node is fed, Bool[span], from the edges into q, k and v or an MLP, Bool[sender receiver span], and where
+    their senders are fed, Bool[sender span]. See `Circuit.live`."""
+    into = (entering & fed[:, None]).any(0)
+    return into[0] | into[1:].any()
 
 
 def _only_scored(graph: Graph, kept: Array) -> Array:

@@ -31,10 +31,12 @@ BATCH_BYTES = 256 << 20  # rough bound on one batch of candidates
 
 
 class Removal(NamedTuple):
-    """A candidate: the residual edge sender → receiver (indices), or the receiver's direct edge if `sender` is None."""
+    """A candidate: the residual edge sender → receiver (indices), at one span or everywhere, or the receiver's direct
+    edge if `sender` is None."""
 
     receiver: int
     sender: int | None
+    span: int | None = None
 
 
 class Change(NamedTuple):
@@ -52,14 +54,23 @@ class Engine:
     """
 
     def __init__(
-        self, model: Transformer, graph: Graph, cache: ActivationCache, metric: Metric, guess: Metric | None = None
+        self,
+        model: Transformer,
+        graph: Graph,
+        cache: ActivationCache,
+        metric: Metric,
+        guess: Metric | None = None,
+        spans: tuple[str, ...] = (),
     ) -> None:
+        """`spans` are the names of the cache's spans, if edges are kept by span."""
         self.model = model
         self.graph = graph
         self.live = LiveActivations(model, graph, cache)
         self.metric_of = metric
         self.guess_of = guess
-        self.kept = graph.edges.copy()
+        self.spans = spans
+        self.kept = graph.edges.copy()  # at any span
+        self.kept_at = np.repeat(graph.edges[:, :, None], max(1, len(spans)), 2)  # Bool[sender receiver span]
         self.state = State()
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
         self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do
@@ -81,7 +92,7 @@ class Engine:
 
     def drop(self, receiver: int) -> None:
         """Remove all edges into a receiver whose node nothing reads."""
-        self.kept[:, receiver] = False
+        self._remove(Removal(receiver, None))
 
     def open(self, receivers: Sequence[int]) -> None:
         """Begin a stage: the inputs of the heads of one layer, one MLP, or the logits."""
@@ -102,11 +113,16 @@ class Engine:
         return max(1, BATCH_BYTES // (numbers * self.model.dtype.itemsize))
 
     def inert(self, removal: Removal) -> bool:
-        """Whether a removal changes nothing at all: clean and ablated output are equal where the receiver reads."""
-        scored = self._reads_scored(removal.receiver)
-        if removal.sender is not None:
-            return not self.live.differs(removal.sender, scored)
-        return not any(self.live.differs(s, scored) for s in np.flatnonzero(self.kept[:, removal.receiver]).tolist())
+        """Whether a removal changes nothing at all: clean and ablated output are equal where the receiver reads, or
+        what its node writes at the span is not read."""
+        receiver, sender, span = removal
+        scored = self._reads_scored(receiver)
+        if sender is None:
+            return not any(self.live.differs(s, scored) for s in np.flatnonzero(self.kept[:, receiver]).tolist())
+        local = receiver != self.logits and self.graph.receivers[receiver].kind not in "kv"
+        if span is not None and local and not self.kept_at[self.graph.node_of[receiver], :, span].any():
+            return True
+        return not self.live.differs(sender, scored, span)
 
     def rows(self, removals: Sequence[Removal]) -> Tensor:
         """Normalised final rows after removing none, the first, … all of some candidates: Float[1+candidate row
@@ -114,7 +130,7 @@ class Engine:
         now = self.state.input[self.logits][None]
         final = None
         if removals and removals[0].receiver == self.logits:
-            final = self._inputs(self.logits, [removal.sender for removal in removals])
+            final = self._inputs(self.logits, removals)
         elif removals:
             final = self._propagate(self._changes(removals), len(removals))
         if final is None:  # the changes reach nothing
@@ -136,21 +152,27 @@ class Engine:
         touched = set()
         base = self.state.base
         for removal in removals:
-            receiver, sender = removal
+            receiver = removal.receiver
             scored = self._reads_scored(receiver)
             if not self.inert(removal):
                 touched.add(receiver)
-                if sender is None:
+                if removal.sender is None:
                     base[receiver] = self.live.ablated_input(receiver, scored)
                 else:
-                    base[receiver] = base[receiver] + self.live.difference(sender, scored)
-            self.kept[slice(None) if sender is None else sender, receiver] = False
+                    base[receiver] = base[receiver] + self._difference(removal, scored)
+            self._remove(removal)
         self._settle(touched)
 
     def offload(self) -> None:
         """Free large tensors; set `live.cache` and `state` before the engine is used again."""
         self.live.offload()
         self.state = State()
+
+    def _remove(self, removal: Removal) -> None:
+        receiver, sender, span = removal
+        senders = slice(None) if sender is None else sender
+        self.kept_at[senders, receiver, slice(None) if span is None else span] = False
+        self.kept[senders, receiver] = self.kept_at[senders, receiver].any(-1)
 
     # --- one stage -------------------------------------------------------------------------------------------------
 
@@ -207,7 +229,7 @@ class Engine:
             for receiver in self.graph.own_receivers[sender]:
                 if receiver in touching:
                     own = touching[receiver]
-                    x = self._inputs(receiver, [removals[i].sender for i in own])
+                    x = self._inputs(receiver, [removals[i] for i in own])
                     kind = self.graph.receivers[receiver].kind
                     new[kind] = x if kind == "mlp" else self._for_each(kind, sender, x, own, candidates)
             sees = torch.bucketize(torch.arange(len(removals)), torch.tensor(candidates), right=True)
@@ -215,13 +237,21 @@ class Engine:
             changes[sender] = Change(versions, sees.to(self.model.device), self.scored_at[sender])
         return changes
 
-    def _inputs(self, receiver: int, senders: list[int | None]) -> Tensor:
+    def _inputs(self, receiver: int, removals: Sequence[Removal]) -> Tensor:
         """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
         scored = self._reads_scored(receiver)
-        if senders == [None]:
+        if removals[0].sender is None:
             return self.live.ablated_input(receiver, scored)[None]
-        differences = [self.live.difference(s, scored) for s in senders if s is not None]
+        differences = [self._difference(removal, scored) for removal in removals]
         return running_sums(torch.stack(differences)) + self.state.input[receiver]
+
+    def _difference(self, removal: Removal, scored: bool) -> Tensor:
+        """What the removal of a residual edge adds to its receiver's input: Float[batch pos d_model]."""
+        assert removal.sender is not None
+        difference = self.live.difference(removal.sender, scored)
+        if removal.span is None:
+            return difference
+        return self.live.only_at(np.arange(len(self.spans)) == removal.span, difference, scored)
 
     def _for_each(self, kind: str, sender: int, x: Tensor, own: list[int], candidates: list[int]) -> Tensor:
         """q, k or v of a head for each of some candidates, of which only its `own` change it: x Float[own batch pos
@@ -293,17 +323,22 @@ class Engine:
     ) -> Tensor | None:
         """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it. The
         changes are added in place to inputs `before` them, if given."""
-        feeding = [c for s, c in changes.items() if self.kept[s, receiver]]
+        feeding = [(s, c) for s, c in changes.items() if self.kept[s, receiver]]
         if not feeding:
             return before
-        to_scored = self._reads_scored(receiver)
         x = before
         if x is None:
             current = self.state.input[receiver]
             x = current.expand(n, *current.shape).clone()
-        for change in feeding:
-            x += self.live.narrow(change.versions, change.scored, to_scored)[change.sees]
+        for sender, change in feeding:
+            x += self._carried(change.versions, sender, receiver, change.scored)[change.sees]
         return x
+
+    def _carried(self, x: Tensor, sender: int, receiver: int, scored: bool) -> Tensor:
+        """What a kept edge carries of its sender's values, Float[... batch pos d_model], at the positions where the
+        receiver reads; `scored` says at which they are given."""
+        to_scored = self._reads_scored(receiver)
+        return self.live.only_at(self.kept_at[sender, receiver], self.live.narrow(x, scored, to_scored), to_scored)
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
@@ -340,10 +375,9 @@ class Engine:
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
         x = self.state.base[receiver]
-        to_scored = self._reads_scored(receiver)
         for sender in sorted(self.state.deviation):
             if self.kept[sender, receiver]:  # without any, base and current input are one tensor
-                x = x + self.live.narrow(self.state.deviation[sender], self.scored_at[sender], to_scored)
+                x = x + self._carried(self.state.deviation[sender], sender, receiver, self.scored_at[sender])
         return x
 
 

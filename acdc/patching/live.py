@@ -26,13 +26,20 @@ class LiveActivations:
         self.n_live = cache.mask.shape[1] - self.start
         self.columns = torch.unique(cache.rows[:, 1]) - self.start  # Int[scored], counted from the first live position
         self.all_scored = len(self.columns) == self.n_live
+        self._spans: Tensor | None = None  # Float[span batch pos 1], 1 at the positions of each span
+        if cache.spans is not None:
+            self._spans = cache.spans[:, :, self.start :, None].to(model.dtype)
         self._differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output
         self._ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input without any edge
         flags = []
         for s in graph.senders:
-            at = (self._at_live(cache.ablated, s) != self._at_live(cache.clean, s)).any(-1).any(0)
-            flags.append(torch.stack([at.any(), at[self.columns].any()]))
-        # Bool[sender 2]: whether clean and ablated output differ at any live position, and at any scored one
+            at = (self._at_live(cache.ablated, s) != self._at_live(cache.clean, s)).any(-1)[None]
+            if cache.spans is not None:
+                at = torch.cat([at, at & cache.spans[:, :, self.start :]])
+            columns = at.any(1)
+            flags.append(torch.stack([columns.any(-1), columns[:, self.columns].any(-1)], 1))
+        # Bool[sender 1+span 2]: whether clean and ablated output differ anywhere, then at each span; at any live
+        # position, and at any scored one
         self._nonzero: np.ndarray = torch.stack(flags).cpu().numpy()
 
     def offload(self) -> None:
@@ -66,9 +73,17 @@ class LiveActivations:
         mask = self.model.window(layer, self.cache.mask[:, self.start :], self.start)
         return self.narrow(mask, False, scored)
 
-    def differs(self, sender: int, scored: bool) -> bool:
-        """Whether a sender's clean and ablated output differ anywhere."""
-        return bool(self._nonzero[sender, int(scored)])
+    def differs(self, sender: int, scored: bool, span: int | None = None) -> bool:
+        """Whether a sender's clean and ablated output differ at a span, by default anywhere."""
+        return bool(self._nonzero[sender, 0 if span is None else 1 + span, int(scored)])
+
+    def only_at(self, spans: np.ndarray, x: Tensor, scored: bool) -> Tensor:
+        """Values Float[... batch pos any] at some of the spans, Bool[span], and 0 at the others."""
+        if spans.all():
+            return x
+        assert self._spans is not None
+        mask = self._spans[torch.as_tensor(spans).to(x.device)].sum(0)
+        return x * self.narrow(mask, False, scored)
 
     def difference(self, sender: int, scored: bool) -> Tensor:
         """Ablated − clean output of a sender: Float[batch pos d_model]."""

@@ -28,10 +28,14 @@ from acdc.task.tokenize import Split
 class Parts:
     """The clean and ablated activations of a set of prompts, in parts of `size` prompts; several parts are in files."""
 
-    def __init__(self, model: Transformer, prompts: Split, ablation: str, size: int | None = None) -> None:
+    def __init__(
+        self, model: Transformer, prompts: Split, ablation: str, size: int | None = None, spans: tuple[str, ...] = ()
+    ) -> None:
+        """`spans` are the names of the prompts' spans, if edges are kept by span."""
         n = len(prompts.clean)
         size = min(size or n, n)
         self.ablation = ablation
+        self.spans = spans
         self._model = model
         self._mean = means(model, prompts) if ablation != "corrupted" else None
         self._folder = tempfile.TemporaryDirectory(prefix="acdc-") if size < n else None
@@ -39,7 +43,7 @@ class Parts:
         targets = []
         for start in range(0, n, size):
             part = prompts.take(range(start, min(start + size, n)))
-            cache = prepare(model, part, ablation, self._mean)
+            cache = prepare(model, part, ablation, self._mean, len(spans))
             targets.append(replace(cache.targets, example=cache.targets.example + start))
             self._parts.append(cache if self._folder is None else self._write(cache))
             del cache  # before the next part is made
@@ -72,6 +76,8 @@ class Parts:
     def _write(self, cache: ActivationCache) -> Path:
         folder = self.scratch(f"runs-{len(self._parts)}")
         tensors = {"pad": cache.pad, "rows": cache.rows, "residual": cache.residual, "start": torch.tensor(cache.start)}
+        if cache.spans is not None:
+            tensors["spans"] = cache.spans
         tensors |= {f"targets {f.name}": getattr(cache.targets, f.name) for f in fields(Targets)}
         tensors |= {f"clean {f.name}": getattr(cache.clean, f.name) for f in fields(Activations)}
         if self._mean is None:
@@ -91,7 +97,8 @@ class Parts:
             ablated = unpaired(self.ablation, self._mean, len(pad))
         targets = Targets(*(t[f"targets {f.name}"] for f in fields(Targets)))
         mask = self._model.attention_mask(pad, t["residual"].shape[2])
-        return ActivationCache(pad, mask, t["rows"], targets, clean, ablated, t["residual"], int(t["start"]))
+        start = int(t["start"])
+        return ActivationCache(pad, mask, t["rows"], targets, clean, ablated, t["residual"], start, t.get("spans"))
 
 
 class PartedEngine:
@@ -103,11 +110,13 @@ class PartedEngine:
         self._parts = parts
         self._engines: list[Engine] = []
         for index, cache in enumerate(parts):
-            self._engines.append(Engine(model, graph, cache, metric, guess))
+            self._engines.append(Engine(model, graph, cache, metric, guess, parts.spans))
             self._offload(index)
         # These need no activations, and are the same for all parts.
         first = self._engines[0]
+        self.spans = parts.spans
         self.kept = first.kept
+        self.kept_at = first.kept_at
         self.alive = first.alive
         self.metric = first.metric
         self.metric_of = first.metric_of

@@ -20,17 +20,16 @@ ALL = slice(None)
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
-    """A circuit's edges as 1 and 0, Float[sender receiver]; a removed direct edge removes all into its receiver."""
-    kept = circuit.kept
-    if circuit.direct is not None:
-        kept = kept & (circuit.direct | ~circuit.graph.direct)
-    return torch.as_tensor(kept).to(model.device, model.dtype)
+    """A circuit's edges as 1 and 0, Float in the shape of its `kept`; a removed direct edge removes all into its
+    receiver."""
+    return torch.as_tensor(circuit.open).to(model.device, model.dtype)
 
 
 def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges: Tensor) -> Tensor:
     """The normalised final residual stream at the scored rows, Float[row d_model], when some edges are removed.
 
-    `edges` is Float[sender receiver], 1 for a kept edge, 0 for a removed or missing one; values between mix the two.
+    `edges` is Float[sender receiver] or, with spans, Float[sender receiver span], 1 for a kept edge, 0 for a removed or
+    missing one; values between mix the two.
     """
     size = cache.at_once(model, len(graph.senders))
     chunks = (cache.examples(slice(start, start + size)) for start in range(0, len(cache.pad), size))
@@ -50,12 +49,12 @@ class PatchedModel:
         self.positions = positions_of(cache.pad, cache.mask.shape[1])
 
     def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
-        """Rows for kept edges, Float[sender receiver] as in `patched_rows`; nodes that nothing reads are skipped."""
+        """Rows for kept edges, as in `patched_rows`; nodes that nothing reads are skipped."""
         return self._with_edges(graph, edges, lambda _, x: x)[0]
 
     def edge_gradients(self, graph: Graph, edges: Tensor, metric: Metric) -> Tensor:
-        """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`: Float[sender
-        receiver]; 0 for edges of nodes that nothing reads.
+        """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`, in their shape;
+        0 for edges of nodes that nothing reads. The weights are by span if the cache has spans.
 
         The gradient at an edge's weight is what its sender adds times the gradient at its receiver's input. So only the
         latter needs a backward pass, which then keeps no senders' outputs per receiver.
@@ -71,10 +70,9 @@ class PatchedModel:
         with torch.enable_grad():
             rows, senders, added = self._with_edges(graph, edges, shifted)
             gradients = torch.autograd.grad(metric(rows).sum(), offsets)
-        products = added.detach().flatten(1) @ torch.cat(gradients).flatten(1).T
         out = edges.new_zeros(edges.shape)
-        out[self._index(senders)[:, None], self._index(to)] = products
-        return out * torch.as_tensor(graph.edges).to(out)
+        out[self._index(senders)[:, None], self._index(to)] = self.cache.products(added.detach(), torch.cat(gradients))
+        return out * torch.as_tensor(graph.edges).to(out).view(*graph.edges.shape, *[1] * (edges.ndim - 2))
 
     def _with_edges(
         self, graph: Graph, edges: Tensor, received: Callable[[Sequence[int], Tensor], Tensor]
@@ -93,8 +91,7 @@ class PatchedModel:
 
         def receive(to: Sequence[int], x: Tensor) -> Tensor:
             weight = edges.index_select(0, self._index(senders)).index_select(1, self._index(to))
-            added = weight.T @ torch.cat(current).flatten(1)
-            return received(to, x + added.view(-1, *x.shape))
+            return received(to, x + self._added(weight, torch.cat(current)))
 
         for layer in range(graph.n_layers):
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
@@ -118,6 +115,17 @@ class PatchedModel:
                 x = x + removed
         (final,) = receive([receivers["logits"]], x)
         return self._rows(final), senders, torch.cat(current)
+
+    def _added(self, weight: Tensor, current: Tensor) -> Tensor:
+        """What some edges, with weights Float[sender receiver] or by span, add to their receivers' inputs: current
+        Float[sender batch live d_model] to Float[receiver batch live d_model]."""
+        if weight.ndim == 2:
+            return (weight.T @ current.flatten(1)).view(-1, *current.shape[1:])
+        assert self.cache.spans is not None
+        added = current.new_zeros(weight.shape[1], *current.shape[1:])
+        for of_span, at in zip(weight.unbind(-1), self.cache.spans[:, :, self.start :], strict=True):
+            added[:, at] = torch.einsum("sr,snd->rnd", of_span, current[:, at])
+        return added
 
     def with_nodes(self, nodes: Tensor) -> Tensor:
         """Rows for kept nodes, Float[sender]: 1 for a kept one, 0 for one removed for all its readers."""

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
+from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache
@@ -22,6 +25,21 @@ class Problem:
     def graph(self) -> Graph:
         """The model's graph."""
         return self.model.config.graph()
+
+    @property
+    def spans(self) -> tuple[str, ...]:
+        """Names of the prompts' spans, if edges are kept by span."""
+        return self.parts.spans
+
+    @cached_property
+    def candidates(self) -> np.ndarray:
+        """What a circuit may keep: all edges, Bool[sender receiver], or all edge-spans, Bool[sender receiver span]."""
+        edges = self.graph.edges
+        return np.repeat(edges[:, :, None], len(self.spans), 2) if self.spans else edges
+
+    def circuit(self, kept: np.ndarray) -> Circuit:
+        """The circuit of some of the `candidates`."""
+        return Circuit(self.graph, kept, spans=self.spans)
 
     @property
     def n_prompts(self) -> int:

@@ -55,6 +55,7 @@ class Split:
     correct: np.ndarray  # Int[row n_correct] token ids, padded with -1; n_correct is 0 if the task has no answers
     wrong: np.ndarray  # Int[row n_wrong] token ids, padded with -1; n_wrong may be 0
     texts: tuple[tuple[str, str], ...] = ()  # clean and corrupted prompt of each example
+    spans: np.ndarray | None = None  # Int[example pos], index in `Data.spans`, -1 for padding
 
     def arrays(self) -> Iterator[np.ndarray]:
         """Yield all arrays, in the order of the hash."""
@@ -74,6 +75,7 @@ class Split:
             correct=self.correct[rows],
             wrong=self.wrong[rows],
             texts=tuple(self.texts[i] for i in chosen) if self.texts else (),
+            spans=None if self.spans is None else self.spans[chosen],
         )
 
 
@@ -84,6 +86,7 @@ class Data:
     discovery: Split
     held_out: Split
     hash: str  # sha256 of the arrays
+    spans: tuple[str, ...] = ()  # names of the spans
 
     @classmethod
     def of(cls, discovery: Split, held_out: Split) -> Data:

@@ -93,8 +93,8 @@ class Stale(Engine):
 class Early(Engine):
     """A broken engine: it believes that one more position is the same in both runs."""
 
-    def __init__(self, model, graph, runs, *metrics):
-        super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), *metrics)
+    def __init__(self, model, graph, runs, *rest):
+        super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), *rest)
 
 
 @pytest.mark.parametrize("broken", [Forgetful, Stale, Early])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from acdc.methods.acdc import Options, discover
@@ -15,15 +16,16 @@ TOLERANCE = 1e-10
 
 def compare(model, prompts, metric, ablation, threshold, direct, batch, magnitude=False, engine=Engine):
     """Return the engine's circuit if it has the oracle's edges and metric; skip if rounding could flip a decision."""
-    naive = Naive(model, prompts, metric, ablation)
+    spans = () if prompts.spans is None else tuple(f"s{i}" for i in range(prompts.spans.max() + 1))
+    naive = Naive(model, prompts, metric, ablation, spans)
     edges, direct_edges, value, margin = naive_acdc(naive, threshold, direct, magnitude)
-    runs = prepare(model, prompts, ablation)
+    runs = prepare(model, prompts, ablation, n_spans=len(spans))
     graph = model.config.graph()
-    e = engine(model, graph, runs, runs.metric(metric, model))
+    e = engine(model, graph, runs, runs.metric(metric, model), None, spans)
     circuit = discover(e, Options(threshold, magnitude=magnitude, direct=direct, batch=batch))
     if margin < TOLERANCE:
         pytest.skip(f"a decision is within {margin:.1e} of the threshold")
-    assert set(circuit.edge_names()) == edges
+    assert {graph.part_name(part, spans) for part in np.argwhere(circuit.kept)} == edges
     assert set(circuit.direct_names()) == direct_edges
     patched = runs.metric(metric, model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
     assert float(patched.mean()) == pytest.approx(value, abs=TOLERANCE)

@@ -56,7 +56,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
     """One pass: outputs by sender name, and the final stream. `ablated`: outputs by sender name, or None to patch
     nothing.
     `kept`: set of edge names; an edge that is missing from it carries the ablated output. Or a dict from edge name to
-    Bool[batch 1 1]: whether each prompt keeps the edge."""
+    [batch 1 1] or [batch pos 1]: how much of the edge each prompt, or position, keeps, from 0 to 1."""
     w, c = model.weights, model.config
     batch, n_pos = tokens.shape
     positions = (torch.arange(n_pos)[None] - pad[:, None]).clamp(min=0)
@@ -74,7 +74,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
                 continue
             edge = f"{sender}->{receiver}"
             if isinstance(kept, dict):
-                x = x + torch.where(kept[edge], written, ablated[sender])
+                x = x + torch.lerp(ablated[sender], written, kept[edge].to(written.dtype))
             else:
                 x = x + (written if ablated is None or edge in kept else ablated[sender])
         for i in range(layer + int(after_attention and not c.parallel)):
@@ -109,9 +109,11 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
 
 
 class Naive:
-    """A model, prompts, a metric and an ablation; `metric(kept)` for any set of edge names."""
+    """A model, prompts, a metric and an ablation; `metric(kept)` for any set of edge names, or of edge-spans, `edge @
+    span`, if the spans have names."""
 
-    def __init__(self, model: Transformer, prompts, metric: str, ablation: str) -> None:
+    def __init__(self, model: Transformer, prompts, metric: str, ablation: str, spans: tuple[str, ...] = ()) -> None:
+        self.spans = spans
         self.model, self.graph, self.prompts, self.name = model, model.config.graph(), prompts, metric
         self.tokens, self.pad = torch.as_tensor(prompts.clean), torch.as_tensor(prompts.pad)
         clean, final = forward(model, self.graph, self.tokens, self.pad, None, set())
@@ -128,9 +130,22 @@ class Naive:
         full = final @ self.model.weights["unembed.weight"].T + self.model.weights["unembed.bias"]
         return full + (final @ self.model.unembed_mean + self.model.unembed_bias_mean)[..., None]
 
-    def metric(self, kept: set[str]) -> float:
+    def metric(self, kept) -> float:
+        if self.spans:
+            weights = torch.zeros(*self.graph.edges.shape, len(self.spans))
+            for edge, _, span in (name.partition(" @ ") for name in kept):
+                weights[(*self.graph.parse_edge(edge), self.spans.index(span))] = 1
+            return float(self.weighted(weights))
         _, final = forward(self.model, self.graph, self.tokens, self.pad, self.ablated, kept)
         return float(self.mean(self.logits(final)))
+
+    def weighted(self, weights: torch.Tensor) -> torch.Tensor:
+        """The metric when edge-spans have weights, Float[sender receiver span]; differentiable."""
+        of_span = torch.stack([torch.as_tensor(self.prompts.spans == i) for i in range(len(self.spans))], -1)
+        at = of_span.double()[:, :, None, :]
+        kept = {self.graph.edge_name(s, r): (at * weights[s, r]).sum(-1) for s, r in np.argwhere(self.graph.edges)}
+        _, final = forward(self.model, self.graph, self.tokens, self.pad, self.ablated, kept)
+        return self.mean(self.logits(final))
 
     def metrics(self, circuits: np.ndarray) -> np.ndarray:
         """The same of many circuits, Bool[circuit sender receiver], each on prompts of its own in one long batch."""
@@ -166,12 +181,19 @@ class Naive:
         return ((logits - clean) ** 2).mean(-1)
 
 
+def parts(kept: set[str], edges) -> set[str]:
+    """Those of some edges that are kept, or what is kept of their edge-spans."""
+    return {name for name in kept if name.split(" @ ")[0] in edges}
+
+
 def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = False, allowed: set[str] | None = None):
     """Kept residual edges, kept direct edges and the final metric, edge by edge in the paper's order.
 
-    Edges that are not allowed go untested when the turn of their receiver's group comes."""
+    Edges that are not allowed go untested when the turn of their receiver's group comes. With spans, an edge that stays
+    is tested span by span, from the last to the first, and edge-spans are kept."""
     g = naive.graph
-    kept = {g.edge_name(s, r) for s, r in np.argwhere(g.edges)}
+    at = [f" @ {span}" for span in naive.spans] or [""]
+    kept = {g.edge_name(s, r) + span for s, r in np.argwhere(g.edges) for span in at}
     direct_kept = {g.direct_name(j) for j in np.flatnonzero(g.direct)} if direct else set()
     current = naive.metric(kept)
     margins = []
@@ -191,7 +213,7 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
             sender = g.senders[g.sender_index[name.split("->", maxsplit=1)[0]]]
             return (-sender.layer, 0 if sender.kind == "mlp" else 1, -sender.head)
 
-        return sorted((e for e in kept if e.split("->")[1] == receiver), key=key)
+        return sorted((e for e in {name.split(" @ ")[0] for name in kept} if e.split("->")[1] == receiver), key=key)
 
     def used(node: str) -> bool:
         return any(e.split("->")[0] == node for e in kept)
@@ -199,14 +221,16 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
     def forbid(*receivers: str) -> None:
         nonlocal kept, current
         for receiver in receivers if allowed is not None else ():
-            kept -= set(into(receiver)) - allowed
+            kept -= parts(kept, set(into(receiver)) - allowed)
             if direct and "<" in receiver and not into(receiver):
                 direct_kept.discard(f"{receiver}->{receiver.split('<')[0]}")
         current = naive.metric(kept) if allowed is not None else current
 
     def visit(receiver: str) -> None:
         for e in into(receiver):
-            consider({e})
+            if not consider(parts(kept, [e])) and naive.spans:
+                for span in reversed(naive.spans):
+                    consider({f"{e} @ {span}"})
 
     forbid("logits")
     visit("logits")
@@ -218,7 +242,7 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
                 forbid(f"m{layer}")
                 visit(f"m{layer}")
             else:
-                kept -= set(into(f"m{layer}"))
+                kept -= parts(kept, into(f"m{layer}"))
 
     for layer in reversed(range(g.n_layers)):
         if not g.parallel:
@@ -226,14 +250,14 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
         for h in range(g.n_heads):
             if not used(f"a{layer}.h{h}"):
                 for x in "qkv":
-                    kept -= set(into(f"a{layer}.h{h}<{x}>"))
+                    kept -= parts(kept, into(f"a{layer}.h{h}<{x}>"))
                     direct_kept.discard(f"a{layer}.h{h}<{x}>->a{layer}.h{h}")
         forbid(*(f"a{layer}.h{h}<{x}>" for h in range(g.n_heads) for x in "qkv"))
         if direct:
             for x in "vkq":
                 for h in reversed(range(g.n_heads)):
                     name = f"a{layer}.h{h}<{x}>"
-                    if f"{name}->a{layer}.h{h}" in direct_kept and consider(set(into(name))):
+                    if f"{name}->a{layer}.h{h}" in direct_kept and consider(parts(kept, into(name))):
                         direct_kept.discard(f"{name}->a{layer}.h{h}")
         for x in "vkq":
             for h in reversed(range(g.n_heads)):

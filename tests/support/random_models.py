@@ -42,7 +42,9 @@ def random_prompts(
     first: int = 1,
     pad: bool = False,
     scored: str = "last",
+    n_spans: int = 0,
 ) -> Split:
+    """With spans, each prompt has spans of its own lengths and places, in an order of its own; it may lack some."""
     rng = np.random.default_rng(seed)
     vocab = model.config.vocab_size
     clean = rng.integers(0, vocab, (batch, n_pos))
@@ -58,4 +60,10 @@ def random_prompts(
     correct, wrong = answers[:, :2].copy(), answers[:, 2:].copy()
     correct[::2, 1] = -1
     texts = tuple((f"clean {i}", f"corrupted {i}") for i in range(batch))
-    return Split(clean, corrupted, pads, rows, correct, wrong, texts)
+    spans = None
+    if n_spans:
+        cuts = np.sort(rng.integers(0, n_pos + 1, (batch, n_spans - 1)), 1)
+        place = (np.arange(n_pos)[None, :, None] >= cuts[:, None, :]).sum(-1)
+        orders = np.stack([rng.permutation(n_spans) for _ in range(batch)])
+        spans = np.where(np.arange(n_pos) < pads[:, None], -1, np.take_along_axis(orders, place, 1))
+    return Split(clean, corrupted, pads, rows, correct, wrong, texts, spans)
