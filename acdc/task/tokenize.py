@@ -310,8 +310,10 @@ def with_spans(encoder: Encoder, halves: list[list[TextExample]], splits: list[S
                 offsets = encoder.tokenizer.offsets(example.clean)
                 names = name_tokens(task, example, ids, offsets, last[i] - begin, encoder.show)
             except ValueError as error:
-                where = f"{task.name}: example {examples} {short(example.clean)}"
-                raise TaskError(f"{where}: {error}") from None
+                where = f"example {examples} {short(example.clean)}"
+                if task.data.rows and example.prompt:
+                    where = f"{task.data.row(task.data.rows.index(example.prompt))} {short(example.clean)}"
+                raise TaskError(f"{task.name}: {where}: {error}") from None
             found[-1].append([""] * int(split.pad[i]) + [BOS] * n_bos + names)
     present = dict.fromkeys(name for half in found for names in half for name in names)
     names = [name for name in present if name not in ("", END)] + [END]
