@@ -19,7 +19,7 @@ from acdc.task.template import parse, render
 BOS = "BOS"
 END = "END"
 
-STATE = 'state "spans": {"S1": [4, 5], …} in every row: from the first token up to, not including, the last'
+STATE = 'state "spans": {"S1": [4, 5], …} in every row, each [start, end) in tokens'
 
 Offsets = Sequence[tuple[int, int]]
 Show = Callable[[Sequence[int]], str]
