@@ -59,6 +59,9 @@ class Letters:
     def encode(self, text: str) -> list[int]:
         return [ord(c) for c in text]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i in range(len(text))]
+
     def pieces(self, ids: Any) -> list[str]:
         return [chr(i) for i in ids]
 

@@ -5,6 +5,9 @@ import shlex
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,19 +15,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from acdc.commands.options import COMPLETED, Json, listed, model_names, task_names
-from acdc.errors import ModelError, UserError, plural, unknown
+from acdc.errors import ModelError, TaskError, UserError, plural, unknown
 from acdc.io.terminal import say, show
 from acdc.registry import ABLATIONS, METHODS, METRICS, ORDERS, PENALTY, SPARSITY
 
 if TYPE_CHECKING:
+    from acdc.setup.inputs import Inputs
     from acdc.task.schema import Task
 
 ANSWERS = 3  # shown of an example
+SPAN_LINES = 12  # of spans and tokens, shown of a prompt
 
 
 def tasks(
     name: Annotated[str | None, typer.Argument(help="A task or a YAML file.", autocompletion=task_names)] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Show how well this model does the task.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Show how well this model does the task, and a prompt's spans.")
+    ] = None,
+    json_: Json = False,
 ) -> None:
     """List the shipped tasks, or show one.
 
@@ -36,7 +44,10 @@ def tasks(
         command = shlex.join(["acdc", "tasks", "greater-than", "--model", model])
         raise UserError(f"--model {model}: name a task, too: {command}")
     if name is None:
-        every = map(load_task, task_names())
+        every = [load_task(known) for known in task_names()]
+        if json_:
+            show(json.dumps([_facts(task) for task in every], indent=1))
+            return
         rows = [(t.name, t.defaults.metric, f"{t.defaults.threshold:g}", t.description) for t in every]
         _table(("task", "metric", "τ", "what the model should do"), rows)
         return
@@ -54,7 +65,10 @@ def tasks(
     for of, own in task.defaults.models.items():
         details[f"for {of}"] = _values(own.model_dump(exclude_none=True))
     if model is None:
-        _list(details)
+        if json_:
+            show(json.dumps(_facts(task), indent=1))
+        else:
+            _list(details)
         return
     from acdc.evaluation.competence import competence, warning  # imports torch
     from acdc.report.text import ARROWS, grid, heading, number, readable
@@ -64,7 +78,13 @@ def tasks(
     config, checked, _ = resolve({"task": name, "model": model}, None, None)
     inputs = load(config, checked)
     found = competence(inputs)
+    spans, prompt = _spans(inputs)
+    if json_:
+        ability = found and {**asdict(found), "interval": found.interval}
+        show(json.dumps(_facts(task) | {"model": model, "ability": ability, "spans": spans or None}, indent=1))
+        return
     _list(details)
+    show("\n" + prompt)
     if found is None:
         show(f"\n{task.name} has no answers, so there is no accuracy")
         return
@@ -77,6 +97,53 @@ def tasks(
     show("\n" + grid(lines, widths=(32, 10, 10)))
     if doubt := warning(inputs, found):
         show("\n" + doubt)
+
+
+def _facts(task: "Task") -> dict[str, Any]:
+    """What a task is, for JSON."""
+    return {
+        **{key: getattr(task, key) for key in ("name", "version", "description", "source", "metrics", "score_at")},
+        "defaults": task.defaults.model_dump(exclude_none=True),
+    }
+
+
+def _spans(inputs: "Inputs") -> tuple[tuple[str, ...], str]:
+    """The names of the prompts' spans, and a prompt's tokens below them; or none, and why."""
+    from acdc.task.tokenize import make_data
+
+    config = inputs.config
+    tokenizer = inputs.model.tokenizer
+    try:
+        data = make_data(inputs.task, tokenizer, config.examples, config.seed, positions=True)
+    except TaskError as error:
+        return (), f"no spans: {error}"
+    assert data.discovery.spans is not None
+    tokens = [repr(token)[1:-1].replace(" ", "·") for token in tokenizer.pieces(data.discovery.clean[0].tolist())]
+    spans = data.discovery.spans[0].tolist()
+    named = [(data.spans[span], token) for span, token in zip(spans, tokens, strict=True) if span >= 0]
+    lines = _columns(named, shutil.get_terminal_size().columns)
+    return data.spans, "\n".join(["spans, over the tokens of a prompt (| between tokens, · is a space)", *lines])
+
+
+def _columns(named: Sequence[tuple[str, str]], width: int) -> list[str]:
+    """Lines of spans, each with a line of their tokens below; one wider than the terminal goes on in the next."""
+    cells = list[tuple[str, str]]()
+    for span, tokens in groupby(named, key=itemgetter(0)):
+        text = ""
+        for _, token in tokens:
+            if text and len(text) + len(token) > width - 4:
+                cells.append((span, text))
+                text = ""
+            text += token if not text else f"|{token}"
+        cells.append((span, text))
+    lines = [["", ""]]
+    for cell in cells:
+        size = 2 + max(map(len, cell))
+        if lines[-1][0] and len(lines[-1][0]) + size > width:
+            lines.append(["", ""])
+        lines[-1] = [line + "  " + text.ljust(size - 2) for line, text in zip(lines[-1], cell, strict=True)]
+    more = [f"  … and {plural(len(lines) - SPAN_LINES, 'more line')}"] if len(lines) > SPAN_LINES else []
+    return [text.rstrip() for pair in lines[:SPAN_LINES] for text in ("", *pair)] + more
 
 
 def _example(task: "Task") -> dict[str, str]:

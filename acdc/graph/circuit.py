@@ -43,8 +43,7 @@ class Circuit:
     @property
     def edges(self) -> Array:
         """The residual edges kept, at any span: Bool[sender receiver]."""
-        found: Array = self.kept.any(-1) if self.spans else self.kept
-        return found
+        return np.any(self.kept, -1) if self.spans else self.kept
 
     @property
     def n_edges(self) -> int:
@@ -88,7 +87,7 @@ class Circuit:
         own_receivers = list(map(list, g.own_receivers))  # of a head q, k and v
         fed = np.zeros((len(g.senders), kept.shape[2]), dtype=bool)  # a path leads from an input to the sender's span
         for s, own in enumerate(own_receivers):
-            into: Array = (kept[:s, own] & fed[:s, None]).any(0)
+            into = np.any(kept[:s, own] & fed[:s, None], 0)
             fed[s] = into[0] | into[1:].any() if own else True
         used = np.zeros((len(g.receivers), kept.shape[2]), dtype=bool)  # a path leads from the span to the logits
         used[g.receiver_index["logits"]] = True

@@ -26,6 +26,11 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each of these tokens begins and ends in the text, in characters."""
+        found: list[tuple[int, int]] = self._backend.encode(text, add_special_tokens=False).offsets
+        return found
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Each id as readable text."""
         return [self._backend.decode([i], skip_special_tokens=False) for i in ids]

@@ -28,6 +28,9 @@ class TextExample:
     wrong: Texts = ()
     # slot -> the clean prompt with only this slot changed, to check that its number of tokens stays the same
     steps: dict[str, str] = field(default_factory=dict)
+    # where the clean prompt's spans come from: its template with the words in its slots, or its row
+    prompt: Prompt | None = None
+    values: Values | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def draw(task: Task, unfit: Unfit, rng: Random, examples: int, halves: int) -> l
         alike = any(len({clean[field] for field in group}) < len(group) for group in task.data.different)
         if wrong is None and not alike and example.clean not in found:
             correct, others = answers_of(task, prompt, clean)
-            found[example.clean] = replace(example, correct=correct, wrong=others)
+            origin = None if generator else prompt
+            found[example.clean] = replace(example, correct=correct, wrong=others, prompt=origin, values=clean)
             misses = 0
             continue
         misses += 1
@@ -115,7 +119,7 @@ def draw_rows(task: Task, rows: Sequence[Prompt], rng: Random, examples: int, ha
     if len(rows) < examples * halves:
         raise too_few_prompts(task, len(rows), examples, halves)
     paired = (task.corrupt and task.corrupt.template) or ""
-    pairs = [TextExample(row.clean, row.corrupted or paired, *answers_of(task, row, None)) for row in rows]
+    pairs = [TextExample(row.clean, row.corrupted or paired, *answers_of(task, row, None), prompt=row) for row in rows]
     return rng.sample(pairs, examples * halves)
 
 

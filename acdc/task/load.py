@@ -25,6 +25,8 @@ def read_included(path: Path, trail: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise TaskError(f"{path}: include: should be the name of a task or a .yaml file, got {short(parent)}")
     included = read_included(find(parent, beside=path.parent), (*trail, path.resolve()))
     included.pop("name", None)
+    if isinstance(data, dict) and {"template", "spans"} & data.keys() and isinstance(included.get("data"), dict):
+        included["data"].pop("spans", None)  # they are parts of the included template, and in its order
     return merge(included, content)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from acdc.errors import TaskError, unknown
+from acdc.errors import TaskError, short, unknown
 from acdc.io.files import read_text
 from acdc.io.schema import validated
 from acdc.io.yaml_file import unique_keys
@@ -61,6 +61,18 @@ def of_csv(text: str, path: Path) -> Iterator[tuple[int, Any]]:
         for row in lines:
             if None in row or None in row.values():
                 raise TaskError(f"{path} line {lines.line_num}: not a cell for each column; quote texts with commas")
-            yield lines.line_num, {name: cell for name, cell in row.items() if name and cell}
+            keys: dict[str, Any] = {name: cell for name, cell in row.items() if name and cell}
+            if "spans" in keys:
+                keys["spans"] = spans_of_cell(keys["spans"], f"{path} line {lines.line_num}")
+            yield lines.line_num, keys
     except csv.Error as error:
         raise TaskError(f"{path} line {lines.reader.line_num}: not valid CSV: {error}") from None
+
+
+def spans_of_cell(cell: str, where: str) -> Any:
+    """Return the spans in a CSV file's cell, which are JSON."""
+    try:
+        return json.loads(cell, object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        right = 'write a JSON object, its quotes doubled: "{""S1"": [4, 5]}"'
+        raise TaskError(f"{where}: spans: not valid JSON, {short(cell)}: {error}; {right}") from None

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, zip_longest
 
 from acdc.errors import short, unknown
 from acdc.registry import METRICS
@@ -18,7 +18,8 @@ def problems(task: Task) -> list[str]:
     """Return what is wrong, each problem with its key, at most `MAX_FOUND`; nothing for a valid task."""
     # The rules about names come first: the others rely on them and would only repeat the same problems.
     names = (check_metrics, check_generator, check_lists, check_templates)
-    rules = (check_words, check_slots, check_different, check_corrupted, check_enough, check_answers, check_compare)
+    words = (check_words, check_slots, check_different, check_corrupted, check_enough)
+    rules = (*words, check_answers, check_compare, check_spans, check_spans_of_rows)
     for some in (names, rules):
         if found := list(islice((p for rule in some for p in rule(task)), MAX_FOUND)):
             return found
@@ -209,3 +210,45 @@ def check_compare(task: Task) -> Iterator[str]:
     words = task.data.words(compare.slot)
     if not isinstance(words, NumberRange) and not all(isinstance(w, str) and w.isdecimal() for w in words):
         yield f"answers.compare.slot: the words of {compare.slot!r} should be whole numbers"
+
+
+def check_spans(task: Task) -> Iterator[str]:
+    """The spans that a template names are its parts, and none cuts a slot in two."""
+    if task.data.spans is not None and task.data.template is None:
+        yield "data.spans: are those of data.template; state them in each of the templates, or in every row"
+    for i, prompt in enumerate(task.data.prompts):
+        key = "data.spans" if task.data.template is not None else f"data.templates.{i}.spans"
+        if prompt.spans is None:
+            continue
+        for name, part in prompt.spans.items():
+            if not isinstance(part, str) or not part:
+                yield f"{key}.{name}: should be a part of the template, as text, got {short(part)}"
+                return
+        joined = "".join(map(str, prompt.spans.values()))
+        if joined != prompt.clean:
+            at = next(i for i, (a, b) in enumerate(zip_longest(joined, prompt.clean)) if a != b)
+            differ = f"the spans have {short(joined[at:])} where the template has {short(prompt.clean[at:])}"
+            yield f"{key}: joined they should be exactly the template; from character {at} on {differ}"
+            continue
+        for name, part in prompt.spans.items():
+            try:
+                fields(str(part))
+            except ValueError as error:
+                yield f"{key}.{name}: {error}"
+
+
+def check_spans_of_rows(task: Task) -> Iterator[str]:
+    """Rows state all the same spans, null for one that a row lacks; those in characters end in the prompt."""
+    rows = task.data.rows or ()
+    for i, row in enumerate(rows):
+        names = {*(row.spans or ())}
+        usual = {*(rows[0].spans or ())}
+        if (row.spans is None) != (rows[0].spans is None) or names != usual:
+            has = f"has {', '.join(sorted(names)) or 'none'}, the first row {', '.join(sorted(usual)) or 'none'}"
+            yield f"{task.data.row(i)}: spans: {has}; state the same in every row, null for one that a row lacks"
+        for name, value in (row.spans or {}).items():
+            key = f"{task.data.row(i)}: spans.{name}"
+            if isinstance(value, str):
+                yield f"{key}: should be [start, end] or null, got the text {short(value)}; texts are for templates"
+            elif value and task.data.span_units == "characters" and value[1] > len(row.clean):
+                yield f"{key}: {list(value)} ends beyond the prompt's {len(row.clean)} characters"

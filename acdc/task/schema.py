@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, TypeAdapter, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, TypeAdapter, field_validator, model_validator
 
 from acdc.errors import short
-from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole, one_or_many
+from acdc.io.schema import Flag, Number, Strict, Text, Texts, Whole, one_line, one_or_many
 from acdc.task.words import MAX_WORDS, NumberRange, Slot, WordList
 
 MAX_ANSWERS = 10_000
+MAX_SPAN = 24  # characters of a span's name
 
 Metric = Text  # one of acdc.registry.METRICS; a rule checks it and gives a hint
 Ablation = Literal["corrupted", "zero", "mean"]
@@ -48,6 +50,29 @@ def as_answers(value: Any) -> Any:
 AnswerTexts = Annotated[tuple[Text, ...], BeforeValidator(as_answers)]
 
 
+def span_name(name: str) -> str:
+    """Return the name of a span; raise ValueError if a span can't be called so."""
+    if not 0 < len(one_line(name)) <= MAX_SPAN or name != name.strip() or "@" in name or "->" in name or name == "BOS":
+        rule = f"have 1 to {MAX_SPAN} characters, without @, -> and spaces around it, and not be BOS"
+        raise ValueError(f"the name of a span should {rule}, got {short(name)}")
+    return name
+
+
+def as_span(value: Any) -> Any:
+    """Return a part of a template, as text, or [start, end) of a row; None if the row lacks it."""
+    if value is None or isinstance(value, str):
+        return value
+    two = isinstance(value, list | tuple) and len(value) == 2 and all(type(n) is int for n in value)
+    if two and 0 <= value[0] < value[1]:
+        return tuple(value)
+    rule = "[start, end], whole numbers with 0 ≤ start < end, or null if the row lacks it"
+    raise ValueError(f"should be {rule}; in a template, its text; got {short(value)}")
+
+
+SpanName = Annotated[Text, AfterValidator(span_name)]
+Span = Annotated[Text | tuple[Whole, Whole] | None, BeforeValidator(as_span)]
+
+
 class Prompt(Strict):
     """A clean prompt with its corrupted prompt and answers; missing keys come from `corrupt` and `answers`. Texts in
     templates have slots; texts in rows and files are literal.
@@ -57,12 +82,24 @@ class Prompt(Strict):
         corrupted: the same prompt with the relevant words replaced, in equally many tokens
         correct: correct answers, one token each
         wrong: wrong answers, one token each
+        spans: the parts of the clean prompt, for `--positions`: in a template, each one's text by name, joined exactly
+            the template; in rows, each one's [start, end) in `span_units`, null if the row lacks it
     """
 
     clean: Text = Field(min_length=1)
     corrupted: Text | None = Field(default=None, min_length=1)
     correct: AnswerTexts | None = None
     wrong: AnswerTexts | None = None
+    spans: dict[SpanName, Span] | None = None
+
+    @field_validator("spans")
+    @classmethod
+    def _apart(cls, spans: dict[str, Any] | None) -> dict[str, Any] | None:
+        stated = sorted((value, name) for name, value in (spans or {}).items() if isinstance(value, tuple))
+        for (one, name), (other, behind) in pairwise(stated):
+            if other[0] < one[1]:
+                raise ValueError(f"{name} {list(one)} and {behind} {list(other)} overlap; each token is in one span")
+        return spans
 
 
 def as_prompt(value: Any) -> Any:
@@ -97,6 +134,10 @@ class Source(Strict):
         lists: word lists by name; slots that name the same list draw different words within an example
         pieces: templates with `|` between tokens; draws that don't split exactly there are redrawn
         different: groups of slots; draws that fill two slots of a group alike are redrawn
+        spans: the parts of `template` by name, for `--positions`; joined they are exactly the template. Without it,
+            each slot is a span, and so is the text between two slots
+        span_units: what the spans of rows are counted in: `tokens` of the prompt, without BOS and padding, or
+            `characters`
         bos: put the tokenizer's BOS token in front; a tokenizer without one is refused
         padding: `left` pads shorter prompts on the left and masks the padding; `none` asks for prompts of equal length
         splits: `disjoint` draws two halves without a common prompt, one for discovery, one held out; `same` draws
@@ -112,6 +153,8 @@ class Source(Strict):
     lists: dict[Text, WordList] = Field(default={})
     pieces: Texts = ()
     different: tuple[tuple[Text, ...], ...] = ()
+    spans: dict[SpanName, Text] | None = None
+    span_units: Literal["tokens", "characters"] = "tokens"
     bos: Flag = False
     padding: Literal["none", "left"] = "none"
     splits: Literal["disjoint", "same"] = "disjoint"
@@ -135,7 +178,13 @@ class Source(Strict):
     @property
     def prompts(self) -> tuple[Prompt, ...]:
         """The templates, without rows; `template` counts as one."""
-        return (Prompt(clean=self.template),) if self.template is not None else self.templates or ()
+        if self.template is None:
+            return self.templates or ()
+        return (Prompt.model_construct(clean=self.template, spans=self.spans),)
+
+    def row(self, i: int) -> str:
+        """Return the name of a row for messages: `mine.jsonl row 3`."""
+        return f"{self.file} row {i + 1}" if self.file else f"data.rows.{i}"
 
     def words(self, slot: str) -> WordList:
         """Return the words that fill a slot; raise KeyError if it names a missing list."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from random import Random
 from typing import Protocol
@@ -19,8 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from acdc.errors import TaskError, is_panic, short
-from acdc.task.draw import TextExample, draw, shuffled
+from acdc.task.draw import TextExample, Texts, draw, shuffled
 from acdc.task.schema import Task
+from acdc.task.spans import BOS, END, STATE, name_tokens, states_spans
 from acdc.task.template import fields, render
 
 AS_MANY = (
@@ -40,6 +41,9 @@ class Tokenizer(Protocol):
     def encode(self, text: str) -> list[int]:
         """Return token ids, without special tokens."""
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Return where each of these tokens begins and ends in the text, in characters."""
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """Return the tokens as readable texts."""
 
@@ -55,7 +59,7 @@ class Split:
     correct: np.ndarray  # Int[row n_correct] token ids, padded with -1; n_correct is 0 if the task has no answers
     wrong: np.ndarray  # Int[row n_wrong] token ids, padded with -1; n_wrong may be 0
     texts: tuple[tuple[str, str], ...] = ()  # clean and corrupted prompt of each example
-    spans: np.ndarray | None = None  # Int[example pos], index in `Data.spans`, -1 for padding
+    spans: np.ndarray | None = None  # Int[example pos] index in `Data.spans`, -1 for padding; not hashed
 
     def arrays(self) -> Iterator[np.ndarray]:
         """Yield all arrays, in the order of the hash."""
@@ -86,20 +90,23 @@ class Data:
     discovery: Split
     held_out: Split
     hash: str  # sha256 of the arrays
-    spans: tuple[str, ...] = ()  # names of the spans
+    spans: tuple[str, ...] = ()  # names, in the order of the prompts, END last; none unless they were asked for
 
     @classmethod
-    def of(cls, discovery: Split, held_out: Split) -> Data:
-        """Return the data of two halves, hashed."""
+    def of(cls, discovery: Split, held_out: Split, spans: tuple[str, ...] = ()) -> Data:
+        """Return the data of two halves, hashed; the hash is the same with spans as without."""
         digest = hashlib.sha256()
         for split in (discovery, held_out):
             for array in split.arrays():
                 digest.update(f"{array.dtype.str}{array.shape}".encode() + array.tobytes())
-        return cls(discovery, held_out, digest.hexdigest())
+        return cls(discovery, held_out, digest.hexdigest(), spans)
 
 
-def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Data:
-    """Draw, tokenize and check `examples` examples for each half; raise TaskError if one breaks a rule."""
+def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int, positions: bool = False) -> Data:
+    """Draw, tokenize and check `examples` examples for each half; raise TaskError if one breaks a rule.
+
+    With `positions` both halves have spans, with names in common; the prompts are the same.
+    """
     if examples < 1:
         raise TaskError(f"{task.name}: examples: should be at least 1, got {examples}")
     rng = Random(f"{task.name} {task.version} {seed}")
@@ -110,7 +117,10 @@ def make_data(task: Task, tokenizer: Tokenizer, examples: int, seed: int) -> Dat
     if task.corrupt and task.corrupt.shuffle:
         halves = [shuffled(task, half, rng) for half in halves]
     splits = [tokenize(task, encoder, half, offset) for half, offset in zip(halves, (0, examples), strict=False)]
-    return Data.of(splits[0], splits[-1])
+    names: Texts = ()
+    if positions:
+        splits, names = with_spans(encoder, halves, splits)
+    return Data.of(splits[0], splits[-1], names)
 
 
 class Encoder:
@@ -277,6 +287,39 @@ def tokenize(task: Task, encoder: Encoder, half: list[TextExample], offset: int)
         wrong=filled([wrong for _, wrong in answers]),
         texts=tuple((example.clean, example.corrupted) for example in half),
     )
+
+
+def with_spans(encoder: Encoder, halves: list[list[TextExample]], splits: list[Split]) -> tuple[list[Split], Texts]:
+    """Return the halves with their spans, and the names of the spans; raise TaskError if they can't be had."""
+    task = encoder.task
+    n_bos = len(encoder.bos)
+    lengths = sorted({split.clean.shape[1] - pad - n_bos for split in splits for pad in split.pad.tolist()})
+    if len(lengths) > 1 and not states_spans(task):
+        has = f"{task.name}: --positions needs spans, as prompts have {lengths[0]} to {lengths[-1]} tokens"
+        raise TaskError(f"{has}; {'use words of one token' if task.data.generator else STATE}")
+    found: list[list[list[str]]] = []
+    examples = 0
+    for half, split in zip(halves, splits, strict=True):
+        last = dict(split.rows.tolist())  # rows are sorted: the last scored position of each example
+        found.append([])
+        for i, example in enumerate(half):
+            begin = int(split.pad[i]) + n_bos
+            ids = split.clean[i, begin:].tolist()
+            examples += 1
+            try:
+                offsets = encoder.tokenizer.offsets(example.clean)
+                names = name_tokens(task, example, ids, offsets, last[i] - begin, encoder.show)
+            except ValueError as error:
+                where = f"example {examples} {short(example.clean)}"
+                if task.data.rows and example.prompt:
+                    where = f"{task.data.row(task.data.rows.index(example.prompt))} {short(example.clean)}"
+                raise TaskError(f"{task.name}: {where}: {error}") from None
+            found[-1].append([""] * int(split.pad[i]) + [BOS] * n_bos + names)
+    present = dict.fromkeys(name for half in found for names in half for name in names)
+    names = [name for name in present if name not in ("", END)] + [END]
+    index = {name: i for i, name in enumerate(names)} | {"": -1}
+    spans = [np.array([[index[name] for name in row] for row in half], dtype=np.int64) for half in found]
+    return [replace(split, spans=own) for split, own in zip(splits, spans, strict=True)], tuple(names)
 
 
 def left_padded(prompts: list[list[int]], length: int, filler: int) -> np.ndarray:

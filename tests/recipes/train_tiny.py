@@ -86,6 +86,10 @@ class WordTokenizer:
         """Token ids, without special tokens."""
         return list(self.fast.encode(text, add_special_tokens=False).ids)
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        """Where each of these tokens begins and ends in the text, in characters."""
+        return list(self.fast.encode(text, add_special_tokens=False).offsets)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The tokens as readable texts."""
         return [self.fast.id_to_token(i) or "" for i in ids]

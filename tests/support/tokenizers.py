@@ -24,6 +24,9 @@ class Fast:
     def encode(self, text: str) -> list[int]:
         return list(self.fast.encode(text, add_special_tokens=False).ids)
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return list(self.fast.encode(text, add_special_tokens=False).offsets)
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [self.fast.id_to_token(i) for i in ids]
 

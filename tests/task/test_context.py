@@ -131,6 +131,9 @@ class Strange:
             raise KeyError("\n")
         return [*(self.of_line or ()), *map(ord, text[1:])] if "\n" in text else [*map(ord, text)]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return [(i, i + 1) for i in range(len(text))]
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return list(map(chr, ids))
 

@@ -55,6 +55,9 @@ class Pieces:
     def encode(self, text: str) -> list[int]:
         return [self.known.setdefault(piece, len(self.known)) for piece in self.pattern.findall(text)]
 
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return [found.span() for found in self.pattern.finditer(text)]
+
     def pieces(self, ids: Sequence[int]) -> list[str]:
         return [list(self.known)[i] for i in ids]
 
