@@ -34,6 +34,7 @@ METRICS = {
 BOUNDS = ("threshold", "faithfulness", "edges")  # options that say which edges to keep; one of them applies
 OF_THRESHOLD = ("abs", "order", "batch")  # options of acdc that apply with a threshold only
 SELECT = ("threshold", "edges", "greedy", "abs", "direct")  # options of every method that scores edges
+LOCATE = (*SELECT, "positions")  # of one that scores edge-spans, too
 PENALTY = 0.3  # of subnetwork-probing: what all nodes together cost, in shares of the span
 SPARSITY = 0.9  # of edge-pruning: share of the residual edges that is removed, below 1
 
@@ -69,15 +70,19 @@ METHODS = {
     "acdc": Method(
         "remove each edge whose removal costs less than τ (Conmy et al. 2023)",
         "search",
-        ("threshold", "faithfulness", "edges", "direct", "prefilter", *OF_THRESHOLD),
+        ("threshold", "faithfulness", "edges", "direct", "positions", "prefilter", *OF_THRESHOLD),
     ),
     "eap": Method(
-        "gradient × difference of each edge, at the clean run (Syed et al. 2023)", "gradient", passes=4, slope=True
+        "gradient × difference of each edge, at the clean run (Syed et al. 2023)",
+        "gradient",
+        LOCATE,
+        passes=4,
+        slope=True,
     ),
     "eap-ig": Method(
         "as eap, mean gradient from corrupted to clean inputs (Hanna et al. 2024)",
         "gradient",
-        (*SELECT, "steps"),
+        (*LOCATE, "steps"),
         passes=3,
         repeats=5,  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
         paired=True,
@@ -85,15 +90,23 @@ METHODS = {
     "eap-ig-activations": Method(
         "as eap-ig, from ablated to clean outputs of each layer (Hanna et al. 2024)",
         "gradient",
-        (*SELECT, "steps"),
+        (*LOCATE, "steps"),
         passes=3,
         repeats=5,
     ),
     "eap-ig-clean-corrupted": Method(
-        "as eap-ig, with the clean and the corrupted run alone (Hanna et al. 2024)", "gradient", passes=6, paired=True
+        "as eap-ig, with the clean and the corrupted run alone (Hanna et al. 2024)",
+        "gradient",
+        LOCATE,
+        passes=6,
+        paired=True,
     ),
     "relp": Method(
-        "as eap, with the coefficients of relevance propagation (Jafari et al. 2025)", "gradient", passes=4, slope=True
+        "as eap, with the coefficients of relevance propagation (Jafari et al. 2025)",
+        "gradient",
+        LOCATE,
+        passes=4,
+        slope=True,
     ),
     "information-flow-routes": Method(
         "share of each sender in what its receiver reads (Ferrando and Voita 2024)",
@@ -101,7 +114,7 @@ METHODS = {
         passes=2,
         threshold=None,
     ),
-    "edge-patching": Method("exact effect of removing each edge alone", "exact"),
+    "edge-patching": Method("exact effect of removing each edge alone", "exact", LOCATE),
     "hisp": Method(
         "gradient × difference of each head and MLP, per layer (Michel et al. 2019)",
         "gradient",
@@ -139,7 +152,7 @@ METHODS = {
         threshold=0.5,
         nodes=True,
     ),
-    "random": Method("a random score for each edge: the baseline", "random", threshold=None),
+    "random": Method("a random score for each edge: the baseline", "random", LOCATE, threshold=None),
 }
 METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {

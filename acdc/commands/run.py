@@ -160,7 +160,7 @@ def _curves(
     to a target, on both halves."""
     metric = inputs.config.metric
     of = path or circuit
-    sizes = [*np.geomspace(1, max(1, of.n_edges), FRONTIER if path else POINTS), circuit.n_edges]
+    sizes = [*np.geomspace(1, max(1, of.size), FRONTIER if path else POINTS), circuit.size]
     curves = {}
     halves = list(tables) if path else [inputs.evaluation_split]
     for i, half in enumerate(halves):
@@ -232,6 +232,7 @@ def describe(inputs: Inputs, found: Discovery, measures: dict[str, float], notes
     task = inputs.task
     model = inputs.model
     return CircuitFile(
+        format_version=2 if circuit.spans else 1,
         task=TaskPart(
             name=task.name,
             version=task.version,
@@ -253,6 +254,7 @@ def describe(inputs: Inputs, found: Discovery, measures: dict[str, float], notes
         ),
         graph=GraphPart.of(circuit, found.circuit.n_dead),
         metrics=measures,
+        spans=circuit.spans,
         edges=edges_of(circuit, found.changes),
         environment=environment(),
         command=command_line(config),
@@ -271,10 +273,10 @@ def _write(
     """Write the files that show a result: metrics.json, circuit.svg and report.html."""
     log = [asdict(decision) for decision in found.decisions]
     published = published_for(file.task.name, circuit.graph)
-    svg = to_svg(circuit, title_of(file), PictureStyle(published=published))
+    svg = to_svg(circuit.union(), title_of(file), PictureStyle(published=published))
     write_metrics(out / "metrics.json", metrics)
     write_atomic(out / "circuit.svg", svg)
-    write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
+    write_atomic(out / "report.html", render_report(file.union(), log, metrics, explanation, published))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -23,7 +23,7 @@ class CurvePoint:
     """The circuit of the strongest edges alone."""
 
     score: float  # the smallest magnitude of their scores
-    edges: int  # number of residual edges, without dead ones
+    edges: int  # number of residual edges, or of edge-spans, without dead ones
     metric: Estimate
     faithfulness: Estimate
 
@@ -47,23 +47,23 @@ def curve(
     ranked = np.sort(importance[circuit.kept])[::-1]
 
     def strongest(n: int) -> Circuit:
-        return Circuit(circuit.graph, importance >= ranked[n - 1], circuit.direct, circuit.scores).pruned()
+        return replace(circuit, kept=importance >= ranked[n - 1]).pruned()
 
     found: dict[int, CurvePoint] = {}
     for number, size in enumerate(sizes):
         measured(number)
         # Some of the strongest edges are dead without the weaker ones: take as many as leave `size` edges alive.
-        n = 1 + bisect_left(range(1, len(ranked)), size, key=lambda n: strongest(n).n_edges)
+        n = 1 + bisect_left(range(1, len(ranked)), size, key=lambda n: strongest(n).size)
         some = strongest(n)
-        if some.n_edges in found:
+        if some.size in found:
             continue
         if known is not None and (some.kept == known.kept).all():
             own = values["circuit"]
         else:
             own = prompt_values(inputs, half, some, config.metric)
-        found[some.n_edges] = CurvePoint(
+        found[some.size] = CurvePoint(
             score=float(ranked[n - 1]),
-            edges=some.n_edges,
+            edges=some.size,
             metric=estimate(own, seed=config.seed),
             faithfulness=faithfulness(own, values["model"], values["ablated"], config.seed),
         )

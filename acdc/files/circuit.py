@@ -15,11 +15,11 @@ from pydantic import AfterValidator, Field, model_validator
 from acdc.errors import FileError, short
 from acdc.files.metrics import Measures
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import MAX_NODES, Graph, known_inputs
+from acdc.graph.graph import AT, MAX_NODES, Graph, known_inputs
 from acdc.io.files import plain, read_json, write_atomic
 from acdc.io.schema import Flag, Label, Line, Number, Strict, Text, Whole, validated
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of circuits with spans; others are as in version 1
 EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
 
 V = TypeVar("V")
@@ -139,36 +139,45 @@ class GraphPart(Strict):
             considered
         nodes: nodes that an edge of the circuit touches, including inputs and logits
         dead: edges that the method kept, residual and direct, but that are on no path from an input to the logits; they
-            are not in the circuit
+            are not in the circuit. With spans, edge-spans
+        edge_spans: residual edges times the spans at which they are kept; only with spans
     """
 
     edges: Kept
     edges_with_direct: Kept | None
     nodes: Count
     dead: Count
+    edge_spans: Kept | None = None
 
     @classmethod
     def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
         """Return the counts of a circuit from which `dead` edges have been removed."""
         n_direct = None if circuit.direct is None else circuit.n_direct
-        return cls.counted(circuit.graph, circuit.edge_names(), n_direct, dead)
+        size = (circuit.size, len(circuit.spans)) if circuit.spans else None
+        return cls.counted(circuit.graph, circuit.edge_names(), n_direct, dead, size)
 
     @classmethod
-    def counted(cls, g: Graph, edges: Collection[str], n_direct: int | None, dead: int) -> GraphPart:
-        """Return the counts of residual edges, by name, and of direct ones, None if they don't count. Nothing of the
-        size of the graph is made: a file of a few bytes can claim one of 800 million edges."""
+    def counted(
+        cls, g: Graph, edges: Collection[str], n_direct: int | None, dead: int, size: tuple[int, int] | None
+    ) -> GraphPart:
+        """Return the counts of residual edges, by name, of direct ones, None if they don't count, and, as `size`, of
+        edge-spans and spans. Nothing of the size of the graph is made: a file of a few bytes can claim one of 800
+        million edges."""
         n = len(edges)
         nodes = {end.partition("<")[0] for edge in edges for end in edge.split("->")}
         both = None if n_direct is None else Kept(kept=n + n_direct, total=g.n_edges_direct)
         residual = Kept(kept=n, total=g.n_edges)
-        return cls(edges=residual, edges_with_direct=both, nodes=len(nodes), dead=dead)
+        edge_spans = None if size is None else Kept(kept=size[0], total=g.n_edges * size[1])
+        return cls(edges=residual, edges_with_direct=both, nodes=len(nodes), dead=dead, edge_spans=edge_spans)
 
 
 class Edge(Strict):
-    """One kept edge.
+    """One kept edge or, in a circuit with spans, one kept edge-span.
 
     Args:
         name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
+        span: where in the prompts the edge is kept, one of the circuit's spans; only with spans, and not for a direct
+            edge
         change: rise of the metric when the edge was removed in a test, in the metric's units: in ACDC's circuit at that
             moment; with a target of faithfulness or edges in this circuit; null for methods that test no edges
         score: importance in the method's units, larger is more important; null if there is none. With a target of
@@ -177,8 +186,14 @@ class Edge(Strict):
     """
 
     name: Label
+    span: Label | None = None
     change: Number | None = None
     score: Number | None = None
+
+    @property
+    def label(self) -> str:
+        """The name, with the span if there is one: `a0.h3->m0 @ S2`."""
+        return self.name if self.span is None else f"{self.name}{AT}{self.span}"
 
 
 class CircuitFile(Strict):
@@ -193,18 +208,20 @@ class CircuitFile(Strict):
         metrics: `<half>.<what>.<metric>`: for the halves `discovery` and `held_out` and for the full `model`, the
             `circuit` and everything `ablated`, every metric of the task (lower is better) and the `accuracy` (higher is
             better)
+        spans: names of the spans of the prompts, if edges are kept by span
         edges: the circuit, in the order of senders and receivers; residual edges first, then direct ones
         environment: versions of acdc, python and torch
         command: the command that reproduces the circuit
         notes: warnings and remarks, a sentence each
     """
 
-    format_version: Literal[1] = 1
+    format_version: Literal[1, 2] = 1
     task: TaskPart
     model: ModelPart
     method: MethodPart
     graph: GraphPart
     metrics: Annotated[Measures, AfterValidator(_by_key)]
+    spans: tuple[Label, ...] = ()
     edges: tuple[Edge, ...]
     environment: Sorted[Line]
     command: Line
@@ -213,18 +230,28 @@ class CircuitFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
-        names = Counter(edge.name for edge in self.edges)
-        for name, times in names.items():
-            if g.parse_edge(name) is None and name not in g.direct_index:
-                raise ValueError(f"edges: the graph of {g.words} has no edge {short(name)}")
+        if bool(self.spans) != (self.format_version > 1):
+            raise ValueError(f"format_version: is {self.format_version}; it should be 2 with spans, and 1 without")
+        if len(set(self.spans)) < len(self.spans):
+            raise ValueError("spans: has a name twice")
+        for edge in self.edges:
+            known = (None,) if edge.name in g.direct_index or not self.spans else self.spans
+            if g.parse_edge(edge.name) is None and edge.name not in g.direct_index:
+                raise ValueError(f"edges: the graph of {g.words} has no edge {short(edge.name)}")
+            if edge.span not in known:
+                wanted = "no span" if known == (None,) else f"one of the spans {', '.join(self.spans)}"
+                raise ValueError(f"edges: {edge.name!r} should have {wanted}, and has {short(edge.span)}")
+        for name, times in Counter(edge.label for edge in self.edges).items():
             if times > 1:
                 raise ValueError(f"edges: {name!r} is listed twice")
+        names = dict.fromkeys(edge.name for edge in self.edges)
         residual = [name for name in names if name not in g.direct_index]
         n_direct = len(names) - len(residual)
         with_direct = self.graph.edges_with_direct is not None
         if n_direct and not with_direct:
             raise ValueError("graph.edges_with_direct: is null, but there are direct edges")
-        counted = GraphPart.counted(g, residual, n_direct if with_direct else None, self.graph.dead)
+        size = (len(self.edges) - n_direct, len(self.spans)) if self.spans else None
+        counted = GraphPart.counted(g, residual, n_direct if with_direct else None, self.graph.dead, size)
         for (name, stated), (_, found) in zip(self.graph, counted, strict=True):
             if stated != found:
                 raise ValueError(f"graph.{name}: says {stated}, but the edges make {found}")
@@ -238,14 +265,17 @@ class CircuitFile(Strict):
     def circuit(self) -> Circuit:
         """Return the circuit; edges outside it have no score."""
         g = self.model.graph
-        kept = np.zeros_like(g.edges)
-        scores = np.full(g.edges.shape, np.nan)
+        shape = (*g.edges.shape, len(self.spans)) if self.spans else g.edges.shape
+        kept = np.zeros(shape, dtype=bool)
+        scores = np.full(shape, np.nan)
         direct = np.zeros_like(g.direct)
         direct_scores = np.full(g.direct.shape, np.nan)
         for edge in self.edges:
             score = np.nan if edge.score is None else edge.score
-            place = g.parse_edge(edge.name)
+            place: tuple[int, ...] | None = g.parse_edge(edge.name)
             if place is not None:
+                if edge.span is not None:
+                    place = (*place, self.spans.index(edge.span))
                 kept[place] = True
                 scores[place] = score
             else:
@@ -253,16 +283,38 @@ class CircuitFile(Strict):
                 direct[j] = True
                 direct_scores[j] = score
         if self.graph.edges_with_direct is None:
-            return Circuit(g, kept, None, scores)
-        return Circuit(g, kept, direct, scores, direct_scores)
+            return Circuit(g, kept, None, scores, spans=self.spans)
+        return Circuit(g, kept, direct, scores, direct_scores, self.spans)
+
+    def union(self) -> CircuitFile:
+        """Return the same without spans: an edge is kept everywhere if it is kept at any span, with change and score of
+        largest magnitude among those."""
+        if not self.spans:
+            return self
+        found: dict[str, Edge] = {}
+        for edge in self.edges:
+            before = found.get(edge.name, edge)
+            largest = {
+                key: max(getattr(before, key), getattr(edge, key), key=lambda x: abs(x or 0))
+                for key in ("change", "score")
+            }
+            found[edge.name] = Edge(name=edge.name, **largest)
+        graph = self.graph.model_copy(update={"edge_spans": None})
+        changes = {"format_version": 1, "spans": (), "edges": tuple(found.values()), "graph": graph}
+        return self.model_copy(update=changes)
 
 
 def edges_of(circuit: Circuit, changes: Circuit | None = None) -> tuple[Edge, ...]:
-    """Return the kept edges in (sender, receiver) order, direct ones last. The scores of `changes` are the rises of the
-    metric when the edges were tested."""
-    names = circuit.edge_names() + circuit.direct_names()
-    scores, tested = (_all_scores(circuit, of) for of in (circuit, changes or Circuit(circuit.graph, circuit.kept)))
-    return tuple(Edge(name=n, change=c, score=s) for n, c, s in zip(names, tested, scores, strict=True))
+    """Return the kept edges, or edge-spans, in the order of their indices, direct ones last. The scores of `changes`
+    are the rises of the metric when the edges were tested."""
+    g = circuit.graph
+    names: list[tuple[str, str | None]] = []
+    for s, r, *span in np.argwhere(circuit.kept).tolist():
+        names.append((g.edge_name(s, r), circuit.spans[span[0]] if span else None))
+    names += [(name, None) for name in circuit.direct_names()]
+    scores, tested = (_all_scores(circuit, of) for of in (circuit, changes or Circuit(g, circuit.kept)))
+    values = zip(names, tested, scores, strict=True)
+    return tuple(Edge(name=name, span=span, change=c, score=s) for (name, span), c, s in values)
 
 
 def _all_scores(circuit: Circuit, of: Circuit) -> list[float | None]:
@@ -281,7 +333,9 @@ def write_circuit(path: Path, file: CircuitFile) -> None:
 
 def to_json(file: CircuitFile) -> str:
     """Return the content of `circuit.json`."""
-    blocks = [f" {_dump(key)}: {_block(value)}" for key, value in file.model_dump().items()]
+    of_spans: Any = {"spans": True, "graph": {"edge_spans"}, "edges": {"__all__": {"span"}}}
+    content = file.model_dump(exclude=None if file.spans else of_spans)
+    blocks = [f" {_dump(key)}: {_block(value)}" for key, value in content.items()]
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 

@@ -117,9 +117,9 @@ class Circuit:
 
     @property
     def n_dead(self) -> int:
-        """The number of kept edges, residual and direct, that `pruned` leaves out."""
+        """The number of kept edges, or edge-spans, and direct edges that `pruned` leaves out."""
         live = self.pruned()
-        return self.n_edges + self.n_direct - live.n_edges - live.n_direct
+        return self.size + self.n_direct - live.size - live.n_direct
 
     def nodes(self) -> list[str]:
         """Names of the nodes at the ends of kept edges, in forward order, `logits` last."""

@@ -197,6 +197,8 @@ class _Search:
         candidates: list[Removal] = []
         active: list[Removal] = []  # those whose removal changes anything
         for removal in queue:
+            if queue[0].span is not None and removal.span is None:
+                break
             if not self.engine.inert(removal):
                 if len(active) == size:
                     break

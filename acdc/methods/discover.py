@@ -107,7 +107,7 @@ def _acdc(
         guess = parts.guess(inputs.config.metric)
         engine: Engine | PartedEngine
         if len(parts) == 1:
-            engine = Engine(model, graph, parts[0], metric, guess)
+            engine = Engine(model, graph, parts[0], metric, guess, parts.spans)
         else:
             engine = PartedEngine(model, graph, parts, metric, guess)
         return discover(engine, options, journal, progress, allowed), engine.evaluations

@@ -1,5 +1,6 @@
 """The result of a run as text."""
 
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ WIDTHS = (32, 10, 10, 10)
 def to_text(file: CircuitFile, folder: Path) -> str:
     """Return a short table."""
     files = f"files     {folder}/  (report.html is the one to look at)"
-    blocks = [_head(file), _metrics(file, folder / "metrics.json"), _strongest(file), files]
+    blocks = [_head(file), _metrics(file, folder / "metrics.json"), _strongest(file), _by_span(file), files]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -26,9 +27,13 @@ def _head(file: CircuitFile) -> str:
     dead = file.graph.dead
     asked = method.options.get("edges")
     counts = f"{edges.kept:,} of {edges.total:,} residual edges ({edges.kept / edges.total:.2%})"
+    size = edges.kept
+    if at := file.graph.edge_spans:
+        size = at.kept
+        counts = f"{size:,} of {at.total:,} edge-spans ({size / at.total:.2%}) of {counts}"
     if isinstance(asked, int):
         counts += f", {asked:,} asked for"
-        counts += f", {asked - edges.kept:,} of them on no path" if dead else ""
+        counts += f", {asked - size:,} of them on no path" if dead else ""
     if direct:
         counts += f"; {direct.kept:,} of {direct.total:,} with direct edges"
     if dead and not isinstance(asked, int):
@@ -79,15 +84,23 @@ def _metrics(file: CircuitFile, measured: Path) -> str:
 def _strongest(file: CircuitFile) -> str:
     tested = file.method.name == "acdc"
     title = when_removed(file.method.metric) if tested else "score"
-    strengths = {e.name: e.change if tested else e.score for e in file.edges}
+    strengths = {e.label: e.change if tested else e.score for e in file.edges}
     direct = file.model.graph.direct_index
     known = [(name, x) for name, x in strengths.items() if name not in direct and x is not None]
     known.sort(key=lambda pair: -pair[1])
     if not known:
         return ""
-    lines = [f"strongest edges, {title}"]
+    lines = [f"strongest {'edge-spans' if file.spans else 'edges'}, {title}"]
     lines += [f"  {name:30}{strength:>12.4f}" for name, strength in known[:STRONGEST]]
     return "\n".join(lines)
+
+
+def _by_span(file: CircuitFile) -> str:
+    """How many edges are kept at each span."""
+    if not file.spans:
+        return ""
+    counts = Counter(edge.span for edge in file.edges)
+    return "edges by span\n" + grid([[f"  {span}", f"{counts[span]:,}"] for span in file.spans])
 
 
 def overview(found: list[tuple[CircuitFile, Path]]) -> str:

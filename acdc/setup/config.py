@@ -62,6 +62,7 @@ class Config(Strict):
         abs: use the absolute value of changes and scores
         ablation: what a removed edge carries; by default the task's
         direct: also test the direct edges of q, k and v, before their residual edges, and count them
+        positions: also decide at which spans of the prompts (`acdc tasks NAME --model M`) an edge is kept
         order: the order in which acdc tests edges
         examples: prompts for discovery, and as many held out; by default the task's
         seed: seed of the prompts and of everything random; by default the task's
@@ -90,6 +91,7 @@ class Config(Strict):
     abs: Flag = False
     ablation: Name
     direct: Flag = True
+    positions: Flag | None = None
     order: Name = "paper"
     examples: Annotated[Whole, Field(ge=1, le=LIMITS["examples"])]
     seed: Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
@@ -112,6 +114,11 @@ class Config(Strict):
             parse_filter(value)
         return value
 
+    @field_validator("positions")
+    @classmethod
+    def _positions(cls, value: bool | None) -> bool | None:
+        return value or None  # without positions, a config is what it was before there were any
+
     @field_validator("device")
     @classmethod
     def _device(cls, value: str) -> str:
@@ -127,7 +134,7 @@ class Config(Strict):
     @property
     def needs(self) -> tuple[str | int, ...]:
         """The options that decide model, prompts and activations; configs that agree in them can share these."""
-        return (*self.needs_model, self.task, self.examples, self.seed, self.ablation)
+        return (*self.needs_model, self.task, self.examples, self.seed, self.ablation, bool(self.positions))
 
     @property
     def eliminates(self) -> bool:
@@ -176,7 +183,7 @@ def command_line(config: Config) -> str:
     if config.batch != Config.model_fields["batch"].default:
         words += ["--batch", str(config.batch)]
     words.append("--direct" if config.direct else "--no-direct")
-    words += [f"--{name}" for name in ("abs", "greedy") if getattr(config, name)]
+    words += [f"--{name}" for name in ("abs", "greedy", "positions") if getattr(config, name)]
     return shlex.join(words)
 
 
@@ -248,7 +255,13 @@ def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
     options = METHODS[name].options
     for key in METHOD_OPTIONS:
         if key in explicit and key not in options:
+            if key == "positions":
+                able = ", ".join(other for other, facts in METHODS.items() if key in facts.options)
+                what = "nodes" if METHODS[name].nodes else "edges"
+                raise stated.wrong(key, f"{name} decides about whole {what}, not where in the prompt; use {able}")
             raise stated.wrong(key, f"does not apply to {name}, which has {', '.join(options)}")
+    if explicit.get("positions") and explicit.get("greedy"):
+        raise stated.wrong("greedy", "grows by whole edges; leave it out with --positions")
 
 
 def _defaults(explicit: dict[str, Any], task: Task) -> dict[str, Any]:

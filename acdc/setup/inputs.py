@@ -58,7 +58,10 @@ class Inputs:
             # No inference mode: methods take gradients through these activations.
             with torch.inference_mode(False), torch.no_grad():
                 prompts = getattr(self.data, half)
-                self._parts[half] = Parts(self.model.transformer, prompts, self.config.ablation, self.config.part)
+                config = self.config
+                self._parts[half] = Parts(
+                    self.model.transformer, prompts, config.ablation, config.part, self.data.spans
+                )
         return self._parts[half]
 
     def problem(self, half: str) -> Problem:
@@ -73,12 +76,10 @@ def load(config: Config, task: Task, memory: float | None = None, of: Model | Ch
     Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
     checkpoint = of.checkpoint if isinstance(of, Model) else of or open_checkpoint(config.model)
-    n_edges = checkpoint.sizes.graph().n_edges
-    if config.edges is not None and config.edges > n_edges:
-        raise FileError(f"--edges: {config.edges} of {n_edges} residual edges; ask for fewer")
     if not isinstance(of, Model):
         place(checkpoint, config.device, config.dtype)  # before many prompts are drawn
-    data = make_data(task, checkpoint.tokenizer, config.examples, config.seed)
+    data = make_data(task, checkpoint.tokenizer, config.examples, config.seed, bool(config.positions))
+    check_number(config, checkpoint, data)
     halves = data.discovery, data.held_out
     checkpoint.check_fits(*halves)
     model = of if isinstance(of, Model) else load_model(checkpoint, config.device, config.dtype, *halves)
@@ -94,6 +95,14 @@ def load(config: Config, task: Task, memory: float | None = None, of: Model | Ch
         bound = memory or default_memory(device)
         part = prompts_at_once(config, checkpoint.sizes, data.discovery, bound, _halves(data), device.type)
     return Inputs(config.model_copy(update={**resolved, "part": part}), task, model, data)
+
+
+def check_number(config: Config, checkpoint: Checkpoint, data: Data) -> None:
+    """Raise FileError if a config asks for more edges, or edge-spans, than there are."""
+    n = checkpoint.sizes.graph().n_edges * max(1, len(data.spans))
+    if config.edges is not None and config.edges > n:
+        what = f"edge-spans ({len(data.spans)} spans)" if data.spans else "residual edges"
+        raise FileError(f"--edges: {config.edges} of {n:,} {what}; ask for fewer")
 
 
 def _halves(data: Data) -> int:

@@ -24,12 +24,13 @@ from acdc.model.load import pick_device
 from acdc.report.results import summary, to_text
 from acdc.setup import estimate
 from acdc.setup.config import Config, DefaultModel
+from acdc.setup.inputs import check_number
 from acdc.sweep.executors import Executor, Local
 from acdc.sweep.file import SweepFile, read_sweep
 from acdc.sweep.grid import Run, runs_of
 from acdc.sweep.slurm import Cluster
 from acdc.task.load import find_config
-from acdc.task.tokenize import Split, make_data
+from acdc.task.tokenize import Data, make_data
 
 MANY = 1000  # runs; for more, the user is asked
 
@@ -119,22 +120,20 @@ def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dic
     """Return the estimated duration of every run, corrected by finished runs of the same model and method; raise
     UserError if a model can't be found, or its tokenizer doesn't fit a task."""
     opened = lru_cache(maxsize=None)(open_checkpoint)
-    prompts: dict[tuple[object, ...], Split] = {}
+    prompts: dict[tuple[object, ...], Data] = {}
     guesses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
     taken: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     for run in runs:
         c = run.config
-        kind = (c.task, c.model, c.examples)
+        kind = (c.task, c.model, c.examples, c.positions)
         try:
             checkpoint = opened(c.model)
             if kind not in prompts:
-                prompts[kind] = make_data(run.task, checkpoint.tokenizer, c.examples, c.seed).discovery
-            n_edges = checkpoint.sizes.graph().n_edges
-            if c.edges is not None and c.edges > n_edges:
-                raise UserError(f"--edges: {c.edges} of {n_edges:,} residual edges; ask for fewer")
+                prompts[kind] = make_data(run.task, checkpoint.tokenizer, c.examples, c.seed, bool(c.positions))
+            check_number(c, checkpoint, prompts[kind])
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
-        guess = estimate.seconds(c, checkpoint.sizes, prompts[kind], pick_device(c.device).type, threads)
+        guess = estimate.seconds(c, checkpoint.sizes, prompts[kind].discovery, pick_device(c.device).type, threads)
         guesses[c.model, c.method][run.name] = guess
         folder = run.folder(out)
         if state(folder) == "done":
