@@ -167,24 +167,19 @@ def check(
             raise UserError(f"{target}: missing --against; give a golden run or circuit.json, or a published circuit")
         against = find_golden(against)
         check_output("--junit", report, target, Path(against))
-        outcome = check_circuit(target, against, make_bounds(given), names=names)
-        _write(report, [outcome])
-        say(outcome.text())
-        return [outcome]
-    target = find_config(target)
-    for name, value in {"against": against, **names, **given}.items():
-        if value is not None:
-            raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
-    read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
-    check_output("--junit", report, target, *read)
-    outcomes = check_list(target, say, progress)
-    _write(report, outcomes)
-    return outcomes
-
-
-def _write(report: Path | None, outcomes: list[Outcome]) -> None:
+        outcomes = [check_circuit(target, against, make_bounds(given), names=names)]
+        say(outcomes[0].text())
+    else:
+        target = find_config(target)
+        for name, value in {"against": against, **names, **given}.items():
+            if value is not None:
+                raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
+        read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
+        check_output("--junit", report, target, *read)
+        outcomes = check_list(target, say, progress)
     if report:
         write_output(report, junit(outcomes))
+    return outcomes
 
 
 def check_circuit(
