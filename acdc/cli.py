@@ -230,7 +230,7 @@ def diff(
     """
     from acdc.files.diff import diff as compare
     from acdc.files.eap_ig import read_all
-    from acdc.report.diff import diff_text
+    from acdc.report.run import diff_text
 
     before, after = read_all([a, b], names, ())
     result = compare(before, after, tolerance)

@@ -35,7 +35,7 @@ from acdc.io.terminal import printable
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.model.checkpoint import open_checkpoint
-from acdc.report.diff import diff_lines
+from acdc.report.run import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from acdc.task.load import find_config
