@@ -4,6 +4,7 @@ PNG and PDF are drawn by matplotlib. SVG is not: every run writes one, and impor
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -139,7 +140,7 @@ def _svg(mark: Mark) -> str:
             return f'{line}\n<polygon points="{corners}" fill="{mark.colour}" fill-opacity="{mark.opacity:.2f}"/>'
 
 
-def curve_path(points: list[Point]) -> str:
+def curve_path(points: Sequence[Point]) -> str:
     """Cubic Bézier curves as the `d` of an SVG path; straight ones, along an axis, are lines."""
     parts = [f"M{_at(points[0])}"]
     for i in range(0, len(points) - 1, 3):

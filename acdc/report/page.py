@@ -33,7 +33,6 @@ from acdc.report.text import bound, estimate, heading, label, readable, readable
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
-    from acdc.evaluation.frontier import CurvePoint
 
 WEB = Path(__file__).parent / "web"
 ANSWERS = 5  # shown of a prompt
@@ -95,7 +94,7 @@ def render_report(
         half=data["half"],
         curve=[
             [p.edges, estimate(p.faithfulness, 3), estimate(readable_estimate(metric, p.metric), 4)]
-            for p in _curve(explanation)
+            for p in (explanation.curves[explanation.half] if explanation else ())
         ],
         target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
@@ -171,17 +170,16 @@ def _layout(circuit: Circuit) -> dict[str, object]:
     """Where nodes and edges are drawn; y grows downwards."""
     layout = lay_out(circuit)
     left, bottom, right, top = layout.corners
+    paths: dict[str, list[object]] = {}
+    for name, path in layout.paths.items():
+        points = [(round(x), -round(y)) for x, y in path]
+        paths[name] = [curve_path(points[:-3]), *points[-1]]  # the line without its arrowhead, and the arrow's tip
     return {
         "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
-        "paths": {name: _path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
+        "paths": paths,
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
-
-
-def _path(points: list[tuple[float, float]]) -> list[object]:
-    """The line of an edge without its arrowhead, and the arrow's tip."""
-    return [curve_path(points[:-3]), *points[-1]]
 
 
 def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
@@ -204,10 +202,6 @@ def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
         "curve": curves[explanation.half],
         "searched": curves["discovery"] if explanation.half != "discovery" else [],
     }
-
-
-def _curve(explanation: Explanation | None) -> Sequence[CurvePoint]:
-    return explanation.curves[explanation.half] if explanation else ()
 
 
 def _target(file: CircuitFile) -> bool:

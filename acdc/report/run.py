@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from acdc.errors import plural
 from acdc.files.circuit import CircuitFile
 from acdc.files.diff import Diff
 from acdc.files.metrics import HALVES, Half, Interval, MetricsFile, read_metrics
-from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, readable, when_removed
+from acdc.report.text import ARROWS, estimate, grid, heading, how, number, readable, when_removed
 
 STRONGEST = 8  # edges shown
 WIDTHS = (32, 10, 10, 10)
@@ -35,13 +34,8 @@ def _head(file: CircuitFile) -> str:
     if dead and not isinstance(asked, int):
         counts += f", {dead:,} more on no path"
     head = f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
-    if file.of_eap_ig:
-        return f"{head}method    {method.name}"
-    limit = bound(method.name, method.threshold, method.options)
-    return (
-        f"{head}method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
-        f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}"
-    )
+    found = method.name if file.of_eap_ig else how(dict(method), file.task.examples, file.task.seed)
+    return f"{head}method    {found}"
 
 
 class MetricRow(NamedTuple):
