@@ -19,8 +19,8 @@ from acdc.io.sizes import memory_bound
 from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
 from acdc.library.models import load_model
 from acdc.library.shown import ShownEvaluation, noted
+from acdc.model.checkpoint import ModuleCheckpoint
 from acdc.model.load import Model
-from acdc.model.module import ModuleCheckpoint
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.setup import inputs
