@@ -50,7 +50,6 @@ def render_report(
     """Return `report.html`, the result of a run. `log` are the decisions of ACDC; without `explanation` the page has no
     curve, prompts or attention; `published` is the circuit that was published for this task and graph."""
     metric = file.method.metric
-    effect = f"{worse(metric)} in {metric}"
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
     changes = any(e.change is not None for e in file.edges)
@@ -65,7 +64,7 @@ def render_report(
         "method": {
             "metric": metric,
             "unit": UNITS.get(metric, ""),
-            "effect": effect,
+            "effect": f"{worse(metric)} in {metric}",
             "threshold": file.method.threshold,
         },
         "layout": _layout(file.circuit()),
@@ -87,18 +86,13 @@ def render_report(
         summary=_method(file),
         notes=file.notes,
         metrics=_metric_rows(file, metrics),
-        metric=metric,
-        effect=effect,
-        unit=UNITS.get(metric, ""),
         explanation=explanation,
-        half=data["half"],
         curve=[
             [p.edges, estimate(p.faithfulness, 3), estimate(readable_estimate(metric, p.metric), 4)]
             for p in (explanation.curves[explanation.half] if explanation else ())
         ],
         target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
-        residual=len(residual),
         scored=any(e.score is not None for e in residual),
         changes=changes,
         edges=[[e.name, e.score, e.change] if changes else [e.name, e.score] for e in ranked],
