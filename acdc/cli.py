@@ -17,6 +17,7 @@ from acdc.commands import catalog, options
 from acdc.commands.help import Command, help_, top
 from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
+from acdc.io.files import check_output, to_json, write_atomic, write_output
 from acdc.io.progress import progress_bar
 from acdc.io.terminal import open_terminal, say, show
 from acdc.registry import FORMATS
@@ -130,7 +131,6 @@ def evaluate(
     Example: acdc evaluate runs/…
     """
     from acdc.commands.evaluate import evaluate as execute
-    from acdc.io.files import check_output, to_json, write_output
     from acdc.report.evaluation import to_text
 
     check_output("--out", out, circuit, *options.paths(given))
@@ -198,7 +198,6 @@ def export(
     """
     from acdc.commands.export import READ, convert, make_look, strongest
     from acdc.files.eap_ig import NAMES, read_all
-    from acdc.io.files import check_output, write_atomic, write_output
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
@@ -231,7 +230,7 @@ def diff(
     """
     from acdc.files.diff import diff as compare
     from acdc.files.eap_ig import read_all
-    from acdc.report.diff import diff_text
+    from acdc.report.run import diff_text
 
     before, after = read_all([a, b], names, ())
     result = compare(before, after, tolerance)
@@ -264,29 +263,22 @@ def compare(
 
     Example: acdc compare --tasks ioi,greater-than --model tiny --examples 50
     """
-    from acdc.commands.compare import compare as execute
-    from acdc.commands.compare_plan import make_plan
-    from acdc.io.files import to_json
-    from acdc.report.comparison import to_text
+    from acdc.commands import compare, compare_models, compare_plan
+    from acdc.report.comparison import models_to_text, to_text
 
-    if wanted["models"] is not None:
-        _compare_models(given, wanted, memory, json_, shown)
-        return
-    plan, notes = make_plan(given, wanted, default_model)
+    result: Any
     with progress_bar(**shown) as bar:
-        result = execute(plan, memory, plots, bar, bar.say, notes)
-    show(to_json(result), end="") if json_ else show(f"{to_text(result)}\n\nfiles     {plan.out}/")
-
-
-def _compare_models(given: Given, wanted: Given, memory: float | None, json_: bool, shown: Given) -> None:
-    from acdc.commands.compare_models import compare_models, make_plan
-    from acdc.io.files import to_json
-    from acdc.report.comparison import models_to_text
-
-    plan = make_plan(given, wanted)
-    with progress_bar(**shown) as bar:
-        result = compare_models(plan, memory, bar, bar.say)
-    show(to_json(result), end="") if json_ else show(f"{models_to_text(result)}\n\nfiles     {plan.out}/")
+        if wanted["models"] is not None:
+            of_models = compare_models.make_plan(given, wanted)
+            result = compare_models.compare_models(of_models, memory, bar, bar.say)
+            text = models_to_text(result)
+            out = of_models.out
+        else:
+            plan, notes = compare_plan.make_plan(given, wanted, default_model)
+            result = compare.compare(plan, memory, plots, bar, bar.say, notes)
+            text = to_text(result)
+            out = plan.out
+    show(to_json(result), end="") if json_ else show(f"{text}\n\nfiles     {out}/")
 
 
 @command()
@@ -310,7 +302,6 @@ def stability(
     """
     from acdc.commands.stability import make_plan
     from acdc.commands.stability import stability as execute
-    from acdc.io.files import to_json
     from acdc.report.stability import to_text
 
     plan, notes = make_plan(given, config, reruns, core, out, default_model)

@@ -35,7 +35,7 @@ from acdc.io.terminal import printable
 from acdc.io.yaml_file import read_yaml
 from acdc.methods.discover import SCORES
 from acdc.model.checkpoint import open_checkpoint
-from acdc.report.diff import diff_lines
+from acdc.report.run import diff_lines
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from acdc.task.load import find_config
@@ -167,24 +167,19 @@ def check(
             raise UserError(f"{target}: missing --against; give a golden run or circuit.json, or a published circuit")
         against = find_golden(against)
         check_output("--junit", report, target, Path(against))
-        outcome = check_circuit(target, against, make_bounds(given), names=names)
-        _write(report, [outcome])
-        say(outcome.text())
-        return [outcome]
-    target = find_config(target)
-    for name, value in {"against": against, **names, **given}.items():
-        if value is not None:
-            raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
-    read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
-    check_output("--junit", report, target, *read)
-    outcomes = check_list(target, say, progress)
-    _write(report, outcomes)
-    return outcomes
-
-
-def _write(report: Path | None, outcomes: list[Outcome]) -> None:
+        outcomes = [check_circuit(target, against, make_bounds(given), names=names)]
+        say(outcomes[0].text())
+    else:
+        target = find_config(target)
+        for name, value in {"against": against, **names, **given}.items():
+            if value is not None:
+                raise UserError(f"--{name}: {target} is a list, which states this for each of its checks")
+        read = [Path(file) for entry in read_checks(target) for file in (entry.circuit, entry.against) if file]
+        check_output("--junit", report, target, *read)
+        outcomes = check_list(target, say, progress)
     if report:
         write_output(report, junit(outcomes))
+    return outcomes
 
 
 def check_circuit(

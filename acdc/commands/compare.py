@@ -6,24 +6,15 @@ of some targets of faithfulness. All circuits are pruned and run as a whole on t
 works in `<out>/<task>/<method>/`, where a second call resumes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from acdc.commands.compare_plan import (
-    ELIMINATION,
-    THEN_ACDC,
-    THRESHOLDS,
-    ComparePlan,
-    check_same,
-    expected,
-    has_size,
-    has_threshold,
-    ranked_by,
-)
+from acdc.commands import compare_plan
+from acdc.commands.compare_plan import ELIMINATION, THEN_ACDC, THRESHOLDS, ComparePlan, bound_of, ranked_by
 from acdc.commands.cost import Cost, metered, read_cost
 from acdc.commands.run import describe, measure, run_or_read
 from acdc.errors import FileError, UserError
@@ -52,6 +43,7 @@ Array = np.ndarray
 # Sizes on the path to a target that are measured, over that of its circuit.
 AROUND = (0.85, 0.92, 0.96, 1.0, 1.04, 1.08, 1.15, 1.25)
 COST = "cost.json"
+BOUNDS: tuple[str, ...] = ("size", "threshold", "target")  # of a circuit; one of them applies
 NO_ROC: dict[str, Any] = {"auc": np.nan, "pessimistic_auc": np.nan, "node_auc": np.nan, "roc": ()}
 
 
@@ -69,10 +61,10 @@ def compare(
     if the directory belongs to another comparison, or a size or a reference doesn't fit the graph."""
     loaded = _load(plan, memory, model)
     with locked(plan.out, others=("config.yaml", "runs")):
-        check_same(plan)
+        compare_plan.check_same(plan)
         for note in notes:
             say(note)
-        progress(expected(plan, [inputs for inputs, _ in loaded]))
+        progress(compare_plan.expected(plan, [inputs for inputs, _ in loaded]))
         tasks = []
         while loaded:  # a task's activations are freed before the next one
             tasks.append(_on_task(plan, *loaded.pop(0), progress, say))
@@ -197,9 +189,10 @@ class Finder:
 
     def find(self, method: str, thresholds: list[float]) -> Found:
         """Find a method's circuits: for ACDC one at each threshold or target, for the others one of each size."""
-        if has_threshold(method):
+        bound = bound_of(method)
+        if bound == "threshold":
             return self.by_threshold(method, thresholds)
-        if method == ELIMINATION:
+        if bound == "target":
             return self.by_target()
         config = self.inputs.config
         scores, cost = self.scores(method)
@@ -236,13 +229,11 @@ class Finder:
             allowed = filtered.best(share)
         inputs, folder = self._enter(method, threshold=None, prefilter=prefilter)
         graph = inputs.model.transformer.config.graph()
-        circuits = {}
         edges = np.where(graph.edges, 0.0, np.nan)
-        for i, threshold in enumerate(thresholds):
-            at = inside(folder, f"threshold-{in_name(threshold)}")
-            part = replace(self, progress=within(self.progress, "", i, len(thresholds)))
-            circuits[threshold] = part.acdc(inputs.at(threshold=threshold), at, folder / COST, allowed)
-            edges[circuits[threshold].kept] = threshold
+        circuits = {}
+        for threshold, circuit, _ in self._each(inputs, folder, "threshold", thresholds, allowed):
+            circuits[threshold] = circuit
+            edges[circuit.kept] = threshold
         scores = Scores(graph, edges)
         write_scores(folder / SCORES, scores)
         return Found(method, cost + read_cost(folder / COST), scores, circuits, allowed)
@@ -252,16 +243,22 @@ class Finder:
         inputs, folder = self._enter(ELIMINATION, threshold=None)
         circuits = {}
         others = []
-        for i, target in enumerate(LEVELS):
-            at = inside(folder, f"faithfulness-{in_name(target)}")
-            part = replace(self, progress=within(self.progress, "", i, len(LEVELS)))
-            circuit = part.acdc(inputs.at(faithfulness=target), at, folder / COST, None)
+        for target, circuit, at in self._each(inputs, folder, "faithfulness", LEVELS, None):
             scores = read_scores(at / SCORES, circuit.graph)
             n_path = int((scores.edges > 0).sum())
             sizes = {round(circuit.n_edges * ratio) for ratio in AROUND}
             others += [scores.circuit(scores.top(min(size, n_path))).pruned() for size in sizes]
             circuits[target] = circuit
         return Found(ELIMINATION, read_cost(folder / COST), scores, circuits, others=tuple(others))
+
+    def _each(
+        self, inputs: Inputs, folder: Path, key: str, values: Sequence[float], allowed: Array | None
+    ) -> Iterator[tuple[float, Circuit, Path]]:
+        """Find ACDC's circuit at each threshold or target; yield that, the circuit and its directory."""
+        for i, value in enumerate(values):
+            at = inside(folder, f"{key}-{in_name(value)}")
+            part = replace(self, progress=within(self.progress, "", i, len(values)))
+            yield value, part.acdc(inputs.at(**{key: value}), at, folder / COST, allowed), at
 
     def reference(self) -> Circuit:
         """Find ACDC's circuit at the task's own threshold."""
@@ -296,7 +293,7 @@ def _method_part(
     """Measure a method's circuits and scores. `of_acdc`: whether the reference is ACDC's; `unfiltered`: ACDC's circuits
     without a filter, by threshold."""
     config = judge.inputs.config
-    sized = has_size(found.method)
+    bounded_by = bound_of(found.method)
     circuits = []
     shares = []  # (share of the edges, faithfulness)
     for bound, circuit in found.circuits.items():
@@ -306,9 +303,7 @@ def _method_part(
             edges = np.argwhere(unfiltered[bound].kept & ~found.allowed)
             lost = tuple(circuit.graph.edge_name(s, r) for s, r in edges)
         judged = Judged(
-            size=int(bound) if sized else None,
-            threshold=bound if has_threshold(found.method) else None,
-            target=bound if found.method == ELIMINATION else None,
+            **dict.fromkeys(BOUNDS) | {bounded_by: bound},
             edges=circuit.n_edges,
             components=int(_components(circuit).sum()),
             metric=metric,
@@ -319,7 +314,7 @@ def _method_part(
             lost=lost,
         )
         circuits.append(judged)
-        shares.append(((bound if sized else circuit.n_edges) / circuit.graph.n_edges, value))
+        shares.append(((bound if bounded_by == "size" else circuit.n_edges) / circuit.graph.n_edges, value))
     areas = ranking.faithfulness_areas(np.array([(0.0, 0.0), *sorted(shares), (1.0, 1.0)]))
     return ComparedMethod(
         name=found.method,
@@ -330,7 +325,7 @@ def _method_part(
         cpr=areas.cpr,
         cmd=areas.cmd,
         needed=_needed(judge, found, circuits),
-        **(NO_ROC if has_threshold(found.method) and of_acdc else _ranking(found.scores, reference, config.abs)),
+        **(NO_ROC if bounded_by == "threshold" and of_acdc else _ranking(found.scores, reference, config.abs)),
     )
 
 
@@ -341,7 +336,7 @@ def _needed(judge: Judge, found: Found, judged: Sequence[Judged]) -> tuple[float
     def measured(circuit: Circuit) -> Measured:
         return circuit.n_edges, judge.judged(circuit)[1].value
 
-    if not has_size(found.method):
+    if bound_of(found.method) != "size":
         return edges_needed([*((c.edges, c.faithfulness) for c in judged), *map(measured, found.others)], LEVELS)
     scores = found.scores
     needed = []
@@ -377,10 +372,8 @@ def _overlap(found: list[Found], size: int, magnitude: bool) -> Similarity:
     """Compare the methods' circuits of about `size` edges, and their scores, with each other."""
     circuits = []
     for f in found:
-        if has_size(f.method):
-            circuits.append(f.circuits[size])
-        else:
-            circuits.append(min(f.circuits.values(), key=lambda c: abs(c.n_edges - size)))
+        near = min(f.circuits.values(), key=lambda c: abs(c.n_edges - size))
+        circuits.append(f.circuits[size] if bound_of(f.method) == "size" else near)
     return Similarity(
         size=size,
         edges=_pairs(ranking.jaccard, [c.kept for c in circuits]),

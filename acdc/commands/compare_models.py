@@ -16,7 +16,7 @@ from acdc.errors import UserError
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard, rank_correlation
 from acdc.files.circuit import CircuitFile
-from acdc.files.model_comparison import ModelComparison, OfModel, Pair
+from acdc.files.comparison import ModelComparison, OfModel, Pair
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.files import file_name, to_json, write_atomic

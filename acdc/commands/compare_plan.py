@@ -150,14 +150,12 @@ def _other_metrics(config: Config, task: Task, methods: tuple[str, ...]) -> Iter
             yield f"note: {config.task_name}: where {config.metric} won't do, {metric} ranks edges: {', '.join(names)}"
 
 
-def has_threshold(method: str) -> bool:
-    """Whether a method is ACDC with thresholds, with or without a filter before it."""
-    return method == "acdc" or method.endswith(THEN_ACDC)
-
-
-def has_size(method: str) -> bool:
-    """Whether a method takes numbers of edges, rather than thresholds or targets."""
-    return not has_threshold(method) and method != ELIMINATION
+def bound_of(method: str) -> str:
+    """Return what bounds a method's circuits: `threshold` for ACDC, with or without a filter before it, `target` for
+    elimination, `size` for all others."""
+    if method == ELIMINATION:
+        return "target"
+    return "threshold" if method == "acdc" or method.endswith(THEN_ACDC) else "size"
 
 
 def check_same(plan: ComparePlan) -> None:
@@ -167,13 +165,11 @@ def check_same(plan: ComparePlan) -> None:
         return
     found = read_json(file)
     wanted = {"sizes": list(plan.sizes), "greedy": plan.greedy, "tasks": [config.task_name for config, _ in plan.tasks]}
-    names = [task.get("name") for task in found.get("tasks") or [] if isinstance(task, dict)]
+    found["tasks"] = [task.get("name") for task in found.get("tasks") or [] if isinstance(task, dict)]
     for key, value in wanted.items():
-        stated = names if key == "tasks" else found.get(key)
-        if stated != value:
-            raise FileError(
-                f"{plan.out}: holds a comparison of other {key} ({stated}, here {value}); choose another --out"
-            )
+        if (stated := found.get(key)) != value:
+            other = f"{key} ({stated}, here {value})"
+            raise FileError(f"{plan.out}: holds a comparison of other {other}; choose another --out")
 
 
 def expected(plan: ComparePlan, of_tasks: list[Inputs]) -> Plan:
@@ -181,12 +177,11 @@ def expected(plan: ComparePlan, of_tasks: list[Inputs]) -> Plan:
     out = {}
     for inputs in of_tasks:
         for method in plan.methods:
-            of: dict[str, Any] = {"method": "acdc" if has_threshold(method) or method == ELIMINATION else method}
-            of["faithfulness"] = LEVELS[0] if method == ELIMINATION else None
-            of["updates"] = plan.updates
-            config = inputs.config.model_copy(update=of)
+            bound = bound_of(method)
+            of = {"method": method if bound == "size" else "acdc", "updates": plan.updates}
+            config = inputs.config.model_copy(update=of | {"faithfulness": LEVELS[0] if bound == "target" else None})
             stages = planned(inputs.under(config)).stages
-            times = THRESHOLDS if has_threshold(method) else len(LEVELS) if method == ELIMINATION else 1
+            times = {"size": 1, "threshold": THRESHOLDS, "target": len(LEVELS)}[bound]
             names = ("scores", "search", "gradients", "elimination")
             out[f"{config.task_name} {method}"] = times * sum(stages.get(name, 0.0) for name in names)
         out[f"{config.task_name} evaluation"] = len(plan.methods) * 2 * len(plan.sizes) * stages["evaluation"] / 3

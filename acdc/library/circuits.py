@@ -19,13 +19,12 @@ from acdc.io.sizes import memory_bound
 from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
 from acdc.library.models import load_model
 from acdc.library.shown import ShownEvaluation, noted
+from acdc.model.checkpoint import ModuleCheckpoint
 from acdc.model.load import Model
-from acdc.model.module import ModuleCheckpoint
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
 from acdc.setup import inputs
 from acdc.setup.config import Config, resolve
-from acdc.task import load as taskfile
 from acdc.task.schema import Task
 
 OF_MODEL = ("dtype", "device")  # options that `load_model` takes
@@ -182,12 +181,11 @@ def evaluate(
     elif not isinstance(circuit, CircuitFile):
         circuit = Path(circuit)
     loaded = model if isinstance(model, Model) else None
-
-    def read_task(name: str) -> Task:
-        return task if isinstance(task, Task) else taskfile.load_task(name)
-
+    bound = memory_bound(memory)
     with progress_bar(progress) as show:
-        result = evaluate_circuit(circuit, given, memory_bound(memory), minimality, show, config, read_task, loaded)
+        result = evaluate_circuit(
+            circuit, given, bound, minimality, show, config, lambda n: loaded_task(task or n), loaded
+        )
     return ShownEvaluation(**vars(result))
 
 

@@ -8,8 +8,8 @@ import torch
 from acdc.errors import UserError
 from acdc.library.arguments import checked
 from acdc.model import load
+from acdc.model.checkpoint import open_module
 from acdc.model.load import Model
-from acdc.model.module import open_module
 from acdc.registry import DTYPES, refusal
 
 

@@ -9,7 +9,7 @@ from acdc.files.evaluation import Evaluation
 from acdc.files.stability import Stability
 from acdc.report import comparison, curves, evaluation, stability
 from acdc.report.panels import of_comparison
-from acdc.report.text import estimate, heading, number, readable
+from acdc.report.text import heading
 
 
 def noted(text: str, notes: tuple[str, ...]) -> str:
@@ -25,13 +25,7 @@ class ShownEvaluation(Evaluation):
         return noted(evaluation.to_text(self), self.notes)
 
     def _repr_html_(self) -> str:
-        rows = [["ablation", "full model", "circuit", "other edges", "ablated", "faithfulness ↑", "completeness ↓"]]
-        for m in (self.measured, *self.others):
-            values = [
-                number(x, 4)
-                for x in readable(self.metric, [m.full.value, m.circuit.value, m.rest.value, m.ablated.value])
-            ]
-            rows.append([m.ablation, *values, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
+        rows = evaluation.ablations(self, rest="other edges")
         title = f"{self.task} in {self.model}: {self.edges:,} of {self.total:,} edges"
         prompts = plural(self.examples, f"{self.half.replace('_', '-')} prompt") + ", [95 % intervals]"
         return _table(f"{title}; {heading(self.metric)} on {prompts}", rows) + _more("everything measured", repr(self))
@@ -44,12 +38,11 @@ class ShownComparison(Comparison):
         return comparison.to_text(self)
 
     def _repr_html_(self) -> str:
-        files = curves.draw(of_comparison(self)).items()
-        # Bitmaps are white in a dark notebook, too, and have no ids that could be another output's.
-        images = [base64.b64encode(data).decode() for name, data in files if name.endswith(".png")]
-        shown = "".join(
-            f'<img style="max-width: min(100%, 50em)" src="data:image/png;base64,{data}"/>' for data in images
-        )
+        shown = ""
+        for name, data in curves.draw(of_comparison(self)).items():
+            if name.endswith(".png"):  # white in a dark notebook, too, and without ids that could be another output's
+                source = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+                shown += f'<img style="max-width: min(100%, 50em)" src="{source}"/>'
         return shown + _more("tables", repr(self))
 
 

@@ -25,13 +25,13 @@ class Workload:
         graph = engine.graph
         config = engine.model.config
         live, scored, rows = engine.extent
-        operations = np.array([config.operations(s.kind) for s in graph.senders], dtype=float)
+        operations = np.array([config.operations(s.kind) for s in graph.senders] + [0], dtype=float)  # of the logits: 0
         self.done = 0.0
         self.total = 1.0
         self._engine = engine
-        self._stages = stages
-        self._edges = graph.edges if allowed is None else allowed
-        self._direct = graph.direct & direct
+        self._stages = [list(receivers) for receivers in stages]
+        self._node = np.array([graph.node_of.get(r, -1) for r in range(len(graph.receivers))])
+        self._tests = (graph.edges if allowed is None else allowed).sum(0) + (graph.direct & direct)  # of each receiver
         self._at_live = operations * live
         self._at_scored = operations * scored
         self._output = config.operations("logits") * rows
@@ -40,27 +40,18 @@ class Workload:
         self._later = 0.0  # and of later stages, with one for each test
         self._evaluations = engine.evaluations  # so far
         self._per_test = (1.5, 1.0)  # evaluations and tests: edges that stay make some evaluations vain
-        self._open = 1.0  # share of receivers that their direct edge stays in, whose edges are tested one by one
 
     def begin(self, stage: int) -> None:
         """A stage begins."""
         self._decided[[r for receivers in self._stages[:stage] for r in receivers]] = True
         chances, work = self._nodes()
-        weighed = chances * work
-        node_of = self._engine.graph.node_of
-        seen = [r for r in np.flatnonzero(self._decided & self._direct).tolist() if chances[node_of[r]]]
-        if seen:
-            self._open = (1 + float(self._engine.kept[:, seen].any(0).sum())) / (1 + len(seen))
         behind = self._output
         later = []
         for number, receivers in enumerate(self._stages):
-            nodes = sorted({node_of[r] for r in receivers if r in node_of})  # none of the logits
+            nodes = np.unique(self._node[receivers])
             if number >= stage:
-                chance = np.array([chances[node_of[r]] if r in node_of else 1.0 for r in receivers])
-                direct = self._direct[receivers]
-                tests = direct + np.where(direct, self._open, 1.0) * self._edges[:, receivers].sum(0)
-                later.append((behind + (work[nodes].mean() if nodes else 0.0), chance @ tests))
-            behind += weighed[nodes].sum()
+                later.append((behind + work[nodes].mean(), chances[self._node[receivers]] @ self._tests[receivers]))
+            behind += chances[nodes] @ work[nodes]
         self._test = later[0][0]
         self._later = sum(test * n for test, n in later[1:])
 
@@ -72,27 +63,19 @@ class Workload:
             self._per_test = self._per_test[0] + evaluations, self._per_test[1] + decisions
         each = self._per_test[0] / self._per_test[1]
         self.done += self._test * (evaluations or each * decisions)  # without any, they stood in a log
-        self.total = self.done + each * (self._test * (left + self._open * maybe) + self._later)
+        self.total = self.done + each * (self._test * (left + maybe) + self._later)
 
     def _nodes(self) -> tuple[Array, Array]:
-        """For each sender, how likely an edge of the circuit leaves it when its turn comes, and what it computes."""
+        """For each sender and the logits, how likely it has an edge out when its turn comes, and what it computes."""
         graph = self._engine.graph
         kept = self._engine.kept & self._decided
+        known = np.array([bool(own) and self._decided[own[0]] for own in graph.own_receivers])
         read_live = np.array([r.kind in ("k", "v") for r in graph.receivers])
-        live = np.zeros(len(graph.senders), dtype=bool)
+        live = ~known  # what reads the scored positions now may be read elsewhere later
         for s in reversed(range(len(graph.senders))):
-            live[s] = kept[s, read_live].any()
+            live[s] |= kept[s, read_live].any()
             read_live[list(graph.own_receivers[s])] |= live[s]
         alive = kept.any(1)
-        known = np.array([bool(own) and self._decided[own[0]] for own in graph.own_receivers])
-        # A node without an edge yet gets one as often as others, if all its edges are still to be tested.
-        open_ = (self._edges & ~self._decided).sum(1) / np.maximum(1, self._edges.sum(1))
-        chances = alive.astype(float)
-        for kind in ("head", "mlp"):
-            of_kind = np.array([s.kind == kind for s in graph.senders])
-            seen = alive[of_kind & known]
-            fresh = of_kind & ~known & ~alive
-            chances[fresh] = open_[fresh] * (seen.sum() + 1) / (len(seen) + 2)
-        wide = np.where(known | live, live, open_)  # what reads the scored positions now may be read elsewhere later
-        work = self._at_scored + wide * (self._at_live - self._at_scored)
-        return chances, work
+        usual = (alive[known].sum() + 1) / (known.sum() + 2)  # a node without an edge yet gets one as often as others
+        chances = np.where(alive | known, alive, usual)
+        return np.append(chances, 1.0), np.where(np.append(live, False), self._at_live, self._at_scored)

@@ -3,8 +3,7 @@
 import math
 
 from acdc.errors import plural
-from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, to_rows
-from acdc.files.model_comparison import ModelComparison
+from acdc.files.comparison import LEVELS, ComparedTask, Comparison, Judged, ModelComparison, to_rows
 from acdc.report.page import render_many
 from acdc.report.panels import of_comparison
 from acdc.report.text import estimate, grid, heading, lines_of, number, readable

@@ -20,7 +20,8 @@ def to_text(e: Evaluation) -> str:
     legend: list[str] = []
     for name, text in LEGEND.items():
         legend += wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=" " * LABEL)
-    blocks = [_head(e), _means(e), _faithfulness(e), _minimality(e), _spread(e), _ablations(e), "\n".join(legend)]
+    tables = [_head(e), _means(e), _faithfulness(e), _minimality(e), _spread(e), grid(ablations(e), widths=WIDTHS)]
+    blocks = [*tables, "\n".join(legend)]
     return "\n\n".join(block for block in blocks if block)
 
 
@@ -107,9 +108,11 @@ def _spread(e: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _ablations(e: Evaluation) -> str:
-    rows = [["ablation", "full model", "circuit", "ablated", "faithfulness ↑", "completeness ↓"]]
+def ablations(e: Evaluation, **more: str) -> list[list[str]]:
+    """Return a table, a row for each ablation; `more` are titles of further columns, by what is measured in them."""
+    titles = {"full": "full model", "circuit": "circuit", **more, "ablated": "ablated"}
+    rows = [["ablation", *titles.values(), "faithfulness ↑", "completeness ↓"]]
     for m in (e.measured, *e.others):
-        metrics = [number(x, 4) for x in readable(e.metric, (m.full.value, m.circuit.value, m.ablated.value))]
+        metrics = [number(x, 4) for x in readable(e.metric, [getattr(m, what).value for what in titles])]
         rows.append([m.ablation, *metrics, estimate(m.faithfulness, 3), estimate(m.completeness, 3)])
-    return grid(rows, widths=WIDTHS)
+    return rows

@@ -33,7 +33,6 @@ from acdc.report.text import bound, estimate, heading, label, readable, readable
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
-    from acdc.evaluation.frontier import CurvePoint
 
 WEB = Path(__file__).parent / "web"
 ANSWERS = 5  # shown of a prompt
@@ -51,7 +50,6 @@ def render_report(
     """Return `report.html`, the result of a run. `log` are the decisions of ACDC; without `explanation` the page has no
     curve, prompts or attention; `published` is the circuit that was published for this task and graph."""
     metric = file.method.metric
-    effect = f"{worse(metric)} in {metric}"
     direct = file.model.graph.direct_index
     residual = [edge for edge in file.edges if edge.name not in direct]
     changes = any(e.change is not None for e in file.edges)
@@ -66,7 +64,7 @@ def render_report(
         "method": {
             "metric": metric,
             "unit": UNITS.get(metric, ""),
-            "effect": effect,
+            "effect": f"{worse(metric)} in {metric}",
             "threshold": file.method.threshold,
         },
         "layout": _layout(file.circuit()),
@@ -88,18 +86,13 @@ def render_report(
         summary=_method(file),
         notes=file.notes,
         metrics=_metric_rows(file, metrics),
-        metric=metric,
-        effect=effect,
-        unit=UNITS.get(metric, ""),
         explanation=explanation,
-        half=data["half"],
         curve=[
             [p.edges, estimate(p.faithfulness, 3), estimate(readable_estimate(metric, p.metric), 4)]
-            for p in _curve(explanation)
+            for p in (explanation.curves[explanation.half] if explanation else ())
         ],
         target=_target(file),
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
-        residual=len(residual),
         scored=any(e.score is not None for e in residual),
         changes=changes,
         edges=[[e.name, e.score, e.change] if changes else [e.name, e.score] for e in ranked],
@@ -171,17 +164,16 @@ def _layout(circuit: Circuit) -> dict[str, object]:
     """Where nodes and edges are drawn; y grows downwards."""
     layout = lay_out(circuit)
     left, bottom, right, top = layout.corners
+    paths: dict[str, list[object]] = {}
+    for name, path in layout.paths.items():
+        points = [(round(x), -round(y)) for x, y in path]
+        paths[name] = [curve_path(points[:-3]), *points[-1]]  # the line without its arrowhead, and the arrow's tip
     return {
         "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
-        "paths": {name: _path([(round(x), -round(y)) for x, y in path]) for name, path in layout.paths.items()},
+        "paths": paths,
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
-
-
-def _path(points: list[tuple[float, float]]) -> list[object]:
-    """The line of an edge without its arrowhead, and the arrow's tip."""
-    return [curve_path(points[:-3]), *points[-1]]
 
 
 def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
@@ -204,10 +196,6 @@ def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
         "curve": curves[explanation.half],
         "searched": curves["discovery"] if explanation.half != "discovery" else [],
     }
-
-
-def _curve(explanation: Explanation | None) -> Sequence[CurvePoint]:
-    return explanation.curves[explanation.half] if explanation else ()
 
 
 def _target(file: CircuitFile) -> bool:

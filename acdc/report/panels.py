@@ -11,13 +11,7 @@ from acdc.files.table import OPTIONS, Row
 from acdc.io.files import plain
 from acdc.report.text import heading, readable, readable_estimate
 
-SWEPT = (
-    "threshold",
-    "target",
-    "edges",
-    "sparsity",
-    "penalty",
-)  # vary along a line; other options that differ make lines
+SWEPT = ("threshold", "target", "edges", "sparsity", "penalty")  # vary along a line; others that differ make lines
 VALUE = ("value", "value_low", "value_high")
 NAMED = ("method", "metric", "ablation", "prefilter", "order", "dtype")  # options whose values speak for themselves
 FAITHFULNESS = (-0.5, 1.5)  # shown of it; random circuits can be far below

@@ -15,7 +15,6 @@ from acdc.files.circuit import CircuitFile
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV
 from acdc.registry import METHODS
-from acdc.report import tikz
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
 from acdc.report.style import COLOURS, GREY, INK, LETTERS, PALE, PLAIN, SAND, PictureStyle, Scale
@@ -58,7 +57,7 @@ def to_pdf(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> byt
 
 def to_tikz(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:
     """The picture for LaTeX."""
-    return tikz.to_tikz(_draw(circuit, title, look))
+    return _draw(circuit, title, look).tikz()
 
 
 def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str:

@@ -1,13 +1,13 @@
-"""The result of a run as text."""
+"""The result of a run as text, and the difference between two."""
 
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from acdc.errors import plural
 from acdc.files.circuit import CircuitFile
+from acdc.files.diff import Diff
 from acdc.files.metrics import HALVES, Half, Interval, MetricsFile, read_metrics
-from acdc.report.text import ARROWS, bound, estimate, grid, heading, number, readable, when_removed
+from acdc.report.text import ARROWS, estimate, grid, heading, how, number, readable, when_removed
 
 STRONGEST = 8  # edges shown
 WIDTHS = (32, 10, 10, 10)
@@ -39,13 +39,8 @@ def _head(file: CircuitFile) -> str:
     if dead and not isinstance(asked, int):
         counts += f", {dead:,} more on no path"
     head = f"circuit   {file.task.name} in {file.model.name}: {counts}; {file.graph.nodes} nodes\n"
-    if file.of_eap_ig:
-        return f"{head}method    {method.name}"
-    limit = bound(method.name, method.threshold, method.options)
-    return (
-        f"{head}method    {method.name}, {method.metric}, {limit}, {method.ablation} ablation, "
-        f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}"
-    )
+    found = method.name if file.of_eap_ig else how(dict(method), file.task.examples, file.task.seed)
+    return f"{head}method    {found}"
 
 
 class MetricRow(NamedTuple):
@@ -126,3 +121,31 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
         )
     table = grid([head, *rows], left=1)
     return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{table}"
+
+
+def diff_text(a: CircuitFile, b: CircuitFile, diff: Diff) -> str:
+    """Return a summary, and a line for each changed edge."""
+    sizes = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"
+    direct = " (with direct edges)" if a.graph.edges_with_direct and b.graph.edges_with_direct else ""
+    summary = f"{diff.shared} edges in both{direct}, Jaccard index {diff.jaccard:.2f}; {sizes}"
+    return "\n\n".join(filter(None, [summary, _both(a, b), "\n".join(diff_lines(diff))]))
+
+
+def _both(a: CircuitFile, b: CircuitFile) -> str:
+    """The sizes of both circuits, and the metrics that both files have."""
+    of_b = {(row.half, row.metric): row.values[1] for row in metric_rows(b)}
+    rows = [[ARROWS if of_b else "", "a", "b"]]
+    rows.append(["residual edges", f"{a.graph.edges.kept:,}", f"{b.graph.edges.kept:,}"])
+    for row in metric_rows(a):
+        if (row.half, row.metric) in of_b:
+            label = f"{row.half.replace('_', ' ')} {heading(row.metric)}"
+            rows.append([label, number(row.values[1], 4), number(of_b[row.half, row.metric], 4)])
+    return grid(rows)
+
+
+def diff_lines(diff: Diff) -> list[str]:
+    """Return a line for each changed edge: + added, - removed, ~ re-scored."""
+    lines = [f"+ {name}" for name in diff.added]
+    lines += [f"- {name}" for name in diff.removed]
+    lines += [f"~ {name}  {before:.4g} → {after:.4g}" for name, before, after in diff.rescored]
+    return lines

@@ -1,8 +1,7 @@
 """How stable a circuit is, as text."""
 
-from acdc.errors import plural
 from acdc.files.stability import KINDS, EdgeFrequency, MeanRange, Stability
-from acdc.report.text import bound, estimate, grid, heading, lines_of, number, readable
+from acdc.report.text import estimate, grid, heading, how, lines_of, number, readable
 
 LABEL = 12
 SHOWN = 12  # edges of each kind
@@ -19,13 +18,9 @@ def to_text(s: Stability) -> str:
 
 
 def _head(s: Stability) -> str:
-    m = s.method
-    limit = bound(m["name"], m["threshold"], m["options"])
-    how = (
-        f"{m['name']}, {m['metric']}, {limit}, {m['ablation']} ablation, {plural(s.examples, 'prompt')}, seed {s.seed}"
-    )
+    base = how(s.method, s.examples, s.seed)
     done = "; ".join(f"{k.runs} on {KINDS[k.name]}" for k in s.kinds if k.name in KINDS)
-    return f"{'base run':{LABEL}}{s.task} in {s.model}: {how}\n{'reruns':{LABEL}}{done}"
+    return f"{'base run':{LABEL}}{s.task} in {s.model}: {base}\n{'reruns':{LABEL}}{done}"
 
 
 def _kinds(s: Stability) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from acdc.errors import plural
 from acdc.registry import METRICS
 
 ARROWS = "(↓ lower, ↑ higher is better)"
@@ -73,6 +74,13 @@ def _negated(metric: str) -> bool:
 def lines_of(notes: Iterable[str]) -> str:
     """Return notes as lines, without the warnings, which commands print as soon as they know them."""
     return "\n".join(note for note in notes if not note.startswith("warning"))
+
+
+def how(method: Mapping[str, Any], examples: int, seed: int) -> str:
+    """Return how a circuit was found, from the content of `method` in circuit.json."""
+    limit = bound(method["name"], method["threshold"], method["options"])
+    prompts = plural(examples, "prompt")
+    return f"{method['name']}, {method['metric']}, {limit}, {method['ablation']} ablation, {prompts}, seed {seed}"
 
 
 def bound(method: str, threshold: float | None, options: Mapping[str, Any]) -> str:
