@@ -203,6 +203,8 @@ def export(
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     (file,) = read_all([circuit], names, NAMES if FORMATS[to].named else ())
     file = strongest(file, edges, circuit.parent) if edges else file
+    if file.spans and to == "eap-ig":
+        say("note: EAP-IG's format has no positions: an edge is in the file if it is kept at any span")
     data = convert(file, to, make_look(to, picture), circuit.parent)
     stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
     target = out or circuit.with_name(f"{stem}.{FORMATS[to].ending}")

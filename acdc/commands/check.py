@@ -345,7 +345,7 @@ def _auc(file: CircuitFile, path: Path, published: Circuit) -> float:
     beside = path.with_name(SCORES)
     if not file.of_eap_ig and not beside.is_file():
         raise FileError(f"{beside}: is missing; auc needs the scores of all edges, which method acdc doesn't give")
-    scores = read_eap_ig(path).scores if file.of_eap_ig else read_scores(beside, graph).edges
+    scores = read_eap_ig(path).scores if file.of_eap_ig else read_scores(beside, graph, file.spans).whole().edges
     if scores is None or np.isnan(scores[graph.edges]).any():
         raise FileError(f"{path}: some edges have no score; auc needs the scores of all edges")
     return auc(roc(scores[graph.edges], published.kept[graph.edges]))

@@ -90,7 +90,7 @@ def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[
             raise UserError(f"--sizes: {plan.sizes[-1]} of {graph.n_edges} edges of {config.model_name}; ask for fewer")
         reference = None
         if path := plan.references.get(config.task_name):
-            reference = read_circuit(path).circuit()
+            reference = read_circuit(path).union().circuit()
             if reference.graph != graph:
                 raise FileError(f"--reference {path}: is a circuit of another graph than that of {config.model_name}")
         loaded.append((inputs, reference))

@@ -93,7 +93,7 @@ def evaluate(
     notes = [*file.notes, *other]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
-    edges = file.circuit()
+    edges = _at_spans(where, file, inputs).circuit()
     progress(_planned(inputs, edges, most))
     progress(Progress("evaluation", 0, 1))
     table = _table(inputs, edges, task.metrics)
@@ -133,7 +133,7 @@ def evaluate(
 def _planned(inputs: Inputs, circuit: Circuit, most: int) -> Plan:
     """The stages of an evaluation, with estimated seconds."""
     once = planned(inputs).stages["curve"] / CURVE
-    edges = min(most, circuit.n_edges)
+    edges = min(most, circuit.size)
     return Plan({"evaluation": 9 * once, "minimality": edges * once, RANDOM: DRAWS * once, OTHERS: 18 * once})
 
 
@@ -160,6 +160,8 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
     # A threshold is required, and not used: the edges are known.
     stated: dict[str, Any] = {"examples": file.task.examples, "seed": file.task.seed, "threshold": 0.0, **choices}
     stated |= {"task": file.task.name, "model": file.model.name}
+    if file.spans:
+        stated["positions"] = True
     if found_with and (found_with.task_name, found_with.model_name) == (file.task.name, file.model.name):
         stated |= {key: getattr(found_with, key) for key in ("task", "model", "device", "part")}
     return stated
@@ -201,6 +203,14 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
         if first.hash[:16] == stated.data_hash and seen:
             note += f"; it was found with {seen} of these {len(texts)}"
     return [note]
+
+
+def _at_spans(where: str, file: CircuitFile, inputs: Inputs) -> CircuitFile:
+    """The circuit's file with its spans in the order of the prompts'; raise FileError unless they have the same."""
+    if set(file.spans) != set(inputs.data.spans):
+        has = f"spans {', '.join(inputs.data.spans)}, not {', '.join(file.spans)} as the circuit"
+        raise FileError(f"{where}: prompts of {inputs.task.name} have {has}")
+    return file.model_copy(update={"spans": inputs.data.spans})
 
 
 def _table(inputs: Inputs, circuit: Circuit, metrics: Iterable[str]) -> Table:
@@ -257,7 +267,7 @@ def _minimality(inputs: Inputs, circuit: Circuit, own: Array, most: int, progres
     circuit's metric, Float[prompt]."""
     config = inputs.config
     graph = circuit.graph
-    edges = [(int(s), int(r)) for s, r in np.argwhere(graph.edges & ~complement(circuit).kept)]
+    edges = [tuple(edge) for edge in np.argwhere(circuit.open).tolist()]
     if not most or not edges:
         return None
     if len(edges) > most:
@@ -270,13 +280,15 @@ def _minimality(inputs: Inputs, circuit: Circuit, own: Array, most: int, progres
         rise = estimate(values - own, seed=config.seed)
         low, _ = _interval(rise)
         useless = not low > precision * float(np.abs(values).max())
-        removed.append(RemovedEdge(graph.edge_name(*edge), rise, useless))
-    return Minimality(circuit.n_edges, tuple(sorted(removed, key=lambda r: r.rise.value)))
+        removed.append(RemovedEdge(graph.part_name(edge, circuit.spans), rise, useless))
+    return Minimality(circuit.size, tuple(sorted(removed, key=lambda r: r.rise.value)))
 
 
 def _random(inputs: Inputs, circuit: Circuit, values: dict[str, Array], progress: Show) -> Random | None:
-    """Measure random circuits of as many edges; None for a circuit without edges."""
-    n_edges = circuit.pruned().n_edges
+    """Measure random circuits of as many edges, each at the spans of an edge of the circuit; None for a circuit without
+    edges."""
+    pruned = circuit.pruned()
+    n_edges = pruned.n_edges
     config = inputs.config
     if not n_edges:
         return None
@@ -284,6 +296,10 @@ def _random(inputs: Inputs, circuit: Circuit, values: dict[str, Array], progress
     drawn = []
     for i in range(DRAWS):
         other = random_circuit(circuit.graph, n_edges, draw)
+        if circuit.spans:
+            kept = np.zeros_like(circuit.kept)
+            kept[other.kept] = draw.permutation(pruned.kept[pruned.edges])
+            other = replace(circuit, kept=kept, direct=None)
         drawn.append(prompt_values(inputs, inputs.evaluation_split, other, config.metric))
         progress(Progress(RANDOM, i + 1, DRAWS))
     own = values["circuit"]

@@ -68,18 +68,18 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     if to in GRAPHS:
         return GRAPHS[to](circuit)
     if to == "eap-ig":
-        return to_eap_ig(_all_scored(circuit, folder), file.model.d_model)
+        return to_eap_ig(_all_scored(circuit, folder).union(), file.model.d_model)
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
         path, log = ((folder or Path()) / name for name in READ)
         metrics = read_metrics(path) if folder and path.exists() else None
         if metrics is None or metrics.metrics != file.metrics:  # of another circuit
-            return render_report(file, published=published)
+            return render_report(file.union(), published=published)
         decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
-        return render_report(file, decisions, metrics, published=published)
+        return render_report(file.union(), decisions, metrics, published=published)
     title = title_of(file) if look.title is None else look.title
     measure = FREQUENCY if file.method.name == "stability" else SCORE
-    return DRAWN[to](circuit, title, replace(look, published=published, measure=measure))
+    return DRAWN[to](circuit.union(), title, replace(look, published=published, measure=measure))
 
 
 def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:
@@ -88,7 +88,7 @@ def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:
     path = (folder or Path()) / SCORES
     if folder is None or circuit.scores is None or not path.exists():
         return circuit
-    scores = read_scores(path, circuit.graph).edges
+    scores = read_scores(path, circuit.graph, circuit.spans).edges
     same = np.array_equal(scores[circuit.kept], circuit.scores[circuit.kept])
     return replace(circuit, scores=scores) if same else circuit
 
@@ -104,17 +104,17 @@ def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
         raise UserError(
             f"--edges: {path} is missing; it has the scores of all edges, and acdc with a threshold has none"
         )
-    scores = read_scores(path, file.model.graph)
+    scores = read_scores(path, file.model.graph, file.spans)
     magnitude = bool(file.method.options.get("abs"))
     n_scored = int((scores.importance(magnitude) > 0).sum())
     if n > n_scored:
-        raise UserError(f"--edges: is {n}, but {n_scored} edges have a score above 0")
+        raise UserError(f"--edges: is {n}, but {n_scored} {file.unit} have a score above 0")
     chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
     circuit = chosen.pruned()
     update = {
         "graph": GraphPart.of(circuit, chosen.n_dead),
         "edges": edges_of(circuit),
         "metrics": {},
-        "notes": (f"the {n} strongest edges of a run with {file.graph.edges.kept}",),
+        "notes": (f"the {n} strongest {file.unit} of a run with {(file.graph.edge_spans or file.graph.edges).kept}",),
     }
     return file.model_copy(update=update)

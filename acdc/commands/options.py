@@ -132,7 +132,7 @@ PLAN = {
 }
 
 STABILITY_OF_RUN = "task model revision method threshold faithfulness edges metric ablation examples seed device"
-STABILITY = {name: RUN[name] for name in STABILITY_OF_RUN.split()} | {
+STABILITY = {name: RUN[name] for name in (*STABILITY_OF_RUN.split(), "positions")} | {
     "threshold": option(float, "τ in the metric's units. [default: the task's]", "--threshold", "-T"),
     "faithfulness": option(float, "For acdc: find the smallest circuit so faithful, as 0.9."),
     "seed": option(int, "Seed of the base run; the others follow. [default: the task's]"),

@@ -113,8 +113,8 @@ def stability(
         often = f"{title}: how often edges are found in {len(circuits)} reruns"
         look = PictureStyle(measure=FREQUENCY)
         write_circuit(out / "core.json", _core_file(plan, inputs, core, result))
-        write_atomic(out / "core.svg", to_svg(core, f"{title}: {share_of(result)}", look))
-        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)), often, look))
+        write_atomic(out / "core.svg", to_svg(core.union(), f"{title}: {share_of(result)}", look))
+        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)).union(), often, look))
         write_atomic(out / "stability.json", to_json(result))
     return result, out
 
@@ -125,7 +125,8 @@ def core_of(circuits: list[Circuit], share: float) -> Circuit:
     often: np.ndarray = np.mean([c.kept for c in circuits], 0)
     direct = [c.direct for c in circuits if c.direct is not None]
     often_direct = np.mean(direct, 0) if direct else None
-    return Circuit(graph, often >= share, None if often_direct is None else often_direct >= share, often, often_direct)
+    kept_direct = None if often_direct is None else often_direct >= share
+    return Circuit(graph, often >= share, kept_direct, often, often_direct, circuits[0].spans)
 
 
 # ---------------------------------------------------------------- the runs
@@ -239,7 +240,7 @@ def _summary(
     compared = []
     for kind, circuits in kinds.items():
         kept = [circuit.kept for circuit in circuits]
-        sizes = MeanRange.of([circuit.n_edges for circuit in circuits])
+        sizes = MeanRange.of([circuit.size for circuit in circuits])
         of_two = MeanRange.of([jaccard(a, b) for a, b in combinations(kept, 2)])
         like_base = MeanRange.of([jaccard(k, base.kept) for k in kept])
         compared.append(Kind(kind, len(kept), sizes, of_two, like_base))
@@ -250,7 +251,7 @@ def _summary(
         **config.model_dump(include={"model_hash", "data_hash", "examples", "seed"}),
         method=base_file.method.model_dump(),
         half=judge.half,
-        total=base.graph.n_edges,
+        total=base.graph.n_edges * max(1, len(base.spans)),
         full=float(judge.full.mean()),
         ablated=float(judge.ablated.mean()),
         base=_run(judge, BASE, BASE, base, base),
@@ -273,7 +274,7 @@ def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> lis
     in_base = set(_names(base))
     in_core = set(_names(core))
     edges = []
-    for name in _names(Circuit.full(base.graph)):
+    for name in _names(Circuit.full(base.graph, base.spans)):
         by_kind = {kind: counts[kind][name] / len(circuits) for kind, circuits in kinds.items()}
         frequency = by_kind.pop("all")
         if frequency or name in in_base:
@@ -283,7 +284,7 @@ def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> lis
 
 def _names(circuit: Circuit) -> list[str]:
     """Return the names of a circuit's residual and direct edges."""
-    return circuit.edge_names() + circuit.direct_names()
+    return circuit.labels() + circuit.direct_names()
 
 
 def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) -> Run:
@@ -292,7 +293,7 @@ def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) ->
     return Run(
         name=name,
         kind=kind,
-        edges=circuit.n_edges,
+        edges=circuit.size,
         metric=metric,
         faithfulness=tuple(plain(faithfulness)),
         accuracy=plain(accuracy),

@@ -262,6 +262,11 @@ class CircuitFile(Strict):
         """Whether it comes from a file in EAP-IG's format, which states no prompts, no weights and no method."""
         return self.method.name == EAP_IG
 
+    @property
+    def unit(self) -> str:
+        """What is kept: edges or edge-spans."""
+        return "edge-spans" if self.spans else "edges"
+
     def circuit(self) -> Circuit:
         """Return the circuit; edges outside it have no score."""
         g = self.model.graph

@@ -31,8 +31,12 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
         graphs = (f"{file.model.name or 'a model'} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
     notes = [f"{what} differ: {x}, and {y}" for what, x, y in facts_of_both(a, b) if x != y]
-    old = {edge.name: edge.score for edge in a.edges}
-    new = {edge.name: edge.score for edge in b.edges}
+    if a.spans != b.spans:
+        spans = (", ".join(file.spans) or "none" for file in (a, b))
+        notes.append(f"spans differ: {', and '.join(spans)}; edges are compared wherever they are kept")
+        a, b = a.union(), b.union()
+    old = {edge.label: edge.score for edge in a.edges}
+    new = {edge.label: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):
         notes.append("conventions differ: only one counts direct edges, so only residual edges are compared")
         direct = a.model.graph.direct_index

@@ -41,7 +41,7 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
     if not g.mlp or g.inputs != ("input",):
         what = f"inputs {', '.join(g.inputs)}" if g.mlp else "models without MLPs"
         raise FileError(f"the EAP-IG format has no names for {what}; export to graphml or node-link instead")
-    kept = circuit.kept if circuit.direct is None else circuit.kept & (circuit.direct | ~g.direct)
+    kept = circuit.open
     scores = np.zeros(kept.shape) if circuit.scores is None else circuit.scores
     scores = np.where(np.isfinite(scores), scores, 0.0)
     fed = [bool(kept[:, list(own)].any()) or not own for own in g.own_receivers]

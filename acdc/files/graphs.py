@@ -39,9 +39,10 @@ def to_node_link(circuit: Circuit) -> str:
 
 
 def to_csv(file: CircuitFile) -> str:
-    """Return the residual edges as CSV, a line each, for spreadsheets, pandas and Gephi."""
+    """Return the residual edges as CSV, a line each, for spreadsheets, pandas and Gephi; or the edge-spans, with a
+    column more."""
     graph = file.model.graph
-    rows: list[tuple[object, ...]] = [COLUMNS]
+    rows: list[tuple[object, ...]] = [(*COLUMNS, "span") if file.spans else COLUMNS]
     for edge in file.edges:
         place = graph.parse_edge(edge.name)
         if place is not None:
@@ -49,5 +50,6 @@ def to_csv(file: CircuitFile) -> str:
             weight = None if edge.score is None else math.fabs(edge.score)
             kind = receiver.kind if receiver.kind in QKV else ""
             ends = (graph.senders[place[0]].name, receiver.node)
-            rows.append((*ends, edge.name, kind, weight, edge.score, edge.change))
+            span = (edge.span,) if file.spans else ()
+            rows.append((*ends, edge.label, kind, weight, edge.score, edge.change, *span))
     return rows_to_csv(rows)

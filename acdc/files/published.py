@@ -121,7 +121,7 @@ def recovery(published: Published, circuit: Circuit) -> Recovery:
     classes = {name: [node for node in nodes if node in touched] for name, nodes in published.classes.items()}
     if published.circuit is None:
         return Recovery(classes, np.nan, np.nan)
-    true = int((circuit.kept & published.circuit.kept).sum())
+    true = int((circuit.edges & published.circuit.kept).sum())
     return Recovery(classes, true / max(1, published.circuit.n_edges), true / max(1, circuit.n_edges))
 
 

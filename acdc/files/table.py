@@ -133,8 +133,8 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
     """Return the numbers and rates of true and false positives among the residual edges."""
     if circuit.graph != truth.graph:
         raise FileError("references: the reference of a task has another graph than its circuits")
-    true_positives = int((circuit.kept & truth.kept).sum())
-    false_positives = int((circuit.kept & ~truth.kept).sum())
+    true_positives = int((circuit.edges & truth.kept).sum())
+    false_positives = int((circuit.edges & ~truth.kept).sum())
     negatives = int((circuit.graph.edges & ~truth.kept).sum())
     return {
         "true_positives": true_positives,

@@ -31,9 +31,10 @@ class Circuit:
     _repr_html_: ClassVar[Callable[[Circuit], str]]  # a picture for notebooks, set in acdc.library
 
     @classmethod
-    def full(cls, graph: Graph) -> Circuit:
-        """All edges, residual and direct."""
-        return cls(graph, graph.edges.copy(), graph.direct.copy())
+    def full(cls, graph: Graph, spans: tuple[str, ...] = ()) -> Circuit:
+        """All edges, residual and direct, at all spans."""
+        kept = np.repeat(graph.edges[:, :, None], len(spans), 2) if spans else graph.edges.copy()
+        return cls(graph, kept, graph.direct.copy(), spans=spans)
 
     @classmethod
     def empty(cls, graph: Graph) -> Circuit:
@@ -63,6 +64,10 @@ class Circuit:
     def edge_names(self) -> list[str]:
         """Names of the kept residual edges in (sender, receiver) order."""
         return [self.graph.edge_name(s, r) for s, r in np.argwhere(self.edges)]
+
+    def labels(self) -> list[str]:
+        """Names of the kept residual edges, or edge-spans, in index order."""
+        return [self.graph.part_name(part, self.spans) for part in np.argwhere(self.kept).tolist()]
 
     def direct_names(self) -> list[str]:
         """Names of the kept direct edges."""
@@ -104,15 +109,15 @@ class Circuit:
         return replace(circuit, direct=direct)
 
     def union(self) -> Circuit:
-        """The circuit without spans: an edge is kept everywhere if it is kept at any span, with the score of largest
-        magnitude among those."""
+        """The circuit without spans: an edge is kept everywhere if it is kept at any span. It has the score of largest
+        magnitude among the spans at which it is kept, or among all if it isn't."""
         if not self.spans:
             return self
         scores = None
         if self.scores is not None:
-            of_kept = np.where(self.kept, np.nan_to_num(self.scores), 0)
-            largest = np.abs(of_kept).argmax(-1)[..., None]
-            scores = np.where(self.edges, np.take_along_axis(of_kept, largest, -1)[..., 0], np.nan)
+            counted = np.where(self.kept | ~self.edges[:, :, None], self.scores, np.nan)
+            largest = np.abs(np.nan_to_num(counted)).argmax(-1)[..., None]
+            scores = np.take_along_axis(counted, largest, -1)[..., 0]
         return Circuit(self.graph, self.edges, self.direct, scores, self.direct_scores)
 
     @property

@@ -75,11 +75,13 @@ class Scores:
         return kept.reshape(self.edges.shape)
 
     def best(self, share: float) -> Array:
-        """The given share of the edges with the largest magnitudes, at least one: Bool[sender receiver]. With spans,
-        an edge has the sum of its scores."""
-        if self.spans:
-            return Scores(self.graph, self.edges.sum(-1)).best(share)
-        return self.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
+        """The given share of the edges with the largest magnitudes, at least one: Bool[sender receiver]."""
+        whole = self.whole()
+        return whole.top(max(1, round(share * self.graph.n_edges)), magnitude=True)
+
+    def whole(self) -> Scores:
+        """The scores without spans: an edge has the sum over them."""
+        return replace(self, edges=self.edges.sum(-1), spans=()) if self.spans else self
 
     def greedy(self, n: int, magnitude: bool = False) -> Array:
         """n edges grown from the logits, Bool[sender receiver]: each step adds the edge with the largest score among

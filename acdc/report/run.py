@@ -30,7 +30,7 @@ def _head(file: CircuitFile) -> str:
     size = edges.kept
     if at := file.graph.edge_spans:
         size = at.kept
-        counts = f"{size:,} of {at.total:,} edge-spans ({size / at.total:.2%}) of {counts}"
+        counts += f" at {size:,} of {at.total:,} edge-spans ({size / at.total:.2%})"
     if isinstance(asked, int):
         counts += f", {asked:,} asked for"
         counts += f", {asked - size:,} of them on no path" if dead else ""
@@ -85,7 +85,7 @@ def _strongest(file: CircuitFile) -> str:
     known.sort(key=lambda pair: -pair[1])
     if not known:
         return ""
-    lines = [f"strongest {'edge-spans' if file.spans else 'edges'}, {title}"]
+    lines = [f"strongest {file.unit}, {title}"]
     lines += [f"  {name:30}{strength:>12.4f}" for name, strength in known[:STRONGEST]]
     return "\n".join(lines)
 

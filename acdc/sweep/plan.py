@@ -154,7 +154,7 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
             raise FileError(f"{where}: no run is of this task")
         try:
             if source.endswith(".json"):
-                circuit: Circuit | None = read_circuit(file.path.parent / source).circuit()
+                circuit: Circuit | None = read_circuit(file.path.parent / source).union().circuit()
             else:
                 circuit = load_published(str(file.path.parent / source) if "/" in source else source).circuit
         except (FileError, TaskError) as error:
