@@ -27,6 +27,7 @@ from tests.support.docs import OWN_DATA, blocks
 from tests.support.tokenizers import Fast
 
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+SPANS = ROOT / "docs" / "spans.md"
 SWEEPS = ROOT / "docs" / "sweeps.md"
 
 
@@ -212,3 +213,35 @@ def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert page.locator(".edge").count() == file.graph.edges.kept
         page.locator("[data-node='a26.h2']").click()
         assert "logits directly" in page.locator("#panel").inner_text()
+
+
+def test_spans_are_as_the_page_shows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Callable[..., tuple[int, str, str]]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    (rows,) = blocks("json", SPANS)
+    files = dict(zip(("mine.yaml", "named.yaml", "rows.yaml"), blocks("yaml", SPANS), strict=True))
+    files |= {"rows.jsonl": rows}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    *shown, errors = blocks("text", SPANS)
+    for command, text in zip(blocks("sh", SPANS), shown, strict=True):
+        code, out, _ = call(*shlex.split(command)[1:])
+        assert code == 0 and f"\n{text}\n" in out
+    mistakes = [
+        ("named.yaml", ('" and"', '" or"')),
+        ("named.yaml", ('gave: " gave a ring"', 'gave: " gave a r"\n    ing: "ing"')),
+        ("named.yaml", ('gave: " gave a ring"\n    END: " to"', 'END: " gave a ring to"')),
+        ("rows.jsonl", ("[3, 6]", "[1, 6]")),
+        ("rows.jsonl", ("[3, 6]", "[3, 12]")),
+        ("rows.jsonl", (', "what": [3, 6]', "")),
+        ("rows.jsonl", (r', "spans": {"name": \[1, 2\], "what": \[3, .\]}', "")),
+    ]
+    for (name, (old, new)), line in zip(mistakes, errors.splitlines(), strict=True):
+        changed = re.sub(old, new, files[name]) if "\\" in old else files[name].replace(old, new)
+        (tmp_path / name).write_text(changed, encoding="utf-8")
+        with pytest.raises(TaskError) as error:
+            task = load_task(name.replace("jsonl", "yaml"))
+            make_data(task, Fast("tiny"), task.defaults.examples, 0, positions=True)
+        assert str(error.value) == line
+        (tmp_path / name).write_text(files[name], encoding="utf-8")

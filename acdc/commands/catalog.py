@@ -131,7 +131,7 @@ def _columns(named: Sequence[tuple[str, str]], width: int) -> list[str]:
     for span, tokens in groupby(named, key=itemgetter(0)):
         text = ""
         for _, token in tokens:
-            if text and len(text) + len(token) > width - 4:
+            if text and len(f"  {text}|{token}") > width:
                 cells.append((span, text))
                 text = ""
             text += token if not text else f"|{token}"

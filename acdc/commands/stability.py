@@ -169,7 +169,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
     n = len(base.data.discovery.clean)
     rng = Random(f"resample {base.config.seed} {number}")
     discovery = base.data.discovery.take([rng.randrange(n) for _ in range(n)])
-    data = Data.of(discovery, base.data.held_out)
+    data = Data.of(discovery, base.data.held_out, base.data.spans)
     return Inputs(base.config.model_copy(update={"data_hash": data.hash[:16]}), base.task, base.model, data)
 
 

@@ -29,9 +29,10 @@ def load_task(task: Any, *, name: str = "rows", **keys: Any) -> Task:
     """Load a shipped task (`acdc.tasks()`), a .yaml file of your own, or prompts in memory, and check it.
 
     Args:
-        task: a name, a path, or rows: a list of dicts with the keys `clean`, `corrupted`, `correct` and `wrong`
-            (docs/own-data.md), or a pandas DataFrame with these columns, in which an empty cell is a key that the row
-            doesn't have. Half of the rows are for discovery, the others are held out; a single one serves as both
+        task: a name, a path, or rows: a list of dicts with the keys `clean`, `corrupted`, `correct`, `wrong` and
+            `spans` (docs/own-data.md), or a pandas DataFrame with these columns, in which an empty cell is a key that
+            the row doesn't have. Half of the rows are for discovery, the others are held out; a single one serves as
+            both
         name: of the task, for rows
         keys: for rows, keys of a task file in place of their defaults, as `defaults={"threshold": 0.05}` or
             `data={"bos": True}`. By default circuits are found by KL divergence at a threshold of 0.01, and all metrics

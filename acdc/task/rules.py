@@ -235,6 +235,7 @@ def check_spans(task: Task) -> Iterator[str]:
                 fields(str(part))
             except ValueError as error:
                 yield f"{key}.{name}: {error}"
+                break
 
 
 def check_spans_of_rows(task: Task) -> Iterator[str]:

@@ -18,7 +18,6 @@ from acdc.task.template import parse, render
 
 BOS = "BOS"
 END = "END"
-
 STATE = 'state "spans": {"S1": [4, 5], …} in every row, each [start, end) in tokens'
 
 Offsets = Sequence[tuple[int, int]]
@@ -52,15 +51,17 @@ def name_tokens(
     starts = [start for _, start in spans]
     at = range(len(ids)) if in_tokens else [_first_character(example.clean, *offset) for offset in offsets]
     found = [spans[bisect_right(starts, place) - 1][0] for place in at]
-    for name, start in spans:
-        if name not in found:
-            place = _first_character(example.clean, start, len(example.clean))
-            token = max(bisect_right(at, place) - 1, 0)
-            it = f"token {show(ids[token : token + 1])} is in {found[token]!r}"
-            raise ValueError(f"span {name!r} has no token of its own ({it}); name spans that begin where tokens do")
-    if others := [i for i, name in enumerate(found) if name == END and i != last]:
-        why = f"END is the last scored token, {show(ids[last : last + 1])}, alone"
-        raise ValueError(f"span 'END' has the token {show(ids[others[0] : others[0] + 1])}; {why}: name it otherwise")
+    present = set(found)
+    if absent := next((span for span in spans if span[0] not in present), None):
+        name, start = absent
+        place = _first_character(example.clean, start, len(example.clean))
+        token = max(bisect_right(at, place) - 1, 0)
+        owner = f"token {show(ids[token : token + 1])} is in {found[token]!r}"
+        raise ValueError(f"span {name!r} has no token of its own ({owner}); name spans that begin where tokens do")
+    other = next((i for i, name in enumerate(found) if name == END and i != last), None)
+    if other is not None:
+        rule = f"END is the last scored token, {show(ids[last : last + 1])}, alone: name it otherwise"
+        raise ValueError(f"span 'END' has the token {show(ids[other : other + 1])}; {rule}")
     found[last] = END
     return found
 
@@ -121,7 +122,7 @@ def _spans(parts: Sequence[Part]) -> list[tuple[str, int]]:
         if name is not None:
             between = f"after {name}"
         start = end
-    names = [name for name, _ in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"two of its spans are called {twice!r}; give one another name")
+    for name, times in Counter(name for name, _ in found).most_common(1):
+        if times > 1:
+            raise ValueError(f"two of its spans are called {name!r}; give one another name")
     return found or [(between, 0)]

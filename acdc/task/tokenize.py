@@ -296,7 +296,7 @@ def with_spans(encoder: Encoder, halves: list[list[TextExample]], splits: list[S
     lengths = sorted({split.clean.shape[1] - pad - n_bos for split in splits for pad in split.pad.tolist()})
     if len(lengths) > 1 and not states_spans(task):
         has = f"{task.name}: --positions needs spans, as prompts have {lengths[0]} to {lengths[-1]} tokens"
-        raise TaskError(f"{has}; {'use words of one token' if task.data.generator else STATE}")
+        raise TaskError(f"{has}; {STATE}")
     found: list[list[list[str]]] = []
     examples = 0
     for half, split in zip(halves, splits, strict=True):

@@ -1,11 +1,13 @@
-"""The tokenizers of the bundled models, without their weights, and one like Llama 2's."""
+"""The tokenizers of the bundled models, without their weights, one like Llama 2's, and simple ones of patterns."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from acdc.model.find import BUNDLED
+from acdc.task.load import shipped_dir
 
 
 class Fast:
@@ -58,3 +60,38 @@ def llama_like(words: Iterable[str], space: str) -> Fast:
     else:
         fast.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=space, split=False)
     return Fast(f"llama-like ({space})", fast)
+
+
+class Pieces:
+    """A tokenizer that learns its vocabulary: pieces are words with the space before them, or single digits."""
+
+    name = "pieces"
+    bos_id: int | None = 0
+    pattern = re.compile(r" ?[A-Za-z]+| ?\d\d|\s|[^\w\s]+|\d")
+
+    def __init__(self, vocab_size: int = 10_000) -> None:
+        self.vocab_size, self.known = vocab_size, {"<bos>": 0}
+
+    def encode(self, text: str) -> list[int]:
+        return [self.known.setdefault(piece, len(self.known)) for piece in self.pattern.findall(text)]
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        return [found.span() for found in self.pattern.finditer(text)]
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        return [list(self.known)[i] for i in ids]
+
+
+class Digits(Pieces):
+    """Splits numbers into digits, as Llama's tokenizers do."""
+
+    name = "digits"
+    pattern = re.compile(r" ?[A-Za-z]+|\d|\s|[^\w\s]+")
+
+
+def words_of(name: str) -> list[str]:
+    """All words in a task's file; years split into pairs of digits where the task needs that."""
+    included = ["causal-because"] if name == "causal-because-nonsense" else []
+    texts = [(shipped_dir("tasks") / f"{file}.yaml").read_text() for file in [name, *included]]
+    words = re.findall("[A-Za-z]+", " ".join(texts))
+    return words + [f"{n:02}" for n in range(100)] if name == "greater-than" else words

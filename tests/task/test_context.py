@@ -3,7 +3,6 @@ front of a text that stands alone. What is expected comes from transformers, whi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -12,10 +11,10 @@ import pytest
 
 from acdc.errors import TaskError
 from acdc.task.draw import draw
-from acdc.task.load import load_task, shipped_dir, task_names
+from acdc.task.load import load_task, task_names
 from acdc.task.tokenize import Encoder, make_data, tokenize
 from tests.support.assets import gpt2_files
-from tests.support.tokenizers import Fast, llama_like, llama_parts
+from tests.support.tokenizers import Fast, llama_like, llama_parts, words_of
 
 ANSWERED = [
     "capital-country",
@@ -30,14 +29,6 @@ ANSWERED = [
     "ioi",
     "subject-verb-agreement",
 ]
-
-
-def words_of(name: str) -> list[str]:
-    """All words in a task's file; years split into pairs of digits where the task needs that."""
-    included = ["causal-because"] if name == "causal-because-nonsense" else []
-    texts = [(shipped_dir("tasks") / f"{file}.yaml").read_text() for file in [name, *included]]
-    words = re.findall("[A-Za-z]+", " ".join(texts))
-    return words + [f"{n:02}" for n in range(100)] if name == "greater-than" else words
 
 
 class Whole:

@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from acdc.task.tokenize import Split, Tokenizer, make_data
 from acdc.task.words import Table
 from tests.support import ROOT
 from tests.support.assets import gpt2_tokenizer, smollm2
-from tests.support.tokenizers import Fast
+from tests.support.tokenizers import Digits, Fast, Pieces
 
 LANGUAGE = ("docstring", "gendered-pronoun", "greater-than", "induction", "ioi", "subject-verb-agreement")
 REAL = (  # with words that tiny doesn't know
@@ -40,33 +39,6 @@ REAL = (  # with words that tiny doesn't know
     "hypernymy",
 )
 COMPILED = ("or-gate", "tracr-reverse", "tracr-xproportion")
-
-
-class Pieces:
-    """A tokenizer that learns its vocabulary: pieces are words with the space before them, or single digits."""
-
-    name = "pieces"
-    bos_id: int | None = 0
-    pattern = re.compile(r" ?[A-Za-z]+| ?\d\d|\s|[^\w\s]+|\d")
-
-    def __init__(self, vocab_size: int = 10_000) -> None:
-        self.vocab_size, self.known = vocab_size, {"<bos>": 0}
-
-    def encode(self, text: str) -> list[int]:
-        return [self.known.setdefault(piece, len(self.known)) for piece in self.pattern.findall(text)]
-
-    def offsets(self, text: str) -> list[tuple[int, int]]:
-        return [found.span() for found in self.pattern.finditer(text)]
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        return [list(self.known)[i] for i in ids]
-
-
-class Digits(Pieces):
-    """Splits numbers into digits, as Llama's tokenizers do."""
-
-    name = "digits"
-    pattern = re.compile(r" ?[A-Za-z]+|\d|\s|[^\w\s]+")
 
 
 BASE = """
@@ -366,7 +338,7 @@ def test_same_bytes_in_another_process() -> None:
     code = """
 from acdc.task.load import load_task
 from acdc.task.tokenize import make_data
-from tests.support.tokenizers import Fast
+from tests.support.tokenizers import Digits, Fast, Pieces
 print(make_data(load_task("ioi"), Fast("tiny"), 20, 3).hash)
 """
     hashes = {
