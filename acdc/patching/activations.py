@@ -7,8 +7,9 @@ prompts, position by position.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -59,8 +60,27 @@ class ActivationCache:
         d_model], summed over positions and prompts: Float[sender receiver], or Float[sender receiver span]."""
         if self.spans is None:
             return a.flatten(1) @ b.flatten(1).T
-        spans = self.spans[:, :, self.first :]
-        return torch.stack([a[:, at].flatten(1) @ b[:, at].flatten(1).T for at in spans], -1)
+        of_spans = zip(*(self.split_by_span(x) for x in (a, b)), strict=True)
+        return torch.stack([x.flatten(1) @ y.flatten(1).T for x, y in of_spans], -1)
+
+    def split_by_span(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Split Float[any batch live d_model] into a Float[any position d_model] for each span."""
+        order, counts = self._by_span
+        return x.flatten(1, 2)[:, order].split(counts, 1)[:-1]
+
+    def join_spans(self, parts: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Undo `split_by_span`, with 0 for padding: Float[any batch live d_model], of the live positions of `like`."""
+        order, counts = self._by_span
+        x = torch.cat([*parts, parts[0].new_zeros(len(parts[0]), counts[-1], parts[0].shape[2])], 1)
+        return x[:, order.argsort()].view(-1, *like.shape[1:])
+
+    @cached_property
+    def _by_span(self) -> tuple[Tensor, list[int]]:
+        """The live positions of all prompts, span by span, then those without, and how many each has."""
+        assert self.spans is not None
+        spans = self.spans[:, :, self.first :].flatten(1)
+        whole = torch.cat([spans, ~spans.any(0, keepdim=True)])
+        return whole.int().argmax(0).argsort(stable=True), whole.sum(1).tolist()
 
     def at_once(self, model: Transformer, versions: int) -> int:
         """How many prompts fit into `TABLE_BYTES` with so many stream vectors at every live position."""

@@ -121,11 +121,10 @@ class PatchedModel:
         Float[sender batch live d_model] to Float[receiver batch live d_model]."""
         if weight.ndim == 2:
             return (weight.T @ current.flatten(1)).view(-1, *current.shape[1:])
-        assert self.cache.spans is not None
-        added = current.new_zeros(weight.shape[1], *current.shape[1:])
-        for of_span, at in zip(weight.unbind(-1), self.cache.spans[:, :, self.start :], strict=True):
-            added[:, at] = torch.einsum("sr,snd->rnd", of_span, current[:, at])
-        return added
+        parts = []
+        for of_span, x in zip(weight.unbind(-1), self.cache.split_by_span(current), strict=True):
+            parts.append((of_span.T @ x.flatten(1)).view(-1, *x.shape[1:]))
+        return self.cache.join_spans(parts, current)
 
     def with_nodes(self, nodes: Tensor) -> Tensor:
         """Rows for kept nodes, Float[sender]: 1 for a kept one, 0 for one removed for all its readers."""
