@@ -123,7 +123,7 @@ class PatchedModel:
             return (weight.T @ current.flatten(1)).view(-1, *current.shape[1:])
         parts = []
         for of_span, x in zip(weight.unbind(-1), self.cache.split_by_span(current), strict=True):
-            parts.append((of_span.T @ x.flatten(1)).view(-1, *x.shape[1:]))
+            parts.append((of_span.T @ x.flatten(1)).view(weight.shape[1], *x.shape[1:]))
         return self.cache.join_spans(parts, current)
 
     def with_nodes(self, nodes: Tensor) -> Tensor:

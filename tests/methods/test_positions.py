@@ -94,6 +94,24 @@ def test_a_circuit_is_run_by_span(seed):
         assert float(case.problem.parts.metric("kl")(rows).mean()) == pytest.approx(case.metric(kept), abs=1e-10)
 
 
+def test_a_span_where_nothing_changes_is_as_good_as_kept():
+    """Here clean and corrupted prompts are equal in the first span: no engine has values of it."""
+    case = Case(0, first=2)
+    case.prompts.spans[:] = [0, 0, 1, 2, 2]
+    case.problem = Problem(case.model, Parts(case.model, case.prompts, case.ablation, None, case.spans), "kl")
+    kept = case.circuit(0.7)
+    rows = patched_rows(
+        case.model, case.graph, case.problem.parts[0], circuit_edges(case.problem.circuit(kept), case.model)
+    )
+    assert float(case.problem.parts.metric("kl")(rows).mean()) == pytest.approx(case.metric(kept), abs=1e-10)
+    found = discover(
+        Engine(case.model, case.graph, case.problem.parts[0], case.problem.parts.metric("kl"), None, case.spans),
+        Options(0.01),
+    )
+    assert found.kept.any() and not found.kept[..., 0].any()
+    assert (eap.score(Problem(case.model, case.problem.parts, "logit-diff")).edges[..., 0][case.graph.edges] == 0).all()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_gradients_at_edge_spans_are_those_of_the_oracle(seed):
     """At any weights, in a circuit; and EAP's scores are those at the full model, with a minus sign."""
