@@ -19,7 +19,10 @@ from acdc.patching.engine import Engine
 from acdc.patching.offload import PartedEngine, Parts
 from acdc.patching.patch import PatchedModel, circuit_edges, patched_rows
 from acdc.patching.problem import Problem
+from acdc.task.tokenize import Split
+from tests.recipes import compile_tracr
 from tests.support.equivalence import compare
+from tests.support.known import compiled
 from tests.support.oracle import Naive
 from tests.support.random_models import random_model, random_prompts
 
@@ -250,3 +253,43 @@ def test_dead_edge_spans():
     assert live(*through, "m0->logits @ early") == through
     more = {*through, "m0->logits @ early", "input->m0 @ early"}
     assert live(*more) == more
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_the_token_that_a_compiled_reversal_reads(at):
+    """Position i of the output is the token at position 4 − i, behind BOS: the head that moves it reads its value
+    there, and writes where it is scored."""
+    circuit, names = compiled_circuit("tracr-reverse", at)
+    graph = circuit.graph
+    into_logits = {name for name in names if "->logits" in name}
+    (mover,) = {name.split("->")[0] for name in into_logits}
+    assert into_logits == {f"{mover}->logits @ p{at}"}
+    assert {name for name in names if f"->{mover}<v>" in name} == {f"tok->{mover}<v> @ p{4 - at}"}
+    assert {name.split(" @ ")[1] for name in names if f"->{mover}<q>" in name} == {f"p{at}"}
+    assert graph.n_layers > 1
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_the_tokens_that_a_compiled_share_counts(at):
+    """The share of tokens so far that are x: every token up to there is read, and none behind it."""
+    _, names = compiled_circuit("tracr-xproportion", at)
+    into_logits = {name for name in names if "->logits" in name}
+    (mean,) = {name.split("->")[0] for name in into_logits}
+    assert into_logits == {f"{mean}->logits @ p{at}"}
+    read = {name.split(" @ ")[1] for name in names if f"->{mean}<v>" in name}
+    assert read == {f"p{i}" for i in range(1, at + 1)}
+
+
+def compiled_circuit(name, at):
+    """The edge-spans that ACDC finds in a compiled model which is scored at one position."""
+    model, _, _ = compiled(name)
+    (tokens,) = (program.ids for program in compile_tracr.PROGRAMS if program.name == name)
+    n, n_pos = tokens.shape
+    rows = np.array([(i, at) for i in range(n)])
+    nothing = np.zeros((n, 0), dtype=np.int64)
+    spans = np.tile(np.arange(n_pos), (n, 1))
+    prompts = Split(tokens, tokens, np.zeros(n, dtype=np.int64), rows, nothing, nothing, spans=spans)
+    parts = Parts(model, prompts, "zero", None, tuple(f"p{i}" for i in range(n_pos)))
+    engine = Engine(model, model.config.graph(), parts[0], parts.metric("l2"), None, parts.spans)
+    circuit = discover(engine, Options(1e-3)).pruned()
+    return circuit, set(circuit.labels())
