@@ -34,7 +34,8 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
     if a.spans != b.spans:
         spans = (", ".join(file.spans) or "none" for file in (a, b))
         notes.append(f"spans differ: {', and '.join(spans)}; edges are compared wherever they are kept")
-        a, b = a.union(), b.union()
+        a = a.union()
+        b = b.union()
     old = {edge.label: edge.score for edge in a.edges}
     new = {edge.label: edge.score for edge in b.edges}
     if (a.graph.edges_with_direct is None) != (b.graph.edges_with_direct is None):

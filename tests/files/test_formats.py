@@ -141,7 +141,7 @@ def put(where: str, value: Any) -> Any:
 
 
 WRONG = {
-    "newer": (put("format_version", 2), "made by a newer acdc: format 2, this one reads up to 1"),
+    "newer": (put("format_version", 3), "made by a newer acdc: format 3, this one reads up to 2"),
     "many": (
         lambda raw: raw["model"].update(n_layers=1000, n_heads=1000),
         "1000 layers of 1000 heads are a graph of more than 17,000",
