@@ -29,8 +29,6 @@ from acdc.setup.config import Config, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
 
-Array = np.ndarray
-
 
 @dataclass(frozen=True)
 class ModelsPlan:
@@ -158,7 +156,7 @@ def _pair(a: Found, b: Found) -> Pair:
     return Pair(names, jaccard(*has), edges, scores, shared)
 
 
-def _scores(found: Found) -> Array:
+def _scores(found: Found) -> np.ndarray:
     """The scores of all edges, or those of the circuit, and 0 for edges without one: Float[sender receiver]."""
     path = found.folder / SCORES
     graph = found.circuit.graph
