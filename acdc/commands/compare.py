@@ -23,10 +23,10 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.frontier import Measured, edges_needed, measured_around
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
+from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_rows
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.io.files import file_name, to_json, write_atomic
+from acdc.io.files import file_name, to_csv, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
 from acdc.io.progress import Progress, Show, within
 from acdc.io.sizes import in_name
@@ -70,7 +70,8 @@ def compare(
             tasks.append(_on_task(plan, *loaded.pop(0), progress, say))
         result = Comparison(plan.sizes, plan.greedy, plan.tasks[0][0].abs, tuple(tasks))
         write_atomic(plan.out / "compare.json", to_json(result))
-        write_atomic(plan.out / "table.csv", to_csv(result))
+        columns, rows = to_rows(result)
+        write_atomic(plan.out / "table.csv", to_csv([columns, *rows]))
         write_atomic(plan.out / "report.html", to_html(result))
         if plots:
             for name, data in curves.draw(of_comparison(result)).items():
