@@ -28,7 +28,7 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.io.files import file_name, to_csv, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Progress, Show, within
+from acdc.io.progress import Progress, Say, Show, within
 from acdc.io.sizes import in_name
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, eliminate, scored, search
 from acdc.model.load import Model
@@ -52,7 +52,7 @@ def compare(
     memory: float | None,
     plots: bool,
     progress: Show,
-    say: Callable[[str], None],
+    say: Say,
     notes: Sequence[str] = (),
     model: Model | None = None,
 ) -> Comparison:
@@ -98,9 +98,7 @@ def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[
     return loaded
 
 
-def _on_task(
-    plan: ComparePlan, inputs: Inputs, reference: Circuit | None, progress: Show, say: Callable[[str], None]
-) -> ComparedTask:
+def _on_task(plan: ComparePlan, inputs: Inputs, reference: Circuit | None, progress: Show, say: Say) -> ComparedTask:
     """Run all methods on a task and measure what they find."""
     config = inputs.config
     notes = []

@@ -6,7 +6,7 @@ are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -26,13 +26,13 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Progress, Show, one_of
+from acdc.io.progress import Progress, Say, Show, one_of
 from acdc.methods.discover import SCORES, Discovery, find, scored
 from acdc.model.load import Model
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.report.style import FREQUENCY, PictureStyle
-from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.config import Config, DefaultModel, ReadTask, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task
 from acdc.task.schema import Task
@@ -60,7 +60,7 @@ def make_plan(
     core: float,
     out: Path | None,
     default_model: DefaultModel | None,
-    read_task: Callable[[str], Task] = load_task,
+    read_task: ReadTask = load_task,
 ) -> tuple[StabilityPlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `counts` has the
     number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order."""
@@ -79,11 +79,7 @@ def make_plan(
 
 
 def stability(
-    plan: StabilityPlan,
-    memory: float | None,
-    progress: Show,
-    say: Callable[[str], None],
-    model: Model | None = None,
+    plan: StabilityPlan, memory: float | None, progress: Show, say: Say, model: Model | None = None
 ) -> tuple[Stability, Path]:
     """Do the base run and all reruns, staying below `memory` bytes, and write the files. Return the result and its
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
@@ -172,7 +168,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
     return Inputs(base.config.model_copy(update={"data_hash": data.hash[:16]}), base.task, base.model, data)
 
 
-def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
+def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Say) -> CircuitFile:
     """Do a run, or read it if it is finished. Its circuit has no dead edges."""
     folder = inside(out, rerun.name)
 
