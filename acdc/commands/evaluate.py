@@ -328,7 +328,6 @@ def _claim(measured: list[Measured]) -> list[str]:
     fails = [m.ablation for m in measured if m.ablation not in holds]
     if not fails:
         return []
-    where = (
-        f"under {' and '.join(holds)} ablation only, not under {' or '.join(fails)}" if holds else "under no ablation"
-    )
+    some = f"under {' and '.join(holds)} ablation only, not under {' or '.join(fails)}"
+    where = some if holds else "under no ablation"
     return [f"faithfulness above {MOST:g} and completeness below, with their intervals: {where}"]

@@ -40,6 +40,7 @@ from acdc.task.tokenize import Data
 
 BASE = "base"
 DEFAULT = 5  # reruns of a kind
+Found = dict[str, dict[str, Circuit]]  # kind of reruns → name → circuit without dead edges
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def stability(
             say(doubt)
         count = 1 + sum(plan.counts.values())
         base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, one_of(progress, 0, count), say)
-        found: dict[str, dict[str, Circuit]] = {}  # kind → name → circuit without dead edges
+        found: Found = {}
         seeded = []
         for number, rerun in enumerate(reruns(inputs, plan.counts), 1):
             circuit = run_or_resume(rerun, inputs, out, one_of(progress, number, count), say).circuit()
@@ -207,23 +208,16 @@ def _shared(base: Data, seeded: list[Data]) -> list[str]:
     if base.held_out is not base.discovery:
         seen = {clean for data in seeded for clean, _ in data.discovery.texts}
         texts = base.held_out.texts
-        known = sum(clean in seen for clean, _ in texts)
-        if known:
-            notes.append(
-                f"of the {len(texts)} held-out prompts, {known} served the discovery with another seed, and so the core"
-            )
+        if known := sum(clean in seen for clean, _ in texts):
+            served = f"{known} served the discovery with another seed, and so the core"
+            notes.append(f"of the {len(texts)} held-out prompts, {served}")
     return notes
 
 
 def _summary(
-    plan: StabilityPlan,
-    inputs: Inputs,
-    base_file: CircuitFile,
-    found: dict[str, dict[str, Circuit]],
-    frequent: Circuit,
-    notes: list[str],
+    plan: StabilityPlan, inputs: Inputs, base_file: CircuitFile, found: Found, frequent: Circuit, notes: list[str]
 ) -> Stability:
-    """Return the content of stability.json. `found`: kind → name → circuit; `frequent`: the core, with dead edges."""
+    """Return the content of stability.json. `frequent`: the core, with dead edges."""
     config = inputs.config
     judge = Judge(inputs)
     base = base_file.circuit()
