@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
+from acdc.commands.options import Given
 from acdc.commands.run import run
 from acdc.errors import FileError, UserError
 from acdc.evaluation.ranking import auc, roc
@@ -28,7 +29,7 @@ from acdc.files.published import load_published, published_names, recovery
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.files import check_output, write_output
-from acdc.io.progress import Show, one_of, silent
+from acdc.io.progress import Say, Show, one_of, silent
 from acdc.io.schema import Number, Strict, Text, Whole, mistakes, validated
 from acdc.io.sizes import in_name
 from acdc.io.terminal import printable
@@ -143,7 +144,7 @@ class Outcome:
         return "\n  ".join([f"{'passed' if self.passed else 'FAILED'}  {self.name}", *self.problems, *self.facts])
 
 
-def make_bounds(given: dict[str, Any]) -> Bounds:
+def make_bounds(given: Given) -> Bounds:
     """Return the bounds given on the command line; raise UserError if one has a wrong value."""
     try:
         return Bounds.model_validate({k: v for k, v in given.items() if v is not None})
@@ -152,13 +153,7 @@ def make_bounds(given: dict[str, Any]) -> Bounds:
 
 
 def check(
-    target: Path,
-    against: str | None,
-    names: Mapping[str, str | None],
-    given: dict[str, Any],
-    report: Path | None,
-    say: Callable[[str], None],
-    progress: Show,
+    target: Path, against: str | None, names: Given, given: Given, report: Path | None, say: Say, progress: Show
 ) -> list[Outcome]:
     """Check a circuit.json, or make a list of checks (a YAML file or the name of a shipped one); `say` gets outcomes,
     and the file `report` is the JUnit XML of them. Raise UserError also if that is a file that is read."""
@@ -183,7 +178,7 @@ def check(
 
 
 def check_circuit(
-    path: Path, against: str, bounds: Bounds, name: str | None = None, names: Mapping[str, str | None] | None = None
+    path: Path, against: str, bounds: Bounds, name: str | None = None, names: Given | None = None
 ) -> Outcome:
     """Check a circuit against another one (each a circuit.json, or in EAP-IG's format), or against the name or YAML
     file of a published circuit. `names` are the task and the model of a file in EAP-IG's format, compared only if they
@@ -196,7 +191,7 @@ def check_circuit(
     return Outcome(name or f"{path} against {against}", tuple(problems), tuple(facts))
 
 
-def check_list(path: Path, say: Callable[[str], None] = lambda _: None, progress: Show = silent) -> list[Outcome]:
+def check_list(path: Path, say: Say = lambda _: None, progress: Show = silent) -> list[Outcome]:
     """Make the runs and the checks that a YAML file lists. Paths in `run` are relative to the working directory. Raise
     UserError if the file is wrong (then nothing is run), or a run fails."""
     outcomes = []

@@ -23,12 +23,12 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.frontier import Measured, edges_needed, measured_around
 from acdc.files.circuit import CircuitFile, read_circuit
-from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_csv
+from acdc.files.comparison import LEVELS, ComparedMethod, ComparedTask, Comparison, Judged, Similarity, to_rows
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
-from acdc.io.files import file_name, to_json, write_atomic
+from acdc.io.files import file_name, to_csv, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Progress, Show, within
+from acdc.io.progress import Progress, Say, Show, within
 from acdc.io.sizes import in_name
 from acdc.methods.discover import CHECKPOINT, SCORES, computed, eliminate, scored, search
 from acdc.model.load import Model
@@ -52,7 +52,7 @@ def compare(
     memory: float | None,
     plots: bool,
     progress: Show,
-    say: Callable[[str], None],
+    say: Say,
     notes: Sequence[str] = (),
     model: Model | None = None,
 ) -> Comparison:
@@ -70,7 +70,8 @@ def compare(
             tasks.append(_on_task(plan, *loaded.pop(0), progress, say))
         result = Comparison(plan.sizes, plan.greedy, plan.tasks[0][0].abs, tuple(tasks))
         write_atomic(plan.out / "compare.json", to_json(result))
-        write_atomic(plan.out / "table.csv", to_csv(result))
+        columns, rows = to_rows(result)
+        write_atomic(plan.out / "table.csv", to_csv([columns, *rows]))
         write_atomic(plan.out / "report.html", to_html(result))
         if plots:
             for name, data in curves.draw(of_comparison(result)).items():
@@ -86,8 +87,10 @@ def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[
         inputs = load(config, task, memory, models.get(config.needs_model, model))
         models[config.needs_model] = inputs.model
         graph = inputs.model.transformer.config.graph()
-        if plan.sizes[-1] > graph.n_edges:
-            raise UserError(f"--sizes: {plan.sizes[-1]} of {graph.n_edges} edges of {config.model_name}; ask for fewer")
+        n = graph.n_edges * max(1, len(inputs.data.spans))
+        if plan.sizes[-1] > n:
+            what = "edge-spans" if inputs.data.spans else "edges"
+            raise UserError(f"--sizes: {plan.sizes[-1]} of {n} {what} of {config.model_name}; ask for fewer")
         reference = None
         if path := plan.references.get(config.task_name):
             reference = read_circuit(path).union().circuit()
@@ -97,15 +100,15 @@ def _load(plan: ComparePlan, memory: float | None, model: Model | None) -> list[
     return loaded
 
 
-def _on_task(
-    plan: ComparePlan, inputs: Inputs, reference: Circuit | None, progress: Show, say: Callable[[str], None]
-) -> ComparedTask:
+def _on_task(plan: ComparePlan, inputs: Inputs, reference: Circuit | None, progress: Show, say: Say) -> ComparedTask:
     """Run all methods on a task and measure what they find."""
     config = inputs.config
     notes = []
     if doubt := warning(inputs, competence(inputs)):
         notes.append(doubt)
         say(doubt)
+    if spans := inputs.data.spans:
+        notes.append(f"by position: counts are of edge-spans, of edges at {len(spans)} spans: {', '.join(spans)}")
     judge = Judge(inputs)
     thresholds = _thresholds(inputs)
     of_acdc = reference is None
@@ -128,7 +131,7 @@ def _on_task(
             say(f"{config.task_name}: {notes[-1]}")
         else:
             say(f"{config.task_name}: {method} took {found[-1].cost.seconds:.1f} s")
-    near = min(plan.sizes, key=lambda size: abs(size - reference.n_edges))
+    near = min(plan.sizes, key=lambda size: abs(size - reference.size))
     unfiltered = next((f.circuits for f in found if f.method == "acdc"), None)
     methods = []
     for i, f in enumerate(found):
@@ -144,8 +147,8 @@ def _on_task(
         full_accuracy=judge.full_accuracy,
         ablated_accuracy=judge.ablated_accuracy,
         reference=origin,
-        reference_edges=reference.n_edges,
-        total=reference.graph.n_edges,
+        reference_edges=reference.size,
+        total=found[0].scores.n if found else reference.graph.n_edges,
         methods=tuple(methods),
         overlap=_overlap(found, near, config.abs),
         notes=tuple(notes),
@@ -228,13 +231,13 @@ class Finder:
             filtered, cost = self.scores(name)
             allowed = filtered.best(share)
         inputs, folder = self._enter(method, threshold=None, prefilter=prefilter)
-        graph = inputs.model.transformer.config.graph()
-        edges = np.where(graph.edges, 0.0, np.nan)
+        problem = inputs.problem("discovery")
+        edges = np.where(problem.candidates, 0.0, np.nan)
         circuits = {}
         for threshold, circuit, _ in self._each(inputs, folder, "threshold", thresholds, allowed):
             circuits[threshold] = circuit
             edges[circuit.kept] = threshold
-        scores = Scores(graph, edges)
+        scores = Scores(problem.graph, edges, spans=problem.spans)
         write_scores(folder / SCORES, scores)
         return Found(method, cost + read_cost(folder / COST), scores, circuits, allowed)
 
@@ -244,9 +247,9 @@ class Finder:
         circuits = {}
         others = []
         for target, circuit, at in self._each(inputs, folder, "faithfulness", LEVELS, None):
-            scores = read_scores(at / SCORES, circuit.graph)
+            scores = read_scores(at / SCORES, circuit.graph, circuit.spans)
             n_path = int((scores.edges > 0).sum())
-            sizes = {round(circuit.n_edges * ratio) for ratio in AROUND}
+            sizes = {round(circuit.size * ratio) for ratio in AROUND}
             others += [scores.circuit(scores.top(min(size, n_path))).pruned() for size in sizes]
             circuits[target] = circuit
         return Found(ELIMINATION, read_cost(folder / COST), scores, circuits, others=tuple(others))
@@ -300,11 +303,11 @@ def _method_part(
         metric, (value, low, high), accuracy = judge.judged(circuit)
         lost = None
         if found.allowed is not None and unfiltered is not None:
-            edges = np.argwhere(unfiltered[bound].kept & ~found.allowed)
+            edges = np.argwhere(unfiltered[bound].edges & ~found.allowed)
             lost = tuple(circuit.graph.edge_name(s, r) for s, r in edges)
         judged = Judged(
             **dict.fromkeys(BOUNDS) | {bounded_by: bound},
-            edges=circuit.n_edges,
+            edges=circuit.size,
             components=int(_components(circuit).sum()),
             metric=metric,
             faithfulness=value,
@@ -314,7 +317,7 @@ def _method_part(
             lost=lost,
         )
         circuits.append(judged)
-        shares.append(((bound if bounded_by == "size" else circuit.n_edges) / circuit.graph.n_edges, value))
+        shares.append(((bound if bounded_by == "size" else circuit.size) / found.scores.n, value))
     areas = ranking.faithfulness_areas(np.array([(0.0, 0.0), *sorted(shares), (1.0, 1.0)]))
     return ComparedMethod(
         name=found.method,
@@ -334,7 +337,7 @@ def _needed(judge: Judge, found: Found, judged: Sequence[Judged]) -> tuple[float
     edges, they are ranked by score and by its magnitude, and the smaller number counts."""
 
     def measured(circuit: Circuit) -> Measured:
-        return circuit.n_edges, judge.judged(circuit)[1].value
+        return circuit.size, judge.judged(circuit)[1].value
 
     if bound_of(found.method) != "size":
         return edges_needed([*((c.edges, c.faithfulness) for c in judged), *map(measured, found.others)], LEVELS)
@@ -345,17 +348,19 @@ def _needed(judge: Judge, found: Found, judged: Sequence[Judged]) -> tuple[float
         def best(size: int, magnitude: bool = magnitude) -> Measured:
             return measured(scores.circuit(scores.top(size, magnitude)).pruned())
 
-        needed.append(edges_needed(measured_around(LEVELS, best, scores.graph.n_edges), LEVELS))
+        needed.append(edges_needed(measured_around(LEVELS, best, scores.n), LEVELS))
     return tuple(np.fmin.reduce(needed).tolist())
 
 
 def _ranking(scores: Scores, reference: Circuit, magnitude: bool) -> dict[str, Any]:
     """Compare scores with a reference: the fields `auc`, `pessimistic_auc`, `node_auc` and `roc` of a method."""
     graph = reference.graph
-    if not 0 < reference.n_edges < graph.n_edges:
+    if reference.spans != scores.spans:  # a file of a circuit without spans
+        scores = scores.whole()
+    if not 0 < reference.size < scores.n:
         return NO_ROC
     importance = scores.importance(magnitude)
-    curve = ranking.roc(importance[graph.edges], reference.kept[graph.edges])
+    curve = ranking.roc(importance[scores.ranked], reference.kept[scores.ranked])
     true_nodes = ranking.node_scores(graph, reference.kept) > 0
     node_auc = np.nan
     if 0 < true_nodes.sum() < len(true_nodes):
@@ -372,13 +377,13 @@ def _overlap(found: list[Found], size: int, magnitude: bool) -> Similarity:
     """Compare the methods' circuits of about `size` edges, and their scores, with each other."""
     circuits = []
     for f in found:
-        near = min(f.circuits.values(), key=lambda c: abs(c.n_edges - size))
+        near = min(f.circuits.values(), key=lambda c: abs(c.size - size))
         circuits.append(f.circuits[size] if bound_of(f.method) == "size" else near)
     return Similarity(
         size=size,
         edges=_pairs(ranking.jaccard, [c.kept for c in circuits]),
         components=_pairs(ranking.jaccard, [_components(c) for c in circuits]),
-        scores=_pairs(ranking.rank_correlation, [f.scores.importance(magnitude)[f.scores.graph.edges] for f in found]),
+        scores=_pairs(ranking.rank_correlation, [f.scores.importance(magnitude)[f.scores.ranked] for f in found]),
     )
 
 

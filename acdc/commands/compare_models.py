@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from acdc.commands.options import listed
+from acdc.commands.options import Given, listed
 from acdc.commands.run import run
 from acdc.errors import UserError
 from acdc.evaluation.faithfulness import Judge
@@ -21,15 +21,13 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.io.files import file_name, to_json, write_atomic
 from acdc.io.folder import inside, locked
-from acdc.io.progress import Show, one_of
+from acdc.io.progress import Say, Show, one_of
 from acdc.methods.discover import SCORES
 from acdc.model.checkpoint import open_checkpoint
 from acdc.report.text import bound
 from acdc.setup.config import Config, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.schema import Task
-
-Array = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ class Found:
         return self.file.circuit()
 
 
-def make_plan(given: dict[str, Any], wanted: dict[str, Any]) -> ModelsPlan:
+def make_plan(given: Given, wanted: Given) -> ModelsPlan:
     """Check the options as far as that goes without a model. `given` are options of runs, `wanted` those of
     `acdc compare` alone, of which task, method and number of edges are of the runs."""
     for key in ("reference", "updates"):
@@ -85,9 +83,7 @@ def _one(flag: str, text: str, kind: Callable[[str], Any] = str, what: str = "a 
     return values[0]
 
 
-def compare_models(
-    plan: ModelsPlan, memory: float | None, progress: Show, say: Callable[[str], None]
-) -> ModelComparison:
+def compare_models(plan: ModelsPlan, memory: float | None, progress: Show, say: Say) -> ModelComparison:
     """Make a run for every model in `<out>/<number>-<model>/`, or go on with it, measure all circuits in every model,
     and write models.json. Raise UserError if the directory belongs to another comparison."""
     checkpoints = [open_checkpoint(config.model) for config, _ in plan.runs]  # none is missing after the first run
@@ -158,7 +154,7 @@ def _pair(a: Found, b: Found) -> Pair:
     return Pair(names, jaccard(*has), edges, scores, shared)
 
 
-def _scores(found: Found) -> Array:
+def _scores(found: Found) -> np.ndarray:
     """The scores of all edges, or those of the circuit, and 0 for edges without one: Float[sender receiver]."""
     path = found.folder / SCORES
     graph = found.circuit.graph

@@ -1,12 +1,11 @@
 """What `acdc compare` compares: the command line's options, checked, as tasks, methods and sizes."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from acdc.commands.options import listed
+from acdc.commands.options import Given, listed
 from acdc.commands.run import planned
 from acdc.errors import FileError, UserError, unknown
 from acdc.files.circuit import find_circuit
@@ -14,7 +13,7 @@ from acdc.files.comparison import LEVELS
 from acdc.io.files import file_name, read_json
 from acdc.io.progress import Plan
 from acdc.registry import LIMITS, METHODS, check_method, parse_filter
-from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.config import Config, DefaultModel, ReadTask, resolve
 from acdc.setup.inputs import Inputs
 from acdc.task.load import load_task
 from acdc.task.schema import Task
@@ -40,10 +39,7 @@ class ComparePlan:
 
 
 def make_plan(
-    given: dict[str, Any],
-    wanted: dict[str, Any],
-    default_model: DefaultModel | None,
-    read_task: Callable[[str], Task] = load_task,
+    given: Given, wanted: Given, default_model: DefaultModel | None, read_task: ReadTask = load_task
 ) -> tuple[ComparePlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `given` are
     options of runs, `wanted` those of `acdc compare` alone."""
@@ -59,6 +55,10 @@ def make_plan(
     if len(set(names)) < len(names):
         raise UserError(f"--tasks: {wanted['tasks']!r} has a task twice")
     every, named = _methods(wanted["methods"] or "all")
+    if given.get("positions"):
+        every = _by_position(every, named)
+        if wanted["greedy"]:
+            raise UserError("--greedy: grows by whole edges; leave it out with --positions")
     for config, task in resolved:
         for method in named:
             ranked_by(config, task, method)  # raises for a method that can't do the task
@@ -96,6 +96,14 @@ def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
         elif name not in METHODS and name != ELIMINATION:
             raise UserError(f"--methods: {unknown('method', name, ['all', *METHODS, ELIMINATION])}")
     return tuple(dict.fromkeys(every)), frozenset(names) - {"all"}
+
+
+def _by_position(every: tuple[str, ...], named: frozenset[str]) -> tuple[str, ...]:
+    """The methods that can say where in the prompt an edge matters; raise UserError if one that was named can't."""
+    able = tuple(m for m in every if m not in METHODS or "positions" in METHODS[m].options)
+    if wrong := [m for m in every if m in named and m not in able]:
+        raise UserError(f"--positions: {wrong[0]} can't say where in the prompt; leave it out")
+    return able
 
 
 def _references(text: str | None, tasks: list[str]) -> dict[str, Path]:

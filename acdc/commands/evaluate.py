@@ -1,7 +1,7 @@
 """`acdc evaluate`: circuit.json → model and prompts (the evaluation split) → quantities with intervals."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,11 +36,10 @@ from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.load import Model
 from acdc.registry import ABLATIONS, NAMES, refusal
-from acdc.setup.config import Config, resolve
+from acdc.setup.config import Config, ReadTask, resolve
 from acdc.setup.estimate import CURVE
 from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task
-from acdc.task.schema import Task
 from acdc.task.tokenize import make_data
 
 RANDOM = "random circuits"  # stages
@@ -57,7 +56,7 @@ def evaluate(
     most: int,
     progress: Show,
     found_with: Config | None = None,
-    read_task: Callable[[str], Task] = load_task,
+    read_task: ReadTask = load_task,
     model: Model | None = None,
 ) -> Evaluation:
     """Evaluate a circuit.json, a file in EAP-IG's format, or the content of a circuit.json. Raise UserError if the
@@ -345,7 +344,6 @@ def _claim(measured: list[Measured]) -> list[str]:
     fails = [m.ablation for m in measured if m.ablation not in holds]
     if not fails:
         return []
-    where = (
-        f"under {' and '.join(holds)} ablation only, not under {' or '.join(fails)}" if holds else "under no ablation"
-    )
+    some = f"under {' and '.join(holds)} ablation only, not under {' or '.join(fails)}"
+    where = some if holds else "under no ablation"
     return [f"faithfulness above {MOST:g} and completeness below, with their intervals: {where}"]

@@ -101,9 +101,8 @@ def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
     """
     path = folder / SCORES
     if not path.exists():
-        raise UserError(
-            f"--edges: {path} is missing; it has the scores of all edges, and acdc with a threshold has none"
-        )
+        why = "it has the scores of all edges, and acdc with a threshold has none"
+        raise UserError(f"--edges: {path} is missing; {why}")
     scores = read_scores(path, file.model.graph, file.spans)
     magnitude = bool(file.method.options.get("abs"))
     n_scored = int((scores.importance(magnitude) > 0).sum())

@@ -109,7 +109,8 @@ RUN = {
     "batch": option(int, "Most candidates to evaluate at once. [default: 64]"),
 }
 
-COMPARE = {name: RUN[name] for name in ("model", "revision", "examples", "seed", "ablation", "abs", "device")} | {
+COMPARE_OF_RUN = ("model", "revision", "examples", "seed", "ablation", "abs", "positions", "device")
+COMPARE = {name: RUN[name] for name in COMPARE_OF_RUN} | {
     "seed": option(int, "Seed of the prompts, random scores and intervals. [default: the task's]"),
 }
 

@@ -6,7 +6,7 @@ are the core. Every run works in `<out>/<name>/`, where a second call resumes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -26,13 +26,13 @@ from acdc.graph.circuit import Circuit
 from acdc.graph.scores import write_scores
 from acdc.io.files import plain, to_json, write_atomic
 from acdc.io.folder import claim, inside, locked
-from acdc.io.progress import Progress, Show, one_of
+from acdc.io.progress import Progress, Say, Show, one_of
 from acdc.methods.discover import SCORES, Discovery, find, scored
 from acdc.model.load import Model
 from acdc.registry import METHODS, ORDERS, parse_filter
 from acdc.report.picture import to_svg
 from acdc.report.style import FREQUENCY, PictureStyle
-from acdc.setup.config import Config, DefaultModel, resolve
+from acdc.setup.config import Config, DefaultModel, ReadTask, resolve
 from acdc.setup.inputs import Inputs, load
 from acdc.task.load import load_task
 from acdc.task.schema import Task
@@ -40,6 +40,7 @@ from acdc.task.tokenize import Data
 
 BASE = "base"
 DEFAULT = 5  # reruns of a kind
+Found = dict[str, dict[str, Circuit]]  # kind of reruns → name → circuit without dead edges
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def make_plan(
     core: float,
     out: Path | None,
     default_model: DefaultModel | None,
-    read_task: Callable[[str], Task] = load_task,
+    read_task: ReadTask = load_task,
 ) -> tuple[StabilityPlan, list[str]]:
     """Check the options as far as that goes without a model. Return the plan, and notes for the user. `counts` has the
     number of reruns of each of `KINDS`; None is `DEFAULT`, or 0 orders for a method without an order."""
@@ -79,11 +80,7 @@ def make_plan(
 
 
 def stability(
-    plan: StabilityPlan,
-    memory: float | None,
-    progress: Show,
-    say: Callable[[str], None],
-    model: Model | None = None,
+    plan: StabilityPlan, memory: float | None, progress: Show, say: Say, model: Model | None = None
 ) -> tuple[Stability, Path]:
     """Do the base run and all reruns, staying below `memory` bytes, and write the files. Return the result and its
     directory. Raise UserError if that belongs to another base run, is in use or can't be written."""
@@ -97,7 +94,7 @@ def stability(
             say(doubt)
         count = 1 + sum(plan.counts.values())
         base = run_or_resume(Rerun(BASE, BASE, inputs), inputs, out, one_of(progress, 0, count), say)
-        found: dict[str, dict[str, Circuit]] = {}  # kind → name → circuit without dead edges
+        found: Found = {}
         seeded = []
         for number, rerun in enumerate(reruns(inputs, plan.counts), 1):
             circuit = run_or_resume(rerun, inputs, out, one_of(progress, number, count), say).circuit()
@@ -173,7 +170,7 @@ def resampled(base: Inputs, number: int) -> Inputs:
     return Inputs(base.config.model_copy(update={"data_hash": data.hash[:16]}), base.task, base.model, data)
 
 
-def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Callable[[str], None]) -> CircuitFile:
+def run_or_resume(rerun: Rerun, base: Inputs, out: Path, progress: Show, say: Say) -> CircuitFile:
     """Do a run, or read it if it is finished. Its circuit has no dead edges."""
     folder = inside(out, rerun.name)
 
@@ -212,23 +209,16 @@ def _shared(base: Data, seeded: list[Data]) -> list[str]:
     if base.held_out is not base.discovery:
         seen = {clean for data in seeded for clean, _ in data.discovery.texts}
         texts = base.held_out.texts
-        known = sum(clean in seen for clean, _ in texts)
-        if known:
-            notes.append(
-                f"of the {len(texts)} held-out prompts, {known} served the discovery with another seed, and so the core"
-            )
+        if known := sum(clean in seen for clean, _ in texts):
+            served = f"{known} served the discovery with another seed, and so the core"
+            notes.append(f"of the {len(texts)} held-out prompts, {served}")
     return notes
 
 
 def _summary(
-    plan: StabilityPlan,
-    inputs: Inputs,
-    base_file: CircuitFile,
-    found: dict[str, dict[str, Circuit]],
-    frequent: Circuit,
-    notes: list[str],
+    plan: StabilityPlan, inputs: Inputs, base_file: CircuitFile, found: Found, frequent: Circuit, notes: list[str]
 ) -> Stability:
-    """Return the content of stability.json. `found`: kind → name → circuit; `frequent`: the core, with dead edges."""
+    """Return the content of stability.json. `frequent`: the core, with dead edges."""
     config = inputs.config
     judge = Judge(inputs)
     base = base_file.circuit()

@@ -4,7 +4,6 @@ infinity become null."""
 from dataclasses import dataclass, fields
 
 from acdc.evaluation.bootstrap import Estimate
-from acdc.io import files
 from acdc.io.files import plain
 
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)  # of faithfulness
@@ -134,7 +133,7 @@ class ModelComparison:
 
 
 def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
-    """Return the columns, and a row per circuit."""
+    """Return the columns of table.csv, and a row per circuit."""
     of_circuit = [field.name for field in fields(Judged) if field.name != "lost"]
     of_method = ("ranked_by", "seconds", "peak_memory_mb", "auc", "pessimistic_auc", "node_auc", "cpr", "cmd")
     rows: list[list[object]] = []
@@ -147,9 +146,3 @@ def to_rows(comparison: Comparison) -> tuple[list[str], list[list[object]]]:
                 rows.append([task.name, task.model, method.name, *map(plain, values)])
     needed = [f"needed_{level:g}" for level in LEVELS]
     return ["task", "model", "method", *of_method, *needed, *of_circuit, "lost"], rows
-
-
-def to_csv(comparison: Comparison) -> str:
-    """Return CSV text, a line per circuit."""
-    columns, rows = to_rows(comparison)
-    return files.to_csv([columns, *rows])

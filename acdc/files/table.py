@@ -7,10 +7,10 @@ Everything but the cost is the same no matter how often a sweep was interrupted.
 import io
 import json
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -52,14 +52,7 @@ def _options(kind: type) -> set[str]:
 WHOLE = {*_options(int), *COUNTS, *AGAINST[:2], "evaluations", "threads"}
 FLAGS = _options(bool)
 TEXTS = {"run", "state", *_options(str), "judged_on", *HASHES, "message", "folder"}
-COMPARED: dict[str, Callable[[Any, Any], bool]] = {
-    "<=": operator.le,
-    ">=": operator.ge,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-    "=": operator.eq,
-}
+COMPARED = {"<=": le, ">=": ge, "!=": ne, "<": lt, ">": gt, "=": eq}
 
 
 def state(folder: Path) -> State:

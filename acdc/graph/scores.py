@@ -46,6 +46,16 @@ class Scores:
         numbers = np.random.default_rng(seed).random(shape)
         return cls(graph, np.where(_edges(graph, spans), numbers, np.nan), spans=spans)
 
+    @property
+    def ranked(self) -> Array:
+        """What has a score: the edges that exist, Bool[sender receiver], or edge-spans."""
+        return _edges(self.graph, self.spans)
+
+    @property
+    def n(self) -> int:
+        """How many edges, or edge-spans, have a score."""
+        return self.graph.n_edges * max(1, len(self.spans))
+
     def non_finite(self) -> str | None:
         """Name of the first node or edge whose score is not finite, or None."""
         g = self.graph
@@ -53,7 +63,7 @@ class Scores:
             for sender, score in zip(g.senders, self.nodes, strict=True):
                 if sender.kind != "input" and not np.isfinite(score):
                     return sender.name
-        wrong = np.argwhere(_edges(g, self.spans) & ~np.isfinite(self.edges))
+        wrong = np.argwhere(self.ranked & ~np.isfinite(self.edges))
         return g.part_name(wrong[0].tolist(), self.spans) if len(wrong) else None
 
     def importance(self, magnitude: bool) -> Array:
@@ -61,7 +71,7 @@ class Scores:
         ranked = self.edges
         if magnitude:
             ranked = np.abs(ranked) if self.nodes is None else _weaker_end(self.graph, np.abs(self.nodes))
-        return np.where(_edges(self.graph, self.spans), ranked, -np.inf)
+        return np.where(self.ranked, ranked, -np.inf)
 
     def above(self, threshold: float, magnitude: bool = False) -> Array:
         """The edges whose score is `threshold` or more, Bool[sender receiver]."""
@@ -113,8 +123,8 @@ class Scores:
 
 
 def _edges(graph: Graph, spans: tuple[str, ...]) -> Array:
-    """The edges that exist, with an axis for spans if there are any."""
-    return graph.edges[:, :, None] if spans else graph.edges
+    """The edges that exist, or edge-spans."""
+    return np.repeat(graph.edges[:, :, None], len(spans), 2) if spans else graph.edges
 
 
 def _weaker_end(graph: Graph, nodes: Array) -> Array:

@@ -39,6 +39,7 @@ class Plan(NamedTuple):
 
 
 Show = Callable[[Progress | Plan], None]  # displays progress
+Say = Callable[[str], None]  # gives the user a note or a warning
 
 
 def silent(_: Progress | Plan) -> None:

@@ -181,11 +181,9 @@ def evaluate(
     elif not isinstance(circuit, CircuitFile):
         circuit = Path(circuit)
     loaded = model if isinstance(model, Model) else None
-    bound = memory_bound(memory)
+    where = (config, lambda name: loaded_task(task or name), loaded)
     with progress_bar(progress) as show:
-        result = evaluate_circuit(
-            circuit, given, bound, minimality, show, config, lambda n: loaded_task(task or n), loaded
-        )
+        result = evaluate_circuit(circuit, given, memory_bound(memory), minimality, show, *where)
     return ShownEvaluation(**vars(result))
 
 

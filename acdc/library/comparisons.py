@@ -16,8 +16,8 @@ from acdc.library.shown import ShownComparison, ShownStability
 from acdc.model.load import Model
 from acdc.task.schema import Task
 
-OF_COMPARISON = ("examples", "seed", "ablation", "abs")
-OF_RERUNS = ("method", "threshold", "faithfulness", "edges", "metric", "ablation", "examples", "seed")
+OF_COMPARISON = ("examples", "seed", "ablation", "abs", "positions")
+OF_RERUNS = ("method", "threshold", "faithfulness", "edges", "positions", "metric", "ablation", "examples", "seed")
 
 
 @checked
@@ -41,7 +41,7 @@ def compare(
         sizes: numbers of edges
         out: directory for the files that `acdc compare` writes; an interrupted comparison there continues
         memory, progress: as of `discover`
-        options: examples, seed, ablation, abs, greedy, reference (the path of a circuit.json), updates
+        options: examples, seed, ablation, abs, positions, greedy, reference (the path of a circuit.json), updates
     Raises:
         UserError: an option, the model or a task is wrong, or they don't fit together.
     """
@@ -82,7 +82,7 @@ def stability(
         core: the core has the edges found in at least this share of the reruns
         out: directory for the files that `acdc stability` writes; interrupted reruns there continue
         memory, progress: as of `discover`
-        options: method, threshold, faithfulness, edges, metric, ablation, examples, seed
+        options: method, threshold, faithfulness, edges, positions, metric, ablation, examples, seed
     Raises:
         UserError: an option, the model or the task is wrong, or they don't fit together.
     """

@@ -138,9 +138,8 @@ def _adapted(name: str, path: Path) -> Checkpoint:
     except ModelError as error:
         raise ModelError(f"{where}: base_model_name_or_path: {str(error).removeprefix('--model ')}") from None
     if (found / ADAPTER[0]).exists() or found.parent == BUNDLED:
-        raise ModelError(
-            f"{where}: base_model_name_or_path: {base} is an adapter itself, or bundled; name another model"
-        )
+        why = "is an adapter itself, or bundled; name another model"
+        raise ModelError(f"{where}: base_model_name_or_path: {base} {why}")
     of = _opened(name, found)
     if any((path / file).is_file() for file in TOKENIZERS):
         of = replace(of, tokenizer=huggingface.read_tokenizer(path, name))

@@ -100,9 +100,8 @@ def _verify(transformer: Transformer, prompts: list[Tensor], expected: list[Tens
     found = Verification(float((torch.cat(mine) - theirs).abs().max()), float(theirs.std()), len(prompts))
     if torch.isfinite(theirs).all() and not found.difference <= TOLERANCE * found.spread:
         figures = f"by up to {found.difference:.3g} from those of transformers, whose spread is {found.spread:.3g}"
-        raise ModelError(
-            f"{where}: the logits differ {figures}; acdc would compute another model (allowed: {TOLERANCE:g} of it)"
-        )
+        would = f"acdc would compute another model (allowed: {TOLERANCE:g} of it)"
+        raise ModelError(f"{where}: the logits differ {figures}; {would}")
     return found
 
 

@@ -97,9 +97,8 @@ def _spread(e: Evaluation) -> str:
     rows.append(["faithfulness ↑", *(number(x, 2) for x in s.faithfulness[::-1])])
     lines = [grid(rows, widths=WIDTHS)]
     if s.undefined:
-        lines.append(
-            f"  (without {plural(s.undefined, 'prompt')} on which the full model is not better than everything ablated)"
-        )
+        without = plural(s.undefined, "prompt")
+        lines.append(f"  (without {without} on which the full model is not better than everything ablated)")
     lines.append(f"  worst prompts: {e.metric}, faithfulness")
     for p in s.worst:
         text = p.text if len(p.text) <= TEXT else "…" + p.text[1 - TEXT :]

@@ -157,20 +157,12 @@ def of_comparison(comparison: Comparison) -> list[Panel]:
             if method.roc:
                 points = [Point(x, y) for x, y in method.roc]
                 curves.append(Line(method.name, tuple(points), f"AUC {method.auc:.2f}"))
-        panels.append(
-            Panel(
-                kind="pareto",
-                picture=f"faithfulness-{task.name}",
-                title=f"{title}: {task.metric}, {task.ablation} ablation",
-                x="residual edges after pruning",
-                y=f"faithfulness, {task.half.replace('_', ' ')}",
-                lines=tuple(lines),
-                levels=(0.0, 1.0),
-                limits=FAITHFULNESS,
-            )
-        )
+        setup = f"{title}: {task.metric}, {task.ablation} ablation"
+        axes = ("residual edges after pruning", f"faithfulness, {task.half.replace('_', ' ')}")
+        levels = (0.0, 1.0)
+        panels.append(Panel("pareto", f"faithfulness-{task.name}", setup, *axes, tuple(lines), levels, FAITHFULNESS))
         if curves:
-            title += f": edges of {task.reference}"
-            rates = ("false positive rate", "true positive rate")
-            panels.append(Panel("roc", f"roc-{task.name}", title, *rates, tuple(curves)))
+            setup = f"{title}: edges of {task.reference}"
+            axes = ("false positive rate", "true positive rate")
+            panels.append(Panel("roc", f"roc-{task.name}", setup, *axes, tuple(curves)))
     return panels

@@ -101,26 +101,20 @@ def _by_span(file: CircuitFile) -> str:
 def overview(found: list[tuple[CircuitFile, Path]]) -> str:
     """Return one line per threshold or target."""
     first = found[0][0]
-    metric = first.method.metric
+    half = metric_rows(first)[0].half
     target = first.method.threshold is None
-    edges = f"edges of {first.graph.edges.total:,}"
-    head = ["target" if target else "τ", edges, "with direct", "", "faithfulness, 95 % interval"]
     length = max(len(str(folder)) for _, folder in found) + 1
-    head.append("files".ljust(length))
-    rows = []
+    head = ["target" if target else "τ", f"edges of {first.graph.edges.total:,}", "with direct"]
+    head += [f"{half.replace('_', ' ')} {heading(first.method.metric)}", "faithfulness, 95 % interval"]
+    rows = [[*head, "files".ljust(length)]]
     for file, folder in found:
         direct = file.graph.edges_with_direct
-        own = metric_rows(file)[0]
-        head[3] = f"{own.half.replace('_', ' ')} {heading(metric)}"
-        faithfulness = estimate(read_metrics(folder / "metrics.json").faithfulness[own.half], 4)
+        faithfulness = estimate(read_metrics(folder / "metrics.json").faithfulness[half], 4)
         asked = file.method.options["faithfulness"] if target else file.method.threshold
         with_direct = f"{direct.kept:,}" if direct else "–"
-        edges = f"{file.graph.edges.kept:,}"
-        rows.append(
-            [f"{asked:g}", edges, with_direct, number(own.values[1], 4), faithfulness, f"{folder}/".ljust(length)]
-        )
-    table = grid([head, *rows], left=1)
-    return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{table}"
+        values = [f"{file.graph.edges.kept:,}", with_direct, number(metric_rows(file)[0].values[1], 4)]
+        rows.append([f"{asked:g}", *values, faithfulness, f"{folder}/".ljust(length)])
+    return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{grid(rows)}"
 
 
 def diff_text(a: CircuitFile, b: CircuitFile, diff: Diff) -> str:

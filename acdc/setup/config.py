@@ -35,6 +35,7 @@ from acdc.task.load import find_config, load_task
 from acdc.task.schema import Task
 
 DefaultModel = Callable[[], tuple[str, str | None]]  # returns a model's name, and a note or None
+ReadTask = Callable[[str], Task]  # reads a task by name or path
 
 DEFAULT_MODEL = "gpt2"
 FALLBACK_MODEL = "tiny"
@@ -188,10 +189,7 @@ def command_line(config: Config) -> str:
 
 
 def resolve(
-    given: dict[str, Any],
-    file: Path | None,
-    default_model: DefaultModel | None,
-    load: Callable[[str], Task] = load_task,
+    given: dict[str, Any], file: Path | None, default_model: DefaultModel | None, load: ReadTask = load_task
 ) -> tuple[Config, Task, list[str]]:
     """Return the config of a run, its task, and notes for the user; raise UserError with a line per problem.
 

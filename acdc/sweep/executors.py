@@ -17,7 +17,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import attrgetter
@@ -28,6 +28,7 @@ from acdc.errors import FileError, UserError
 from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import open_own, write_atomic
 from acdc.io.folder import inside
+from acdc.io.progress import Say
 from acdc.sweep.grid import Run
 
 # What follows `-m` is run as Python does, but without the current folder on the path: a torch.py or queue.py there
@@ -42,8 +43,6 @@ COMMAND = (*PYTHON, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
 TOO_LARGE = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
 GRACE = 5.0  # seconds in which a worker without runs ends by itself
-
-Say = Callable[[str], None]
 
 
 class Unit(NamedTuple):

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from acdc.errors import FileError, UserError
 from acdc.io.files import read_json, write_atomic
-from acdc.sweep.executors import PYTHON, Executor, Say, Unit, by_inputs, last_words, write_unit
+from acdc.io.progress import Say
+from acdc.sweep.executors import PYTHON, Executor, Unit, by_inputs, last_words, write_unit
 from acdc.sweep.file import Slurm
 from acdc.sweep.grid import Run
 

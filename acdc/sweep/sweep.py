@@ -11,14 +11,13 @@ Failed runs are made again only if asked for (`retry`).
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from contextlib import closing
 from urllib.parse import quote
 
 from acdc.files.table import FAILURE, Row, every_column, to_csv, to_parquet
 from acdc.io.files import write_atomic
 from acdc.io.folder import locked
-from acdc.io.progress import Progress, Show
+from acdc.io.progress import Progress, Say, Show
 from acdc.report import curves
 from acdc.report.page import render_many
 from acdc.report.panels import of_rows
@@ -30,7 +29,7 @@ from acdc.sweep.tracking import Tracking
 HIDDEN = ("folder", "model_hash", "data_hash")  # columns that the page leaves out
 
 
-def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[Row]:
+def sweep(plan: SweepPlan, progress: Show, say: Say) -> list[Row]:
     """Make the runs that are left, then the table and the plots. A failed run does not stop the others. Raises
     UserError if the directory is in use or can't be written, or Slurm refuses."""
     title = plan.file.path.stem
@@ -61,7 +60,7 @@ def sweep(plan: SweepPlan, progress: Show, say: Callable[[str], None]) -> list[R
     return rows
 
 
-def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, say: Callable[[str], None]) -> None:
+def _make(plan: SweepPlan, left: list[Run], tracking: Tracking, progress: Show, say: Say) -> None:
     """Make these runs, and show and log each that ends."""
     to_come = {run.name: plan.seconds[run.name] for run in left}
     total = sum(plan.seconds[run.name] for run in plan.runs)

@@ -6,19 +6,19 @@ offline mode, server) with their own environment variables.
 
 import importlib
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from acdc.errors import UserError
 from acdc.files.table import HASHES, OPTIONS, Row
+from acdc.io.progress import Say
 
 
 class Tracking:
     """Logs runs with `wandb` or `trackio`; without a tracker, or after one has failed, it does nothing. Raises
     UserError if the tracker is not installed."""
 
-    def __init__(self, tracker: str | None, project: str, folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, tracker: str | None, project: str, folder: Path, say: Say) -> None:
         self.options = {"project": re.sub(r"[^A-Za-z0-9_.-]+", "-", project)}
         if tracker == "wandb":
             self.options["dir"] = str(folder)  # for its files

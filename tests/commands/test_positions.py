@@ -194,3 +194,32 @@ def test_a_circuit_of_other_spans_is_refused(found, tmp_path):
     (tmp_path / "circuit.json").write_text(text)
     with pytest.raises(FileError, match=r"prompts of ioi have spans start, IO, and, S1, .* not .*S9"):
         evaluate(tmp_path / "circuit.json", GIVEN, None, 0, silent)
+
+
+def test_methods_are_compared_by_edge_span(tmp_path):
+    given = {"examples": 6, "positions": True, "ablation": "corrupted"}
+    methods = ["acdc", "eap-ig", "elimination", "random"]
+    result = acdc.compare("tiny", "greater-than", **given, methods=methods, sizes=[5, 40], out=tmp_path)
+    (task,) = result.tasks
+    assert task.total == 479 * 7 and any(
+        note.startswith("by position: counts are of edge-spans") for note in task.notes
+    )
+    for method in task.methods:
+        assert all(circuit.edges <= (circuit.size or 479 * 7) for circuit in method.circuits)
+        assert method.name in ("acdc", "random") or method.auc > 0.6
+    with pytest.raises(UserError, match="--positions: hisp can't say where in the prompt; leave it out"):
+        acdc.compare("tiny", "greater-than", **given, methods=["hisp"])
+    with pytest.raises(UserError, match="--sizes: 4000 of 3353 edge-spans of tiny; ask for fewer"):
+        acdc.compare("tiny", "greater-than", **given, methods=["random"], sizes=[4000])
+
+
+def test_stability_counts_edge_spans(tmp_path):
+    result = acdc.stability(
+        "tiny", "greater-than", positions=True, examples=6, seeds=1, resamples=1, orders=1, out=tmp_path
+    )
+    core = read_circuit(tmp_path / "core.json")
+    assert core.spans[-1] == "END" and {edge.label for edge in core.edges if edge.span} == {
+        edge.name for edge in result.edges if edge.core
+    }
+    assert result.total == 479 * 7
+    assert all(" @ " in edge.name for edge in result.edges)
