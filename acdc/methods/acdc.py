@@ -128,9 +128,9 @@ class _Search:
         self.stages = list(stages(self.graph, self.options))
         self.workload = Workload(self.engine, self.stages, self.allowed, self.options.direct)
         self.n_kept = 0  # edges that were tested and stay
-        # The typical number of removals in a row, which sets the batch size: it depends on the decisions alone, so that
-        # a replay makes the same batches.
-        self.streak = 8.0
+        # The typical number of removals in a row, of edges and of spans, which sets the batch size: it depends on the
+        # decisions alone, so that a replay makes the same batches.
+        self.streak = {"edges": 8.0, "spans": 2.0}
         rows = self.engine.rows([])
         (self.metric,) = self.engine.metric(rows)
         if not math.isfinite(self.metric):
@@ -193,11 +193,12 @@ class _Search:
 
     def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""
-        size = max(1, min(most, round(2.5 * self.streak**0.5)))
+        kind = "edges" if queue[0].span is None else "spans"
+        size = max(1, min(most, round(2.5 * self.streak[kind] ** 0.5)))
         candidates: list[Removal] = []
         active: list[Removal] = []  # those whose removal changes anything
         for removal in queue:
-            if queue[0].span is not None and removal.span is None:
+            if kind == "spans" and removal.span is None:  # one of an edge's spans stays as a rule
                 break
             if not self.engine.inert(removal):
                 if len(active) == size:
@@ -242,6 +243,7 @@ class _Search:
     def _apply(self, removals: list[Removal], decisions: list[Decision]) -> None:
         """Store the decisions of a batch, and commit its removals."""
         gone = []
+        kind = "edges" if removals[0].span is None else "spans"
         for removal, decision in zip(removals, decisions, strict=True):
             receiver, sender, span = removal
             if sender is None:
@@ -259,9 +261,9 @@ class _Search:
             self.engine.commit(gone)
         self.metric = decisions[-1].metric
         if decisions[-1].kept:
-            self.streak = 0.6 * self.streak + 0.4 * (len(gone) + 1)
+            self.streak[kind] = 0.6 * self.streak[kind] + 0.4 * (len(gone) + 1)
         else:
-            self.streak += len(gone)
+            self.streak[kind] += len(gone)
 
     def _show(self, receiver: int, resumed: str) -> None:
         all_edges = self.graph.n_edges_direct if self.options.direct else self.graph.n_edges
