@@ -279,15 +279,8 @@ def _names(circuit: Circuit) -> list[str]:
 def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) -> Run:
     """Measure a circuit on the base run's held-out prompts."""
     metric, faithfulness, accuracy = judge.judged(circuit)
-    return Run(
-        name=name,
-        kind=kind,
-        edges=circuit.n_edges,
-        metric=metric,
-        faithfulness=tuple(plain(faithfulness)),
-        accuracy=plain(accuracy),
-        like_base=jaccard(circuit.kept, base.kept),
-    )
+    like_base = jaccard(circuit.kept, base.kept)
+    return Run(name, kind, circuit.n_edges, metric, tuple(plain(faithfulness)), plain(accuracy), like_base)
 
 
 def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stability) -> CircuitFile:
@@ -296,11 +289,7 @@ def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stabi
     file = describe(inputs, Discovery(core), measure(inputs, core), notes)
     counts = " ".join(f"--{kind} {n}" for kind, n in plan.counts.items())
     options = {"of": file.method.name, "core": plan.core, **plan.counts, **file.method.options}
-    return file.model_copy(
-        update={
-            "method": MethodPart(**{**file.method.model_dump(), "name": "stability", "options": options}),
-            "graph": file.graph.model_copy(update={"dead": result.dead}),
-            "edges": edges_of(core),
-            "command": f"acdc stability --config config.yaml {counts} --core {plan.core:g}",
-        }
-    )
+    method = MethodPart(**{**file.method.model_dump(), "name": "stability", "options": options})
+    graph = file.graph.model_copy(update={"dead": result.dead})
+    command = f"acdc stability --config config.yaml {counts} --core {plan.core:g}"
+    return file.model_copy(update={"method": method, "graph": graph, "edges": edges_of(core), "command": command})

@@ -129,12 +129,8 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
     true_positives = int((circuit.kept & truth.kept).sum())
     false_positives = int((circuit.kept & ~truth.kept).sum())
     negatives = int((circuit.graph.edges & ~truth.kept).sum())
-    return {
-        "true_positives": true_positives,
-        "false_positives": false_positives,
-        "true_positive_rate": true_positives / max(1, int(truth.kept.sum())),
-        "false_positive_rate": false_positives / max(1, negatives),
-    }
+    rates = (true_positives / max(1, int(truth.kept.sum())), false_positives / max(1, negatives))
+    return dict(zip(AGAINST, (true_positives, false_positives, *rates), strict=True))
 
 
 def found_rows(directory: Path) -> tuple[list[Row], list[str]]:
