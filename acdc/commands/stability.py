@@ -257,9 +257,7 @@ def _summary(
 
 def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> list[EdgeFrequency]:
     """Return the residual and direct edges that any run found, the most frequent first."""
-    counts = {}
-    for kind, circuits in kinds.items():
-        counts[kind] = Counter(name for circuit in circuits for name in _names(circuit))
+    counts = {kind: Counter(name for c in circuits for name in _names(c)) for kind, circuits in kinds.items()}
     in_base = set(_names(base))
     in_core = set(_names(core))
     edges = []

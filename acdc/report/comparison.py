@@ -124,8 +124,7 @@ def models_to_text(c: ModelComparison) -> str:
     """Return readable tables of a comparison of models."""
     names = [m.folder for m in c.models]
     rows = [["model", "edges", "of", "accuracy", "kept"]]
-    for m in c.models:
-        rows.append([m.folder, f"{m.edges:,}", f"{m.total:,}", number(m.accuracy, 2), m.bound])
+    rows += [[m.folder, f"{m.edges:,}", f"{m.total:,}", number(m.accuracy, 2), m.bound] for m in c.models]
     faithfulness = [["circuit of", *(f"in {name}" for name in names)]]
     for i, name in enumerate(names):
         values = [m.faithfulness[i] for m in c.models]
