@@ -111,15 +111,9 @@ def _of_measures(path: Path, metric: str) -> Row:
     """Return the columns from metrics.json: the run's metric on the evaluation split, with intervals, and the cost."""
     file = read_metrics(path)
     half = file.half
-    return {
-        "judged_on": half,
-        **dict(zip(VALUES[1:4], file.metric[half], strict=True)),
-        "full": file.metrics.get(f"{half}.model.{metric}"),
-        "ablated": file.metrics.get(f"{half}.ablated.{metric}"),
-        "accuracy": file.metrics.get(f"{half}.circuit.accuracy"),
-        **dict(zip(FAITHFUL, file.faithfulness[half], strict=True)),
-        **file.cost.model_dump(),
-    }
+    known = (f"model.{metric}", f"ablated.{metric}", "circuit.accuracy")
+    values = (*file.metric[half], *(file.metrics.get(f"{half}.{name}") for name in known), *file.faithfulness[half])
+    return dict(zip((*VALUES, *FAITHFUL), (half, *values), strict=True)) | file.cost.model_dump()
 
 
 def _against(circuit: Circuit, truth: Circuit) -> Row:
