@@ -321,10 +321,8 @@ def _published(file: CircuitFile, path: Path, name: str, bounds: Bounds) -> tupl
         if (bounds.recall, bounds.precision, bounds.auc) != (None, None, None):
             raise UserError(f"{name}: only the nodes of this circuit were published; use only the bound classes")
         return problems, facts
-    measured = [
-        ("recall of residual edges", bounds.recall, found.recall),
-        ("precision of residual edges", bounds.precision, found.precision),
-    ]
+    rates = ("recall", "precision")
+    measured = [(f"{rate} of residual edges", getattr(bounds, rate), getattr(found, rate)) for rate in rates]
     if bounds.auc is not None:
         measured.append(("edge AUC", bounds.auc, _auc(file, path, published.circuit)))
     for what, bound, value in measured:

@@ -365,12 +365,9 @@ def _ranking(scores: Scores, reference: Circuit, magnitude: bool) -> dict[str, A
     node_auc = np.nan
     if 0 < true_nodes.sum() < len(true_nodes):
         node_auc = ranking.auc(ranking.roc(ranking.node_scores(graph, importance), true_nodes))
-    return {
-        "auc": ranking.auc(curve),
-        "pessimistic_auc": ranking.pessimistic_auc(curve),
-        "node_auc": node_auc,
-        "roc": tuple((float(x), float(y)) for x, y in ranking.corners(curve)),
-    }
+    areas = (ranking.auc(curve), ranking.pessimistic_auc(curve), node_auc)
+    roc = tuple((float(x), float(y)) for x, y in ranking.corners(curve))
+    return dict(zip(NO_ROC, (*areas, roc), strict=True))
 
 
 def _overlap(found: list[Found], size: int, magnitude: bool) -> Similarity:
@@ -379,12 +376,10 @@ def _overlap(found: list[Found], size: int, magnitude: bool) -> Similarity:
     for f in found:
         near = min(f.circuits.values(), key=lambda c: abs(c.size - size))
         circuits.append(f.circuits[size] if bound_of(f.method) == "size" else near)
-    return Similarity(
-        size=size,
-        edges=_pairs(ranking.jaccard, [c.kept for c in circuits]),
-        components=_pairs(ranking.jaccard, [_components(c) for c in circuits]),
-        scores=_pairs(ranking.rank_correlation, [f.scores.importance(magnitude)[f.scores.ranked] for f in found]),
-    )
+    edges = _pairs(ranking.jaccard, [c.kept for c in circuits])
+    components = _pairs(ranking.jaccard, [_components(c) for c in circuits])
+    scores = [f.scores.importance(magnitude)[f.scores.ranked] for f in found]
+    return Similarity(size, edges, components, _pairs(ranking.rank_correlation, scores))
 
 
 def _pairs(like: Callable[[Array, Array], float], items: Sequence[Array]) -> list[list[float]]:

@@ -68,10 +68,8 @@ def make_plan(given: Given, wanted: Given) -> ModelsPlan:
     of_run["method"] = _one("--methods", wanted["methods"] or "acdc")
     if wanted["sizes"] is not None:
         of_run["edges"] = _one("--sizes", wanted["sizes"], int, "a whole number")
-    runs = []
-    for model in models:
-        config, task, _ = resolve({**given, **of_run, "model": model}, None, None)
-        runs.append((config, task))
+    resolved = [resolve({**given, **of_run, "model": model}, None, None) for model in models]
+    runs = [(config, task) for config, task, _ in resolved]
     names = "-".join(map(file_name, (runs[0][0].task_name, *(config.model_name for config, _ in runs))))
     return ModelsPlan(tuple(runs), wanted["out"] or Path("compare") / names)
 
@@ -124,6 +122,7 @@ def _of_model(inputs: Inputs, one: Found, every: list[Found]) -> OfModel:
     """Measure the circuits of all models in one of them."""
     judge = Judge(inputs)
     method = one.file.method
+    circuits = [found.circuit for found in every]
     return OfModel(
         name=one.config.model_name,
         hash=inputs.model.hash,
@@ -132,9 +131,7 @@ def _of_model(inputs: Inputs, one: Found, every: list[Found]) -> OfModel:
         edges=one.file.graph.edges.kept,
         total=one.file.graph.edges.total,
         accuracy=judge.full_accuracy,
-        faithfulness=tuple(
-            judge.judged(other.circuit)[1] if other.circuit.graph == one.circuit.graph else None for other in every
-        ),
+        faithfulness=tuple(judge.judged(of)[1] if of.graph == one.circuit.graph else None for of in circuits),
     )
 
 

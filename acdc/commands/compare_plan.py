@@ -84,9 +84,8 @@ def make_plan(
 def _methods(text: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """Return all methods, and those that were named."""
     names = listed("--methods", text)
-    every: list[str] = []
-    for name in names:
-        every += [*METHODS, ELIMINATION] if name == "all" else [name]
+    groups = {"all": [*METHODS, ELIMINATION]}
+    every = [method for name in names for method in groups.get(name, [name])]
     for name in every:
         if name.endswith(THEN_ACDC):
             try:

@@ -304,13 +304,10 @@ def _random(inputs: Inputs, circuit: Circuit, values: dict[str, Array], progress
     own = values["circuit"]
     means = np.mean(drawn, 1)  # over prompts
     mean = np.mean(drawn, 0)  # over circuits
-    return Random(
-        edges=n_edges,
-        metric=tuple(map(float, np.sort(means))),
-        faithfulness=faithfulness(mean, values["full"], values["ablated"], config.seed),
-        advantage=estimate(mean - own, seed=config.seed),
-        rank=1 + int((means < own.mean()).sum()),
-    )
+    faithful = faithfulness(mean, values["full"], values["ablated"], config.seed)
+    advantage = estimate(mean - own, seed=config.seed)
+    rank = 1 + int((means < own.mean()).sum())
+    return Random(n_edges, tuple(map(float, np.sort(means))), faithful, advantage, rank)
 
 
 def _spread(inputs: Inputs, values: dict[str, Array]) -> Spread:
@@ -319,12 +316,8 @@ def _spread(inputs: Inputs, values: dict[str, Array]) -> Spread:
     texts = getattr(inputs.data, inputs.evaluation_split).texts
     each = prompt_faithfulness(own, values["full"], values["ablated"])
     some = each[np.isfinite(each)]
-    return Spread(
-        metric=_quartiles(own),
-        faithfulness=_quartiles(some if len(some) else each),
-        undefined=len(each) - len(some),
-        worst=tuple(Prompt(texts[i][0], float(own[i]), float(each[i])) for i in np.argsort(-own)[:WORST]),
-    )
+    worst = tuple(Prompt(texts[i][0], float(own[i]), float(each[i])) for i in np.argsort(-own)[:WORST])
+    return Spread(_quartiles(own), _quartiles(some if len(some) else each), len(each) - len(some), worst)
 
 
 def _quartiles(x: Array) -> tuple[float, ...]:

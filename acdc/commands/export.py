@@ -110,10 +110,6 @@ def strongest(file: CircuitFile, n: int, folder: Path) -> CircuitFile:
         raise UserError(f"--edges: is {n}, but {n_scored} {file.unit} have a score above 0")
     chosen = scores.circuit(scores.top(n, magnitude), file.graph.edges_with_direct is not None)
     circuit = chosen.pruned()
-    update = {
-        "graph": GraphPart.of(circuit, chosen.n_dead),
-        "edges": edges_of(circuit),
-        "metrics": {},
-        "notes": (f"the {n} strongest {file.unit} of a run with {(file.graph.edge_spans or file.graph.edges).kept}",),
-    }
-    return file.model_copy(update=update)
+    note = f"the {n} strongest {file.unit} of a run with {(file.graph.edge_spans or file.graph.edges).kept}"
+    graph = GraphPart.of(circuit, chosen.n_dead)
+    return file.model_copy(update={"graph": graph, "edges": edges_of(circuit), "metrics": {}, "notes": (note,)})

@@ -285,7 +285,5 @@ def default_model() -> tuple[str, str | None]:
         find_model(DEFAULT_MODEL)
         return DEFAULT_MODEL, None
     except ModelError:
-        return FALLBACK_MODEL, (
-            f"note: {DEFAULT_MODEL} is neither in the Hugging Face cache nor reachable; this is the bundled model "
-            f"{FALLBACK_MODEL} (choose with --model)"
-        )
+        why = f"{DEFAULT_MODEL} is neither in the Hugging Face cache nor reachable"
+        return FALLBACK_MODEL, f"note: {why}; this is the bundled model {FALLBACK_MODEL} (choose with --model)"

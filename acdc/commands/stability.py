@@ -258,9 +258,7 @@ def _summary(
 
 def _edges(base: Circuit, core: Circuit, kinds: dict[str, list[Circuit]]) -> list[EdgeFrequency]:
     """Return the residual and direct edges that any run found, the most frequent first."""
-    counts = {}
-    for kind, circuits in kinds.items():
-        counts[kind] = Counter(name for circuit in circuits for name in _names(circuit))
+    counts = {kind: Counter(name for c in circuits for name in _names(c)) for kind, circuits in kinds.items()}
     in_base = set(_names(base))
     in_core = set(_names(core))
     edges = []
@@ -280,15 +278,8 @@ def _names(circuit: Circuit) -> list[str]:
 def _run(judge: Judge, kind: str, name: str, circuit: Circuit, base: Circuit) -> Run:
     """Measure a circuit on the base run's held-out prompts."""
     metric, faithfulness, accuracy = judge.judged(circuit)
-    return Run(
-        name=name,
-        kind=kind,
-        edges=circuit.size,
-        metric=metric,
-        faithfulness=tuple(plain(faithfulness)),
-        accuracy=plain(accuracy),
-        like_base=jaccard(circuit.kept, base.kept),
-    )
+    like_base = jaccard(circuit.kept, base.kept)
+    return Run(name, kind, circuit.size, metric, tuple(plain(faithfulness)), plain(accuracy), like_base)
 
 
 def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stability) -> CircuitFile:
@@ -297,11 +288,7 @@ def _core_file(plan: StabilityPlan, inputs: Inputs, core: Circuit, result: Stabi
     file = describe(inputs, Discovery(core), measure(inputs, core), notes)
     counts = " ".join(f"--{kind} {n}" for kind, n in plan.counts.items())
     options = {"of": file.method.name, "core": plan.core, **plan.counts, **file.method.options}
-    return file.model_copy(
-        update={
-            "method": MethodPart(**{**file.method.model_dump(), "name": "stability", "options": options}),
-            "graph": file.graph.model_copy(update={"dead": result.dead}),
-            "edges": edges_of(core),
-            "command": f"acdc stability --config config.yaml {counts} --core {plan.core:g}",
-        }
-    )
+    method = MethodPart(**{**file.method.model_dump(), "name": "stability", "options": options})
+    graph = file.graph.model_copy(update={"dead": result.dead})
+    command = f"acdc stability --config config.yaml {counts} --core {plan.core:g}"
+    return file.model_copy(update={"method": method, "graph": graph, "edges": edges_of(core), "command": command})

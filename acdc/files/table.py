@@ -111,15 +111,9 @@ def _of_measures(path: Path, metric: str) -> Row:
     """Return the columns from metrics.json: the run's metric on the evaluation split, with intervals, and the cost."""
     file = read_metrics(path)
     half = file.half
-    return {
-        "judged_on": half,
-        **dict(zip(VALUES[1:4], file.metric[half], strict=True)),
-        "full": file.metrics.get(f"{half}.model.{metric}"),
-        "ablated": file.metrics.get(f"{half}.ablated.{metric}"),
-        "accuracy": file.metrics.get(f"{half}.circuit.accuracy"),
-        **dict(zip(FAITHFUL, file.faithfulness[half], strict=True)),
-        **file.cost.model_dump(),
-    }
+    known = (f"model.{metric}", f"ablated.{metric}", "circuit.accuracy")
+    values = (*file.metric[half], *(file.metrics.get(f"{half}.{name}") for name in known), *file.faithfulness[half])
+    return dict(zip((*VALUES, *FAITHFUL), (half, *values), strict=True)) | file.cost.model_dump()
 
 
 def _against(circuit: Circuit, truth: Circuit) -> Row:
@@ -129,12 +123,8 @@ def _against(circuit: Circuit, truth: Circuit) -> Row:
     true_positives = int((circuit.edges & truth.kept).sum())
     false_positives = int((circuit.edges & ~truth.kept).sum())
     negatives = int((circuit.graph.edges & ~truth.kept).sum())
-    return {
-        "true_positives": true_positives,
-        "false_positives": false_positives,
-        "true_positive_rate": true_positives / max(1, int(truth.kept.sum())),
-        "false_positive_rate": false_positives / max(1, negatives),
-    }
+    rates = (true_positives / max(1, int(truth.kept.sum())), false_positives / max(1, negatives))
+    return dict(zip(AGAINST, (true_positives, false_positives, *rates), strict=True))
 
 
 def found_rows(directory: Path) -> tuple[list[Row], list[str]]:

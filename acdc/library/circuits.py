@@ -19,7 +19,6 @@ from acdc.io.sizes import memory_bound
 from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
 from acdc.library.models import load_model
 from acdc.library.shown import ShownEvaluation, noted
-from acdc.model.checkpoint import ModuleCheckpoint
 from acdc.model.load import Model
 from acdc.report import run as run_report
 from acdc.report.picture import to_svg
@@ -118,7 +117,7 @@ def discover(
     task = loaded_task(task)
     given = {**options, "task": task_name(task), **of_model(model), "device": model.transformer.device.type}
     config, _, notes = resolve(given, None, None, lambda _: task)
-    if isinstance(model.checkpoint, ModuleCheckpoint):
+    if model.checkpoint.module is not None:
         notes.append(f"{config.model_name} was a module in memory; model.hash is of its tensors, not of files")
     loaded = inputs.load(config, task, memory_bound(memory), model)
     with folder_for(out) as folder, progress_bar(progress) as show:
@@ -181,9 +180,9 @@ def evaluate(
     elif not isinstance(circuit, CircuitFile):
         circuit = Path(circuit)
     loaded = model if isinstance(model, Model) else None
-    where = (config, lambda name: loaded_task(task or name), loaded)
+    own = (config, lambda name: loaded_task(task or name), loaded)
     with progress_bar(progress) as show:
-        result = evaluate_circuit(circuit, given, memory_bound(memory), minimality, show, *where)
+        result = evaluate_circuit(circuit, given, memory_bound(memory), minimality, show, *own)
     return ShownEvaluation(**vars(result))
 
 

@@ -43,7 +43,7 @@ COUNTS = ("n_layer", "num_layers", "num_hidden_layers", "num_labels", "head_dim"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint without its weights; `config` is that of transformers, `files` are those that hold weights."""
+    """A checkpoint without its weights; `config` is that of transformers, `files` or a module in memory hold them."""
 
     name: str
     path: Path
@@ -53,6 +53,7 @@ class Checkpoint:
     tokenizer: Tokenizer
     files: tuple[Path, ...]
     read: Callable[[torch.dtype], Any]  # the weights: transformers' module, or the tensors of a bundled model
+    module: Any = None
 
     def check_fits(self, *splits: Split) -> None:
         """Raise ModelError if prompts are longer than the model's positions or use token ids that it doesn't have."""
@@ -71,27 +72,16 @@ class Checkpoint:
                     raise ModelError(f"--model {self.name}: {found}; its tokenizer belongs to another model")
 
     def hash(self) -> str:
-        """The SHA-256 of the files with weights, its first 16 hex digits."""
+        """The SHA-256 of the files with weights, or of a module's tensors with their names, its first 16 hex digits."""
         digest = hashlib.sha256()
+        tensors = self.module.state_dict() if self.module is not None else {}
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         for path in self.files:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 22):
                     digest.update(chunk)
-        return digest.hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class ModuleCheckpoint(Checkpoint):
-    """A checkpoint whose weights are those of a module."""
-
-    module: Any = None
-
-    def hash(self) -> str:
-        """The SHA-256 of the names and bytes of the module's tensors, its first 16 hex digits."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.module.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]
 
 
@@ -165,7 +155,7 @@ def check_config(raw: dict[str, Any], where: Path) -> None:
                 raise ModelError(f"{where}: {key} describes {length:,}; no model has so many")
 
 
-def open_module(module: Any, tokenizer: Any, name: str | None = None) -> ModuleCheckpoint:
+def open_module(module: Any, tokenizer: Any, name: str | None = None) -> Checkpoint:
     """The checkpoint of a module and its tokenizer; raise ModelError if no family represents it."""
     config: Any = getattr(module, "config", None)
     name = name or getattr(config, "name_or_path", "") or type(module).__name__
@@ -191,4 +181,4 @@ def open_module(module: Any, tokenizer: Any, name: str | None = None) -> ModuleC
             return twin.eval()
 
     of = huggingface.wrapped(copy.deepcopy(tokenizer), name)
-    return ModuleCheckpoint(name, where, config.model_type, config, sizes, of, (), read, module)
+    return Checkpoint(name, where, config.model_type, config, sizes, of, (), read, module)

@@ -27,17 +27,12 @@ def to_html(comparison: Comparison) -> str:
         f"ROC against {t.reference}"
         for t in tasks
     ]
-    return render_many(
-        title=" and ".join(task.name for task in tasks),
-        description=f"{methods} on the same prompts: the N edges {_chosen(comparison)} (N = {sizes}), and ACDC by "
-        "threshold.",
-        summary="; ".join(setups),
-        columns=columns,
-        rows=rows,
-        links=[None] * len(rows),
-        panels=of_comparison(comparison),
-        notes=[note for task in tasks for note in task.notes],
-    )
+    title = " and ".join(task.name for task in tasks)
+    chosen = f"the N edges {_chosen(comparison)} (N = {sizes}), and ACDC by threshold."
+    compared = f"{methods} on the same prompts: {chosen}"
+    links = [None] * len(rows)
+    notes = [note for task in tasks for note in task.notes]
+    return render_many(title, compared, "; ".join(setups), columns, rows, links, of_comparison(comparison), notes)
 
 
 def _chosen(comparison: Comparison) -> str:
@@ -129,8 +124,7 @@ def models_to_text(c: ModelComparison) -> str:
     """Return readable tables of a comparison of models."""
     names = [m.folder for m in c.models]
     rows = [["model", "edges", "of", "accuracy", "kept"]]
-    for m in c.models:
-        rows.append([m.folder, f"{m.edges:,}", f"{m.total:,}", number(m.accuracy, 2), m.bound])
+    rows += [[m.folder, f"{m.edges:,}", f"{m.total:,}", number(m.accuracy, 2), m.bound] for m in c.models]
     faithfulness = [["circuit of", *(f"in {name}" for name in names)]]
     for i, name in enumerate(names):
         values = [m.faithfulness[i] for m in c.models]
@@ -140,10 +134,6 @@ def models_to_text(c: ModelComparison) -> str:
     prompts = f"{plural(c.examples, 'prompt')}, seed {c.seed}"
     head = f"{c.task} by {c.method}: {heading(c.metric)}, {c.ablation} ablation, {prompts}"
     on = f"faithfulness [95 % interval] on the {c.half.replace('_', '-')} prompts"
-    blocks = [
-        head,
-        grid(rows),
-        f"{on}\n{grid(faithfulness)}",
-        f"Jaccard index of node names and of edges, rank correlation of scores (Spearman)\n{grid(pairs)}",
-    ]
-    return "\n\n".join(block for block in [*blocks, lines_of(c.notes)] if block)
+    shared = f"Jaccard index of node names and of edges, rank correlation of scores (Spearman)\n{grid(pairs)}"
+    blocks = [head, grid(rows), f"{on}\n{grid(faithfulness)}", shared, lines_of(c.notes)]
+    return "\n\n".join(block for block in blocks if block)

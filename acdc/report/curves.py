@@ -84,16 +84,11 @@ def _line(axes: Any, line: Line, index: int) -> Any:
     x = [p.x for p in line.points]
     y = [p.y for p in line.points]
     colour = COLOURS[index % len(COLOURS)]
-    (drawn,) = axes.plot(
-        x,
-        y,
-        color=colour,
-        marker=MARKERS[index % len(MARKERS)],
-        markerfacecolor="white" if index // len(MARKERS) % 2 else colour,
-        markeredgecolor=colour if index // len(MARKERS) % 2 else "white",
-        linestyle=DASHES[index // len(COLOURS) % len(DASHES)],
-        markevery=[i for i, p in enumerate(line.points) if p.row >= 0],
-    )
+    dashes = DASHES[index // len(COLOURS) % len(DASHES)]
+    inside, edge = ("white", colour) if index // len(MARKERS) % 2 else (colour, "white")
+    markers = {"marker": MARKERS[index % len(MARKERS)], "markerfacecolor": inside, "markeredgecolor": edge}
+    circuits = [i for i, p in enumerate(line.points) if p.row >= 0]
+    (drawn,) = axes.plot(x, y, color=colour, linestyle=dashes, markevery=circuits, **markers)
     if any(p.low is not None for p in line.points):
         low = [p.y if p.low is None else p.low for p in line.points]
         high = [p.y if p.high is None else p.high for p in line.points]

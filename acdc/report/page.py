@@ -241,10 +241,8 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
     if None in accuracies:
         return text
     circuit, model, ablated = accuracies
-    return (
-        f"{text} The circuit answers {circuit:.1%} of them correctly, the full model {model:.1%}, "
-        f"and with everything ablated {ablated:.1%}."
-    )
+    others = f"the full model {model:.1%}, and with everything ablated {ablated:.1%}."
+    return f"{text} The circuit answers {circuit:.1%} of them correctly, {others}"
 
 
 def _method(file: CircuitFile) -> str:
@@ -257,11 +255,9 @@ def _method(file: CircuitFile) -> str:
         limit = f", {bound(method.name, method.threshold, method.options)}"
     direct = file.graph.edges_with_direct
     counted = f" (with direct edges {direct.kept:,} of {direct.total:,})" if direct else ""
-    return (
-        f"Found by {method.name} with {method.metric}{limit}, {method.ablation} ablation, "
-        f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}. {file.graph.nodes} nodes; residual edges are "
-        f"counted{counted}."
-    )
+    prompts = f"{plural(file.task.examples, 'prompt')}, seed {file.task.seed}"
+    nodes = f"{file.graph.nodes} nodes; residual edges are counted{counted}."
+    return f"Found by {method.name} with {method.metric}{limit}, {method.ablation} ablation, {prompts}. {nodes}"
 
 
 def _metric_rows(file: CircuitFile, measured: MetricsFile | None) -> list[list[object]]:
@@ -283,10 +279,8 @@ def _prompt(example: ShownPrompt) -> dict[str, object]:
             shown = [json.dumps(text, ensure_ascii=False) for text in texts[:ANSWERS]]
             cut = f", … ({len(texts):,} in all)" if len(texts) > ANSWERS else ""
             answers.append(f"{which} {', '.join(shown)}{cut}")
-    return asdict(example) | {
-        "changed": [i for i, (clean, corrupted) in enumerate(pairs) if clean != corrupted],
-        "answers": "; ".join(answers),
-    }
+    changed = [i for i, (clean, corrupted) in enumerate(pairs) if clean != corrupted]
+    return asdict(example) | {"changed": changed, "answers": "; ".join(answers)}
 
 
 def _tested(log: Sequence[Mapping[str, Any]], file: CircuitFile) -> str:
