@@ -19,7 +19,7 @@ from acdc.registry import METHODS
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
 from acdc.report.positions import LINE, ByPosition, lay_out_by_position
-from acdc.report.style import COLOURS, FAINT, GREY, INK, LETTERS, MOVE, PALE, PLAIN, SAND, SHADE, PictureStyle, Scale
+from acdc.report.style import COLOURS, GREY, INK, LETTERS, MOVE, PALE, PLAIN, SAND, SHADE, PictureStyle, Scale
 from acdc.report.text import bound
 
 MOST = 300  # edges in a picture; more show nothing
@@ -229,7 +229,7 @@ def _columns(layout: ByPosition, look: PictureStyle) -> list[Group]:
         name = f"{move.head}: {move.start} → {move.end}"
         share = "" if move.attention is None else f"  {move.attention:.0%} of its attention"
         points = [look.turn(point) for point in move.path]
-        opacity = 0.7 if move.attention is None else FAINT / 2 + (1 - FAINT / 2) * move.attention
+        opacity = 0.7 if move.attention is None else 0.1 + 0.9 * move.attention
         groups.append(Group("move", name, name + share, [_curve(points, MOVE, opacity, 2.0)]))
     return groups
 

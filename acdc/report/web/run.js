@@ -198,7 +198,7 @@ function drawColumns() {
   const texts = [...found.flatMap(c => c.lines.map((text, i) => ({ text, x: c.x, y: c.y + 14 * i, named: i === 0 && !c.folded }))), ...(view.layout.answer ?? [])];
   columns.selectAll("text").data(texts).join("text").attr("class", d => d.named ? "named" : null).attr("x", d => d.x).attr("y", d => d.y + 4).text(d => d.text);
   const drawn = arcs.selectAll("g").data(now.moves, m => m.name).join(enter => { const g = enter.append("g").attr("class", "move"); g.append("path"); g.append("path").attr("class", "arrow"); g.append("path").attr("class", "hit"); return g; });
-  drawn.attr("data-move", m => m.name).style("opacity", m => m.attention === null ? .7 : .2 + .8 * m.attention)
+  drawn.attr("data-move", m => m.name).style("opacity", m => m.attention === null ? .7 : .1 + .9 * m.attention)
     .on("pointerenter", (event, m) => { light(m); showTip(event, [m.name, m.attention === null ? "what it reads as key or value, and where it writes" : `${percent(m.attention)} of its attention at ${m.to}`]); }).on("pointermove", moveTip)
     .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, m) => pin({ node: m.node }));
   drawn.selectAll("path:not(.arrow)").attr("d", function () { return d3.select(this.parentNode).datum().line; });
