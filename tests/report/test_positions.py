@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +273,11 @@ def test_edges_arcs_and_components_say_what_they_are(browser, ioi: Path) -> None
     file = read_circuit(ioi / "circuit.json")
     edge = next(e for e in file.edges if e.label == "a0.h3->m0 @ S2")
     with opened(browser, ioi / "report.html") as page:
+        seen = {(m[0], m[1], m[2]): m[3] for m in page.evaluate("data.positions.layout.moves")}
+        for path in page.locator(".path button").all_inner_texts():
+            steps = [re.match(r"(\S+?)(<[kv]>)? @ (\S+)", step).groups() for step in path.split(" → ")[1:]]
+            for (node, kind, span), (_, _, after) in pairwise(steps):
+                assert seen[node, span, after] >= 0.01 if kind and span != after else span == after
         said = hover(page, edge.label)
         assert said.startswith(edge.label) and f"score {edge.score:.4g}" in said
         assert f"when removed: {edge.change:.4g} nats" in said and "→ m0 @ S2 →" in said

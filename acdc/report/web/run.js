@@ -5,7 +5,7 @@ const AT = " @ ";  // between an edge or a node and its span
 const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
 const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
-const PAGE_OF_LOG = 200, PATHS = 8;
+const PAGE_OF_LOG = 200, PATHS = 8, SEEN = .01;
 const percent = x => (100 * x).toFixed(1) + " %";
 const interval = ([value, low, high], format) => format(value) + (low === null ? "" : ` [${format(low)}, ${format(high)}]`);
 const classOf = new Map(Object.entries(data.classes).flatMap(([name, nodes]) => nodes.map(node => [node, name])));
@@ -34,7 +34,7 @@ function layerOf(node) {  // twice the layer for heads, one more for its MLP
   return head ? 2 * +head[1] : mlp ? 2 * +mlp[1] + 1 : -1;
 }
 
-// Paths lead from what an edge writes to what an edge reads. A head may write at any span what it reads as key or value.
+// A head may write at any span what it reads as key or value; all else stays at its span.
 const moved = e => e.at !== "" && (e.kind === "k" || e.kind === "v");
 const into = e => moved(e) ? e.to : e.end, outOf = e => e.at === "" ? [e.start] : [e.start, e.from];
 const upwards = edges => [...edges].sort((a, b) => layerOf(a.from) - layerOf(b.from) || layerOf(a.to) - layerOf(b.to));
@@ -63,14 +63,16 @@ function shownEdges() {
   return edges.filter(e => state.kinds.has(e.kind));
 }
 
-// The path through each edge whose weakest edge is strongest, and the strongest of these.
+// The path through each edge whose weakest edge is strongest, and the strongest of these. No path goes where a head hardly looks.
 function widest(edges) {
+  const looks = d3.group((view.layout.moves ?? []).filter(([, , , share]) => share === null || share >= SEEN), ([head, from]) => head + AT + from);
+  const ahead = e => [e.end, ...(moved(e) ? looks.get(e.end) ?? [] : []).map(([head, , to]) => head + AT + to)];
   const before = new Map(), after = new Map(), end = { width: Infinity, edge: null };
   const better = (map, key, width, edge) => { if (!map.has(key) || map.get(key).width < width) map.set(key, { width, edge }); };
-  const source = e => isInput(e.from) ? end : d3.greatest(outOf(e).flatMap(key => before.get(key) ?? []), found => found.width);
-  const target = e => e.to === "logits" ? end : after.get(into(e));
-  for (const e of upwards(edges)) { const found = source(e); if (found) better(before, into(e), Math.min(found.width, e.size), e); }
-  for (const e of downwards(edges)) { const found = target(e); if (found) for (const key of outOf(e)) better(after, key, Math.min(found.width, e.size), e); }
+  const source = e => isInput(e.from) ? end : before.get(e.start);
+  const target = e => e.to === "logits" ? end : d3.greatest(ahead(e).flatMap(key => after.get(key) ?? []), found => found.width);
+  for (const e of upwards(edges)) { const found = source(e); if (found) for (const key of ahead(e)) better(before, key, Math.min(found.width, e.size), e); }
+  for (const e of downwards(edges)) { const found = target(e); if (found) better(after, e.start, Math.min(found.width, e.size), e); }
   const through = e => {
     if (!source(e) || !target(e)) return null;
     const path = [e];
@@ -353,7 +355,7 @@ function overview() {
       out.push(line);
     }
   }
-  out.push(element("h3", state.other ? "Strongest paths of this circuit" : "Strongest paths"), element("p", "By their weakest edge.", "soft small"), ...now.best().map(pathButton));
+  out.push(element("h3", state.other ? "Strongest paths of this circuit" : "Strongest paths"), element("p", `By their weakest edge${now.moves.some(m => m.attention !== null) ? "; heads attend with at least 1 % to what they read" : ""}.`, "soft small"), ...now.best().map(pathButton));
   return out;
 }
 
