@@ -20,6 +20,7 @@ from acdc.methods.log import read_log
 from acdc.registry import FORMATS
 from acdc.report.page import render_report
 from acdc.report.picture import title_of, to_dot, to_pdf, to_png, to_svg, to_tikz
+from acdc.report.positions import Prompted
 from acdc.report.style import DIRECTIONS, FREQUENCY, PLAIN, SCORE, PictureStyle
 
 Graph = Callable[[Circuit], bytes | str]
@@ -74,12 +75,13 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         path, log = ((folder or Path()) / name for name in READ)
         metrics = read_metrics(path) if folder and path.exists() else None
         if metrics is None or metrics.metrics != file.metrics:  # of another circuit
-            return render_report(file.union(), published=published)
+            return render_report(file, published=published)
         decisions = [asdict(d) for d in read_log(log)] if log.exists() else []
-        return render_report(file.union(), decisions, metrics, published=published)
+        return render_report(file, decisions, metrics, published=published)
     title = title_of(file) if look.title is None else look.title
     measure = FREQUENCY if file.method.name == "stability" else SCORE
-    return DRAWN[to](circuit.union(), title, replace(look, published=published, measure=measure))
+    look = replace(look, published=published, measure=measure, prompted=Prompted.of(file))
+    return DRAWN[to](circuit, title, look)
 
 
 def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:

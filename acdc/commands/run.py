@@ -46,6 +46,7 @@ from acdc.methods.discover import CHECKPOINT, LOG, SCORES, SUPERSET, Discovery, 
 from acdc.registry import METRICS
 from acdc.report.page import render_report
 from acdc.report.picture import title_of, to_svg
+from acdc.report.positions import Prompted
 from acdc.report.style import PictureStyle
 from acdc.setup.config import Config, command_line
 from acdc.setup.estimate import stages
@@ -273,10 +274,11 @@ def _write(
     """Write the files that show a result: metrics.json, circuit.svg and report.html."""
     log = [asdict(decision) for decision in found.decisions]
     published = published_for(file.task.name, circuit.graph)
-    svg = to_svg(circuit.union(), title_of(file), PictureStyle(published=published))
+    look = PictureStyle(published=published, prompted=Prompted.of(file, explanation))
+    svg = to_svg(circuit, title_of(file), look)
     write_metrics(out / "metrics.json", metrics)
     write_atomic(out / "circuit.svg", svg)
-    write_atomic(out / "report.html", render_report(file.union(), log, metrics, explanation, published))
+    write_atomic(out / "report.html", render_report(file, log, metrics, explanation, published))
 
 
 @contextmanager

@@ -30,6 +30,7 @@ class ShownPrompt:
     correct: tuple[str, ...]  # the answers there
     wrong: tuple[str, ...]
     predictions: dict[str, tuple[tuple[str, float], ...]]  # by what was run: likeliest next tokens, their probabilities
+    spans: tuple[int, ...] = ()  # of the tokens in `clean`, if the circuit has spans
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ def _examples(inputs: Inputs, rows: Rows) -> tuple[ShownPrompt, ...]:
                 correct=texts(split.correct[row]),
                 wrong=texts(split.wrong[row]),
                 predictions=predictions,
+                spans=() if split.spans is None else tuple(split.spans[i, pad:].tolist()),
             )
         )
     return tuple(out)

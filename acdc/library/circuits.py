@@ -65,7 +65,7 @@ class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds 
     __str__ = __repr__
 
     def _repr_html_(self) -> str:
-        picture = _picture(self.circuit().union(), f"{self.task.name} in {self.model.name}")
+        picture = _picture(self.circuit(), f"{self.task.name} in {self.model.name}")
         return f"{picture}\n<pre>{escape(self._text)}</pre>"
 
 

@@ -10,7 +10,7 @@ x grows to the right and y up, in points. A picture may turn the layout on its s
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, pairwise, product
@@ -19,6 +19,7 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from acdc.graph.circuit import Circuit
+from acdc.graph.graph import Graph
 
 
 class Lane(NamedTuple):
@@ -34,6 +35,8 @@ Item = str | Lane  # what has a place in a row: a node or a lane
 Spot = tuple[int, Item]  # row, item
 Key = TypeVar("Key")
 Link = tuple[Spot, Spot]  # what an edge connects in two neighbouring rows, the lower one first
+Rows = list[list[str]]
+End = tuple[str, str, str, str]  # of an edge: its name, sender, receiving node and kind ("q", "k", "v" or another)
 
 # (across, along): along is the direction in which edges run. Names are written horizontally in both.
 UPRIGHT = {"head": (62.0, 36.0), "mlp": (76.0, 24.0), "end": (76.0, 26.0)}
@@ -43,6 +46,7 @@ ARROW = 9.0  # the last, straight piece of an edge
 LETTER = 7.5  # width of a letter of a node's name
 GAP, SLOPE, WIDEST = 30.0, 0.1, 80.0  # between rows: GAP + SLOPE × how far an edge runs across, at most WIDEST
 BETWEEN = {0: 7.0, 1: 14.0, 2: 14.0}  # two neighbours in a row of which so many are nodes
+NARROW = {0: 6.0, 1: 10.0, 2: 7.0}
 MIDDLE = 10.0  # half the width of the middle column beside heads
 CROWD = 300  # edges from which on a sender has one lane per side, not one per kind of receiver
 SWEEPS = 24
@@ -70,58 +74,43 @@ class Layout:
     corners: tuple[float, float, float, float]  # left, bottom, right and top of all boxes and paths
 
 
-def port(kind: str, sideways: bool = False) -> float:
+def port(kind: str, narrow: bool = False) -> float:
     """The x of a head's input ("q", "k" or "v") relative to the head; 0 for inputs of other nodes."""
-    return PORT.get(kind, 0) * (14.0 if sideways else 19.0)
+    return PORT.get(kind, 0) * (14.0 if narrow else 19.0)
 
 
 def lay_out(circuit: Circuit, sideways: bool = False) -> Layout:
     """Lay out all nodes and edges; `sideways` for a picture that swaps x and y, where a box's width is its height."""
     g = circuit.graph
-    kinds = {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
-    rows, labels = _rows(circuit)
-    row_of = {name: i for i, row in enumerate(rows) for name in row}
-    sizes = {}
-    for name in row_of:
-        width, depth = SIDEWAYS[kinds[name]] if sideways else UPRIGHT[kinds[name]]
-        length = LETTER * len(name) + 10
-        sizes[name] = (width, max(depth, length)) if sideways else (max(width, length), depth)
+    kinds = kinds_of(g)
+    rows, labels = rows_of(circuit)
+    sizes = {name: size_of(name, kinds[name], sideways) for row in rows for name in row}
     edges = []
     for s, r in zip(*circuit.kept.nonzero(), strict=True):
         receiver = g.receivers[r]
         edges.append((g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind))
-
-    places = _order(rows, kinds, [(sender, node) for _, sender, node, _ in edges])
-    column = [row[0] for row in rows if places[row[0]] == 0]
-    chains: dict[str, list[Spot]] = {}
-    for name, sender, node, kind in edges:
-        side = _side(sender, node, places, column)
-        lane = Lane(sender, kind if len(edges) <= CROWD else "", side)
-        first, last = row_of[sender], row_of[node]
-        chains[name] = [(first, sender), *((i, lane) for i in range(first + 1, last)), (last, node)]
-    links = list(dict.fromkeys(link for chain in chains.values() for link in pairwise(chain)))
-    x = _spread(rows, places, links, sizes)
-    bands = _bands(rows, links, x, sizes)
-    boxes = {}
-    for name, i in row_of.items():
-        low, high = bands[i]
-        boxes[name] = Box(kinds[name], x[i, name], (low + high) / 2, sizes[name][0], high - low)
-    docks = _docks(links, x, boxes)
-    paths = {}
-    for name, _, _, kind in edges:
-        chain = chains[name]
-        xs = [x[spot] for spot in chain]
-        xs[0] += docks.get((chain[0], chain[1]), 0.0)
-        xs[-1] += docks.get((chain[-1], chain[-2]), port(kind, sideways))
-        paths[name] = _path(xs, bands[chain[0][0] : chain[-1][0] + 1])
+    chains, x = across(rows, kinds, sizes, edges, len(edges) > CROWD)
+    bands, boxes, paths = along(rows, kinds, sizes, edges, chains, x, sideways)
     points = [point for path in paths.values() for point in path]
     points += [(b.x + i * b.width / 2, b.y + i * b.height / 2) for b in boxes.values() for i in (-1, 1)]
-    across, along = zip(*points, strict=True)
-    corners = (min(across), min(along), max(across), max(along))
+    xs, ys = zip(*points, strict=True)
+    corners = (min(xs), min(ys), max(xs), max(ys))
     return Layout(boxes, paths, [(text, sum(bands[i]) / 2) for text, i in labels], corners)
 
 
-def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
+def kinds_of(g: Graph) -> dict[str, str]:
+    """The kind of box of each node."""
+    return {s.name: "end" if s.kind == "input" else s.kind for s in g.senders} | {"logits": "end"}
+
+
+def size_of(name: str, kind: str, sideways: bool, upright: dict[str, Point] = UPRIGHT) -> Point:
+    """The size of a node's box, (across, along), where its name has room."""
+    width, depth = SIDEWAYS[kind] if sideways else upright[kind]
+    length = LETTER * len(name) + (10 if upright is UPRIGHT else 6)
+    return (width, max(depth, length)) if sideways else (max(width, length), depth)
+
+
+def rows_of(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
     """The nodes row by row, and the layer labels with the numbers of their rows."""
     g = circuit.graph
     touched = set(circuit.nodes())
@@ -138,7 +127,62 @@ def _rows(circuit: Circuit) -> tuple[list[list[str]], list[tuple[str, int]]]:
     return [*rows, ["logits"]], labels
 
 
-def _order(rows: list[list[str]], kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, float]:
+def across(
+    rows: Rows, kinds: dict[str, str], sizes: dict[str, Point], edges: list[End], crowded: bool, narrow: bool = False
+) -> tuple[dict[str, list[Spot]], dict[Spot, float]]:
+    """The spots that each edge passes, and the x of each spot; nodes in the middle column are at 0. A `narrow` layout
+    has its nodes nearer to each other, heads always in the order of `rows`."""
+    row_of = {name: i for i, row in enumerate(rows) for name in row}
+    places = _order(rows, kinds, [] if narrow else [(sender, node) for _, sender, node, _ in edges])
+    column = [row[0] for row in rows if row and places[row[0]] == 0]
+    chains: dict[str, list[Spot]] = {}
+    for name, sender, node, kind in edges:
+        side = _side(sender, node, places, column)
+        lane = Lane(sender, "" if crowded else kind, side)
+        between = range(row_of[sender] + 1, row_of[node])
+        chains[name] = [(row_of[sender], sender), *((i, lane) for i in between), (row_of[node], node)]
+    return chains, _spread(rows, places, _links(chains), sizes, narrow)
+
+
+def along(
+    rows: Rows,
+    kinds: dict[str, str],
+    sizes: dict[str, Point],
+    edges: list[End],
+    chains: dict[str, list[Spot]],
+    x: dict[Spot, float],
+    narrow: bool,
+    room: Sequence[float] | None = None,
+) -> tuple[list[Point], dict[str, Box], dict[str, list[Point]]]:
+    """The lowest and the highest y of each row, the boxes and the paths, which are straight in the `room` above a row,
+    where other things may be."""
+    links = _links(chains)
+    rooms = room or [0.0] * len(rows)
+    bands = _bands(rows, links, x, sizes, rooms)
+    passed = [(low, high + extra) for (low, high), extra in zip(bands, rooms, strict=True)]
+    boxes = {}
+    for i, row in enumerate(rows):
+        low, high = bands[i]
+        for name in row:
+            boxes[name] = Box(kinds[name], x[i, name], (low + high) / 2, sizes[name][0], high - low)
+    docks = _docks(links, x, boxes)
+    paths = {}
+    for name, _, _, kind in edges:
+        chain = chains[name]
+        xs = [x[spot] for spot in chain]
+        xs[0] += docks.get((chain[0], chain[1]), 0.0)
+        xs[-1] += docks.get((chain[-1], chain[-2]), port(kind, narrow))
+        first = chain[0][0]
+        paths[name] = _path(xs, passed[first : chain[-1][0] + 1], bands[first][1])
+    return bands, boxes, paths
+
+
+def _links(chains: dict[str, list[Spot]]) -> list[Link]:
+    """What the edges connect, each once."""
+    return list(dict.fromkeys(link for chain in chains.values() for link in pairwise(chain)))
+
+
+def _order(rows: Rows, kinds: dict[str, str], ends: list[tuple[str, str]]) -> dict[str, float]:
     """A place for each node: 0 in the middle column, -1, -2, … left and 1, 2, … right of it. The nodes of a row are
     sorted by the mean place of their neighbours, and by index where that makes no edge longer."""
     near = defaultdict(list)
@@ -193,7 +237,7 @@ def _side(sender: str, node: str, places: dict[str, float], column: list[str]) -
 
 
 def _spread(
-    rows: list[list[str]], places: dict[str, float], links: list[Link], sizes: dict[str, Point]
+    rows: Rows, places: dict[str, float], links: list[Link], sizes: dict[str, Point], narrow: bool
 ) -> dict[Spot, float]:
     """The x of each spot: as near as possible to those that it is linked with."""
     below, above, gaps = defaultdict(list), defaultdict(list), defaultdict(list)
@@ -225,11 +269,18 @@ def _spread(
                     near = [other for other in beside if other in x][:1] or below[spot] + above[spot]
                 wish[item] = sum(x[other] for other in near) / len(near) if near else x[spot]
             middle = max((sizes[item][0] / 2 for item in row if not row[item] and item in sizes), default=MIDDLE)
+            if narrow and 0 not in row.values():
+                middle = 0.0
             for side in (-1, 1):
                 chosen = [item for item in row if row[item] * side > 0]
                 chosen.sort(key=lambda item: side * (x[i, item] if settled else wish[item]))
+                if narrow:
+                    nodes = iter(
+                        sorted((item for item in chosen if isinstance(item, str)), key=lambda node: abs(places[node]))
+                    )
+                    chosen = [next(nodes) if item in places else item for item in chosen]
                 widths = [sizes[item][0] if isinstance(item, str) else 0.0 for item in chosen]
-                fitted = _fit([side * wish[item] for item in chosen], widths, middle)
+                fitted = _fit([side * wish[item] for item in chosen], widths, middle, NARROW if narrow else BETWEEN)
                 x |= {(i, item): side * place for item, place in zip(chosen, fitted, strict=True)}
     return x
 
@@ -244,13 +295,13 @@ def _crossings(gaps: dict[int, list[Link]], x: dict[Spot, float], a: Spot, b: Sp
     return count
 
 
-def _fit(wishes: list[float], widths: list[float], start: float) -> list[float]:
+def _fit(wishes: list[float], widths: list[float], start: float, between: dict[int, float]) -> list[float]:
     """Centres of nodes and of lanes, which have width 0, in this order and without overlap after `start`: the sum of
     squared distances from the wishes is smallest (isotonic regression by pooling adjacent violators)."""
     least = []
     end, nodes = start, 1
     for width in widths:
-        least.append(end + BETWEEN[nodes + (width > 0)] + width / 2)
+        least.append(end + between[nodes + (width > 0)] + width / 2)
         end = least[-1] + width / 2
         nodes = int(width > 0)
     pools: list[tuple[float, int]] = []  # sum and number of the shifts from `least` that are equal
@@ -264,15 +315,17 @@ def _fit(wishes: list[float], widths: list[float], start: float) -> list[float]:
     return [low + shift for low, shift in zip(least, shifts, strict=True)]
 
 
-def _bands(rows: list[list[str]], links: list[Link], x: dict[Spot, float], sizes: dict[str, Point]) -> list[Point]:
+def _bands(
+    rows: Rows, links: list[Link], x: dict[Spot, float], sizes: dict[str, Point], room: Sequence[float]
+) -> list[Point]:
     """The lowest and the highest y of each row. The gap below a row is higher, the farther edges run across in it."""
     across = [0.0] * len(rows)
     for low, high in links:
         across[high[0]] = max(across[high[0]], abs(x[high] - x[low]))
     bands: list[Point] = []
-    for row, far in zip(rows, across, strict=True):
-        depth = max(sizes[name][1] for name in row)
-        gap = min(GAP + SLOPE * far, WIDEST)
+    for row, far, extra in zip(rows, across, [0.0, *room[:-1]], strict=True):
+        depth = max((sizes[name][1] for name in row), default=0.0)
+        gap = min(GAP + SLOPE * far, WIDEST) + extra
         bottom = bands[-1][1] + gap if bands else 0.0
         bands.append((bottom, bottom + depth))
     return bands
@@ -298,9 +351,11 @@ def _docks(links: list[Link], x: dict[Spot, float], boxes: dict[str, Box]) -> di
     return docks
 
 
-def _path(across: list[float], bands: list[tuple[float, float]]) -> list[Point]:
-    """From the top of the first row to the bottom of the last: straight beside a row, bent between two."""
-    points = [(across[0], bands[0][1])]
+def _path(across: list[float], bands: list[Point], top: float) -> list[Point]:
+    """From the `top` of the first node to the bottom of the last: straight beside a row, bent between two."""
+    points = [(across[0], top)]
+    if top < bands[0][1]:
+        points += straight(points[0], (across[0], bands[0][1]))
     for i in range(1, len(across)):
         start, y0 = points[-1]
         end, (low, high) = across[i], bands[i]
@@ -308,6 +363,10 @@ def _path(across: list[float], bands: list[tuple[float, float]]) -> list[Point]:
         y1 = low - ARROW if last else low
         middle = (y0 + y1) / 2
         points += [(start, middle), (end, middle), (end, y1)]
-        y2 = low if last else high
-        points += [(end, y1 + (y2 - y1) / 3), (end, y2 - (y2 - y1) / 3), (end, y2)]
+        points += straight((end, y1), (end, low if last else high))
     return points
+
+
+def straight(start: Point, end: Point) -> list[Point]:
+    """The last three points of a straight curve."""
+    return [*((start[0] + (end[0] - start[0]) * t, start[1] + (end[1] - start[1]) * t) for t in (1 / 3, 2 / 3)), end]

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from acdc.errors import plural
-from acdc.files.circuit import CircuitFile
+from acdc.files.circuit import CircuitFile, Edge
 from acdc.files.metrics import MetricsFile
 from acdc.files.published import Published
-from acdc.graph.circuit import Circuit
 from acdc.io.files import plain
 from acdc.registry import METRICS
 from acdc.report.canvas import curve_path
-from acdc.report.layout import lay_out
+from acdc.report.layout import Layout, Point, lay_out
 from acdc.report.panels import Panel, labels
 from acdc.report.picture import MOST, title_of
+from acdc.report.positions import Prompted, lay_out_by_position
 from acdc.report.run import metric_rows
 from acdc.report.text import bound, estimate, heading, label, readable, readable_estimate, worse
 
@@ -67,8 +67,9 @@ def render_report(
             "effect": f"{worse(metric)} in {metric}",
             "threshold": file.method.threshold,
         },
-        "layout": _layout(file.circuit()),
-        "edges": [[e.name, e.score, e.change, margins.get(e.name)] for e in residual],
+        "layout": _layout(lay_out(file.circuit().union())),
+        "edges": [[e.name, e.score, e.change, margins.get(e.name)] for e in file.union().edges if e.name not in direct],
+        **({"positions": _positions(file, residual, margins, explanation)} if file.spans else {}),
         "published": f"{published.name} in {published.model}, as published" if published else None,
         "source": published.source if published else None,
         "classes": published.classes if published else {},
@@ -95,7 +96,7 @@ def render_report(
         prompts=[_prompt(example) for example in explanation.examples] if explanation else [],
         scored=any(e.score is not None for e in residual),
         changes=changes,
-        edges=[[e.name, e.score, e.change] if changes else [e.name, e.score] for e in ranked],
+        edges=[[e.name] + [e.span] * bool(file.spans) + [e.score] + [e.change] * changes for e in ranked],
         log=log,
         tested=_tested(log, file),
         command=file.command,
@@ -160,20 +161,47 @@ def _shown(value: object) -> str:
 # ---------------------------------------------------------------- what the script of a run draws
 
 
-def _layout(circuit: Circuit) -> dict[str, object]:
+def _layout(layout: Layout) -> dict[str, object]:
     """Where nodes and edges are drawn; y grows downwards."""
-    layout = lay_out(circuit)
     left, bottom, right, top = layout.corners
-    paths: dict[str, list[object]] = {}
-    for name, path in layout.paths.items():
-        points = [(round(x), -round(y)) for x, y in path]
-        paths[name] = [curve_path(points[:-3]), *points[-1]]  # the line without its arrowhead, and the arrow's tip
     return {
         "nodes": {name: [_round(x) for x in (b.x, -b.y, b.width, b.height)] for name, b in layout.boxes.items()},
-        "paths": paths,
+        "paths": {name: _line(path) for name, path in layout.paths.items()},
         "labels": [[text, _round(-y)] for text, y in layout.labels],
         "corners": [_round(x) for x in (left, -top, right, -bottom)],
     }
+
+
+def _line(path: list[Point]) -> list[object]:
+    """The line of an edge without its arrowhead, and x and y of the arrow's tip."""
+    points = [(round(x), -round(y)) for x, y in path]
+    return [curve_path(points[:-3]), *points[-1]]
+
+
+def _positions(
+    file: CircuitFile, edges: Sequence[Edge], margins: Mapping[str, float], explanation: Explanation | None
+) -> dict[str, object]:
+    """The circuit by span: its edges and where they are drawn."""
+    prompted = Prompted.of(file, explanation)
+    layout = lay_out_by_position(file.circuit(), prompted)
+    more: dict[str, object] = {
+        "columns": [
+            {
+                "x": _round(c.x),
+                "y": _round(-layout.axis),
+                "width": _round(c.width),
+                "lines": c.lines,
+                "folded": c.folded,
+            }
+            for c in layout.columns
+        ],
+        "moves": [[m.head, m.start, m.end, m.attention, *_line(m.path)] for m in layout.moves],
+    }
+    if layout.answer:
+        x, y = layout.answer
+        more["answer"] = [{"text": prompted.answer, "x": _round(x), "y": _round(-y), "named": True}]
+    rows = [[e.name, e.score, e.change, margins.get(e.label), e.span] for e in edges]
+    return {"layout": _layout(layout) | more, "edges": rows}
 
 
 def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
@@ -228,6 +256,8 @@ def _answer(file: CircuitFile, metrics: MetricsFile | None) -> str:
     half = metrics.half if metrics else "held_out"
     value, low, high = metrics.faithfulness[half] if metrics else (None, None, None)
     text = f"{edges.kept:,} of the {edges.total:,} edges of {file.model.name} ({edges.kept / edges.total:.2%})"
+    if at := file.graph.edge_spans:
+        text += f", at {at.kept:,} of {at.total:,} edge-spans,"
     if value is None:
         found = "in the file" if file.of_eap_ig else f"that {file.method.name} finds"
         text += f" are the circuit {found} for {file.task.name}."

@@ -1,7 +1,8 @@
 """The picture of a circuit: inputs at the bottom, the layers above them, logits on top, or in another direction.
 
 A head shows its q, k, v inputs; those in use have the colour of their edges. Width and opacity of an edge follow its
-score. Heads and MLPs of a known component class have the colour of the class.
+score. Heads and MLPs of a known component class have the colour of the class. A circuit by span has a column for each
+span, and arcs for what heads move between them.
 """
 
 import json
@@ -13,11 +14,12 @@ import numpy as np
 
 from acdc.files.circuit import CircuitFile
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import QKV
+from acdc.graph.graph import AT, QKV
 from acdc.registry import METHODS
 from acdc.report.canvas import Curve, Drawing, Group, Mark, Point, Rect, Text
 from acdc.report.layout import Box, Layout, lay_out, port
-from acdc.report.style import COLOURS, GREY, INK, LETTERS, PALE, PLAIN, SAND, PictureStyle, Scale
+from acdc.report.positions import LINE, ByPosition, lay_out_by_position
+from acdc.report.style import COLOURS, GREY, INK, LETTERS, MOVE, PALE, PLAIN, SAND, SHADE, PictureStyle, Scale
 from acdc.report.text import bound
 
 MOST = 300  # edges in a picture; more show nothing
@@ -72,6 +74,8 @@ def to_dot(circuit: Circuit, title: str = "", look: PictureStyle = PLAIN) -> str
         values |= {"penwidth": f"{scale.width(edge.score):.2f}", "style": "dashed" if edge.score < 0 else "solid"}
         if math.isfinite(edge.score):
             values["label"] = f"{edge.score:.2g}"
+        if edge.at:
+            values["label"] = f"{values.get('label', '')}{edge.at}".strip()
         attributes = ", ".join(f"{key}={_quote(value)}" for key, value in values.items())
         lines.append(f"{_quote(edge.sender)} -> {_quote(edge.node)} [{attributes}];")
     return "\n".join([*lines, "}", ""])
@@ -85,12 +89,18 @@ def _quote(text: str) -> str:
 class Edge:
     """An edge to draw."""
 
-    index: tuple[int, int]  # sender, receiver
+    index: tuple[int, ...]  # sender, receiver and, in a circuit by span, span
     name: str
     sender: str
     node: str
     kind: str  # of the receiver
     score: float  # NaN without one
+    at: str = ""  # " @ " and its span
+
+    @property
+    def port(self) -> str:
+        """The input that it goes into."""
+        return f"{self.node}{self.at}<{self.kind}>"
 
     @property
     def colour(self) -> str:
@@ -108,10 +118,11 @@ def _edges(circuit: Circuit, most: int | None = None) -> list[Edge]:
     g = circuit.graph
     scores = np.full(circuit.kept.shape, np.nan) if circuit.scores is None else circuit.scores
     edges = []
-    for s, r in np.argwhere(circuit.kept):
+    for index in map(tuple, np.argwhere(circuit.kept).tolist()):
+        s, r, *span = index
         receiver = g.receivers[r]
-        names = (g.edge_name(s, r), g.senders[s].name, receiver.node, receiver.kind)
-        edges.append(Edge((s, r), *names, float(scores[s, r])))
+        names = (g.part_name(index, circuit.spans), g.senders[s].name, receiver.node, receiver.kind)
+        edges.append(Edge(index, *names, float(scores[index]), "".join(AT + circuit.spans[i] for i in span)))
     strongest = sorted(edges, key=lambda edge: edge.size, reverse=True)[:most]
     return sorted(strongest, key=lambda edge: edge.size)
 
@@ -122,9 +133,16 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
     shown = np.zeros_like(circuit.kept)
     for edge in edges:
         shown[edge.index] = True
-    layout = lay_out(Circuit(circuit.graph, shown), look.sideways)
-    used = {f"{edge.node}<{edge.kind}>" for edge in edges}
-    groups = [_edge(edge, layout.paths[edge.name], scale, look) for edge in edges]
+    drawn = Circuit(circuit.graph, shown, spans=circuit.spans)
+    layout: Layout
+    groups = []
+    if circuit.spans:
+        layout = lay_out_by_position(drawn, look.prompted, look.sideways)
+        groups += _columns(layout, look)
+    else:
+        layout = lay_out(drawn, look.sideways)
+    used = {edge.port for edge in edges}
+    groups += [_edge(edge, layout.paths[edge.name], scale, look) for edge in edges]
     groups += [_node(name, box, used, look) for name, box in layout.boxes.items()]
     if look.scores:
         groups += _scores(edges, layout, look)
@@ -150,7 +168,8 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
 
     if look.header:
         width = max(right - left, LEGEND)
-        legend = _legend(edges, scale, look) if look.legend else []
+        moves = any(group.kind == "move" for group in groups)
+        legend = _legend(edges, moves, scale, look) if look.legend else []
         header, height = _header(title, _counts(circuit, edges), legend, left, top, width)
         groups.append(Group("header", marks=header))
         right = left + width
@@ -173,25 +192,63 @@ def _centred_rect(area: Area, fill: str, line: str = "", radius: float = 0.0) ->
 
 
 def _edge(edge: Edge, path: list[Point], scale: Scale, look: PictureStyle) -> Group:
-    points = [look.turn(point) for point in path]
-    x0, y0 = points[-4]
-    x1, y1 = points[-1]
-    half = 0.25 + 0.11 * scale.width(edge.score)  # half the width of the arrow's head, divided by its length
-    across = ((y1 - y0) * half, (x0 - x1) * half)
-    arrow = [(x1, y1), (x0 + across[0], y0 + across[1]), (x0 - across[0], y0 - across[1])]
     tip = f"{edge.name}  {edge.score:.4g}" if math.isfinite(edge.score) else edge.name
     line = (edge.colour, scale.opacity(edge.score), scale.width(edge.score), edge.score < 0)
-    return Group("edge", edge.name, tip, [Curve(points[:-3], arrow, *line)])
+    return Group("edge", edge.name, tip, [_curve([look.turn(point) for point in path], *line)])
+
+
+def _curve(points: list[Point], colour: str, opacity: float, width: float, dashed: bool = False) -> Curve:
+    """A line whose last piece is the head of its arrow."""
+    x0, y0 = points[-4]
+    x1, y1 = points[-1]
+    half = 0.25 + 0.11 * width  # half the width of the arrow's head, divided by its length
+    across = ((y1 - y0) * half, (x0 - x1) * half)
+    arrow = [(x1, y1), (x0 + across[0], y0 + across[1]), (x0 - across[0], y0 - across[1])]
+    return Curve(points[:-3], arrow, colour, opacity, width, dashed)
+
+
+def _columns(layout: ByPosition, look: PictureStyle) -> list[Group]:
+    """What a circuit by span has behind its edges: columns, the prompt below them, the answer, and arcs."""
+    _, bottom, _, top = layout.corners
+    shades = Group("columns")
+    axis = Group("axis")
+    for column in layout.columns:
+        if not column.folded:
+            area = (column.x, (bottom + top) / 2, column.width, top - bottom)
+            shades.marks.append(_centred_rect(_turned(area, look), SHADE, radius=6))
+        x, y = look.turn((column.x, layout.axis))
+        last = len(column.lines) - 1
+        first = {"up": 0, "down": -last}.get(look.direction, -last / 2)
+        for i, line in enumerate(column.lines):
+            colour = INK if i == 0 and not column.folded else GREY
+            axis.marks.append(_centred(line, x, y + LINE * (first + i), 11, colour))
+    if layout.answer:
+        axis.marks.append(_centred(look.prompted.answer, *look.turn(layout.answer), 11, INK))
+    groups = [shades, axis]
+    for move in layout.moves:
+        name = f"{move.head}: {move.start} → {move.end}"
+        share = "" if move.attention is None else f"  {move.attention:.0%} of its attention"
+        points = [look.turn(point) for point in move.path]
+        opacity = 0.7 if move.attention is None else 0.1 + 0.9 * move.attention
+        groups.append(Group("move", name, name + share, [_curve(points, MOVE, opacity, 2.0)]))
+    return groups
 
 
 def _area(box: Box, look: PictureStyle) -> Area:
     """Where a node's box is in the picture."""
-    size = (box.height, box.width) if look.sideways else (box.width, box.height)
-    return (*look.turn((box.x, box.y)), *size)
+    return _turned((box.x, box.y, box.width, box.height), look)
 
 
-def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
+def _turned(area: Area, look: PictureStyle) -> Area:
+    """An area of the layout in the picture."""
+    x, y, width, height = area
+    size = (height, width) if look.sideways else (width, height)
+    return (*look.turn((x, y)), *size)
+
+
+def _node(key: str, box: Box, used: set[str], look: PictureStyle) -> Group:
     """A node's box. A head has its name at the side where edges leave, its inputs at the side where they enter."""
+    name, _, span = key.partition(AT)
     area = _area(box, look)
     x, y, *_ = area
     if box.kind == "end":
@@ -202,10 +259,10 @@ def _node(name: str, box: Box, used: set[str], look: PictureStyle) -> Group:
         x, y = look.turn((box.x, box.y + 8))
         marks = [_centred_rect(area, look.fill(name) or "white", INK), _centred(name, x, y, LETTERS, INK)]
         for kind in QKV:
-            fill, ink = (COLOURS[kind], "white") if f"{name}<{kind}>" in used else (PALE, "#A0A0A0")
-            x, y = look.turn((box.x + port(kind, look.sideways), box.y + 9 - box.height / 2))
-            marks += [_centred_rect((x, y, 15, 13), fill), _centred(kind, x, y, 10, ink)]
-    return Group("node", tip=name, marks=marks)
+            fill, ink = (COLOURS[kind], "white") if f"{key}<{kind}>" in used else (PALE, "#A0A0A0")
+            x, y = look.turn((box.x + port(kind, look.sideways or bool(span)), box.y + 9 - box.height / 2))
+            marks += [_centred_rect((x, y, 13 if span else 15, 13), fill), _centred(kind, x, y, 10, ink)]
+    return Group("node", tip=key, marks=marks)
 
 
 def _scores(edges: list[Edge], layout: Layout, look: PictureStyle) -> list[Group]:
@@ -244,15 +301,17 @@ def _points_of(path: list[Point], look: PictureStyle) -> list[Point]:
 def _counts(circuit: Circuit, edges: list[Edge]) -> str:
     g = circuit.graph
     text = f"{circuit.n_edges:,} of {g.n_edges:,} edges (residual)"
+    if circuit.spans:
+        text += f" at {circuit.size:,} of {g.n_edges * len(circuit.spans):,} edge-spans"
     if circuit.direct is not None:
         text += f", {circuit.n_edges + circuit.n_direct:,} of {g.n_edges_direct:,} with direct edges"
-    if len(edges) < circuit.n_edges:
+    if len(edges) < circuit.size:
         scored = any(math.isfinite(edge.score) for edge in edges)
         text += f"; the {len(edges):,} strongest are drawn" if scored else f"; {len(edges):,} are drawn"
     return text
 
 
-def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Sample]]:
+def _legend(edges: list[Edge], moves: bool, scale: Scale, look: PictureStyle) -> list[list[Sample]]:
     """Its groups: colours of edges, their widths, classes of nodes."""
     used = {edge.colour for edge in edges}
     into = {"query": COLOURS["q"], "key": COLOURS["k"], "value": COLOURS["v"], "MLP or logits": INK}
@@ -261,6 +320,9 @@ def _legend(edges: list[Edge], scale: Scale, look: PictureStyle) -> list[list[Sa
         negative = any(edge.score < 0 for edge in edges)
         widths = [(INK, scale.width(x), f"{x:.2g}") for x in scale.marks]
         legend.append([*widths, ("", 0, f"|{look.measure}|, dashed if negative" if negative else look.measure)])
+    if moves:
+        by = ", fainter where it is less" if look.prompted.attention else ""
+        legend.append([(MOVE, 2, f"moved by a head's attention{by}")])
     nodes = {edge.sender for edge in edges} | {edge.node for edge in edges}
     classes = [(tint, 10, name) for name, tint in look.tints.items() if nodes & set(look.classes[name])]
     if look.published and classes:

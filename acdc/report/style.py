@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 
 from acdc.files.published import Published
 from acdc.report.canvas import Point
+from acdc.report.positions import Prompted
 
 # Okabe and Ito's colours, which can be told apart with every kind of colour blindness.
 COLOURS = {"q": "#D55E00", "k": "#0072B2", "v": "#009E73"}
 INK, GREY, PALE, SAND = "#333333", "#8A8A8A", "#F0F0F0", "#F2E9C9"
+MOVE = "#AA3377"  # arcs of attention
+SHADE = "#F6F6F6"  # columns of a circuit by span
 # Paul Tol's light scheme, made to stand behind dark text and to be told apart by the colour-blind, too. In this order
 # the first seven, which IOI has, differ most (CIEDE2000 at least 8 with red-green blindness).
 TINTS = ("#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33")
@@ -37,6 +40,7 @@ class PictureStyle:
     font_size: float | None = None  # of the nodes' names, in points; the picture grows with it
     measure: str = SCORE  # what widths show
     published: Published | None = None  # its classes colour the nodes; a node in two has the colour of the first
+    prompted: Prompted = field(default_factory=Prompted)  # what is shown of the prompts beside a circuit by span
 
     @property
     def sideways(self) -> bool:

@@ -10,8 +10,9 @@ import pytest
 from acdc.files.circuit import read_circuit
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
-from acdc.report.layout import ARROW, Layout, Point, lay_out, port
+from acdc.report.layout import ARROW, Layout, lay_out, port
 from tests.support import ROOT
+from tests.support.page import points
 
 
 def some(graph: Graph, edges: int) -> Circuit:
@@ -40,16 +41,6 @@ CIRCUITS = {
     "30 layers": some(Graph(30, 9), 200),
     "crowded": some(Graph(12, 12), 400),
 }
-
-
-def points(path: list[Point]) -> np.ndarray:
-    """Float[point xy]: on the curves of a path."""
-    t = np.linspace(0, 1, 11)[:, None]
-    found = []
-    for i in range(0, len(path) - 1, 3):
-        a, b, c, d = np.array(path[i : i + 4])
-        found.append((1 - t) ** 3 * a + 3 * t * (1 - t) ** 2 * b + 3 * t**2 * (1 - t) * c + t**3 * d)
-    return np.concatenate(found)
 
 
 def ends(name: str) -> tuple[str, str, str]:

@@ -14,11 +14,7 @@ import pytest
 from acdc.commands.run import run
 from acdc.evaluation.explain import Explanation, ShownPrompt
 from acdc.files.circuit import (
-    CircuitFile,
     GraphPart,
-    MethodPart,
-    ModelPart,
-    TaskPart,
     edges_of,
     read_circuit,
     write_circuit,
@@ -32,8 +28,7 @@ from acdc.report.panels import Line, Panel, Point
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support.browser import chromium, opened
-
-EVIL = '</script><script>alert("x")</script><img src=x onerror=alert(1)> &amp; "\' מבחן 🙂 ${a} $title'
+from tests.support.page import EVIL, file_of, hover, lit
 
 
 @pytest.fixture(scope="module")
@@ -47,28 +42,6 @@ def ioi(tmp_path_factory) -> Path:
     """A run of IOI on tiny, with 20 prompts."""
     config, task, _ = resolve({"task": "ioi", "model": "tiny", "examples": 20}, None, None)
     return run(load(config, task), tmp_path_factory.mktemp("run") / "ioi")[1]
-
-
-def file_of(circuit: Circuit, name: str = "ioi") -> CircuitFile:
-    g = circuit.graph
-    changes = {n: 0.5 for n in circuit.edge_names()}
-    edges = tuple(e.model_copy(update={"change": changes.get(e.name)}) for e in edges_of(circuit))
-    return CircuitFile(
-        task=TaskPart(name=name, version=1, examples=10, seed=0, data_hash=name),
-        model=ModelPart(
-            name=name, family="gpt2", hash=name, n_layers=g.n_layers, n_heads=g.n_heads, d_model=768, mlp=g.mlp,
-            inputs=g.inputs, parallel=g.parallel,
-        ),
-        method=MethodPart(
-            name="acdc", metric="kl", ablation="corrupted", dtype="float32", device="cpu", threshold=0.01, options={}
-        ),
-        graph=GraphPart.of(circuit),
-        metrics={},
-        edges=edges,
-        environment={"acdc": name},
-        command=f"acdc run --task {name}",
-        notes=(f"{name}\u2028",),
-    )  # fmt: skip
 
 
 def large(edges: int) -> Circuit:
@@ -87,25 +60,8 @@ def residual(folder: Path) -> list[str]:
     return [e.name for e in file.edges if e.name not in file.model.graph.direct_index]
 
 
-def lit(page) -> set[str]:
-    return set(page.evaluate("[...document.querySelectorAll('.edge.lit')].map(e => e.__data__.name)"))
-
-
 def shown(page) -> int:
     return page.locator(".edge").count()
-
-
-def hover(page, edge: str) -> str:
-    """Point at the middle of an edge; what is said of it."""
-    x, y = page.evaluate(
-        """name => { const path = [...document.querySelectorAll('path.hit')].find(p => p.dataset.edge === name);
-        const p = path.getPointAtLength(path.getTotalLength() * .5), m = path.getScreenCTM();
-        path.parentNode.append(path);
-        return [p.x * m.a + m.e, p.y * m.d + m.f] }""",
-        edge,
-    )
-    page.mouse.move(x, y)
-    return page.locator("#tip").inner_text()
 
 
 def test_the_answer_comes_first(browser, ioi):

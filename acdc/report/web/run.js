@@ -1,10 +1,11 @@
 // The interactive part of a run's page. All that it shows comes from the JSON in the page and is set as text, never as HTML.
 const data = read("data");
 const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
+const AT = " @ ";  // between an edge or a node and its span
 const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
 const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
-const PAGE_OF_LOG = 200, PATHS = 8;
+const PAGE_OF_LOG = 200, PATHS = 8, SEEN = .01;
 const percent = x => (100 * x).toFixed(1) + " %";
 const interval = ([value, low, high], format) => format(value) + (low === null ? "" : ` [${format(low)}, ${format(high)}]`);
 const classOf = new Map(Object.entries(data.classes).flatMap(([name, nodes]) => nodes.map(node => [node, name])));
@@ -13,14 +14,19 @@ const effects = new Map(Object.entries(data.direct));
 
 // ------------------------------------------------------------------------------------------------ the circuit
 
-function toEdge([name, score, change, margin]) {
-  const [, from, to, input] = PARTS.exec(name);
-  return { name, from, to, kind: input || "plain", score, change, margin, size: score === null ? 0 : Math.abs(score), status: "kept" };
+function toEdge([name, score, change, margin, span]) {
+  const [, from, to, input] = PARTS.exec(name), at = span === undefined ? "" : AT + span;
+  return { name: name + at, from, to, at, start: from + at, end: to + at, kind: input || "plain", score, change, margin, size: score === null ? 0 : Math.abs(score), status: "kept" };
 }
 
-const own = data.edges.map(toEdge).sort((a, b) => b.size - a.size);
-const scored = own.some(e => e.score !== null);
-const state = { strongest: scored ? Math.min(own.length, data.most) : own.length, kinds: new Set(KINDS.map(([kind]) => kind)), found: "", pinned: null, other: null, statuses: new Set(["both", "gone", "new"]) };
+// The circuit by position, if its edges have spans, and without spans.
+const viewOf = (unit, { layout, edges }) => ({ unit, layout, edges: edges.map(toEdge).sort((a, b) => b.size - a.size) });
+const views = { union: viewOf("edges", data) };
+if (data.positions) views.positions = viewOf("edge-spans", data.positions);
+let view = views.positions ?? views.union, own = view.edges;
+const scored = own.some(e => e.score !== null), counted = view.unit;  // what the curve counts
+const strongest = () => scored ? Math.min(own.length, data.most) : own.length;
+const state = { strongest: strongest(), kinds: new Set(KINDS.map(([kind]) => kind)), found: "", pinned: null, other: null, statuses: new Set(["both", "gone", "new"]) };
 
 function layerOf(node) {  // twice the layer for heads, one more for its MLP
   if (node === "logits") return 2 * data.graph.layers + 1;
@@ -28,16 +34,19 @@ function layerOf(node) {  // twice the layer for heads, one more for its MLP
   return head ? 2 * +head[1] : mlp ? 2 * +mlp[1] + 1 : -1;
 }
 
+// A head may write at any span what it reads as key or value; all else stays at its span.
+const moved = e => e.at !== "" && (e.kind === "k" || e.kind === "v");
+const into = e => moved(e) ? e.to : e.end, outOf = e => e.at === "" ? [e.start] : [e.start, e.from];
+const upwards = edges => [...edges].sort((a, b) => layerOf(a.from) - layerOf(b.from) || layerOf(a.to) - layerOf(b.to));
+const downwards = edges => [...edges].sort((a, b) => layerOf(b.to) - layerOf(a.to) || layerOf(b.from) - layerOf(a.from));
+const isInput = node => data.graph.inputs.includes(node);
+
 // Edges on a path from an input to the logits.
 function live(edges) {
-  const into = d3.group(edges, e => e.to), outOf = d3.group(edges, e => e.from);
-  const reach = (starts, next, end) => {
-    const seen = new Set(starts), todo = [...starts];
-    while (todo.length) for (const e of next.get(todo.pop()) || []) if (!seen.has(end(e))) { seen.add(end(e)); todo.push(end(e)); }
-    return seen;
-  };
-  const fed = reach(data.graph.inputs, outOf, e => e.to), used = reach(["logits"], into, e => e.from);
-  return edges.filter(e => fed.has(e.from) && used.has(e.to));
+  const fed = new Set(), used = new Set(), dead = new Set(edges);
+  for (const e of upwards(edges)) if (isInput(e.from) || outOf(e).some(key => fed.has(key))) { fed.add(into(e)); dead.delete(e); }
+  for (const e of downwards(edges)) if (e.to === "logits" || used.has(into(e))) outOf(e).forEach(key => used.add(key)); else dead.add(e);
+  return edges.filter(e => !dead.has(e));
 }
 
 const cutEdges = () => state.strongest < own.length ? live(own.slice(0, state.strongest)) : own;
@@ -54,19 +63,21 @@ function shownEdges() {
   return edges.filter(e => state.kinds.has(e.kind));
 }
 
-// The path through each edge whose weakest edge is strongest, and the strongest of these.
+// The path through each edge whose weakest edge is strongest, and the strongest of these. No path goes where a head hardly looks.
 function widest(edges) {
-  const inOrder = [...edges].sort((a, b) => layerOf(a.from) - layerOf(b.from) || layerOf(a.to) - layerOf(b.to));
-  const before = new Map(data.graph.inputs.map(node => [node, { width: Infinity, edge: null }])), after = new Map([["logits", { width: Infinity, edge: null }]]);
-  const better = (map, node, width, edge) => { if (!map.has(node) || map.get(node).width < width) map.set(node, { width, edge }); };
-  for (const e of inOrder) if (before.has(e.from)) better(before, e.to, Math.min(before.get(e.from).width, e.size), e);
-  for (const e of [...inOrder].sort((a, b) => layerOf(b.to) - layerOf(a.to) || layerOf(b.from) - layerOf(a.from)))
-    if (after.has(e.to)) better(after, e.from, Math.min(after.get(e.to).width, e.size), e);
+  const looks = d3.group((view.layout.moves ?? []).filter(([, , , share]) => share === null || share >= SEEN), ([head, from]) => head + AT + from);
+  const ahead = e => [e.end, ...(moved(e) ? looks.get(e.end) ?? [] : []).map(([head, , to]) => head + AT + to)];
+  const before = new Map(), after = new Map(), end = { width: Infinity, edge: null };
+  const better = (map, key, width, edge) => { if (!map.has(key) || map.get(key).width < width) map.set(key, { width, edge }); };
+  const source = e => isInput(e.from) ? end : before.get(e.start);
+  const target = e => e.to === "logits" ? end : d3.greatest(ahead(e).flatMap(key => after.get(key) ?? []), found => found.width);
+  for (const e of upwards(edges)) { const found = source(e); if (found) for (const key of ahead(e)) better(before, key, Math.min(found.width, e.size), e); }
+  for (const e of downwards(edges)) { const found = target(e); if (found) better(after, e.start, Math.min(found.width, e.size), e); }
   const through = e => {
-    if (!before.has(e.from) || !after.has(e.to)) return null;
+    if (!source(e) || !target(e)) return null;
     const path = [e];
-    for (let edge = before.get(e.from).edge; edge; edge = before.get(edge.from).edge) path.unshift(edge);
-    for (let edge = after.get(e.to).edge; edge; edge = after.get(edge.to).edge) path.push(edge);
+    for (let edge = source(e).edge; edge; edge = source(edge).edge) path.unshift(edge);
+    for (let edge = target(e).edge; edge; edge = target(edge).edge) path.push(edge);
     return { edges: path, width: d3.min(path, x => x.size) };
   };
   return { through, best() {
@@ -84,9 +95,9 @@ const PORT = { q: -19, k: 0, v: 19, plain: 0 };
 // Python has placed the circuit's own nodes and edges, and there they stay. Nodes of the other circuit alone stand right of
 // them: in the row of their layer or, without one, between the rows below and above it, where they may have to be smaller.
 function place(edges) {
-  const at = new Map(Object.entries(data.layout.nodes).map(([node, [x, y, width, height]]) => [node, { x, y, width, height, scale: 1 }]));
-  const rows = d3.rollup([...at], ([[, box]]) => box, ([node]) => layerOf(node)), own = d3.sort(rows.keys()), right = data.layout.corners[2], taken = new Map();
-  const added = d3.groups([...new Set(edges.flatMap(e => [e.from, e.to]))].filter(node => !at.has(node)), layerOf).sort((a, b) => a[0] - b[0]);
+  const at = new Map(Object.entries(view.layout.nodes).map(([key, [x, y, width, height]]) => [key, { node: key.split(AT)[0], x, y, width, height, scale: 1 }]));
+  const rows = d3.rollup([...at], ([[, box]]) => box, ([node]) => layerOf(node)), own = d3.sort(rows.keys()), right = view.layout.corners[2], taken = new Map();
+  const added = d3.groups([...new Set(edges.flatMap(e => [e.start, e.end]))].filter(node => !at.has(node)), layerOf).sort((a, b) => a[0] - b[0]);
   for (const [layer, nodes] of added) {
     const below = rows.get(d3.max(own.filter(l => l <= layer))), above = rows.get(d3.min(own.filter(l => l > layer)));
     const among = added.map(([l]) => l).filter(l => !rows.has(l) && rows.get(d3.max(own.filter(o => o < l))) === below), number = among.indexOf(layer);
@@ -95,7 +106,7 @@ function place(edges) {
     const y = number < 0 ? below.y : below.y - below.height / 2 - room * (number + .5);
     for (const node of nodes.sort()) {
       taken.set(below, (taken.get(below) ?? 0) + 90);
-      at.set(node, { x: right + taken.get(below), y, width: width * scale, height: full * scale, scale });
+      at.set(node, { node, x: right + taken.get(below), y, width: width * scale, height: full * scale, scale });
     }
   }
   return at;
@@ -115,8 +126,8 @@ function bands(at) {
 // The line of an edge up to its arrowhead, and the arrow's tip. Edges that Python has not drawn bend between the rows, too,
 // and pass each at a free place.
 function route(e, { at, rows }) {
-  if (data.layout.paths[e.name]) { const [line, x, y] = data.layout.paths[e.name]; return { line, x, y }; }
-  const a = at.get(e.from), b = at.get(e.to), x = b.x + b.scale * PORT[e.kind], y = b.y + b.height / 2;
+  if (view.layout.paths[e.name]) { const [line, x, y] = view.layout.paths[e.name]; return { line, x, y }; }
+  const a = at.get(e.start), b = at.get(e.end), x = b.x + b.scale * PORT[e.kind], y = b.y + b.height / 2;
   const first = rows.findIndex(row => row.boxes.includes(a)), last = rows.findIndex(row => row.boxes.includes(b));
   const start = a.y - a.height / 2;
   if (first === last) return { line: `M${a.x},${start}C${a.x},${start - ARROW} ${x},${y + 2 * ARROW} ${x},${y + ARROW}`, x, y };
@@ -137,32 +148,37 @@ function free(row, x) {
   return d3.least([x, ...beside].filter(clear), place => Math.abs(place - x));
 }
 
-const svg = d3.select("#picture"), canvas = svg.append("g"), [layers, lines, hits, boxes] = ["layers", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
+const svg = d3.select("#picture"), canvas = svg.append("g"), [columns, layers, arcs, lines, hits, boxes] = ["columns", "layers", "arcs", "lines", "hits", "boxes"].map(name => canvas.append("g").attr("class", name));
 const zoom = d3.zoom().scaleExtent([.1, 4]).filter(event => event.type === "wheel" ? event.ctrlKey || event.metaKey : !event.button)
   .on("zoom", event => canvas.attr("transform", event.transform));
 svg.call(zoom).on("dblclick.zoom", null).on("click", event => { if (event.target === svg.node()) pin(null); });
-let now = { edges: [], paths: null };
+let now = { edges: [], moves: [], paths: null };
 
-function fit() {
-  const [x0, y0, x1, y1] = layout.box, width = svg.node().clientWidth || 700, most = window.innerHeight * .82;
-  const scale = Math.min(2, width / (x1 - x0), Math.max(.8, most / (y1 - y0)));
-  svg.attr("height", (y1 - y0) * scale);
+// A picture by position scrolls where it would be too small to be read.
+const box = svg.node().parentNode;
+function fit(least = view === views.union ? 0 : box.clientWidth < 700 ? .9 : .65) {
+  const [x0, y0, x1, y1] = layout.box, most = window.innerHeight * .82;
+  const scale = Math.max(least, Math.min(2, (box.clientWidth || 700) / (x1 - x0), Math.max(.8, most / (y1 - y0))));
+  const width = Math.max(box.clientWidth || 700, least ? scale * (x1 - x0) : 0);
+  svg.attr("height", (y1 - y0) * scale).style("width", width > box.clientWidth ? `${width}px` : null);
   svg.call(zoom.transform, d3.zoomIdentity.translate(width / 2 - scale * (x0 + x1) / 2, -y0 * scale).scale(scale));
 }
 
 let layout = null;  // of all edges, whichever are shown: nodes stay where they are
 function lay() {
-  const edges = state.other ? [...own, ...state.other.edges] : own, at = place(edges), [left, top, right, bottom] = data.layout.corners;
+  const edges = state.other ? [...own, ...state.other.edges] : own, at = place(edges), [left, top, right, bottom] = view.layout.corners;
   const sizes = edges.filter(e => e.score !== null).map(e => Math.sqrt(e.size)), [low, high] = [d3.min(sizes) ?? 0, d3.max(sizes) ?? 0];
   const weight = e => e.score === null || high <= low ? .5 : (Math.sqrt(e.size) - low) / (high - low);
-  layout = { at, rows: bands(at), weight, box: [left - 70, top - 15, Math.max(right, ...[...at.values()].map(p => p.x + p.width / 2)) + 15, bottom + 15] };
+  layout = { at, rows: bands(at), weight, box: [left - 70, top - (view === views.union ? 15 : 50), Math.max(right, ...[...at.values()].map(p => p.x + p.width / 2)) + 15, bottom + 15] };
 }
 
 function draw() {
   const edges = shownEdges(), { at, weight } = layout;
   const kinds = edge => state.kinds.has(edge.kind), paths = widest(cutEdges().filter(kinds)), others = widest(state.other?.edges.filter(kinds) ?? []);
-  now = { edges, best: paths.best, through: e => (e.status === "new" ? others : paths).through(e) };
-  layers.selectAll("text").data(data.layout.labels).join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, y]) => y + 4).text(([text]) => text);
+  const read = new Set(edges.filter(moved).map(e => e.end)), written = new Set(edges.map(e => e.start));
+  const moves = (view.layout.moves ?? []).map(([node, start, end, attention, line, x, y]) => ({ node, name: `${node}: ${start} → ${end}`, start: node + AT + start, end: node + AT + end, to: end, attention, line, x, y }));
+  now = { edges, moves: moves.filter(m => read.has(m.start) && written.has(m.end)), best: paths.best, through: e => (e.status === "new" ? others : paths).through(e) };
+  layers.selectAll("text").data(view.layout.labels).join("text").attr("class", "layer").attr("x", layout.box[0] + 8).attr("y", ([, y]) => y + 4).text(([text]) => text);
   const routes = new Map(edges.map(e => [e.name, route(e, layout)])), half = e => 9 * .25 + .99 * (1 + 4 * weight(e));
   const drawn = lines.selectAll("g").data(edges, e => e.name).join(enter => { const g = enter.append("g"); g.append("path"); g.append("path").attr("class", "arrow"); return g; })
     .attr("class", e => `edge ${state.other ? e.status : e.kind + (e.score < 0 ? " negative" : "")}`).attr("data-edge", e => e.name).style("opacity", e => state.other ? .85 : .3 + .7 * weight(e));
@@ -172,47 +188,64 @@ function draw() {
     .on("pointerenter", (event, e) => { light(e); showTip(event, edgeLines(e)); }).on("pointermove", moveTip)
     .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, e) => pin(e));
   drawNodes(at, edges);
+  drawColumns();
   light(state.pinned);
   count();
 }
 
+// The columns of spans, the prompt below them, the answer, and the moves that heads make between them.
+function drawColumns() {
+  const found = view.layout.columns ?? [], [, top, , bottom] = view.layout.corners;
+  columns.selectAll("rect").data(found.filter(c => !c.folded)).join("rect").attr("x", c => c.x - c.width / 2).attr("y", top).attr("width", c => c.width).attr("height", bottom - top).attr("rx", 6);
+  const texts = [...found.flatMap(c => c.lines.map((text, i) => ({ text, x: c.x, y: c.y + 14 * i, named: i === 0 && !c.folded }))), ...(view.layout.answer ?? [])];
+  columns.selectAll("text").data(texts).join("text").attr("class", d => d.named ? "named" : null).attr("x", d => d.x).attr("y", d => d.y + 4).text(d => d.text);
+  const drawn = arcs.selectAll("g").data(now.moves, m => m.name).join(enter => { const g = enter.append("g").attr("class", "move"); g.append("path"); g.append("path").attr("class", "arrow"); g.append("path").attr("class", "hit"); return g; });
+  drawn.attr("data-move", m => m.name).style("opacity", m => m.attention === null ? .7 : .1 + .9 * m.attention)
+    .on("pointerenter", (event, m) => { light(m); showTip(event, [m.name, m.attention === null ? "what it reads as key or value, and where it writes" : `${percent(m.attention)} of its attention at ${m.to}`]); }).on("pointermove", moveTip)
+    .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, m) => pin({ node: m.node }));
+  drawn.selectAll("path:not(.arrow)").attr("d", function () { return d3.select(this.parentNode).datum().line; });
+  drawn.select(".arrow").attr("d", m => `M${m.x},${m.y}l4,${-ARROW}h-8z`);
+}
+
 function drawNodes(at, edges) {
-  const used = new Set(edges.flatMap(e => [e.from, e.to])), ports = new Set(edges.map(e => `${e.to}<${e.kind}>`));
-  const nodes = [...at].filter(([name]) => used.has(name) || name === "logits" || data.graph.inputs.includes(name)).map(([name, p]) => ({ node: name, ...p }));
-  const made = boxes.selectAll("g.node").data(nodes, d => d.node).join(enter => {
+  const used = new Set(edges.flatMap(e => [e.start, e.end])), ports = new Set(edges.map(e => `${e.end}<${e.kind}>`)), pitch = view === views.union ? 19 : 14;
+  const nodes = [...at].filter(([key, p]) => used.has(key) || p.node === "logits" || isInput(key)).map(([key, p]) => ({ key, ...p }));
+  const made = boxes.selectAll("g.node").data(nodes, d => d.key).join(enter => {
     const g = enter.append("g").attr("tabindex", 0).attr("role", "button");
     g.append("rect").attr("class", "body").attr("rx", 5).attr("x", d => -d.width / d.scale / 2).attr("y", d => -d.height / d.scale / 2).attr("width", d => d.width / d.scale).attr("height", d => d.height / d.scale);
     g.append("text").attr("class", "name").text(d => d.node).attr("dy", d => HEAD.test(d.node) ? -3 : 4);
     const heads = g.filter(d => HEAD.test(d.node));
     ["q", "k", "v"].forEach((c, i) => {
-      heads.append("rect").attr("class", "port").attr("data-port", c).attr("x", 19 * i - 26).attr("y", 3).attr("width", 14).attr("height", 12).attr("rx", 2);
-      heads.append("text").attr("class", "port").attr("x", 19 * i - 19).attr("y", 12).text(c);
+      heads.append("rect").attr("class", "port").attr("data-port", c).attr("x", pitch * (i - 1) - 7).attr("y", 3).attr("width", Math.min(14, pitch - 1)).attr("height", 12).attr("rx", 2);
+      heads.append("text").attr("class", "port").attr("x", pitch * (i - 1)).attr("y", 12).text(c);
     });
     return g;
   });
   made.attr("class", d => `node ${HEAD.test(d.node) ? "head" : MLP.test(d.node) ? "mlp" : "end"}${classOf.has(d.node) ? " classed" : ""}`)
-    .attr("transform", d => `translate(${d.x},${d.y})scale(${d.scale})`).attr("data-node", d => d.node)
-    .attr("aria-label", d => `${d.node}${classOf.has(d.node) ? ", " + classOf.get(d.node) : ""}: ${edges.filter(e => e.to === d.node).length} edges in, ${edges.filter(e => e.from === d.node).length} out`)
-    .on("pointerenter", (event, d) => { light(d); showTip(event, nodeLines(d.node)); }).on("pointermove", moveTip).on("pointerleave", () => { hideTip(); light(state.pinned); })
+    .attr("transform", d => `translate(${d.x},${d.y})scale(${d.scale})`).attr("data-node", d => d.key)
+    .attr("aria-label", d => `${d.key}${classOf.has(d.node) ? ", " + classOf.get(d.node) : ""}: ${edges.filter(e => e.end === d.key).length} edges in, ${edges.filter(e => e.start === d.key).length} out`)
+    .on("pointerenter", (event, d) => { light(d); showTip(event, nodeLines(d.node, d.key)); }).on("pointermove", moveTip).on("pointerleave", () => { hideTip(); light(state.pinned); })
     .on("focus", (event, d) => light(d)).on("blur", () => light(state.pinned)).on("click", (event, d) => pin(d))
     .on("keydown", (event, d) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pin(d); } });
   made.select(".body").style("fill", d => classOf.has(d.node) ? tintOf.get(classOf.get(d.node)) : null);
-  made.selectAll("rect.port").attr("class", function () { const c = this.dataset.port; return `port ${ports.has(`${d3.select(this.parentNode).datum().node}<${c}>`) ? c : ""}`; });
+  made.selectAll("rect.port").attr("class", function () { const c = this.dataset.port; return `port ${ports.has(`${d3.select(this.parentNode).datum().key}<${c}>`) ? c : ""}`; });
 }
 
 // Light up what belongs to a node (its edges) or an edge (its strongest path), or what a search finds.
 function light(what) {
   let edges = new Set(), nodes = new Set();
   if (what?.path) edges = new Set(what.path.map(e => e.name));
+  else if (what?.line) edges = new Set(now.edges.filter(e => moved(e) && e.end === what.start || e.start === what.end).map(e => e.name));
   else if (what?.node) edges = new Set(now.edges.filter(e => e.from === what.node || e.to === what.node).map(e => e.name));
   else if (what?.name) edges = new Set((now.through(what)?.edges ?? [what]).map(e => e.name));
   else if (state.found) edges = new Set(now.edges.filter(matches).map(e => e.name));
-  for (const e of now.edges) if (edges.has(e.name)) nodes.add(e.from).add(e.to);
-  if (what?.node) nodes.add(what.node);
-  if (!what && state.found) for (const node of layout.at.keys()) if (node.toLowerCase().includes(state.found)) nodes.add(node);
+  const shining = now.edges.filter(e => edges.has(e.name)), read = new Set(shining.filter(moved).map(e => e.end)), written = new Set(shining.map(e => e.start));
+  for (const e of shining) nodes.add(e.start).add(e.end);
+  for (const [key, { node }] of layout.at) if (what ? node === what.node && !what.line : state.found && node.toLowerCase().includes(state.found)) nodes.add(key);
   svg.classed("dim", edges.size + nodes.size > 0);
   lines.selectAll("g").classed("lit", e => edges.has(e.name)).filter(e => edges.has(e.name)).raise();
-  boxes.selectAll("g.node").classed("lit", d => nodes.has(d.node)).classed("chosen", d => d.node === state.pinned?.node)
+  arcs.selectAll("g").classed("lit", m => what?.line ? m.name === what.name : read.has(m.start) && written.has(m.end));
+  boxes.selectAll("g.node").classed("lit", d => nodes.has(d.key)).classed("chosen", d => d.node === state.pinned?.node)
     .classed("found", d => state.found !== "" && d.node.toLowerCase().includes(state.found));
 }
 
@@ -238,9 +271,9 @@ function edgeLines(e) {
   if (path) out.push(`strongest path: ${pathText(path)}`);
   return out;
 }
-const pathText = path => [path.edges[0].from, ...path.edges.map(e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`))].join(" → ");
-function nodeLines(node) {
-  const out = [node];
+const pathText = path => [path.edges[0].from, ...path.edges.map(e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`) + e.at)].join(" → ");
+function nodeLines(node, key) {
+  const out = [key];
   if (classOf.has(node)) out.push(`${classOf.get(node)}, ${data.published}`);
   if (effects.has(node)) out.push(`direct effect on the answer: ${number(effects.get(node), 3)} logits`);
   out.push(`${now.edges.filter(e => e.to === node).length} edges in, ${now.edges.filter(e => e.from === node).length} out; click for more`);
@@ -250,10 +283,10 @@ function nodeLines(node) {
 function count() {
   const text = [], n = cutEdges().length, whole = x => x.toLocaleString("en"), cut = state.strongest < own.length;
   document.getElementById("strongest").textContent = `${whole(state.strongest)} of ${whole(own.length)}`;
-  text.push(cut ? `the ${whole(state.strongest)} strongest of ${whole(own.length)} edges (|${data.measure}| ≥ ${number(own[state.strongest - 1].size, 3)}), ${whole(n)} of them on a path; the slider shows more` : `all ${whole(own.length)} edges`);
-  const point = measured(n);
-  if (point?.between) text.push(`${whole(n)} edges: faithfulness about ${percent(point.faithfulness[0])}, between ${point.between.map(p => `${percent(p.faithfulness[0])} with ${p.edges}`).join(" and ")}`);
-  else if (point) text.push(`${whole(n)} edges: faithfulness ${interval(point.faithfulness, percent)}`);
+  text.push(cut ? `the ${whole(state.strongest)} strongest of ${whole(own.length)} ${view.unit} (|${data.measure}| ≥ ${number(own[state.strongest - 1].size, 3)}), ${whole(n)} of them on a path; the slider shows more` : `all ${whole(own.length)} ${view.unit}`);
+  const point = view.unit === counted ? measured(n) : undefined;
+  if (point?.between) text.push(`${whole(n)} ${counted}: faithfulness about ${percent(point.faithfulness[0])}, between ${point.between.map(p => `${percent(p.faithfulness[0])} with ${p.edges}`).join(" and ")}`);
+  else if (point) text.push(`${whole(n)} ${counted}: faithfulness ${interval(point.faithfulness, percent)}`);
   document.getElementById("count").textContent = text.join(" · ");
   drawCurve(point);
   if (state.other) {
@@ -276,7 +309,7 @@ function edgeList(title, edges, end) {
   const list = element("ul");
   for (const e of [...edges].sort((a, b) => b.size - a.size)) {
     const item = element("li");
-    item.append(button(end(e), () => pin(e), e.name), element("span", number(e.score, 3), "number"));
+    item.append(button(end(e) + e.at, () => pin(e), e.name), element("span", number(e.score, 3), "number"));
     item.onpointerenter = () => light(e);
     item.onpointerleave = () => light(state.pinned);
     list.append(item);
@@ -310,6 +343,7 @@ function overview() {
   const keys = element("p", "", "small");
   const compared = [["both", "in both circuits"], ["gone", "only in this circuit"], ["new", `only in ${state.other?.title}`]];
   for (const [kind, text] of state.other ? compared : KINDS.filter(([kind]) => own.some(e => e.kind === kind))) keys.append(element("span", "", `key ${kind}`), text + "\u2003");
+  if (now.moves.length) keys.append(element("span", "", "key move"), "moved by a head's attention\u2003");
   if (!state.other && own.some(e => e.score < 0)) keys.append("dashed: score below 0");
   out.push(keys);
   if (data.published) {
@@ -321,7 +355,7 @@ function overview() {
       out.push(line);
     }
   }
-  out.push(element("h3", state.other ? "Strongest paths of this circuit" : "Strongest paths"), element("p", "By their weakest edge.", "soft small"), ...now.best().map(pathButton));
+  out.push(element("h3", state.other ? "Strongest paths of this circuit" : "Strongest paths"), element("p", `By their weakest edge${now.moves.some(m => m.attention !== null) ? "; heads attend with at least 1 % to what they read" : ""}.`, "soft small"), ...now.best().map(pathButton));
   return out;
 }
 
@@ -371,7 +405,7 @@ function drawCurve(point) {
   const low = d3.min(points, p => p.faithfulness[1] ?? p.faithfulness[0]), high = d3.max(points, p => p.faithfulness[2] ?? p.faithfulness[0]);
   const y = d3.scaleLinear([Math.max(-.6, Math.min(0, low)), Math.min(1.6, Math.max(1, high))], [height - bottom, top]).nice().clamp(true);
   const plot = d3.create("svg").attr("class", "plot").attr("viewBox", `0 0 ${width} ${height}`).attr("role", "img")
-    .attr("aria-label", "Faithfulness by edges: " + points.map(p => `${p.edges} edges ${interval(p.faithfulness, percent)}`).join("; "));
+    .attr("aria-label", "Faithfulness by edges: " + points.map(p => `${p.edges} ${counted} ${interval(p.faithfulness, percent)}`).join("; "));
   plot.append("g").attr("class", "axis").attr("transform", `translate(0,${height - bottom})`).call(d3.axisBottom(x).ticks(8).tickFormat(t => Number.isInteger(t) ? d3.format(",")(t) : ""));
   plot.append("g").attr("class", "axis").attr("transform", `translate(${left},0)`).call(d3.axisLeft(y).ticks(5, "%"));
   for (const level of [0, 1]) plot.append("line").attr("class", "rule").attr("x1", left).attr("x2", width - right).attr("y1", y(level)).attr("y2", y(level));
@@ -380,9 +414,9 @@ function drawCurve(point) {
   plot.append("path").attr("class", "line").attr("d", line(points));
   plot.append("path").attr("class", "line searched").attr("d", line(data.searched.filter(p => p.faithfulness[0] !== null)));
   plot.selectAll("circle.dot").data(points).join("circle").attr("class", "dot").attr("r", 4).attr("cx", p => x(p.edges)).attr("cy", p => y(p.faithfulness[0]))
-    .append("title").text(p => `${p.edges} edges: faithfulness ${interval(p.faithfulness, percent)}; ${data.method.metric} ${interval(p.metric, v => number(v))}`);
+    .append("title").text(p => `${p.edges} ${counted}: faithfulness ${interval(p.faithfulness, percent)}; ${data.method.metric} ${interval(p.metric, v => number(v))}`);
   if (point) plot.append("circle").attr("class", "now").attr("r", 8).attr("cx", x(point.edges)).attr("cy", y(point.faithfulness[0]));
-  plot.append("text").attr("x", (left + width - right) / 2).attr("y", height - 6).attr("text-anchor", "middle").text("strongest residual edges on a path");
+  plot.append("text").attr("x", (left + width - right) / 2).attr("y", height - 6).attr("text-anchor", "middle").text(`strongest ${counted === "edges" ? "residual edges" : counted} on a path`);
   plot.append("text").attr("transform", `translate(14,${(height - bottom) / 2}) rotate(-90)`).attr("text-anchor", "middle").text("faithfulness");
   holder.replaceChildren(plot.node());
 }
@@ -420,11 +454,31 @@ function readOther(text, file) {
   if (model.hash !== data.model.hash) doubts.push(model.name === data.model.name ? `other weights of ${model.name}` : `model ${model.name}, not ${data.model.name}`);
   const known = node => data.graph.inputs.includes(node) || (layerOf(node) >= 0 && layerOf(node) <= most);
   const edges = found.edges.filter(e => typeof e.name === "string" && PARTS.test(e.name)).map(e => toEdge([e.name, e.score ?? null, e.change ?? null, null]));
-  return { title: `${task.name} in ${model.name}: ${method.name}, ${limit} (${file})`, edges: edges.filter(e => known(e.from) && known(e.to)),
+  const strongest = d3.rollup(edges.filter(e => known(e.from) && known(e.to)), same => d3.greatest(same, e => e.size), e => e.name);  // of spans
+  return { title: `${task.name} in ${model.name}: ${method.name}, ${limit} (${file})`, edges: [...strongest.values()],
            doubt: doubts.length ? `${file} is of ${doubts.join(" and ")}: only the names of edges are compared.` : "" };
 }
 
+// Compared are circuits without spans.
+function choose(name) {
+  if (view !== views[name]) {
+    view = views[name];
+    own = view.edges;
+    state.strongest = strongest();
+    state.pinned = state.pinned?.node ? state.pinned : null;
+    lay();
+    draw();
+    fit();
+    panel();
+  }
+  Object.assign(document.getElementById("slider"), { max: Math.max(1, own.length), value: state.strongest });
+  svg.classed("positions", view === views.positions);
+  for (const one in views) document.getElementById(`view-${one}`)?.setAttribute("aria-pressed", one === name);
+}
+
 function compare(other) {
+  if (other) choose("union");
+  document.querySelectorAll("#view button").forEach(made => { made.disabled = other !== null; });
   state.other = other;
   state.pinned = null;
   for (const e of document.querySelectorAll(".comparing")) e.hidden = !other;
@@ -443,7 +497,7 @@ function compare(other) {
 const on = (id, event, act) => document.getElementById(id)?.addEventListener(event, act);
 on("slider", "input", event => { state.strongest = +event.target.value; if (state.pinned && !state.pinned.node) state.pinned = null; draw(); panel(); });
 on("search", "input", event => { state.found = event.target.value.trim().toLowerCase(); light(state.pinned); document.getElementById("hits").textContent = state.found ? `${now.edges.filter(matches).length} edges` : ""; });
-on("search", "keydown", event => { if (event.key === "Enter") { const e = now.edges.find(matches); if (e) pin(layout.at.has(event.target.value.trim()) ? { node: event.target.value.trim() } : e); } });
+on("search", "keydown", event => { if (event.key === "Enter") { const e = now.edges.find(matches); if (e) pin([...layout.at.values()].some(p => p.node === event.target.value.trim()) ? { node: event.target.value.trim() } : e); } });
 for (const [kind] of KINDS) on(`kind-${kind}`, "change", event => { event.target.checked ? state.kinds.add(kind) : state.kinds.delete(kind); draw(); panel(); });
 for (const status of state.statuses) on(`status-${status}`, "change", event => { event.target.checked ? state.statuses.add(status) : state.statuses.delete(status); draw(); panel(); });
 on("other", "change", async event => {
@@ -455,7 +509,8 @@ on("other", "change", async event => {
 on("stop", "click", () => compare(null));
 on("in", "click", () => svg.call(zoom.scaleBy, 1.3));
 on("out", "click", () => svg.call(zoom.scaleBy, 1 / 1.3));
-on("fit", "click", fit);
+on("fit", "click", () => fit());
+for (const name in views) on(`view-${name}`, "click", () => choose(name));
 document.addEventListener("keydown", event => { if (event.key === "Escape") { hideTip(); pin(null); } });
 on("logsearch", "input", event => { logState.found = event.target.value.trim().toLowerCase(); logState.most = PAGE_OF_LOG; drawLog(); });
 on("logkept", "change", event => { logState.kept = event.target.checked; logState.most = PAGE_OF_LOG; drawLog(); });
@@ -471,11 +526,12 @@ for (const copy of document.querySelectorAll("button.copy")) copy.addEventListen
   try { await navigator.clipboard.writeText(text); copy.textContent = "copied"; } catch { getSelection().selectAllChildren(document.getElementById(copy.dataset.of)); copy.textContent = "selected: press Ctrl+C"; }
   setTimeout(() => { copy.textContent = "copy"; }, 2000);
 });
-let width = svg.node().clientWidth;
-new ResizeObserver(() => { if (svg.node().clientWidth !== width) { width = svg.node().clientWidth; fit(); } }).observe(svg.node());
-addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach(d => { d.dataset.was = d.open; d.open = true; }); fit(); });
+let width = box.clientWidth;
+new ResizeObserver(() => { if (box.clientWidth !== width) { width = box.clientWidth; fit(); } }).observe(box);
+addEventListener("beforeprint", () => { document.querySelectorAll("details").forEach(d => { d.dataset.was = d.open; d.open = true; }); fit(0); });
 addEventListener("afterprint", () => { document.querySelectorAll("details").forEach(d => { d.open = d.dataset.was === "true"; }); fit(); });
 lay();
+choose(view === views.union ? "union" : "positions");
 draw();
 fit();
 panel();
