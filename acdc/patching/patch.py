@@ -17,6 +17,7 @@ from acdc.patching.metrics import Metric
 
 Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
+SORTED = 3  # copies of what all senders write, where positions are sorted by span
 
 
 def circuit_edges(circuit: Circuit, model: Transformer) -> Tensor:
@@ -31,7 +32,8 @@ def patched_rows(model: Transformer, graph: Graph, cache: ActivationCache, edges
     `edges` is Float[sender receiver] or, with spans, Float[sender receiver span], 1 for a kept edge, 0 for a removed or
     missing one; values between mix the two.
     """
-    size = cache.at_once(model, len(graph.senders))
+    copies = 1 if edges.ndim == 2 else SORTED
+    size = cache.at_once(model, copies * len(graph.senders))
     chunks = (cache.examples(slice(start, start + size)) for start in range(0, len(cache.pad), size))
     return torch.cat([PatchedModel(model, chunk).with_edges(graph, edges) for chunk in chunks])
 

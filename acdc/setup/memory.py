@@ -127,6 +127,8 @@ def expected(config: Config, model: ModelConfig, prompts: Split, halves: int = 2
     discovery = sizes.cache(n) + max(sizes.working_set(method, n) for method in methods)
     if config.eliminates:  # inputs, queries, keys, values and outputs of the circuit's nodes, for all prompts
         discovery += 5 * len(model.graph().senders) * sizes.stream(sizes.prompts)
+    if prompts.spans is not None:  # scores, changes and weights of edge-spans
+        discovery += 4 * 8 * (int(prompts.spans.max()) + 1) * model.graph().edges.size
     all_fit = n == sizes.prompts  # then the discovery half stays while the other one is evaluated
     evaluation = sizes.cache(n) * (halves if all_fit else 1) + sizes.residual(n) + sizes.passes(n) + sizes.table(n)
     total = sizes.weights + max(discovery, evaluation) + sizes.output
