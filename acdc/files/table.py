@@ -31,9 +31,12 @@ ENDED = ("done", "failed")  # states of runs that are not made again unasked
 FAILURE = "failure.json"
 OPTIONS = (
     *("task", "model", "method", "metric", "ablation", "threshold", "target", "edges", "greedy", "abs", "direct"),
-    *("order", "prefilter", "examples", "seed", "dtype", "steps", "updates", "penalty", "sparsity"),
+    *("positions", "order", "prefilter", "examples", "seed", "dtype", "steps", "updates", "penalty", "sparsity"),
 )
-COUNTS = ("kept", "total", "kept_with_direct", "total_with_direct", "nodes", "dead")
+COUNTS = (
+    *("kept", "total", "kept_with_direct", "total_with_direct", "kept_edge_spans", "total_edge_spans"),
+    *("nodes", "dead"),
+)
 VALUES = ("judged_on", "value", "value_low", "value_high", "full", "ablated", "accuracy")
 FAITHFUL = ("faithfulness", "faithfulness_low", "faithfulness_high")
 AGAINST = ("true_positives", "false_positives", "true_positive_rate", "false_positive_rate")
@@ -94,12 +97,16 @@ def row_of(folder: Path, directory: Path, options: dict[str, Any], truth: Circui
 
 def _of_circuit(file: CircuitFile) -> Row:
     graph = file.graph.model_dump()
-    with_direct = graph.pop("edges_with_direct") or {}
+    counts = {
+        f"{key}_{of}": number
+        for of, part in (("with_direct", "edges_with_direct"), ("edge_spans", "edge_spans"))
+        for key, number in (graph.pop(part) or {}).items()
+    }
     return {
         "task": file.task.name,
         "model": file.model.name,
         **graph.pop("edges"),
-        **{f"{key}_with_direct": number for key, number in with_direct.items()},
+        **counts,
         **graph,
         "model_hash": file.model.hash,
         "data_hash": file.task.data_hash,

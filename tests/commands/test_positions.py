@@ -18,6 +18,7 @@ from acdc.commands.export import convert, strongest
 from acdc.errors import FileError, UserError
 from acdc.files.circuit import checked_circuit, read_circuit, to_json
 from acdc.files.diff import diff
+from acdc.files.table import row_of
 from acdc.graph.scores import read_scores
 from acdc.io.progress import silent
 from acdc.setup.config import Config, resolve
@@ -223,3 +224,11 @@ def test_stability_counts_edge_spans(tmp_path):
     }
     assert result.total == 479 * 7
     assert all(" @ " in edge.name for edge in result.edges)
+
+
+def test_the_row_of_a_sweep_counts_edges_and_edge_spans(found):
+    graph = read_circuit(found / "circuit.json").graph
+    row = row_of(found, found.parent, {"task": "ioi", "metric": "kl", "positions": True})
+    assert (row["kept"], row["total"]) == (graph.edges.kept, 479)
+    assert (row["kept_edge_spans"], row["total_edge_spans"]) == (graph.edge_spans.kept, 479 * 12)
+    assert row["positions"] is True and "edge_spans" not in row
