@@ -92,7 +92,7 @@ def evaluate(
     notes = [*file.notes, *other]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
-    edges = _at_spans(where, file, inputs).circuit()
+    edges = file.at_spans(inputs.data.spans, f"{where}: prompts of {task.name}").circuit()
     progress(_planned(inputs, edges, most))
     progress(Progress("evaluation", 0, 1))
     table = _table(inputs, edges, task.metrics)
@@ -202,14 +202,6 @@ def _other_prompts(where: str, file: CircuitFile, inputs: Inputs, given: dict[st
         if first.hash[:16] == stated.data_hash and seen:
             note += f"; it was found with {seen} of these {len(texts)}"
     return [note]
-
-
-def _at_spans(where: str, file: CircuitFile, inputs: Inputs) -> CircuitFile:
-    """The circuit's file with its spans in the order of the prompts'; raise FileError unless they have the same."""
-    if set(file.spans) != set(inputs.data.spans):
-        has = f"spans {', '.join(inputs.data.spans)}, not {', '.join(file.spans)} as the circuit"
-        raise FileError(f"{where}: prompts of {inputs.task.name} have {has}")
-    return file.model_copy(update={"spans": inputs.data.spans})
 
 
 def _table(inputs: Inputs, circuit: Circuit, metrics: Iterable[str]) -> Table:

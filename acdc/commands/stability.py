@@ -97,7 +97,8 @@ def stability(
         found: Found = {}
         seeded = []
         for number, rerun in enumerate(reruns(inputs, plan.counts), 1):
-            circuit = run_or_resume(rerun, inputs, out, one_of(progress, number, count), say).circuit()
+            file = run_or_resume(rerun, inputs, out, one_of(progress, number, count), say)
+            circuit = file.at_spans(base.spans, f"{rerun.name}: the base run's prompts").circuit()
             found.setdefault(rerun.kind, {})[rerun.name] = circuit
             if rerun.kind == "seeds":
                 seeded.append(rerun.inputs.data)

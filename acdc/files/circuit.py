@@ -291,6 +291,13 @@ class CircuitFile(Strict):
             return Circuit(g, kept, None, scores, spans=self.spans)
         return Circuit(g, kept, direct, scores, direct_scores, self.spans)
 
+    def at_spans(self, spans: tuple[str, ...], who: str) -> CircuitFile:
+        """Return the same with its spans in another order; raise FileError unless they are those that `who` has."""
+        if set(self.spans) != set(spans):
+            mine, others = (", ".join(names) or "none" for names in (self.spans, spans))
+            raise FileError(f"{who} have the spans {others}, not those of the circuit, {mine}")
+        return self.model_copy(update={"spans": spans})
+
     def union(self) -> CircuitFile:
         """Return the same without spans: an edge is kept everywhere if it is kept at any span, with change and score of
         largest magnitude among those."""

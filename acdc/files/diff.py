@@ -31,7 +31,7 @@ def diff(a: CircuitFile, b: CircuitFile, tolerance: float = 1e-6) -> Diff:
         graphs = (f"{file.model.name or 'a model'} with {file.model.graph.words}" for file in (a, b))
         raise FileError(f"circuits of different graphs can't be compared: {', and '.join(graphs)}")
     notes = [f"{what} differ: {x}, and {y}" for what, x, y in facts_of_both(a, b) if x != y]
-    if a.spans != b.spans:
+    if set(a.spans) != set(b.spans):
         spans = (", ".join(file.spans) or "none" for file in (a, b))
         notes.append(f"spans differ: {', and '.join(spans)}; edges are compared wherever they are kept")
         a = a.union()

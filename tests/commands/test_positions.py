@@ -193,7 +193,9 @@ def test_a_circuit_of_other_spans_is_refused(found, tmp_path):
     raw = json.loads((found / "circuit.json").read_text())
     text = json.dumps(raw).replace('"S1"', '"S9"')
     (tmp_path / "circuit.json").write_text(text)
-    with pytest.raises(FileError, match=r"prompts of ioi have spans start, IO, and, S1, .* not .*S9"):
+    with pytest.raises(
+        FileError, match=r"prompts of ioi have the spans start, IO, and, S1, .* not those of the circuit, .*S9"
+    ):
         evaluate(tmp_path / "circuit.json", GIVEN, None, 0, silent)
 
 
@@ -232,3 +234,14 @@ def test_the_row_of_a_sweep_counts_edges_and_edge_spans(found):
     assert (row["kept"], row["total"]) == (graph.edges.kept, 479)
     assert (row["kept_edge_spans"], row["total_edge_spans"]) == (graph.edge_spans.kept, 479 * 12)
     assert row["positions"] is True and "edge_spans" not in row
+
+
+def test_the_order_of_spans_in_a_file_does_not_matter(found, tmp_path):
+    raw = json.loads((found / "circuit.json").read_text())
+    (tmp_path / "circuit.json").write_text(json.dumps({**raw, "spans": raw["spans"][::-1]}))
+    file, turned = read_circuit(found / "circuit.json"), read_circuit(tmp_path / "circuit.json")
+    assert diff(file, turned).jaccard == 1
+    first, second = (evaluate(path / "circuit.json", GIVEN, None, 0, silent) for path in (found, tmp_path))
+    assert first.measured.circuit == second.measured.circuit
+    with pytest.raises(FileError, match=r"seed-1: .* have the spans IO, not those of the circuit, start"):
+        file.at_spans(("IO",), "seed-1: the base run's prompts")
