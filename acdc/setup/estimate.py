@@ -24,6 +24,7 @@ MEASURED = 12  # such runs, of a few circuits on each half, with their metrics, 
 CURVE = 10  # of the sizes of the curve; on the path to a target
 PATH = 80
 ELIMINATED = (64, 10, 0.4)  # edges, tests of each, and the share of an evaluation by ACDC that a test takes
+LOCATED = 1.5  # tests of edges and of the spans of those that stay, over tests of edges
 GRADIENTS = 18  # passes that halve the edges of a superset
 LARGE = 5_000  # edges of a graph in which gradients leave so many edges that ACDC comes before elimination
 
@@ -44,11 +45,12 @@ def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, thre
     whole = n * n_pos * sizes.n_layers * layer + output
     evaluation = n * live * sizes.n_layers * layer / 4 + output
     graph = sizes.graph()
+    n_spans = 1 if prompts.spans is None else int(prompts.spans.max()) + 1
 
     def scored(method: str) -> float:
         facts = METHODS[method]
         if facts.kind == "exact":
-            return (len(graph.senders) if facts.nodes else graph.n_edges) * 2 * evaluation
+            return (len(graph.senders) if facts.nodes else graph.n_edges * n_spans) * 2 * evaluation
         times = config.steps or config.updates or facts.repeats
         if method == "eap-ig-activations":
             times *= sizes.n_layers
@@ -60,6 +62,8 @@ def stages(config: Config, sizes: ModelConfig, prompts: Split, device: str, thre
         method, share = parse_filter(config.prefilter)
         work["filter"] = scored(method)
         tests = min(tests, round(share * graph.n_edges)) * FILTERED
+    if config.positions:
+        tests *= LOCATED
     if config.method != "acdc":
         work["scores"] = scored(config.method)
     elif config.eliminates:
