@@ -229,7 +229,7 @@ def _columns(layout: ByPosition, look: PictureStyle) -> list[Group]:
         name = f"{move.head}: {move.start} → {move.end}"
         share = "" if move.attention is None else f"  {move.attention:.0%} of its attention"
         points = [look.turn(point) for point in move.path]
-        opacity = 0.7 if move.attention is None else 0.1 + 0.9 * move.attention
+        opacity = 0.7 if move.attention is None else 0.05 + 0.95 * move.attention
         groups.append(Group("move", name, name + share, [_curve(points, MOVE, opacity, 2.0)]))
     return groups
 
