@@ -54,7 +54,7 @@ SWEEPS = 24
 
 @dataclass(frozen=True)
 class Box:
-    """A node: its kind ("head", "mlp" or "end"), centre and size."""
+    """A node, or a column of nodes: its kind ("head", "mlp", "end" or "column"), centre and size."""
 
     kind: str
     x: float
