@@ -46,7 +46,7 @@ ARROW = 9.0  # the last, straight piece of an edge
 LETTER = 7.5  # width of a letter of a node's name
 GAP, SLOPE, WIDEST = 30.0, 0.1, 80.0  # between rows: GAP + SLOPE × how far an edge runs across, at most WIDEST
 BETWEEN = {0: 7.0, 1: 14.0, 2: 14.0}  # two neighbours in a row of which so many are nodes
-NARROW = {0: 6.0, 1: 10.0, 2: 7.0}
+NARROW = {0: 6.0, 1: 10.0, 2: 7.0}  # the same in a narrow layout
 MIDDLE = 10.0  # half the width of the middle column beside heads
 CROWD = 300  # edges from which on a sender has one lane per side, not one per kind of receiver
 SWEEPS = 24
@@ -54,7 +54,7 @@ SWEEPS = 24
 
 @dataclass(frozen=True)
 class Box:
-    """A node: its kind ("head", "mlp" or "end"), centre and size."""
+    """A node, or a column of nodes: its kind ("head", "mlp", "end" or "column"), centre and size."""
 
     kind: str
     x: float
@@ -275,9 +275,8 @@ def _spread(
                 chosen = [item for item in row if row[item] * side > 0]
                 chosen.sort(key=lambda item: side * (x[i, item] if settled else wish[item]))
                 if narrow:
-                    nodes = iter(
-                        sorted((item for item in chosen if isinstance(item, str)), key=lambda node: abs(places[node]))
-                    )
+                    own = (item for item in chosen if isinstance(item, str))
+                    nodes = iter(sorted(own, key=lambda name: abs(places[name])))
                     chosen = [next(nodes) if item in places else item for item in chosen]
                 widths = [sizes[item][0] if isinstance(item, str) else 0.0 for item in chosen]
                 fitted = _fit([side * wish[item] for item in chosen], widths, middle, NARROW if narrow else BETWEEN)

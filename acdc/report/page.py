@@ -185,21 +185,12 @@ def _positions(
     prompted = Prompted.of(file, explanation)
     layout = lay_out_by_position(file.circuit(), prompted)
     more: dict[str, object] = {
-        "columns": [
-            {
-                "x": _round(c.x),
-                "y": _round(-layout.axis),
-                "width": _round(c.width),
-                "lines": c.lines,
-                "folded": c.folded,
-            }
-            for c in layout.columns
-        ],
+        "columns": [[_round(c.x), _round(c.width), c.lines, c.folded] for c in layout.columns],
+        "axis": _round(-layout.axis),
         "moves": [[m.head, m.start, m.end, m.attention, *_line(m.path)] for m in layout.moves],
     }
     if layout.answer:
-        x, y = layout.answer
-        more["answer"] = [{"text": prompted.answer, "x": _round(x), "y": _round(-y), "named": True}]
+        more["answer"] = [prompted.answer, _round(layout.answer[0]), _round(-layout.answer[1])]
     rows = [[e.name, e.score, e.change, margins.get(e.label), e.span] for e in edges]
     return {"layout": _layout(layout) | more, "edges": rows}
 

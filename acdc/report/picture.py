@@ -98,11 +98,6 @@ class Edge:
     at: str = ""  # " @ " and its span
 
     @property
-    def port(self) -> str:
-        """The input that it goes into."""
-        return f"{self.node}{self.at}<{self.kind}>"
-
-    @property
     def colour(self) -> str:
         """The colour of its kind."""
         return COLOURS.get(self.kind, INK)
@@ -141,7 +136,7 @@ def _draw(circuit: Circuit, title: str, look: PictureStyle) -> Drawing:
         groups += _columns(layout, look)
     else:
         layout = lay_out(drawn, look.sideways)
-    used = {edge.port for edge in edges}
+    used = {f"{edge.node}{edge.at}<{edge.kind}>" for edge in edges}
     groups += [_edge(edge, layout.paths[edge.name], scale, look) for edge in edges]
     groups += [_node(name, box, used, look) for name, box in layout.boxes.items()]
     if look.scores:
@@ -214,8 +209,8 @@ def _columns(layout: ByPosition, look: PictureStyle) -> list[Group]:
     axis = Group("axis")
     for column in layout.columns:
         if not column.folded:
-            area = (column.x, (bottom + top) / 2, column.width, top - bottom)
-            shades.marks.append(_centred_rect(_turned(area, look), SHADE, radius=6))
+            box = Box("column", column.x, (bottom + top) / 2, column.width, top - bottom)
+            shades.marks.append(_centred_rect(_area(box, look), SHADE, radius=6))
         x, y = look.turn((column.x, layout.axis))
         last = len(column.lines) - 1
         first = {"up": 0, "down": -last}.get(look.direction, -last / 2)
@@ -229,21 +224,15 @@ def _columns(layout: ByPosition, look: PictureStyle) -> list[Group]:
         name = f"{move.head}: {move.start} → {move.end}"
         share = "" if move.attention is None else f"  {move.attention:.0%} of its attention"
         points = [look.turn(point) for point in move.path]
-        opacity = 0.7 if move.attention is None else 0.1 + 0.9 * move.attention
+        opacity = 0.7 if move.attention is None else 0.05 + 0.95 * move.attention
         groups.append(Group("move", name, name + share, [_curve(points, MOVE, opacity, 2.0)]))
     return groups
 
 
 def _area(box: Box, look: PictureStyle) -> Area:
-    """Where a node's box is in the picture."""
-    return _turned((box.x, box.y, box.width, box.height), look)
-
-
-def _turned(area: Area, look: PictureStyle) -> Area:
-    """An area of the layout in the picture."""
-    x, y, width, height = area
-    size = (height, width) if look.sideways else (width, height)
-    return (*look.turn((x, y)), *size)
+    """Where a box is in the picture."""
+    size = (box.height, box.width) if look.sideways else (box.width, box.height)
+    return (*look.turn((box.x, box.y)), *size)
 
 
 def _node(key: str, box: Box, used: set[str], look: PictureStyle) -> Group:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from html import unescape
 from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from acdc.commands.export import convert
 from acdc.commands.run import run
 from acdc.evaluation.explain import Explanation, ShownPrompt
 from acdc.files.circuit import read_circuit
@@ -204,6 +206,13 @@ def test_the_picture_has_edges_arcs_and_names_that_are_escaped(direction: str) -
     assert sum(g.get("class") == "move" for g in groups) == len([*moves_of(circuit)])
     assert "\n</script" not in to_tikz(circuit, EVIL, look)
     assert to_dot(circuit, "", look).count(" @ END") >= circuit.kept[..., -1].sum()
+
+
+@pytest.mark.parametrize("to", ["svg", "tikz", "dot", "html"])
+def test_what_is_exported_is_by_position(to: str) -> None:
+    circuit = random_circuit(4).pruned()
+    text = unescape(str(convert(file_of(circuit), to)))
+    assert all(label in text for label in circuit.labels()) or (to == "html" and '"positions":' in text)
 
 
 def test_png_is_drawn_and_an_empty_circuit_says_so() -> None:

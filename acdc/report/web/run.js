@@ -195,12 +195,12 @@ function draw() {
 
 // The columns of spans, the prompt below them, the answer, and the moves that heads make between them.
 function drawColumns() {
-  const found = view.layout.columns ?? [], [, top, , bottom] = view.layout.corners;
-  columns.selectAll("rect").data(found.filter(c => !c.folded)).join("rect").attr("x", c => c.x - c.width / 2).attr("y", top).attr("width", c => c.width).attr("height", bottom - top).attr("rx", 6);
-  const texts = [...found.flatMap(c => c.lines.map((text, i) => ({ text, x: c.x, y: c.y + 14 * i, named: i === 0 && !c.folded }))), ...(view.layout.answer ?? [])];
-  columns.selectAll("text").data(texts).join("text").attr("class", d => d.named ? "named" : null).attr("x", d => d.x).attr("y", d => d.y + 4).text(d => d.text);
+  const found = view.layout.columns ?? [], answer = view.layout.answer, [, top, , bottom] = view.layout.corners;
+  columns.selectAll("rect").data(found.filter(([, , , folded]) => !folded)).join("rect").attr("x", ([x, width]) => x - width / 2).attr("y", top).attr("width", ([, width]) => width).attr("height", bottom - top).attr("rx", 6);
+  const texts = [...found.flatMap(([x, , lines, folded]) => lines.map((text, i) => [text, x, view.layout.axis + 14 * i, i === 0 && !folded])), ...(answer ? [[...answer, true]] : [])];
+  columns.selectAll("text").data(texts).join("text").attr("class", ([, , , named]) => named ? "named" : null).attr("x", ([, x]) => x).attr("y", ([, , y]) => y + 4).text(([text]) => text);
   const drawn = arcs.selectAll("g").data(now.moves, m => m.name).join(enter => { const g = enter.append("g").attr("class", "move"); g.append("path"); g.append("path").attr("class", "arrow"); g.append("path").attr("class", "hit"); return g; });
-  drawn.attr("data-move", m => m.name).style("opacity", m => m.attention === null ? .7 : .1 + .9 * m.attention)
+  drawn.attr("data-move", m => m.name).style("opacity", m => m.attention === null ? .7 : .05 + .95 * m.attention)
     .on("pointerenter", (event, m) => { light(m); showTip(event, [m.name, m.attention === null ? "what it reads as key or value, and where it writes" : `${percent(m.attention)} of its attention at ${m.to}`]); }).on("pointermove", moveTip)
     .on("pointerleave", () => { hideTip(); light(state.pinned); }).on("click", (event, m) => pin({ node: m.node }));
   drawn.selectAll("path:not(.arrow)").attr("d", function () { return d3.select(this.parentNode).datum().line; });
