@@ -111,8 +111,8 @@ def stability(
         often = f"{title}: how often edges are found in {len(circuits)} reruns"
         look = PictureStyle(measure=FREQUENCY)
         write_circuit(out / "core.json", _core_file(plan, inputs, core, result))
-        write_atomic(out / "core.svg", to_svg(core.union(), f"{title}: {share_of(result)}", look))
-        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)).union(), often, look))
+        write_atomic(out / "core.svg", to_svg(core, f"{title}: {share_of(result)}", look))
+        write_atomic(out / "found.svg", to_svg(core_of(circuits, 1 / len(circuits)), often, look))
         write_atomic(out / "stability.json", to_json(result))
     return result, out
 

@@ -238,8 +238,9 @@ VARIANTS = [
 
 def variant_task(variant: Variant) -> Task:
     """The task with the variant's changes, checked as one of a file."""
-    # data.pieces may name slots that the variant takes away; with a token for every word it asks for nothing
-    content = merge(read_included(find(variant.task)), {"data": {"pieces": None}})
+    # data.pieces and data.spans may name slots that the variant takes away; with a token for every word the first asks
+    # for nothing, and training needs no spans
+    content = merge(read_included(find(variant.task)), {"data": {"pieces": None, "spans": None}})
     return checked(merge(content, variant.change), variant.task)
 
 
