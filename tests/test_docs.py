@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
@@ -245,3 +246,13 @@ def test_spans_are_as_the_page_shows(
             make_data(task, Fast("tiny"), task.defaults.examples, 0, positions=True)
         assert str(error.value) == line
         (tmp_path / name).write_text(files[name], encoding="utf-8")
+
+
+def test_the_counts_by_span_in_the_docs_are_those_of_the_golden_circuit() -> None:
+    file = read_circuit(ROOT / "configs" / "golden" / "ioi-by-position.json")
+    at = Counter(edge.span for edge in file.edges if edge.span)
+    text = " ".join((ROOT / "docs" / "positions.md").read_text(encoding="utf-8").split())
+    n = sum(at.values())
+    others = ", ".join(f"{at[span]} at `{span}`" for span in ("END", "S1", "IO"))
+    assert f"{at['S2']} of the {n} edge-spans lie at `S2`, {others}" in text and len(at) == 4
+    assert f"{file.graph.edges} residual edges (9.60%) at {n} of 5,748 edge-spans" in text
