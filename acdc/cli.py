@@ -192,20 +192,21 @@ def export(
 ) -> None:
     """Write a circuit in another format.
 
-    The options after --out are for pictures: svg, png, pdf and tikz.
+    The options after --out are for pictures: svg, png, pdf and tikz. Parameters need the model; --model says where it
+    is, unless the run does.
 
     Example: acdc export runs/… --to pdf --width 3.3
     """
     from acdc.commands.export import READ, convert, make_look, strongest
-    from acdc.files.eap_ig import NAMES, read_all
+    from acdc.files.eap_ig import read_all
 
     if to not in FORMATS:
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
-    (file,) = read_all([circuit], names, NAMES if FORMATS[to].named else ())
+    (file,) = read_all([circuit], names, FORMATS[to].named, ("model",) if to == "parameters" else ())
     file = strongest(file, edges, circuit.parent) if edges else file
     if file.spans and to == "eap-ig":
         say("note: EAP-IG's format has no positions: an edge is in the file if it is kept at any span")
-    data = convert(file, to, make_look(to, picture), circuit.parent)
+    data = convert(file, to, make_look(to, picture), circuit.parent, names["model"])
     stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
     target = out or circuit.with_name(f"{stem}.{FORMATS[to].ending}")
     if str(target) == "-":

@@ -174,7 +174,7 @@ class Format(NamedTuple):
     ending: str  # of a file that isn't named
     what: str
     picture: bool = False  # whether it takes the options of a picture
-    named: bool = True  # whether it names task and model
+    named: tuple[str, ...] = ("task", "model")  # what it names of these
 
 
 FORMATS = {
@@ -184,12 +184,13 @@ FORMATS = {
     "tikz": Format("tikz.tex", "a picture for LaTeX: `\\usepackage{tikz}` and `\\input{circuit.tikz}`", picture=True),
     "html": Format("html", "the interactive page"),
     "dot": Format("dot", "nodes and edges for Graphviz"),
-    "graphml": Format("graphml", "a graph for Gephi, Cytoscape, yEd and networkx", named=False),
-    "gexf": Format("gexf", "a graph for Gephi, with its nodes in layers", named=False),
-    "csv": Format("csv", "a line per edge: source, target, label, input, weight, score, change", named=False),
-    "node-link": Format("node-link.json", "a graph for D3 and networkx", named=False),
-    "eap-ig": Format(
-        "eap-ig.json", "a graph for EAP-IG and MIB, with the scores of all edges if they exist", named=False
+    "graphml": Format("graphml", "a graph for Gephi, Cytoscape, yEd and networkx", named=()),
+    "gexf": Format("gexf", "a graph for Gephi, with its nodes in layers", named=()),
+    "csv": Format("csv", "a line per edge: source, target, label, input, weight, score, change", named=()),
+    "node-link": Format("node-link.json", "a graph for D3 and networkx", named=()),
+    "eap-ig": Format("eap-ig.json", "a graph for EAP-IG and MIB, with the scores of all edges if they exist", named=()),
+    "parameters": Format(
+        "parameters.json", "the model's parameters that the circuit's components are made of", named=("model",)
     ),
     "circuit": Format("circuit.json", "the circuit as `acdc run` writes it"),
 }

@@ -82,7 +82,7 @@ def evaluate(
         own["part"] = None  # as many prompts at once as fit
     config, task, _ = resolve(_stated(where, file, found_with) | own, None, None, read_task)
     checkpoint = model.checkpoint if model else open_checkpoint(config.model)
-    _check_graph(where, file, checkpoint)
+    check_graph(where, file, checkpoint)
     inputs = load(config, task, memory, model or checkpoint)
     own_model = file.model
     if inputs.model.hash != own_model.hash and not file.of_eap_ig:
@@ -166,7 +166,7 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
     return stated
 
 
-def _check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
+def check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
     """Raise FileError unless the model has the circuit's graph."""
     graph = of.sizes.graph()
     if graph != file.model.graph:

@@ -7,16 +7,20 @@ from typing import Any
 
 import numpy as np
 
+from acdc.commands.evaluate import check_graph, config_beside
 from acdc.errors import UserError, unknown
 from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
 from acdc.files.eap_ig import to_eap_ig
 from acdc.files.graphs import to_csv, to_gexf, to_graphml, to_node_link
 from acdc.files.metrics import read_metrics
+from acdc.files.parameters import to_parameters
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
 from acdc.methods.discover import SCORES
 from acdc.methods.log import read_log
+from acdc.model.checkpoint import Checkpoint, open_checkpoint
+from acdc.model.origins import origins
 from acdc.registry import FORMATS
 from acdc.report.page import render_report
 from acdc.report.picture import title_of, to_dot, to_pdf, to_png, to_svg, to_tikz
@@ -54,11 +58,13 @@ def make_look(to: str, given: dict[str, Any]) -> PictureStyle:
     return PictureStyle(width, direction, scores=bool(given["scores"]), **more)
 
 
-def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None) -> bytes | str:
+def convert(
+    file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path | None = None, model: str | None = None
+) -> bytes | str:
     """Return the circuit as the content of a file of format `to`, one of FORMATS. Pictures and pages show the
     component classes of the task's published circuit, if it is of the same graph; pages also metrics and decisions, if
-    `folder` is the run's. Raise UserError if the style shows scores and the circuit has none, or a file in the folder
-    can't be read."""
+    `folder` is the run's. Raise UserError if the style shows scores and the circuit has none, a file in the folder
+    can't be read, or, for parameters, the model (`model`, or else the run's) can't be found or is another one."""
     if look.scores and all(edge.score is None for edge in file.edges):
         raise UserError("--scores: this circuit has no edge scores")
     circuit = file.circuit()
@@ -70,6 +76,9 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
         return GRAPHS[to](circuit)
     if to == "eap-ig":
         return to_eap_ig(_all_scored(circuit, folder).union(), file.model.d_model)
+    if to == "parameters":
+        checkpoint = _model_of(file, folder, model)
+        return to_parameters(file, checkpoint.family, origins(checkpoint))
     published = published_for(file.task.name, circuit.graph)
     if to == "html":
         path, log = ((folder or Path()) / name for name in READ)
@@ -82,6 +91,19 @@ def convert(file: CircuitFile, to: str, look: PictureStyle = PLAIN, folder: Path
     measure = FREQUENCY if file.method.name == "stability" else SCORE
     look = replace(look, published=published, measure=measure, prompted=Prompted.of(file))
     return DRAWN[to](circuit, title, look)
+
+
+def _model_of(file: CircuitFile, folder: Path | None, name: str | None) -> Checkpoint:
+    """The circuit's model, without weights: that of a name, or of the config of its run, if it is in the folder."""
+    if name is None:
+        of_run = config_beside(folder / "circuit.json") if folder else None
+        name = of_run.model if of_run and of_run.model_name == file.model.name else file.model.name
+    checkpoint = open_checkpoint(name)
+    check_graph(f"--model {name}", file, checkpoint)
+    family = file.model.family
+    if family not in (checkpoint.family, ""):  # EAP-IG's format doesn't say it
+        raise UserError(f"--model {name}: its family is {checkpoint.family}, that of the circuit's model is {family}")
+    return checkpoint
 
 
 def _all_scored(circuit: Circuit, folder: Path | None) -> Circuit:

@@ -347,12 +347,16 @@ def to_json(file: CircuitFile) -> str:
     """Return the content of `circuit.json`."""
     of_spans: Any = {"spans": True, "graph": {"edge_spans"}, "edges": {"__all__": {"span"}}}
     content = file.model_dump(exclude=None if file.spans else of_spans)
+    return in_lines(content)
+
+
+def in_lines(content: dict[str, Any]) -> str:
+    """Return JSON with one entry of each block per line, so that it can be reviewed as text."""
     blocks = [f" {_dump(key)}: {_block(value)}" for key, value in content.items()]
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
 def _block(value: Any) -> str:
-    """Return JSON with one entry per line, so that circuits can be reviewed as text."""
     if isinstance(value, dict) and value:
         return "{\n" + ",\n".join(f"  {_dump(k)}: {_dump(v)}" for k, v in value.items()) + "\n }"
     if isinstance(value, tuple) and value:

@@ -51,10 +51,13 @@ def to_eap_ig(circuit: Circuit, d_model: int) -> str:
     return json.dumps({"cfg": cfg, "nodes": nodes | {"logits": {"in_graph": True}}, "edges": edges})
 
 
-def read_all(paths: Sequence[Path], names: Mapping[str, Any], needed: Sequence[str] = NAMES) -> list[CircuitFile]:
-    """Read files as `read_any` does; raise FileError also if there are names, but no file that needs them."""
+def read_all(
+    paths: Sequence[Path], names: Mapping[str, Any], needed: Sequence[str] = NAMES, used: Sequence[str] = ()
+) -> list[CircuitFile]:
+    """Read files as `read_any` does; raise FileError also if there are names that are not `used` otherwise, but no file
+    that needs them."""
     files = [read_any(path, names, needed) for path in paths]
-    for name in NAMES:
+    for name in set(NAMES) - set(used):
         if names.get(name) is not None and not any(file.of_eap_ig for file in files):
             raise FileError(f"--{name}: is for a file in EAP-IG's format; {paths[0]} names its own {name}")
     return files

@@ -22,7 +22,7 @@ def read(config: Any, t: Weights) -> None:
         to = f"layers.{i}."
         at = f"gpt_neox.layers.{i}."
         w, b = t.fold(at + "input_layernorm", *t.linear(at + "attention.query_key_value"))
-        w = w.view(c.d_model, c.n_heads, 3, -1)
+        w = w.view(len(w), c.n_heads, 3, -1)
         b = b.view(c.n_heads, 3, -1)
         for n, x in enumerate("qkv"):
             t.put_heads(to + x, w[:, :, n].flatten(1), b[:, n].flatten(), c.n_heads)

@@ -119,6 +119,12 @@ def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
     return module.eval()
 
 
+def described(path: Path, config: Any) -> Any:
+    """The module that a config describes, without memory for its weights; raise ModelError if it describes none."""
+    with transformers(path, "config") as library, torch.device("meta"):
+        return library.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+
+
 def check_size(directory: Path, config: Any) -> None:
     """Raise ModelError if the files are no weights, or fewer than the config describes, before memory is taken."""
     from safetensors import safe_open
@@ -134,14 +140,14 @@ def check_size(directory: Path, config: Any) -> None:
                     raise ModelError(f"{file}: {what}")
                 held += torch.Size(part.get_shape()).numel()
                 names += 1
-    with transformers(directory, "config") as library, torch.device("meta"):
+    with reading(directory, "config"):
         layers = config.num_hidden_layers
         if layers > names:
             raise ModelError(f"{directory}: config.json describes {layers:,} layers; the files hold {names:,} tensors")
-        module = library.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    described = sum(p.numel() for p in module.parameters())
-    if described > 2 * held:  # otherwise the tensors that are missing are named
-        raise ModelError(f"{directory}: config.json describes {described:,} weights; the files hold {held:,}")
+    module = described(directory, config)
+    n_weights = sum(p.numel() for p in module.parameters())
+    if n_weights > 2 * held:  # otherwise the tensors that are missing are named
+        raise ModelError(f"{directory}: config.json describes {n_weights:,} weights; the files hold {held:,}")
     if (beside := sum(b.nbytes for b in module.buffers())) > MOST_BUFFERS:
         raise ModelError(f"{directory}: config.json describes {beside:,} bytes of masks; no model has so many")
 

@@ -10,50 +10,12 @@ import json
 import numpy as np
 import pytest
 import torch
-import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
 
 from acdc.model.load import load_model
-from tests.support.checkpoints import float64_norm
+from tests.support.checkpoints import FAMILIES, float64_norm, of_family
 from tests.support.equivalence import compare
 from tests.support.random_models import random_prompts
 
-SMALL = {"vocab_size": 23, "hidden_size": 16, "max_position_embeddings": 32}
-LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
-ENDS = {"bos_token_id": 0, "eos_token_id": 0}
-GPT2 = {"vocab_size": 23, "n_layer": 2, "n_head": 4, "n_embd": 16, "n_positions": 32}
-LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
-FAMILIES = {
-    "gpt2": (hf.GPT2Config, GPT2),
-    "gpt2, no layer norm": (hf.GPT2Config, {**GPT2, "layer_norm_epsilon": 1e12}),
-    "gpt_neo, windows": (
-        hf.GPTNeoConfig,
-        {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 3},
-    ),
-    "gpt_neox, parallel": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "tie_word_embeddings": False}),
-    "gpt_neox, serial": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "use_parallel_residual": False}),
-    "llama": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 4}),
-    "llama, grouped, tied": (
-        hf.LlamaConfig,
-        {**SMALL, **LAYERS, "num_key_value_heads": 2, "tie_word_embeddings": True},
-    ),
-    "llama, biases": (hf.LlamaConfig, {**SMALL, **LAYERS, "attention_bias": True, "mlp_bias": True}),
-    "llama 3.1, grouped": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 2, "rope_parameters": LLAMA3}),
-    "mistral, grouped, windows": (
-        hf.MistralConfig,
-        {**SMALL, **LAYERS, "num_key_value_heads": 2, "sliding_window": 3},
-    ),
-    "qwen2, grouped": (hf.Qwen2Config, {**SMALL, **LAYERS, "num_key_value_heads": 2}),
-    "qwen2, a window above": (
-        hf.Qwen2Config,
-        {**SMALL, **LAYERS, "num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 3}
-        | {"max_window_layers": 1},
-    ),
-    "qwen3, grouped": (hf.Qwen3Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "head_dim": 8}),
-}
 COLUMNS = ("family", "float32", "bound", "float64", "bound", "engine = oracle", "smallest margin")
 BOUNDS = {"float32": 1e-4, "float64": 1e-9}
 NEO = 1e-5  # Hugging Face computes GPT-Neo's attention scores in float32 whatever the dtype
@@ -61,24 +23,6 @@ NOTE = """Logits: largest difference to Hugging Face's. GPT-Neo in float64: its 
 Engine: kept edges of those tested, ablation by corrupted, zero and mean activations; every one as the naive algorithm
 decides. Margin: the least distance of a tested edge from the threshold."""
 THRESHOLD = 0.02
-
-
-def checkpoint(name, folder):
-    torch.manual_seed(0)
-    kind, options = FAMILIES[name]
-    model = hf.AutoModelForCausalLM.from_config(
-        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name else "sdpa"
-    ).eval()
-    for tensor, p in model.named_parameters():
-        if tensor.endswith("bias") or "norm" in tensor or "ln_" in tensor:
-            p.data += 0.3 * torch.randn_like(p)
-        if "ln_" in tensor and tensor.endswith("weight"):  # as such checkpoints undo a huge epsilon
-            p.data *= max(1.0, options.get("layer_norm_epsilon", 0) ** 0.5)
-    model.save_pretrained(folder)
-    tokenizer = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return model
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +60,7 @@ def difference(theirs, folder, dtype):
 def test_parity_table(tmp_path, exact_norms, table, name):
     row = [name]
     table.append(row)
-    theirs, bounds = checkpoint(name, tmp_path), BOUNDS | ({"float64": NEO} if "neo," in name else {})
+    theirs, bounds = of_family(name, tmp_path), BOUNDS | ({"float64": NEO} if "neo," in name else {})
     found = {dtype: difference(theirs, tmp_path, dtype) for dtype in bounds}
     for dtype, bound in bounds.items():
         row += [f"{found[dtype]:.0e}", f"{bound:.0e}"]
@@ -137,7 +81,7 @@ def test_parity_table(tmp_path, exact_norms, table, name):
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neo, windows"])  # transformers does for GPT-NeoX's rotation
 def test_a_family_without_head_dim_does_not_read_it(tmp_path, name):
-    theirs = checkpoint(name, tmp_path)
+    theirs = of_family(name, tmp_path)
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"head_dim": 2}))
     assert difference(theirs, tmp_path, "float32") < BOUNDS["float32"]

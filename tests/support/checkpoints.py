@@ -3,16 +3,52 @@
 from __future__ import annotations
 
 import torch
+import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import GPT2Config, GPT2LMHeadModel
 
 WORDS = {"a": 0, "b": 1, "c": 2, "<unk>": 3}
+SMALL = {"vocab_size": 23, "hidden_size": 16, "max_position_embeddings": 32}
+LAYERS = {"num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+ENDS = {"bos_token_id": 0, "eos_token_id": 0}
+GPT2 = {"vocab_size": 23, "n_layer": 2, "n_head": 4, "n_embd": 16, "n_positions": 32}
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+FAMILIES = {
+    "gpt2": (hf.GPT2Config, GPT2),
+    "gpt2, no layer norm": (hf.GPT2Config, {**GPT2, "layer_norm_epsilon": 1e12}),
+    "gpt_neo, windows": (
+        hf.GPTNeoConfig,
+        {**SMALL, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 3},
+    ),
+    "gpt_neox, parallel": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "tie_word_embeddings": False}),
+    "gpt_neox, serial": (hf.GPTNeoXConfig, {**SMALL, **LAYERS, "hidden_size": 32, "use_parallel_residual": False}),
+    "llama": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 4}),
+    "llama, grouped, tied": (
+        hf.LlamaConfig,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    ),
+    "llama, biases": (hf.LlamaConfig, {**SMALL, **LAYERS, "attention_bias": True, "mlp_bias": True}),
+    "llama 3.1, grouped": (hf.LlamaConfig, {**SMALL, **LAYERS, "num_key_value_heads": 2, "rope_parameters": LLAMA3}),
+    "mistral, grouped, windows": (
+        hf.MistralConfig,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "sliding_window": 3},
+    ),
+    "qwen2, grouped": (hf.Qwen2Config, {**SMALL, **LAYERS, "num_key_value_heads": 2}),
+    "qwen2, a window above": (
+        hf.Qwen2Config,
+        {**SMALL, **LAYERS, "num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 3}
+        | {"max_window_layers": 1},
+    ),
+    "qwen3, grouped": (hf.Qwen3Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "head_dim": 8}),
+}
 
 
 def checkpoint(folder, seed=0, **options):
     """A random GPT-2 checkpoint in `folder`, as Hugging Face saves it."""
     torch.manual_seed(seed)
-    config = GPT2Config(
+    config = hf.GPT2Config(
         **{
             "n_layer": 2,
             "n_head": 4,
@@ -25,10 +61,27 @@ def checkpoint(folder, seed=0, **options):
             **options,
         }
     )
-    model = GPT2LMHeadModel(config).eval()
+    model = hf.GPT2LMHeadModel(config).eval()
     for name, p in model.named_parameters():  # Hugging Face starts these at 0 and 1, where mistakes would not show
         if name.endswith("bias") or "ln_" in name:
             p.data += 0.3 * torch.randn_like(p)
+    model.save_pretrained(folder)
+    tokenizer(folder)
+    return model
+
+
+def of_family(name, folder):
+    """A random checkpoint of one of the families in `folder`, as Hugging Face saves it."""
+    torch.manual_seed(0)
+    kind, options = FAMILIES[name]
+    model = hf.AutoModelForCausalLM.from_config(
+        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name else "sdpa"
+    ).eval()
+    for tensor, p in model.named_parameters():
+        if tensor.endswith("bias") or "norm" in tensor or "ln_" in tensor:
+            p.data += 0.3 * torch.randn_like(p)
+        if "ln_" in tensor and tensor.endswith("weight"):  # as such checkpoints undo a huge epsilon
+            p.data *= max(1.0, options.get("layer_norm_epsilon", 0) ** 0.5)
     model.save_pretrained(folder)
     tokenizer(folder)
     return model
