@@ -199,9 +199,13 @@ def test_a_circuit_of_other_spans_is_refused(found, tmp_path):
         evaluate(tmp_path / "circuit.json", GIVEN, None, 0, silent)
 
 
-def test_methods_are_compared_by_edge_span(tmp_path):
+@pytest.mark.parametrize(
+    "methods",
+    [["eap-ig", "random"], pytest.param(["acdc", "eap-ig:0.3+acdc", "elimination"], marks=pytest.mark.slow)],
+    ids=["scores", "searches"],
+)
+def test_methods_are_compared_by_edge_span(tmp_path, methods):
     given = {"examples": 6, "positions": True, "ablation": "corrupted"}
-    methods = ["acdc", "eap-ig", "elimination", "random"]
     result = acdc.compare("tiny", "greater-than", **given, methods=methods, sizes=[5, 40], out=tmp_path)
     (task,) = result.tasks
     assert task.total == 479 * 7 and any(
@@ -209,7 +213,7 @@ def test_methods_are_compared_by_edge_span(tmp_path):
     )
     for method in task.methods:
         assert all(circuit.edges <= (circuit.size or 479 * 7) for circuit in method.circuits)
-        assert method.name in ("acdc", "random") or method.auc > 0.6
+        assert "acdc" in method.name or method.name == "random" or method.auc > 0.6
     with pytest.raises(UserError, match="--positions: hisp can't say where in the prompt; leave it out"):
         acdc.compare("tiny", "greater-than", **given, methods=["hisp"])
     with pytest.raises(UserError, match="--sizes: 4000 of 3353 edge-spans of tiny; ask for fewer"):

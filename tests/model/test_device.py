@@ -191,10 +191,13 @@ RUNS = {method: {"method": method, "edges": 240} for method in METHODS if method
     "acdc in parts": {"threshold": 1.0, "part": 1},
     "elimination": {"faithfulness": 0.5},
     "elimination in parts": {"edges": 12, "part": 1},
+    "acdc by position": {"threshold": 0.1, "positions": True},
+    "elimination by position": {"faithfulness": 0.5, "positions": True},
 }
+SLOW = ("elimination in parts", "elimination by position")
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", [pytest.param(run, marks=[pytest.mark.slow] * (run in SLOW)) for run in RUNS])
 def test_every_method_on_a_device_without_float64(monkeypatch, tmp_path, name):
     """Induction in tiny: nine scored positions in every prompt. The files equal those of the CPU up to rounding."""
     monkeypatch.setattr(metrics, "SAMPLE_VOCABULARY", 0)  # so that the guess is used as well
@@ -216,7 +219,7 @@ def test_every_method_on_a_device_without_float64(monkeypatch, tmp_path, name):
         once = name == "acdc"
         judged = evaluate(found, {}, None, 1, lambda _: None, config, model=model) if once else None
     assert found.method.device == "meta" and found.edges
-    assert [e.name for e in found.edges] == [e.name for e in expected.edges]
+    assert [e.label for e in found.edges] == [e.label for e in expected.edges]
     assert [e.score for e in found.edges] == pytest.approx([e.score for e in expected.edges], abs=1e-4)
     assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
     if judged:
