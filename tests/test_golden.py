@@ -16,7 +16,11 @@ def test_every_task_that_a_bundled_model_does_has_a_golden_circuit():
     assert golden == set(task_names()) - others - {"greater-than-digits"} | {"ioi-by-position"}
 
 
-@pytest.mark.parametrize("entry", read_checks(LIST), ids=lambda entry: entry.name)
+LONG = ("docstring", "ioi-by-position")
+ENTRIES = [pytest.param(e, id=e.name, marks=[pytest.mark.slow] * (e.name in LONG)) for e in read_checks(LIST)]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
 def test_circuit_is_the_golden_one(entry):
     (outcome,) = check_entry(entry)
     assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."

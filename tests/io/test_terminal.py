@@ -123,7 +123,10 @@ def test_no_file_is_lost_with_a_stream(acdc, tmp_path, monkeypatch, name, closed
     assert (tmp_path / file).stat().st_size > 100
 
 
-@pytest.mark.parametrize("how", [">&-", "2>&-", "<&-", ">&- 2>&-", "| head -n 0", "2>/dev/full"])
+WAYS = [">&-", "2>&-", "<&-", ">&- 2>&-", "| head -n 0", "2>/dev/full"]
+
+
+@pytest.mark.parametrize("how", [*WAYS[:2], *(pytest.param(how, marks=pytest.mark.slow) for how in WAYS[2:])])
 def test_a_shell_may_close_what_it_likes(tmp_path, how):
     shell = f'set -o pipefail; "$@" {how}'
     command = ["bash", "-c", shell, "-", sys.executable, "-m", "acdc.start", *RUN, "--out", "r"]
