@@ -141,8 +141,7 @@ class Judge:
 
 def complement(circuit: Circuit) -> Circuit:
     """All edges but the circuit's, or all edge-spans."""
-    edges = circuit.graph.edges[:, :, None] if circuit.spans else circuit.graph.edges
-    return Circuit(circuit.graph, edges & ~circuit.open, spans=circuit.spans)
+    return Circuit(circuit.graph, circuit.graph.edges_at(circuit.spans) & ~circuit.open, spans=circuit.spans)
 
 
 @torch.inference_mode()

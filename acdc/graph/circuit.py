@@ -33,8 +33,7 @@ class Circuit:
     @classmethod
     def full(cls, graph: Graph, spans: tuple[str, ...] = ()) -> Circuit:
         """All edges, residual and direct, at all spans."""
-        kept = np.repeat(graph.edges[:, :, None], len(spans), 2) if spans else graph.edges.copy()
-        return cls(graph, kept, graph.direct.copy(), spans=spans)
+        return cls(graph, graph.edges_at(spans).copy(), graph.direct.copy(), spans=spans)
 
     @classmethod
     def empty(cls, graph: Graph) -> Circuit:
@@ -92,8 +91,7 @@ class Circuit:
         own_receivers = list(map(list, g.own_receivers))  # of a head q, k and v
         fed = np.zeros((len(g.senders), kept.shape[2]), dtype=bool)  # a path leads from an input to the sender's span
         for s, own in enumerate(own_receivers):
-            into = np.any(kept[:s, own] & fed[:s, None], 0)
-            fed[s] = into[0] | into[1:].any() if own else True
+            fed[s] = fed_by(kept[:s, own], fed[:s]) if own else True
         used = np.zeros((len(g.receivers), kept.shape[2]), dtype=bool)  # a path leads from the span to the logits
         used[g.receiver_index["logits"]] = True
         for s, own in reversed(list(enumerate(own_receivers))):
@@ -172,3 +170,10 @@ class Circuit:
                 data["weight"] = abs(float(scores[s, r]))
             out.add_edge(g.senders[s].name, receiver.node, key=name, **data)
         return out
+
+
+def fed_by(entering: Array, fed: Array) -> Array:
+    """The spans at which a node is fed, Bool[span], from the edges into its q, k and v or its MLP, Bool[sender receiver
+    span], and the spans at which their senders are, Bool[sender span]. Keys and values feed a head at any span."""
+    into: Array = np.any(entering & fed[:, None], 0)
+    return into[0] | np.any(into[1:])

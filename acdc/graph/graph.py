@@ -99,6 +99,10 @@ class Graph:
             mask[: self.n_parents(receiver), j] = True
         return mask
 
+    def edges_at(self, spans: Sequence[str]) -> Array:
+        """The edge-spans that exist, Bool[sender receiver span], or without spans the edges, Bool[sender receiver]."""
+        return np.repeat(self.edges[:, :, None], len(spans), 2) if spans else self.edges
+
     @cached_property
     def direct(self) -> Array:
         """The receivers that have a direct edge (head inputs), Bool[receiver]."""

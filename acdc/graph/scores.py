@@ -42,14 +42,14 @@ class Scores:
     @classmethod
     def random(cls, graph: Graph, seed: int, spans: tuple[str, ...] = ()) -> Scores:
         """The baseline: a number between 0 and 1 for every edge; the same seed gives the same."""
-        shape = (*graph.edges.shape, len(spans)) if spans else graph.edges.shape
-        numbers = np.random.default_rng(seed).random(shape)
-        return cls(graph, np.where(_edges(graph, spans), numbers, np.nan), spans=spans)
+        edges = graph.edges_at(spans)
+        numbers = np.random.default_rng(seed).random(edges.shape)
+        return cls(graph, np.where(edges, numbers, np.nan), spans=spans)
 
     @property
     def ranked(self) -> Array:
         """What has a score: the edges that exist, Bool[sender receiver], or edge-spans."""
-        return _edges(self.graph, self.spans)
+        return self.graph.edges_at(self.spans)
 
     @property
     def n(self) -> int:
@@ -120,11 +120,6 @@ class Scores:
         """The circuit of the kept edges, with all scores. It has a direct edge if it has an edge into its receiver."""
         circuit = Circuit(self.graph, kept, None, self.edges, spans=self.spans)
         return replace(circuit, direct=self.graph.direct & circuit.edges.any(axis=0)) if direct else circuit
-
-
-def _edges(graph: Graph, spans: tuple[str, ...]) -> Array:
-    """The edges that exist, or edge-spans."""
-    return np.repeat(graph.edges[:, :, None], len(spans), 2) if spans else graph.edges
 
 
 def _weaker_end(graph: Graph, nodes: Array) -> Array:

@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from acdc.errors import UserError
-from acdc.graph.circuit import Circuit
 from acdc.io.progress import Progress, Show
 from acdc.methods.log import Decision, Journal
 from acdc.methods.superset import Ends, gradients
@@ -247,7 +246,7 @@ class _Search:
 
     def _candidates(self) -> list[Edge]:
         """Edges whose addition lowers the metric, the best first."""
-        nodes = set(self._circuit(self.kept).nodes()) | set(self.engine.graph.inputs)
+        nodes = set(self.problem.circuit(self.kept).nodes()) | set(self.engine.graph.inputs)
         writes = np.array([s.name in nodes for s in self.engine.graph.senders])
         reads = np.array([r.node in nodes for r in self.engine.graph.receivers])
         slope = gradients(self.problem, self.kept)
@@ -292,7 +291,7 @@ class _Search:
         kept = self.kept.copy()
         for edge in edges:
             kept[edge] = not kept[edge]
-        kept = self._circuit(kept).live()
+        kept = self.problem.circuit(kept).live()
         recorded = self._recorded(edges)
         if recorded is None:
             value = self.engine.metric(kept) if metric is None else metric
@@ -308,9 +307,6 @@ class _Search:
         self.circuits += 1
         self.circuit = self.circuits
         self._show(1)
-
-    def _circuit(self, kept: Array) -> Circuit:
-        return Circuit(self.engine.graph, kept, spans=self.engine.spans)
 
     def _name(self, edge: Edge) -> str:
         return self.engine.graph.part_name(edge, self.engine.spans)

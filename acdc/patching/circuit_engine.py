@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph.circuit import Circuit
+from acdc.graph.circuit import Circuit, fed_by
 from acdc.graph.graph import QKV, Graph
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -174,7 +174,7 @@ class _Part:
             readers = [self.graph.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
             self.last_reader[s] = max(readers, default=-1)
             if own:
-                self.fed[s] = _fed(kept_at[:s, own], self.fed[:s])
+                self.fed[s] = fed_by(kept_at[:s, own], self.fed[:s])
             if own and not kept[:, own].any():
                 self._remove(s)
             elif own:
@@ -278,7 +278,7 @@ class _Part:
         fed = self.fed[:s].copy()
         for c, change in changes.items():
             fed[c] = change.fed[i]
-        return _fed(entering, fed)
+        return fed_by(entering, fed)
 
     def _flip(self, edge: Edge) -> Tensor:
         """How the receiver's input changes when an edge is removed or added."""
@@ -348,13 +348,6 @@ class _Part:
 def _span(edge: Edge) -> int:
     """The span of an edge-span; 0 for an edge, which has all positions."""
     return edge[2] if len(edge) > 2 else 0
-
-
-def _fed(entering: Array, fed: Array) -> Array:
-    """Where a node is fed, Bool[span], from the edges into q, k and v or an MLP, Bool[sender receiver span], and where
-    their senders are fed, Bool[sender span]. See `Circuit.live`."""
-    into = (entering & fed[:, None]).any(0)
-    return into[0] | into[1:].any()
 
 
 def _only_scored(graph: Graph, kept: Array) -> Array:

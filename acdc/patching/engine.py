@@ -70,7 +70,7 @@ class Engine:
         self.guess_of = guess
         self.spans = spans
         self.kept = graph.edges.copy()  # at any span
-        self.kept_at = np.repeat(graph.edges[:, :, None], max(1, len(spans)), 2)  # Bool[sender receiver span]
+        self.kept_at = graph.edges_at(spans or ("everywhere",))  # Bool[sender receiver span]
         self.state = State()
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
         self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do

@@ -34,8 +34,7 @@ class Problem:
     @cached_property
     def candidates(self) -> np.ndarray:
         """What a circuit may keep: all edges, Bool[sender receiver], or all edge-spans, Bool[sender receiver span]."""
-        edges = self.graph.edges
-        return np.repeat(edges[:, :, None], len(self.spans), 2) if self.spans else edges
+        return self.graph.edges_at(self.spans)
 
     def circuit(self, kept: np.ndarray) -> Circuit:
         """The circuit of some of the `candidates`."""

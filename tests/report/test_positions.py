@@ -24,7 +24,7 @@ from acdc.report.positions import LETTER, ByPosition, Prompted, lay_out_by_posit
 from acdc.report.style import DIRECTIONS, PictureStyle
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.support.browser import chromium, opened
+from tests.support.browser import opened
 from tests.support.page import EVIL, file_of, hover, lit, points
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -223,12 +223,6 @@ def test_png_is_drawn_and_an_empty_circuit_says_so() -> None:
 
 
 # ---------------------------------------------------------------- the page
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,8 @@ from acdc.report.page import render_many, render_report
 from acdc.report.panels import Line, Panel, Point
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.support.browser import chromium, opened
+from tests.support.browser import opened
 from tests.support.page import EVIL, file_of, hover, lit
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with chromium() as found:
-        yield found
 
 
 @pytest.fixture(scope="module")
