@@ -15,7 +15,7 @@ import torch
 
 from acdc.errors import ModelError, short
 from acdc.graph.graph import MAX_NODES
-from acdc.model import gguf, gpt2, gpt_neo, gpt_neox, huggingface, llama, native
+from acdc.model import gemma, gguf, gpt2, gpt_neo, gpt_neox, huggingface, llama, native
 from acdc.model.config import ModelConfig
 from acdc.model.find import BUNDLED, find_model, read_json, reading
 from acdc.model.hub import ADAPTER, TOKENIZERS
@@ -27,15 +27,28 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt2": gpt2,
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
-    **dict.fromkeys(("llama", "ministral", "mistral", "qwen2", "qwen3"), llama),
+    **dict.fromkeys(("gemma2", "gemma3_text"), gemma),
+    **dict.fromkeys(("granite", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3", "starcoder2"), llama),
 }
-POST_NORM = ("exaone4", "gemma2", "gemma3", "gemma3_text", "glm4", "olmo2", "olmo3")
-POST_NORM_REASON = ": it normalises the sum of a layer's heads before adding it, so no head has an output of its own"
-REFUSED = {  # keys that change the computation and that no supported family implies
+UNSUPPORTED = {  # families that users may expect → why they are not supported
+    "exaone4": "layers without a window don't rotate their queries and keys",
+    "gemma3": "it reads images, too; its text model alone, gemma3_text, is supported",
+    "glm4": "it rotates neighbouring dimensions of queries and keys",
+    **dict.fromkeys(
+        ("olmo2", "olmo3"),
+        "it normalises the queries, and the keys, of all heads together, so that an edge into one head changes the others",
+    ),
+}
+REFUSED = {  # keys that change the computation and that no supported family implies, but those of CAPPED
     "attn_logit_softcapping": "attention scores with a soft cap are",
     "final_logit_softcapping": "logits with a soft cap are",
     "quantization_config": "quantized weights are",
     "transformers_weights": "weights in files of other names are",
+    "use_bidirectional_attention": "attention to later tokens is",
+}
+CAPPED = {  # the caps that transformers computes for a family
+    "gemma2": ("attn_logit_softcapping", "final_logit_softcapping"),
+    "gemma3_text": ("final_logit_softcapping",),
 }
 # transformers makes lists and tensors of these lengths
 COUNTS = ("n_layer", "num_layers", "num_hidden_layers", "num_labels", "head_dim")
@@ -141,11 +154,11 @@ def check_config(raw: dict[str, Any], where: Path) -> None:
     """Raise ModelError for a config.json that no family represents, or that transformers would read without end."""
     family = raw.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
-        why = POST_NORM_REASON if family in POST_NORM else ""
-        supported = ", ".join(f for f in FAMILIES if f != "acdc")
+        why = next((f": {reason}" for other, reason in UNSUPPORTED.items() if other == family), "")
+        supported = ", ".join(sorted(f for f in FAMILIES if f != "acdc"))
         raise ModelError(f"{where}: model_type {family!r} is not supported{why}; supported: {supported}")
     for key, what in REFUSED.items():
-        if raw.get(key) is not None:
+        if raw.get(key) not in (None, False) and key not in CAPPED.get(family, ()):
             raise ModelError(f"{where}: {key} is set, but {what} not supported; only checkpoints without are")
     with reading(where, "config"):
         lengths = {key: raw.get(key) or 0 for key in COUNTS}

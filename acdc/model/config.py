@@ -47,6 +47,10 @@ class ModelConfig:
     gated: bool = False  # MLP = out(activation(gate(x)) * in(x))
     head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
     windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
+    local_rotary: bool = False  # layers with a window rotate by frequencies of their own (Gemma 3)
+    post_norm: bool = False  # the sum of a layer's heads is RMS-normalised before it is added, the MLP's output likewise
+    score_cap: float = 0.0  # attention scores are cap · tanh(score / cap); 0: they have no cap
+    logit_cap: float = 0.0  # logits likewise
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -64,8 +68,10 @@ class ModelConfig:
         for kind, name, known in (("activation", self.activation, ACTIVATIONS), ("norm", self.norm, NORMS)):
             if name not in known:
                 raise ModelError("model config: " + unknown(kind, name, known))
-        if type(self.norm_eps) not in (int, float) or not 0 <= self.norm_eps < math.inf:
-            raise ModelError(f"model config: norm_eps is {self.norm_eps!r}; it must be a number from 0 up")
+        for name in ("norm_eps", "score_cap", "logit_cap"):
+            number = getattr(self, name)
+            if type(number) not in (int, float) or not 0 <= number < math.inf:
+                raise ModelError(f"model config: {name} is {number!r}; it must be a number from 0 up")
         if not all(type(window) is int and window >= 0 for window in self.windows):
             raise ModelError(f"model config: windows are {self.windows!r}; each must be a whole number from 0 up")
         if self.windows and len(self.windows) != self.n_layers:
@@ -99,6 +105,8 @@ class ModelConfig:
         }
         if c.rotary:
             out["rotary.frequencies"] = (c.rotary // 2,)
+            if c.local_rotary:
+                out["rotary.local"] = (c.rotary // 2,)
         else:
             out["position.weight"] = (c.n_positions, c.d_model)
         layer: dict[str, tuple[int, ...]] = {"q.norm": (c.d_head,), "k.norm": (c.d_head,)} if c.head_norm else {}
@@ -113,6 +121,8 @@ class ModelConfig:
                 layer[f"{x}.bias"] = (c.d_mlp,)
             layer["mlp_out.weight"] = (c.d_mlp, c.d_model)
             layer["mlp_out.bias"] = (c.d_model,)
+        if c.post_norm:
+            layer |= {f"{x}.norm": (c.d_model,) for x in (("o", "mlp_out") if c.d_mlp else ("o",))}
         return out | {f"layers.{i}.{name}": shape for i in range(c.n_layers) for name, shape in layer.items()}
 
 

@@ -19,8 +19,8 @@ SIZES = {  # the names that configs have for them
     "d_model": ("n_embd", "hidden_size", "d_model"),
     "n_positions": ("n_positions", "max_position_embeddings"),
     "vocab_size": ("vocab_size",),
-    "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps"),
-    "activation": ("activation_function", "hidden_act"),
+    "norm_eps": ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps", "norm_epsilon"),
+    "activation": ("activation_function", "hidden_act", "hidden_activation"),
 }
 # In the list of models: title → the names that configs have for it.
 SHOWN = {"family": ("model_type",)} | {

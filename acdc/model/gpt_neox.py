@@ -17,7 +17,7 @@ def read(config: Any, t: Weights) -> None:
     """Set the transformer's weights: norms and the attention scale are folded in."""
     c = t.sizes
     t.out["token.weight"] = t.take("gpt_neox.embed_in.weight")
-    scale = t.rotary("gpt_neox.rotary_emb")
+    scale = t.rotary("gpt_neox.rotary_emb.")
     for i in range(c.n_layers):
         to = f"layers.{i}."
         at = f"gpt_neox.layers.{i}."

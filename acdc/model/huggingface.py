@@ -19,6 +19,7 @@ from acdc.model.tokenizer import Tokenizer
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
 FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
+FACTORS = re.compile(r"\.(embed_scale|((full|sliding)_attention_)?inv_freq)$")  # buffers that logits depend on
 MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
 LORA = (  # keys of an adapter's config that may have any value
     "base_model_name_or_path", "revision", "peft_type", "task_type", "peft_version", "auto_mapping", "inference_mode",
@@ -181,14 +182,15 @@ def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, An
 
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
-    """All parameters by name, a tied head too, and the frequencies and factors of rotary embeddings. The module is left
-    without weights, so that each is freed as it is used."""
+    """All parameters by name, a tied head too, the frequencies and factors of rotary embeddings, and the factors of
+    embeddings. The module is left without weights, so that each is freed as it is used."""
     if hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
     out = {name: tensor.detach() for name, tensor in module.named_parameters(remove_duplicate=False)}
-    out |= {name: tensor for name, tensor in module.named_buffers() if name.endswith(".inv_freq")}
+    out |= {name: tensor for name, tensor in module.named_buffers() if FACTORS.search(name)}
     for name, part in module.named_modules():
-        if hasattr(part, "attention_scaling"):
-            out[f"{name}.attention_scaling"] = torch.tensor(part.attention_scaling, dtype=torch.float64)
+        for key, value in vars(part).items():
+            if key.endswith("attention_scaling"):
+                out[f"{name}.{key}"] = torch.tensor(value, dtype=torch.float64)
     module.to("meta")
     return out

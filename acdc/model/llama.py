@@ -1,20 +1,27 @@
-"""Checkpoints of Llama and its relatives: Llama 2 and 3, SmolLM2, Mistral and Ministral, Qwen 2, 2.5 and 3.
+"""Checkpoints of Llama and its relatives: Llama 2 and 3, SmolLM2, Mistral and Ministral, Qwen 2, 2.5 and 3, Phi-3,
+Granite, StarCoder2.
 
 They have RMS norms, rotated heads, gated MLPs, and key and value heads shared by several query heads. Each query head
-gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention.
+gets its own copy of these, as in EAP-IG and TransformerLens with ungrouped attention. StarCoder2 has layer norms and
+plain MLPs.
 """
 
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
+
+Linear = tuple[Tensor, Tensor]  # weight Float[in out] and bias Float[out]
 
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `LlamaConfig` or a relative's."""
-    window = config.sliding_window if config.model_type != "llama" else None
-    kinds = ["sliding_attention"] * config.num_hidden_layers if config.model_type == "mistral" else None
+    window = config.sliding_window if config.model_type not in ("llama", "granite") else None
+    everywhere = config.model_type in ("mistral", "phi3", "starcoder2")
+    kinds = ["sliding_attention"] * config.num_hidden_layers if everywhere else None
     # longrope has other frequencies for prompts that are longer than this
     shorter = config.rope_parameters.get("original_max_position_embeddings")
     longrope = config.rope_parameters["rope_type"] == "longrope"
@@ -23,33 +30,63 @@ def sizes(config: Any) -> ModelConfig:
         getattr(config, "head_dim", None),
         d_mlp=config.intermediate_size,
         n_positions=shorter if longrope and shorter else config.max_position_embeddings,
-        norm="rms",
-        gated=True,
+        norm="layer" if config.model_type == "starcoder2" else "rms",
+        gated=config.model_type != "starcoder2",
         head_norm=config.model_type == "qwen3",
         windows=tuple(window if k == "sliding_attention" else 0 for k in kinds or config.layer_types) if window else (),
     )
-    return replace(c, rotary=c.d_head)
+    share = config.rope_parameters.get("partial_rotary_factor", 1.0) if config.model_type == "phi3" else 1
+    return replace(c, rotary=int(c.d_head * share))
 
 
 def read(config: Any, t: Weights) -> None:
-    """Set the transformer's weights: norms and the attention scale are folded in."""
+    """Set the transformer's weights: norms, the attention scale and Granite's factors are folded in."""
+    t.out["token.weight"] = t.take("model.embed_tokens.weight")
+    granite = config.model_type == "granite"
+    if granite:
+        t.scale("token", config.embedding_multiplier)
+    scale = t.rotary("model.rotary_emb.", config.attention_multiplier if granite else None)
+    read_layers(config, t, [scale] * t.sizes.n_layers)
+    t.put_unembedding("model.norm")
+    if granite:
+        t.scale("unembed", 1 / config.logits_scaling)
+        for i in range(t.sizes.n_layers):
+            t.scale(f"layers.{i}.o", config.residual_multiplier)
+            t.scale(f"layers.{i}.mlp_out", config.residual_multiplier)
+
+
+def read_layers(config: Any, t: Weights, scales: list[Tensor]) -> None:
+    """Set the weights of all layers; each has a factor of its queries, Float[d_head]."""
     c = t.sizes
     n_shared = config.num_key_value_heads
-    t.out["token.weight"] = t.take("model.embed_tokens.weight")
-    scale = t.rotary("model.rotary_emb")
-    for i in range(c.n_layers):
+    for i, scale in enumerate(scales):
         to = f"layers.{i}."
         at = f"model.layers.{i}."
-        for x, n in (("q", c.n_heads), ("k", n_shared), ("v", n_shared)):
-            w, b = t.fold(at + "input_layernorm", *t.linear(f"{at}self_attn.{x}_proj"))
-            t.put_heads(to + x, w, b, n, c.n_heads // n)
+        if config.model_type == "phi3":
+            widths = [n * c.d_head for n in (c.n_heads, n_shared, n_shared)]
+            qkv = _split(t.linear(f"{at}self_attn.qkv_proj"), widths)
+            halves = _split(t.linear(f"{at}mlp.gate_up_proj"), [c.d_mlp, c.d_mlp])
+        else:
+            qkv = [t.linear(f"{at}self_attn.{x}_proj") for x in "qkv"]
+            halves = [t.linear(f"{at}mlp.{x}") for x in (("gate_proj", "up_proj") if c.gated else ("c_fc",))]
+        for x, n, linear in zip("qkv", (c.n_heads, n_shared, n_shared), qkv, strict=True):
+            t.put_heads(to + x, *t.fold(at + "input_layernorm", *linear), n, c.n_heads // n)
         if c.head_norm:  # it would undo a scale before it
             t.out[to + "q.norm"] = t.take(at + "self_attn.q_norm.weight") * scale
             t.out[to + "k.norm"] = t.take(at + "self_attn.k_norm.weight")
         else:
             t.scale(to + "q", scale)
         t.put_output(to + "o", *t.linear(at + "self_attn.o_proj"))
-        for x, name in (("mlp_in", "up_proj"), ("mlp_gate", "gate_proj")):
-            t.put(to + x, *t.fold(at + "post_attention_layernorm", *t.linear(f"{at}mlp.{name}")))
-        t.put(to + "mlp_out", *t.linear(f"{at}mlp.down_proj"))
-    t.put_unembedding("model.norm")
+        before = "pre_feedforward_layernorm" if c.post_norm else "post_attention_layernorm"
+        for x, linear in zip(("mlp_gate", "mlp_in")[-len(halves) :], halves, strict=True):
+            t.put(to + x, *t.fold(at + before, *linear))
+        t.put(to + "mlp_out", *t.linear(f"{at}mlp.{'down_proj' if c.gated else 'c_proj'}"))
+        if c.post_norm:
+            t.out[to + "o.norm"] = t.take(at + "post_attention_layernorm.weight")
+            t.out[to + "mlp_out.norm"] = t.take(at + "post_feedforward_layernorm.weight")
+
+
+def _split(linear: Linear, widths: list[int]) -> list[Linear]:
+    """Split the outputs of a linear map."""
+    weight, bias = (x.split(widths, -1) for x in linear)
+    return list(zip(weight, bias, strict=True))

@@ -64,7 +64,7 @@ class Origins(Weights):
     def scale(self, name: str, factor: float | Tensor) -> None:
         """Leave the factor out."""
 
-    def rotary(self, module: str) -> Tensor:
+    def rotary(self, module: str, scale: float | None = None, name: str = "frequencies") -> Tensor:
         """Leave rotations out."""
         return torch.ones(1, dtype=torch.int64)
 
@@ -92,7 +92,8 @@ def origins(checkpoint: Checkpoint) -> dict[str, list[Origin]]:
     if isinstance(checkpoint.config, SimpleNamespace):  # bundled, and small
         tensors = checkpoint.read(torch.float32)
     else:
-        tensors = dict(huggingface.described(checkpoint.path, checkpoint.config).named_parameters())
+        module = huggingface.described(checkpoint.path, checkpoint.config)
+        tensors = dict(module.named_buffers()) | dict(module.named_parameters())
     found = Origins(tensors, c, str(checkpoint.path))
     FAMILIES[checkpoint.family].read(checkpoint.config, found)
     inputs = {"tok": found.of("token.weight"), "pos": [] if c.rotary else found.of("position.weight")}

@@ -1,4 +1,4 @@
-"""One pre-norm transformer, in pieces that can be evaluated separately: head, MLP, output layer.
+"""One transformer, in pieces that can be evaluated separately: head, MLP, output layer.
 
 Axes, in every docstring of the package: `batch` prompts, `pos` positions, `layer`, `head`, `d_model` residual stream,
 `d_head` head, `d_mlp` MLP, `vocab` output columns; `...` any leading axes.
@@ -6,7 +6,11 @@ Axes, in every docstring of the package: `batch` prompts, `pos` positions, `laye
 Conventions: activations are row vectors, `y = x @ W + b`. The scale and shift of every norm are folded into the weights
 that read it, and the attention scale into the query weights, so that a norm has no parameters and a score is `q · k`.
 The unembedding is centred over the vocabulary, and its mean kept separately: log-probabilities stay the same and lose
-less to rounding in float32.
+less to rounding in float32. Where logits have a soft cap, log-probabilities would change, and the mean is taken as 0.
+
+Some families normalise what a layer's heads write together, and what its MLP writes, before it is added to the stream
+(`post_norm`). An MLP's output is then what is added. A head has no output of its own: it writes a summand of what is
+normalised.
 """
 
 from __future__ import annotations
@@ -46,6 +50,11 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
     return (torch.arange(n_pos, device=pad.device) - pad[:, None]).clamp(min=0)
 
 
+def capped(x: Tensor, cap: float) -> Tensor:
+    """Scores or logits with a soft cap, cap · tanh(x / cap), or as they are if it is 0: Float[...] to the same shape."""
+    return cap * (x / cap).tanh() if cap else x
+
+
 class Transformer:
     """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
@@ -67,8 +76,8 @@ class Transformer:
         b_u = weights["unembed.bias"]
         self.device = w_u.device
         self.dtype = w_u.dtype
-        self.unembed_mean = w_u.mean(1)
-        self.unembed_bias_mean = b_u.mean()
+        self.unembed_mean = torch.zeros_like(w_u[:, 0]) if config.logit_cap else w_u.mean(1)
+        self.unembed_bias_mean = torch.zeros_like(b_u[0]) if config.logit_cap else b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
         self.weights["unembed.bias"] = b_u - self.unembed_bias_mean
         for name in ("unembed.weight", "unembed.bias"):
@@ -124,8 +133,9 @@ class Transformer:
             y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
         if not self.config.rotary:
             return y
+        local = self.config.local_rotary and self.config.windows[layer]
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
-        angles = positions[..., None].float() * self.weights["rotary.frequencies"].float()
+        angles = positions[..., None].float() * self.weights[f"rotary.{'local' if local else 'frequencies'}"].float()
         cos = angles.cos().to(y.dtype)
         sin = angles.sin().to(y.dtype)
         half = self.config.rotary // 2
@@ -134,18 +144,36 @@ class Transformer:
         rest = y[..., 2 * half :]
         return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], -1)
 
-    @staticmethod
-    def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """z of heads: q Float[... query d_head], k and v Float[... key d_head], mask Bool[... query key]."""
-        scores = (q @ k.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
-        return scores.softmax(-1) @ v
+        scores = capped(q @ k.transpose(-1, -2), self.config.score_cap)
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
 
     def write(self, layer: int, head: int, z: Tensor) -> Tensor:
         """A head's output, without the layer's output bias: z Float[... d_head] to Float[... d_model]."""
         return z @ self.weights[f"layers.{layer}.o.weight"][head]
 
+    def written_together(self, layer: int, z: Tensor) -> Tensor:
+        """The sum of what a layer's heads write: z Float[batch head pos d_head] to Float[batch pos d_model]."""
+        return torch.einsum("bhte,hed->btd", z, self.weights[f"layers.{layer}.o.weight"])
+
+    def after_heads(self, layer: int, x: Tensor | float, written: Tensor) -> Tensor:
+        """The stream Float[... d_model] after a layer's heads, which write a sum Float[... d_model], added to it."""
+        bias = self.weights[f"layers.{layer}.o.bias"]
+        if self.config.post_norm:
+            return x + self.rms_norm(written + bias, self.weights[f"layers.{layer}.o.norm"])
+        return x + written + bias
+
+    def moved(self, layer: int, z: Tensor, change: Tensor) -> Tensor:
+        """How the stream changes when what a layer's heads write together does: z Float[batch head pos d_head] of all
+        of them before, change Float[... batch pos d_model] to the same shape."""
+        if not self.config.post_norm:
+            return change
+        before = self.written_together(layer, z)
+        return self.after_heads(layer, 0.0, before + change) - self.after_heads(layer, 0.0, before)
+
     def mlp(self, layer: int, x: Tensor) -> Tensor:
-        """An MLP's output, with its output bias: Float[... d_model] to the same shape."""
+        """What an MLP adds to the stream, with its output bias: Float[... d_model] to the same shape."""
         at = f"layers.{layer}.mlp_"
         w = self.weights
         flat = self.normalise(x).flatten(0, -2)
@@ -154,7 +182,8 @@ class Transformer:
             hidden = self.gate(hidden, torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
         else:
             hidden = self.activate(hidden)
-        return torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
+        out = torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
+        return self.rms_norm(out, w[at + "out.norm"]) if self.config.post_norm else out
 
     def activate(self, x: Tensor) -> Tensor:
         """The activation function of the MLPs: Float[...] to the same shape."""
@@ -169,23 +198,30 @@ class Transformer:
     def logits(self, h: Tensor) -> Tensor:
         """The checkpoint's logits: Float[... d_model] to Float[... vocab]."""
         centred = F.linear(h, self.weights["unembed.weight"], self.weights["unembed.bias"])
-        return centred + (h @ self.unembed_mean + self.unembed_bias_mean)[..., None]
+        return capped(centred + (h @ self.unembed_mean + self.unembed_bias_mean)[..., None], self.config.logit_cap)
 
     def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor:
-        """Logits minus their mean over the vocabulary, for some ids: h Float[... row d_model], ids Int[row k]."""
+        """Logits minus their mean over the vocabulary, for some ids: h Float[... row d_model], ids Int[row k]. With a
+        soft cap, nothing is subtracted."""
         rows = self.weights["unembed.weight"][ids]
-        return torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
+        logits = torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
+        return capped(logits, self.config.logit_cap)
+
+    def logit_blocks(self, h: Tensor) -> Iterator[Tensor]:
+        """Yield the centred logits in blocks of the vocabulary: Float[row d_model] to Float[row block]."""
+        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
+        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
+        for w, b in zip(weights, biases, strict=True):
+            yield capped(torch.addmm(b, h, w.T), self.config.logit_cap)
 
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
-        flat = h.reshape(-1, h.shape[-1])
-        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
-        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
-        parts = [torch.addmm(b, flat, w.T).logsumexp(1) for w, b in zip(weights, biases, strict=True)]
+        parts = [block.logsumexp(1) for block in self.logit_blocks(h.reshape(-1, h.shape[-1]))]
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
-        """Σ_v p(v) W_U[v], with the model's prediction p at each row: Float[row d_model] to the same shape."""
+        """Σ_v p(v) W_U[v], with the prediction p at each row of a model whose logits have no cap: Float[row d_model] to
+        the same shape."""
         w = self.weights["unembed.weight"]
         b = self.weights["unembed.bias"]
         parts = [F.linear(rows, w, b).softmax(-1) @ w for rows in h.split(256)]  # bounds the rows × vocabulary table
@@ -245,8 +281,7 @@ class Transformer:
 
     def after_attention(self, layer: int, x: Tensor, z: Tensor) -> Tensor:
         """The stream Float[batch pos d_model] after a layer's heads, z Float[batch head pos d_head], wrote to it."""
-        at = f"layers.{layer}.o."
-        return x + torch.einsum("bhte,hed->btd", z, self.weights[at + "weight"]) + self.weights[at + "bias"]
+        return self.after_heads(layer, x, self.written_together(layer, z))
 
     def received(self, receiver: Receiver, run: Activations, stream: Tensor) -> Tensor:
         """What a receiver reads in a run as `run_inputs` returns it, before its norm: Float[batch pos d_model]."""
@@ -256,7 +291,7 @@ class Transformer:
         return x
 
     def written(self, activations: Activations, sender: Sender) -> Tensor:
-        """The output of one sender in the residual stream: Float[batch pos d_model]."""
+        """The output of one sender: Float[batch pos d_model]."""
         if sender.kind == "head":
             return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]

@@ -58,18 +58,27 @@ class Weights:
         self.put(name, weight.reshape(self.sizes.n_heads, -1, weight.shape[1]), bias)
 
     def scale(self, name: str, factor: float | Tensor) -> None:
-        """Multiply a weight and its bias; a factor may be Float[d_head]."""
-        self.put(name, self.out[f"{name}.weight"] * factor, self.out[f"{name}.bias"] * factor)
+        """Multiply a weight and its bias, if it has one; a factor may be Float[d_head]."""
+        for tensor in (f"{name}.weight", f"{name}.bias"):
+            if tensor in self.out:
+                self.out[tensor] = self.out[tensor] * factor
 
-    def rotary(self, module: str) -> Tensor:
+    def shift_norms(self) -> None:
+        """Add 1 to the scales of all norms (Gemma)."""
+        for name, tensor in self._tensors.items():
+            if name.endswith("norm.weight"):
+                self._tensors[name] = 1 + tensor
+
+    def rotary(self, module: str, scale: float | None = None, name: str = "frequencies") -> Tensor:
         """Set the angle per position of each rotated pair (Su et al. 2021); return the queries' factor, Float[d_head].
 
-        It is 1/√d_head, on rotated dimensions times the square of what yarn multiplies sine and cosine by.
+        It is `scale`, by default 1/√d_head, on rotated dimensions times the square of what yarn multiplies sine and
+        cosine by.
         """
         c = self.sizes
-        self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq")
-        factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5)
-        factor[: c.rotary] *= self.get(f"{module}.attention_scaling") ** 2
+        self.out[f"rotary.{name}"] = self.get(f"{module}inv_freq")
+        factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5 if scale is None else scale)
+        factor[: c.rotary] *= self.get(f"{module}attention_scaling") ** 2
         return factor
 
     def put_unembedding(self, norm: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from acdc.model.load import load_model
-from tests.support.checkpoints import FAMILIES, float64_norm, of_family
+from tests.support.checkpoints import FAMILIES, float64_gemma_norm, float64_norm, of_family
 from tests.support.equivalence import compare
 from tests.support.random_models import random_prompts
 
@@ -37,8 +37,12 @@ def table():
 @pytest.fixture
 def exact_norms(monkeypatch):
     for kind in ("llama.modeling_llama.Llama", "mistral.modeling_mistral.Mistral", "qwen2.modeling_qwen2.Qwen2",
-                 "qwen3.modeling_qwen3.Qwen3"):  # fmt: skip
+                 "qwen3.modeling_qwen3.Qwen3", "phi3.modeling_phi3.Phi3", "granite.modeling_granite.Granite"):  # fmt: skip
         monkeypatch.setattr(f"transformers.models.{kind}RMSNorm.forward", float64_norm)
+    for kind in ("gemma2.modeling_gemma2.Gemma2", "gemma3.modeling_gemma3.Gemma3"):
+        monkeypatch.setattr(f"transformers.models.{kind}RMSNorm.forward", float64_gemma_norm)
+    # Attention computed step by step has its softmax in float32.
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype: x.softmax(dim))
 
 
 def difference(theirs, folder, dtype):

@@ -15,6 +15,8 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 8.0}
+GEMMA = {"num_key_value_heads": 2, "head_dim": 8, "query_pre_attn_scalar": 5, "sliding_window": 3, "pad_token_id": 0}
 FAMILIES = {
     "gpt2": (hf.GPT2Config, GPT2),
     "gpt2, no layer norm": (hf.GPT2Config, {**GPT2, "layer_norm_epsilon": 1e12}),
@@ -40,6 +42,26 @@ FAMILIES = {
         hf.Qwen2Config,
         {**SMALL, **LAYERS, "num_key_value_heads": 4, "use_sliding_window": True, "sliding_window": 3}
         | {"max_window_layers": 1},
+    ),
+    "phi3, partly rotated, windows": (
+        hf.Phi3Config,
+        {**SMALL, **LAYERS, "hidden_size": 32, "num_key_value_heads": 2, "sliding_window": 3, "pad_token_id": 0}
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+    ),
+    "granite, factors": (
+        hf.GraniteConfig,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "embedding_multiplier": 3.0, "attention_multiplier": 0.3}
+        | {"residual_multiplier": 0.7, "logits_scaling": 2.5, "attention_bias": True, "tie_word_embeddings": True},
+    ),
+    "starcoder2, grouped": (hf.Starcoder2Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "sliding_window": 3}),
+    "gemma2, soft caps": (
+        hf.Gemma2Config,
+        {**SMALL, **LAYERS, **GEMMA, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+    ),
+    "gemma3, two rotations": (
+        hf.Gemma3TextConfig,
+        {**SMALL, **LAYERS, **GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default"}}},
     ),
     "qwen3, grouped": (hf.Qwen3Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "head_dim": 8}),
 }
@@ -75,7 +97,7 @@ def of_family(name, folder):
     torch.manual_seed(0)
     kind, options = FAMILIES[name]
     model = hf.AutoModelForCausalLM.from_config(
-        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name else "sdpa"
+        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name or "gemma" in name else "sdpa"
     ).eval()
     for tensor, p in model.named_parameters():
         if tensor.endswith("bias") or "norm" in tensor or "ln_" in tensor:
@@ -97,3 +119,8 @@ def tokenizer(folder):
 def float64_norm(self, x):
     """Replace Hugging Face's RMS norm, which computes in float32 whatever the dtype, for parity in float64."""
     return self.weight * x * (x.square().mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+def float64_gemma_norm(self, x):
+    """Likewise for Gemma's."""
+    return (1 + self.weight) * x * (x.square().mean(-1, keepdim=True) + self.eps).rsqrt()
