@@ -109,8 +109,7 @@ def attention(model: Transformer, circuit: Circuit, runs: ActivationCache) -> di
     out = {}
     for s in heads:
         q, k = (model.project(c, s.layer, s.head, few.residual[s.layer], positions) for c in "qk")
-        scores = (q @ k.transpose(-1, -2)).masked_fill(~model.window(s.layer, few.mask), -torch.inf)
-        patterns = scores.softmax(-1).float().cpu().numpy()
+        patterns = model.pattern(q, k, model.window(s.layer, few.mask)).float().cpu().numpy()
         out[s.name] = tuple(pattern[pad:, pad:] for pattern, pad in zip(patterns, pads, strict=True))
     return out
 
@@ -120,8 +119,9 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
     (Wang et al. 2022, section 3.1). Empty for a task without answers.
 
     A sender's output at the row, divided by the full model's final norm there, is projected on the mean unembedding of
-    the correct answers minus the unembedding of the wrong answer with the largest logit. The effects of all senders and
-    biases add up to the logit difference.
+    the correct answers minus the unembedding of the wrong answer with the largest logit. Where a layer's heads are
+    normalised together, a head's output is divided by what that norm divides by. The effects of all senders and biases
+    add up to the logit difference, before a soft cap.
     """
     total = dict[str, float]()
     n = 0

@@ -26,7 +26,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
         metric = cache.metric(problem.metric, model)
         full = metric(cache.targets.clean)
         patched = PatchedModel(model, cache)
-        for first, written in model.written_by(cache.difference, len(graph.senders)):
+        for first, written in cache.changes(model, len(graph.senders)):
             sender = graph.senders[first]
             if sender.kind == "input":
                 continue

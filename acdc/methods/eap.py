@@ -17,7 +17,7 @@ from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
 from acdc.model.transformer import Activations, Transformer
 from acdc.patching.activations import CHUNK, ActivationCache
-from acdc.patching.gradients import Gradient, receiver_gradients
+from acdc.patching.gradients import Gradient, added_by, receiver_gradients
 from acdc.patching.problem import Problem
 from acdc.registry import check_method
 
@@ -33,7 +33,7 @@ def at_clean(problem: Problem, model: Transformer, progress: Show) -> Scores:
     total = Attribution(problem, 1, progress)
     for cache in problem.chunks(CHUNK):
         metric = cache.metric(problem.metric, model)
-        total.add(cache, receiver_gradients(model, cache, cache.clean, cache.residual, metric))
+        total.add(model, cache, cache.clean, receiver_gradients(model, cache, cache.clean, cache.residual, metric))
     return total.scores()
 
 
@@ -48,19 +48,17 @@ class Attribution:
         self._total = torch.zeros(problem.candidates.shape, dtype=torch.float64)
         self._runs = 0  # of one prompt each
 
-    def add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
+    def add(self, model: Transformer, cache: ActivationCache, at: Activations, gradients: Iterable[Gradient]) -> None:
         """Add the contribution of one run's gradients."""
-        self._add(cache, gradients)
+        self._add(model, cache, at, gradients)
         self._runs += len(cache.pad)
         self._progress(Progress("scores", self._runs, self._all_runs))
 
-    def _add(self, cache: ActivationCache, gradients: Iterable[Gradient]) -> None:
-        model = self._problem.model
+    def _add(self, model: Transformer, cache: ActivationCache, at: Activations, gradients: Iterable[Gradient]) -> None:
         graph = self._problem.graph
-        difference = cache.difference
         everything = len(graph.senders)
         if self._problem.max_batch(everything) >= len(cache.pad):  # all outputs fit into the table at once
-            whole = torch.cat([x for _, x in model.written_by(difference, everything)])
+            whole = torch.cat([x for _, x in added_by(model, cache, at, everything)])
             for gradient in gradients:
                 self._multiply(cache, 0, whole[: self._parents(gradient)], gradient)
             return
@@ -68,19 +66,19 @@ class Attribution:
         for gradient in gradients:
             pending.append(gradient)
             if sum(len(g.inputs) for g in pending) >= 3 * graph.n_heads:  # an MLP together with the heads of its layer
-                self._flush(cache, difference, pending)
+                self._flush(model, cache, at, pending)
                 pending = []
-        self._flush(cache, difference, pending)
+        self._flush(model, cache, at, pending)
 
     def scores(self) -> Scores:
         """The scores: the mean over prompts and runs."""
         mean = (self._total / self._runs).numpy()
         return Scores(self._problem.graph, np.where(self._problem.candidates, mean, np.nan), spans=self._problem.spans)
 
-    def _flush(self, cache: ActivationCache, difference: Activations, gradients: list[Gradient]) -> None:
+    def _flush(self, model: Transformer, cache: ActivationCache, at: Activations, gradients: list[Gradient]) -> None:
         """Multiply some gradients with all senders below them; each head is projected to the stream only once."""
         parents = [self._parents(g) for g in gradients]
-        for first, written in self._problem.model.written_by(difference, max(parents, default=0)):
+        for first, written in added_by(model, cache, at, max(parents, default=0)):
             for gradient, n in zip(gradients, parents, strict=True):
                 if first < n:
                     self._multiply(cache, first, written, gradient)

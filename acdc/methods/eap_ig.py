@@ -41,7 +41,8 @@ def score(
     for cache in problem.chunks(CHUNK):
         metric = cache.metric(problem.metric, problem.model)
         for at, residual, cut in points(problem, cache, steps):
-            total.add(cache, receiver_gradients(problem.model, cache, at, residual, metric, cut))
+            gradients = receiver_gradients(problem.model, cache, at, residual, metric, cut)
+            total.add(problem.model, cache, at, gradients)
     return total.scores()
 
 

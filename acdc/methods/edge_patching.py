@@ -28,7 +28,7 @@ def score(problem: Problem, progress: Show = silent) -> Scores:
         metric = cache.metric(problem.metric, model)
         full = metric(cache.targets.clean)
         patched = PatchedModel(model, cache)
-        written = torch.cat([x for _, x in model.written_by(cache.difference, len(graph.senders))])
+        written = torch.cat([x for _, x in cache.changes(model, len(graph.senders))])
         masks = [1] if cache.spans is None else cache.spans[:, :, cache.first :, None]
         for receiver, r in enumerate(graph.receivers):
             n = graph.n_parents(r)

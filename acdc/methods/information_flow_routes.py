@@ -47,11 +47,16 @@ def _add(total: dict[int, Tensor], problem: Problem, cache: ActivationCache, pos
     """Add the shares at one position of all prompts, over the prompts' lengths, to those by the number of senders."""
     here = slice(position, position + 1)
     clean = cache.clean.map(lambda x: x[..., here, :])
-    written = torch.cat([x for _, x in problem.model.written_by(clean, len(problem.graph.senders))])
+    model = problem.model
+
+    def added(layer: int, x: Tensor) -> Tensor:
+        return model.share(layer, clean.z[layer], x)
+
+    written = torch.cat([x for _, x in model.written_by(clean, len(problem.graph.senders), added)])
     n_pos = cache.mask.shape[1]
-    weight = (position >= cache.pad).to(problem.model.dtype) / (n_pos - cache.pad)
+    weight = (position >= cache.pad).to(model.dtype) / (n_pos - cache.pad)
     for n, r in {problem.graph.n_parents(r): r for r in problem.graph.receivers}.items():
-        read = problem.model.received(r, clean, cache.residual[:, :, here])
+        read = model.received(r, clean, cache.residual[:, :, here])
         near = (read.abs().sum(-1) - (read - written[:n]).abs().sum(-1)).clamp(min=0)[..., 0]  # Float[sender batch]
         whole = near.sum(0)
         share = near / torch.where(whole == 0, 1, whole)

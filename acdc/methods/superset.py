@@ -146,7 +146,8 @@ def gradients(problem: Problem, kept: Array, weight: float = 1.0) -> Array:
     graph = problem.graph
     total = np.zeros(kept.shape)
     read = max(1, int(problem.circuit(kept).edges.any(0).sum()))
-    size = min(CHUNK, problem.max_batch(NEEDED * read))
+    groups = 1 + graph.n_layers if model.config.post_norm else 1  # sums that a receiver reads
+    size = min(CHUNK, problem.max_batch(NEEDED * read * groups))
     with torch.inference_mode(False):
         edges = torch.as_tensor(kept).to(model.device, model.dtype) * weight
         for cache in problem.chunks(size):

@@ -48,7 +48,7 @@ class ModelConfig:
     head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
     windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
     local_rotary: bool = False  # layers with a window rotate by frequencies of their own (Gemma 3)
-    post_norm: bool = False  # the sum of a layer's heads is RMS-normalised before it is added, the MLP's output likewise
+    post_norm: bool = False  # what a layer's heads write together, or its MLP, is RMS-normalised before it is added
     score_cap: float = 0.0  # attention scores are cap · tanh(score / cap); 0: they have no cap
     logit_cap: float = 0.0  # logits likewise
 

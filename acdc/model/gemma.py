@@ -42,7 +42,9 @@ def read(config: Any, t: Weights) -> None:
     if config.model_type == "gemma2":
         scales = dict.fromkeys(config.layer_types, t.rotary("model.rotary_emb.", factor))
     else:
-        names = {kind: "frequencies" for kind in config.layer_types} | ({LOCAL: "local"} if t.sizes.local_rotary else {})
+        names = {kind: "frequencies" for kind in config.layer_types} | (
+            {LOCAL: "local"} if t.sizes.local_rotary else {}
+        )
         scales = {kind: t.rotary(f"model.rotary_emb.{kind}_", factor, name) for kind, name in names.items()}
     llama.read_layers(config, t, [scales[kind] for kind in config.layer_types])
     t.put_unembedding("model.norm")

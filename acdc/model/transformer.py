@@ -146,8 +146,12 @@ class Transformer:
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """z of heads: q Float[... query d_head], k and v Float[... key d_head], mask Bool[... query key]."""
+        return self.pattern(q, k, mask) @ v
+
+    def pattern(self, q: Tensor, k: Tensor, mask: Tensor) -> Tensor:
+        """How much each query attends to each key, arguments as of `attend`: Float[... query key]."""
         scores = capped(q @ k.transpose(-1, -2), self.config.score_cap)
-        return scores.masked_fill(~mask, -torch.inf).softmax(-1) @ v
+        return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
     def write(self, layer: int, head: int, z: Tensor) -> Tensor:
         """A head's output, without the layer's output bias: z Float[... d_head] to Float[... d_model]."""
@@ -290,22 +294,36 @@ class Transformer:
             x = self.after_attention(receiver.layer, x, run.z[receiver.layer])
         return x
 
+    def share(self, layer: int, z: Tensor, written: Tensor) -> Tensor:
+        """What heads add to the stream of what they write, Float[... batch pos d_model], when z Float[batch head pos
+        d_head] of the layer's heads says what the norm divides by; so that all heads together add what the layer does.
+        """
+        if not self.config.post_norm:
+            return written
+        together = self.written_together(layer, z) + self.weights[f"layers.{layer}.o.bias"]
+        divisor = (together.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
+        return written * (self.weights[f"layers.{layer}.o.norm"] / divisor)
+
     def written(self, activations: Activations, sender: Sender) -> Tensor:
-        """The output of one sender: Float[batch pos d_model]."""
+        """What one sender adds to the residual stream of a run: Float[batch pos d_model]."""
         if sender.kind == "head":
-            return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
+            z = activations.z[sender.layer]
+            return self.share(sender.layer, z, self.write(sender.layer, sender.head, z[:, sender.head]))
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
 
-    def written_by(self, a: Activations, n: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield the first n senders' outputs as blocks: first sender, Float[sender batch pos d_model].
+    def written_by(
+        self, a: Activations, n: int, added: Callable[[int, Tensor], Tensor]
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield what the first n senders add to the stream as blocks: first sender, Float[sender batch pos d_model].
 
-        The last block may reach beyond n.
+        `added` takes a layer and what its heads write, and returns what they add. The last block may reach beyond n.
         """
         yield 0, a.inputs
         first = len(a.inputs)
         for layer in range(self.config.n_layers):
             if first < n:
-                yield first, torch.einsum("bhte,hed->hbtd", a.z[layer], self.weights[f"layers.{layer}.o.weight"])
+                w_o = self.weights[f"layers.{layer}.o.weight"]
+                yield first, added(layer, torch.einsum("bhte,hed->hbtd", a.z[layer], w_o))
             first += self.config.n_heads
             if self.config.d_mlp:
                 if first < n:

@@ -55,6 +55,15 @@ class ActivationCache:
         clean = self.clean.map(lambda x: x[..., first:, :])
         return Activations(ablated.inputs - clean.inputs, ablated.z - clean.z, ablated.mlp - clean.mlp)
 
+    def changes(self, model: Transformer, n: int) -> Iterator[tuple[int, Tensor]]:
+        """Yield how the stream of the full model changes from `first` on where one of the first n senders alone is
+        ablated, as blocks (`Transformer.written_by`)."""
+
+        def added(layer: int, change: Tensor) -> Tensor:
+            return model.moved(layer, self.clean.z[layer][..., self.first :, :], change)
+
+        return model.written_by(self.difference, n, added)
+
     def products(self, a: Tensor, b: Tensor) -> Tensor:
         """Products of vectors at the live positions, Float[sender batch live d_model] and Float[receiver batch live
         d_model], summed over positions and prompts: Float[sender receiver], or Float[sender receiver span]."""

@@ -65,11 +65,34 @@ def receiver_gradients(
             flow = flow + inputs
         if not graph.parallel:
             written = flow
+        if model.config.post_norm:
+            g = (written * model.weights[f"layers.{layer}.o.norm"])[None]
+            written = _through_post_norm(model, layer, at.z[layer][:, :, start:], g)[0]
         if cut == ("z", layer):
             continue
         heads = _heads(model, layer, cache, residual[layer], written)
         yield Gradient(slice(first, first + n), heads, written)
         flow = flow + heads.sum(0)
+
+
+def added_by(model: Transformer, cache: ActivationCache, at: Activations, n: int) -> Iterator[tuple[int, Tensor]]:
+    """Yield how the stream of a run changes from `first` on where one of the first n senders alone is ablated, to first
+    order, as blocks (`Transformer.written_by`)."""
+
+    def added(layer: int, change: Tensor) -> Tensor:
+        if not model.config.post_norm:
+            return change
+        z = at.z[layer][:, :, cache.first :]
+        return _through_post_norm(model, layer, z, change) * model.weights[f"layers.{layer}.o.norm"]
+
+    return model.written_by(cache.difference, n, added)
+
+
+def _through_post_norm(model: Transformer, layer: int, z: Tensor, changes: Tensor) -> Tensor:
+    """The derivative, without its scale, of the norm of what a layer's heads write together, Float[any batch pos
+    d_model] in place; it is symmetric, and turns changes into changes and gradients into gradients."""
+    together = model.written_together(layer, z) + model.weights[f"layers.{layer}.o.bias"]
+    return _through_norm(model, together, model.rms_norm(together), changes)
 
 
 def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, written: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from acdc.model.transformer import VOCAB_BLOCK, Transformer
+from acdc.model.transformer import VOCAB_BLOCK, Transformer, capped
 from acdc.registry import METRICS
 
 Metric = Callable[[Tensor], Tensor]
@@ -61,9 +61,11 @@ def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogS
 def make_guess(name: str, model: Transformer, targets: Targets) -> Metric | None:
     """A cheap guess at the metric, Float[candidate row d_model] → Float[candidate batch].
 
-    None if the metric itself is cheap (few output columns, or only those of the answers) or has no guess (l2).
+    None if the metric itself is cheap (few output columns, or only those of the answers) or has no guess (l2, or logits
+    with a soft cap).
     """
-    if model.config.vocab_out < SAMPLE_VOCABULARY or METRICS[name].output != "logsumexp":
+    c = model.config
+    if c.vocab_out < SAMPLE_VOCABULARY or c.logit_cap or METRICS[name].output != "logsumexp":
         return None
     return make_metric(name, model, targets, sampled_logsumexp(model, targets.clean))
 
@@ -108,11 +110,30 @@ def _masked(model: Transformer, ids: Tensor, h: Tensor, fill: float) -> Tensor:
 
 
 def _kl(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
+    if model.config.logit_cap:
+        return _capped_kl(model, t)
     # KL(P‖Q) = Σ p (log p − log q) = logsumexp(q's logits) − logsumexp(p's) − (h − clean) · Σ p W: one product with the
     # vocabulary, and as a difference exactly 0 for the clean run.
     vector = model.expected_unembedding(t.clean)
     clean = logsumexp(t.clean)
     return lambda h: logsumexp(h) - clean - ((h - t.clean) * vector).sum(-1)
+
+
+def _capped_kl(model: Transformer, t: Targets) -> Metric:
+    """KL where logits have a soft cap, so that they are not linear in h: Σ p (q's logits − p's) needs all of them."""
+    clean = model.logsumexp(t.clean)
+
+    def metric(h: Tensor) -> Tensor:
+        flat = h.reshape(-1, h.shape[-1])
+        parts = []
+        expected = h.new_zeros(h.shape[:-1])
+        for mine, full in zip(model.logit_blocks(flat), model.logit_blocks(t.clean), strict=True):
+            parts.append(mine.logsumexp(1))
+            p = (full - clean[:, None]).exp()
+            expected = expected + ((mine.view(*h.shape[:-1], -1) - full) * p).sum(-1)
+        return torch.stack(parts).logsumexp(0).view(h.shape[:-1]) - clean - expected
+
+    return metric
 
 
 def _logit_diff(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
@@ -146,7 +167,8 @@ def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
     weights, biases = (model.weights[f"unembed.{name}"].split(VOCAB_BLOCK) for name in ("weight", "bias"))
 
     def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        return F.linear(h, w, b) + (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
+        mean = (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
+        return capped(F.linear(h, w, b) + mean, model.config.logit_cap)
 
     def metric(h: Tensor) -> Tensor:
         blocks = zip(weights, biases, strict=True)

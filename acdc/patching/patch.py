@@ -1,9 +1,11 @@
 """Run the whole model with any set of edges or nodes, or from one changed node on; differentiable.
 
-Receiver input = Σ kept edges: sender's current output + Σ removed edges: sender's ablated output + biases. Only live
+Receiver input = Σ kept edges: sender's current output + Σ removed edges: sender's ablated output + biases. Where a
+layer's heads are normalised together, a receiver reads the norm of this sum over the heads of each layer. Only live
 positions are computed; before them everything is clean.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +19,7 @@ from acdc.patching.metrics import Metric
 
 Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
+Group = int | None  # senders that add up linearly: the heads of a layer, before their norm, or None for all others
 SORTED = 3  # copies of what all senders write, where positions are sorted by span
 
 
@@ -52,48 +55,60 @@ class PatchedModel:
 
     def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
         """Rows for kept edges, as in `patched_rows`; nodes that nothing reads are skipped."""
-        return self._with_edges(graph, edges, lambda _, x: x)[0]
+        return self._with_edges(graph, edges, lambda _, __, x: x)[0]
 
     def edge_gradients(self, graph: Graph, edges: Tensor, metric: Metric) -> Tensor:
         """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`, in their shape;
         0 for edges of nodes that nothing reads. The weights are by span if the cache has spans.
 
-        The gradient at an edge's weight is what its sender adds times the gradient at its receiver's input. So only the
-        latter needs a backward pass, which then keeps no senders' outputs per receiver.
+        The gradient at an edge's weight is what its sender adds times the gradient at the sum of what all senders of
+        its group add to its receiver. So only the latter needs a backward pass, which then keeps no senders' outputs
+        per receiver.
         """
-        to: list[int] = []
-        offsets = []
+        to: dict[Group, list[int]] = defaultdict(list)
+        offsets: dict[Group, list[Tensor]] = defaultdict(list)
 
-        def shifted(receivers: Sequence[int], x: Tensor) -> Tensor:
-            to.extend(receivers)
-            offsets.append(torch.zeros_like(x, requires_grad=True))
-            return x + offsets[-1]
+        def shifted(group: Group, receivers: Sequence[int], added: Tensor) -> Tensor:
+            to[group].extend(receivers)
+            offsets[group].append(torch.zeros_like(added, requires_grad=True))
+            return added + offsets[group][-1]
 
         with torch.enable_grad():
             rows, senders, added = self._with_edges(graph, edges, shifted)
-            gradients = torch.autograd.grad(metric(rows).sum(), offsets)
+            gradients = iter(torch.autograd.grad(metric(rows).sum(), [x for of in offsets.values() for x in of]))
         out = edges.new_zeros(edges.shape)
-        out[self._index(senders)[:, None], self._index(to)] = self.cache.products(added.detach(), torch.cat(gradients))
+        for group, receivers in to.items():
+            gradient = torch.cat([next(gradients) for _ in offsets[group]])
+            product = self.cache.products(torch.cat(added[group]).detach(), gradient)
+            out[self._index(senders[group])[:, None], self._index(receivers)] = product
         return out * torch.as_tensor(graph.edges).to(out).view(*graph.edges.shape, *[1] * (edges.ndim - 2))
 
     def _with_edges(
-        self, graph: Graph, edges: Tensor, received: Callable[[Sequence[int], Tensor], Tensor]
-    ) -> tuple[Tensor, list[int], Tensor]:
-        """The rows of `with_edges`, the senders computed, and what their kept edges add over removed ones, Float[sender
-        batch live d_model]. `received` may change what receivers read, Float[receiver batch live d_model]."""
+        self, graph: Graph, edges: Tensor, received: Callable[[Group, Sequence[int], Tensor], Tensor]
+    ) -> tuple[Tensor, dict[Group, list[int]], dict[Group, list[Tensor]]]:
+        """The rows of `with_edges`, the senders computed, and what their kept edges add over removed ones, in blocks
+        Float[sender batch live d_model]. `received` may change what a group's edges add to receivers, Float[receiver
+        batch live d_model]."""
         model = self.model
         cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
         index = graph.sender_index
         receivers = graph.receiver_index
         ablated = cache.ablated.inputs[:, :, self.start :]
-        current = [cache.clean.inputs[:, :, self.start :] - ablated]  # what kept edges add over removed ones
-        senders = list(range(len(current[0])))
+        current: dict[Group, list[Tensor]] = defaultdict(list)  # what kept edges add over removed ones
+        current[None] = [cache.clean.inputs[:, :, self.start :] - ablated]
+        senders: dict[Group, list[int]] = defaultdict(list)
+        senders[None] = list(range(len(ablated)))
         x = ablated.sum(0)  # the stream with all edges removed
 
         def receive(to: Sequence[int], x: Tensor) -> Tensor:
-            weight = edges.index_select(0, self._index(senders)).index_select(1, self._index(to))
-            return received(to, x + self._added(weight, torch.cat(current)))
+            for group, of in senders.items():
+                weight = edges.index_select(0, self._index(of)).index_select(1, self._index(to))
+                added = received(group, to, self._added(weight, torch.cat(current[group])))
+                if group is not None:
+                    added = model.moved(group, cache.ablated.z[group][:, :, self.start :], added)
+                x = x + added
+            return x
 
         for layer in range(graph.n_layers):
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]
@@ -101,22 +116,23 @@ class PatchedModel:
             z = cache.ablated.z[layer][:, :, self.start :]
             w_o = model.weights[f"layers.{layer}.o.weight"]
             before = x
-            x = x + torch.einsum("bhte,hed->hbtd", z, w_o).sum(0) + model.weights[f"layers.{layer}.o.bias"]
+            x = model.after_heads(layer, x, torch.einsum("bhte,hed->hbtd", z, w_o).sum(0))
             if heads:
+                group = layer if model.config.post_norm else None
                 new = receive([receivers[f"a{layer}.h{h}<{c}>"] for c in QKV for h in heads], before)
                 own = [self._project(c, layer, y, which) for c, y in zip(QKV, new.chunk(3), strict=True)]
                 delta = self._attend(layer, own, which) - z[:, which].transpose(0, 1)
-                current.append(delta @ w_o[which][:, None])
-                senders += [index[f"a{layer}.h{h}"] for h in heads]
+                current[group].append(delta @ w_o[which][:, None])
+                senders[group] += [index[f"a{layer}.h{h}"] for h in heads]
             if graph.mlp:
                 removed = cache.ablated.mlp[layer][:, self.start :]
                 if kept[index[f"m{layer}"]].any():
                     (new,) = receive([receivers[f"m{layer}"]], before if graph.parallel else x)
-                    current.append((model.mlp(layer, new) - removed)[None])
-                    senders.append(index[f"m{layer}"])
+                    current[None].append((model.mlp(layer, new) - removed)[None])
+                    senders[None].append(index[f"m{layer}"])
                 x = x + removed
         (final,) = receive([receivers["logits"]], x)
-        return self._rows(final), senders, torch.cat(current)
+        return self._rows(final), senders, current
 
     def _added(self, weight: Tensor, current: Tensor) -> Tensor:
         """What some edges, with weights Float[sender receiver] or by span, add to their receivers' inputs: current
@@ -147,9 +163,9 @@ class PatchedModel:
             weight = nodes[first : first + graph.n_heads, None, None, None]
             removed = ablated.z[layer][:, :, self.start :].transpose(0, 1)
             z = mixed(self._attend(layer, own, ALL), removed, weight)
-            at = f"layers.{layer}.o."
             before = x
-            x = x + torch.einsum("hbte,hed->btd", z, model.weights[at + "weight"]) + model.weights[at + "bias"]
+            written = torch.einsum("hbte,hed->btd", z, model.weights[f"layers.{layer}.o.weight"])
+            x = model.after_heads(layer, x, written)
             if graph.mlp:
                 written = model.mlp(layer, before if graph.parallel else x)
                 x = x + mixed(written, ablated.mlp[layer][:, self.start :], nodes[index[f"m{layer}"]])
@@ -157,7 +173,7 @@ class PatchedModel:
 
     def without_edge(self, r: Receiver, written: Tensor) -> Tensor:
         """Rows of the full model without one edge, for each of some edges into a receiver: Float[edge row d_model].
-        `written` is the ablated − clean output of their senders, Float[edge batch live d_model]."""
+        `written` is how what it reads changes (`ActivationCache.changes`), Float[edge batch live d_model]."""
         model = self.model
         cache = self.cache
         layer = r.layer
@@ -176,12 +192,13 @@ class PatchedModel:
             else:
                 y = self._project(c, layer, x[None], head)
                 own.append(y[:, None].expand(-1, len(written), *y.shape[1:]))
-        z = self._attend(layer, own, head)[0] - cache.clean.z[layer][:, r.head, self.start :]
-        return self.without_node(layer, model.write(layer, r.head, z), True)
+        clean = cache.clean.z[layer][:, :, self.start :]
+        change = model.write(layer, r.head, self._attend(layer, own, head)[0] - clean[:, r.head])
+        return self.without_node(layer, model.moved(layer, clean, change), True)
 
     def without_node(self, layer: int, written: Tensor, head: bool) -> Tensor:
         """Rows of the full model without one node, for each of some heads of a layer or for its MLP: Float[node row
-        d_model]. `written` is the ablated − clean output of the nodes, Float[node batch live d_model]."""
+        d_model]. `written` is how the stream changes behind the nodes, Float[node batch live d_model]."""
         model = self.model
         x = self.cache.residual[layer + 1][:, self.start :] + written
         if head and model.config.d_mlp and not model.config.parallel:
@@ -190,9 +207,9 @@ class PatchedModel:
         for above in range(layer + 1, model.config.n_layers):
             own = [self._project(c, above, x[None], ALL) for c in QKV]
             z = self._attend(above, own, ALL)
-            at = f"layers.{above}.o."
             before = x
-            x = x + torch.einsum("h...te,hed->...td", z, model.weights[at + "weight"]) + model.weights[at + "bias"]
+            together = torch.einsum("h...te,hed->...td", z, model.weights[f"layers.{above}.o.weight"])
+            x = model.after_heads(above, x, together)
             if model.config.d_mlp:
                 x = x + model.mlp(above, before if model.config.parallel else x)
         return self._rows(x)

@@ -16,7 +16,7 @@ from acdc.methods.discover import find
 from acdc.patching.activations import prepare
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.support.random_models import random_model, random_prompts
+from tests.support.random_models import POST_NORM, random_model, random_prompts
 
 
 @pytest.fixture(scope="module")
@@ -38,10 +38,13 @@ def explained(ioi):
     return explain(inputs, circuit, rows[half], {half: points})
 
 
-@pytest.mark.parametrize("norm", ["layer", "rms", "none"])
+@pytest.mark.parametrize("norm", ["layer", "rms", "none", "after heads"])
 @pytest.mark.parametrize("wrong", [True, False])
 def test_direct_effects_and_biases_add_up_to_the_logit_difference(norm, wrong):
-    model = random_model(3, norm=norm)
+    after = norm == "after heads"
+    model = random_model(3, **({**POST_NORM, "logit_cap": 0.0} if after else {"norm": norm}))
+    for name, x in model.weights.items():
+        x *= not after or not name.endswith("o.bias")  # such models have none
     prompts = random_prompts(5, model, pad=True, scored="two")
     if not wrong:
         prompts = type(prompts)(**{**vars(prompts), "wrong": prompts.wrong[:, :0]})
@@ -83,7 +86,7 @@ def test_no_answers_no_direct_effects():
     assert direct_effects(model, [runs], names(model)) == {}
 
 
-@pytest.mark.parametrize("options", [{}, {"rotary": 4}, {"causal": False}, {"windows": (2, 0)}])
+@pytest.mark.parametrize("options", [{}, {"rotary": 4}, {"causal": False}, {"windows": (2, 0)}, POST_NORM])
 def test_patterns_times_values_are_what_heads_write(options):
     model = random_model(1, **options)
     runs = prepare(model, random_prompts(2, model, pad=True), "zero")

@@ -21,14 +21,15 @@ from acdc.patching.patch import PatchedModel
 from acdc.patching.problem import Problem
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
-from tests.support.oracle import Naive, forward, naive_acdc
-from tests.support.random_models import random_model, random_prompts
+from tests.support.oracle import Naive, forward, naive_acdc, rms
+from tests.support.random_models import POST_NORM, random_model, random_prompts
 
 FAMILIES = [
     {"n_layers": 3},
     {"n_layers": 3, "norm": "rms", "parallel": True, "rotary": 4, "gated": True, "activation": "silu"},
     {"norm": "none", "causal": False, "split_position": True},
     {"d_mlp": 0, "n_heads": 3, "windows": (2, 0)},
+    POST_NORM,
 ]
 
 
@@ -107,14 +108,22 @@ def flow(problem, prompts) -> np.ndarray:
     outputs, _ = forward(model, g, torch.as_tensor(prompts.clean), torch.as_tensor(prompts.pad), None, set())
     total = np.where(g.edges, 0.0, np.nan)
     batch, n_pos = prompts.clean.shape
+    biases = []
+    for layer in range(g.n_layers):
+        heads = [f"a{layer}.h{h}" for h in range(g.n_heads)]
+        biases.append(model.weights[f"layers.{layer}.o.bias"].expand(batch, n_pos, -1))
+        if model.config.post_norm:  # each of its summands is divided by what the norm divides the sum by
+            together = sum(outputs[name] for name in heads) + biases[layer]
+            factor = rms(model, together) / together * model.weights[f"layers.{layer}.o.norm"]
+            biases[layer] = biases[layer] * factor
+            outputs |= {name: outputs[name] * factor for name in heads}
     for r, receiver in enumerate(g.receivers):
         senders = np.flatnonzero(g.edges[:, r])
         layers = receiver.layer + int(receiver.kind == "mlp" and not g.parallel)
-        biases = sum((model.weights[f"layers.{i}.o.bias"] for i in range(layers)), torch.zeros(model.config.d_model))
         for b in range(batch):
             for t in range(prompts.pad[b], n_pos):
                 z = [outputs[g.senders[s].name][b, t] for s in senders]
-                y = sum(z) + biases
+                y = sum(z) + sum(bias[b, t] for bias in biases[:layers])
                 near = [max(0.0, float(y.abs().sum() - (y - x).abs().sum())) for x in z]
                 for s, one in zip(senders, near, strict=True):
                     total[s, r] += one / (sum(near) or 1.0) / (n_pos - prompts.pad[b]) / batch

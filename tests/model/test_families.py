@@ -36,11 +36,12 @@ def table():
 
 @pytest.fixture
 def exact_norms(monkeypatch):
-    for kind in ("llama.modeling_llama.Llama", "mistral.modeling_mistral.Mistral", "qwen2.modeling_qwen2.Qwen2",
-                 "qwen3.modeling_qwen3.Qwen3", "phi3.modeling_phi3.Phi3", "granite.modeling_granite.Granite"):  # fmt: skip
-        monkeypatch.setattr(f"transformers.models.{kind}RMSNorm.forward", float64_norm)
-    for kind in ("gemma2.modeling_gemma2.Gemma2", "gemma3.modeling_gemma3.Gemma3"):
-        monkeypatch.setattr(f"transformers.models.{kind}RMSNorm.forward", float64_gemma_norm)
+    for kind in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite", "Olmo2"):
+        of = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}.{kind}RMSNorm"
+        monkeypatch.setattr(f"{of}.forward", float64_norm)
+    for kind in ("Gemma2", "Gemma3"):
+        of = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}.{kind}RMSNorm"
+        monkeypatch.setattr(f"{of}.forward", float64_gemma_norm)
     # Attention computed step by step has its softmax in float32.
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda x, dim, dtype: x.softmax(dim))
 

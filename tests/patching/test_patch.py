@@ -8,9 +8,9 @@ import torch
 
 from acdc.graph.circuit import Circuit
 from acdc.patching.activations import prepare
-from acdc.patching.patch import circuit_edges, patched_rows
+from acdc.patching.patch import PatchedModel, circuit_edges, patched_rows
 from tests.support.oracle import Naive
-from tests.support.random_models import random_model, random_prompts
+from tests.support.random_models import POST_NORM, random_model, random_prompts
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
@@ -26,6 +26,29 @@ def test_any_set_of_edges(seed, ablation, share):
     value = runs.metric("kl", model)(patched_rows(model, graph, runs, circuit_edges(circuit, model))).mean()
     expected = Naive(model, prompts, "kl", ablation).metric(set(circuit.edge_names()))
     assert float(value) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
+@pytest.mark.parametrize("n_spans", [0, 3])
+def test_any_set_of_edges_where_the_heads_of_a_layer_are_normalised_together(ablation, n_spans):
+    model = random_model(0, **POST_NORM)
+    graph = model.config.graph()
+    prompts = random_prompts(0, model, batch=4, pad=True, n_spans=n_spans)
+    spans = tuple(f"s{i}" for i in range(n_spans))
+    runs = prepare(model, prompts, ablation, n_spans=n_spans)
+    metric = runs.metric("kl", model)
+    naive = Naive(model, prompts, "kl", ablation, spans)
+    rng = np.random.default_rng(0)
+    for share in (0, 0.2, 0.6, 0.9, 1):
+        circuit = Circuit(graph, graph.edges_at(spans) & (rng.random(graph.edges_at(spans).shape) < share), spans=spans)
+        value = metric(patched_rows(model, graph, runs, circuit_edges(circuit, model))).mean()
+        expected = naive.metric({graph.part_name(part, spans) for part in np.argwhere(circuit.kept)})
+        assert float(value) == pytest.approx(expected, abs=1e-12)
+    assert float(value) == pytest.approx(0, abs=1e-12)  # all edges: the full model
+    edges = torch.rand(circuit.kept.shape, dtype=torch.float64) * torch.as_tensor(circuit.kept)
+    found = PatchedModel(model, runs).edge_gradients(graph, edges, metric)
+    metric(patched_rows(model, graph, runs, edges.requires_grad_())).sum().backward()
+    assert torch.allclose(found, edges.grad * torch.as_tensor(circuit.kept), rtol=0, atol=1e-12)
 
 
 def test_a_removed_direct_edge_removes_all_edges_into_its_receiver():

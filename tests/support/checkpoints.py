@@ -97,7 +97,8 @@ def of_family(name, folder):
     torch.manual_seed(0)
     kind, options = FAMILIES[name]
     model = hf.AutoModelForCausalLM.from_config(
-        kind(**options, **ENDS, initializer_range=0.4), attn_implementation="eager" if "neo," in name or "gemma" in name else "sdpa"
+        kind(**options, **ENDS, initializer_range=0.4),
+        attn_implementation="eager" if "neo," in name or "gemma" in name else "sdpa",
     ).eval()
     for tensor, p in model.named_parameters():
         if tensor.endswith("bias") or "norm" in tensor or "ln_" in tensor:

@@ -28,14 +28,19 @@ def rms(model: Transformer, x: torch.Tensor) -> torch.Tensor:
     return x / torch.sqrt((x**2).mean(-1, keepdim=True) + model.config.norm_eps)
 
 
+def soft_cap(x: torch.Tensor, cap: float) -> torch.Tensor:
+    return torch.tanh(x / cap) * cap if cap > 0 else x
+
+
 def place(model: Transformer, x: str, layer: int, y: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Norm and rotation of a query or key, pair by pair."""
     c = model.config
     if c.head_norm:
         y = rms(model, y) * model.weights[f"layers.{layer}.{x}.norm"]
     out, half = y.clone(), c.rotary // 2
+    local = c.local_rotary and c.windows[layer] > 0
     for i in range(half):
-        angle = positions.float() * model.weights["rotary.frequencies"][i].float()
+        angle = positions.float() * model.weights["rotary.local" if local else "rotary.frequencies"][i].float()
         cos, sin = angle.cos().double(), angle.sin().double()
         out[..., i] = y[..., i] * cos - y[..., i + half] * sin
         out[..., i + half] = y[..., i + half] * cos + y[..., i] * sin
@@ -69,16 +74,23 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
 
     def receive(receiver: str, layer: int, after_attention: bool = False):
         x = torch.zeros(batch, n_pos, c.d_model, dtype=token.dtype)
+        heads = [x] * c.n_layers
         for sender, written in out.items():
             if (c.parallel or after_attention is False) and sender.startswith(f"a{layer}."):
                 continue
             edge = f"{sender}->{receiver}"
             if isinstance(kept, dict):
-                x = x + torch.lerp(ablated[sender], written, kept[edge].to(written.dtype))
+                chosen = torch.lerp(ablated[sender], written, kept[edge].to(written.dtype))
             else:
-                x = x + (written if ablated is None or edge in kept else ablated[sender])
+                chosen = written if ablated is None or edge in kept else ablated[sender]
+            if sender.startswith("a"):
+                of = int(sender[1:].split(".")[0])
+                heads[of] = heads[of] + chosen
+            else:
+                x = x + chosen
         for i in range(layer + int(after_attention and not c.parallel)):
-            x = x + w[f"layers.{i}.o.bias"]
+            together = heads[i] + w[f"layers.{i}.o.bias"]
+            x = x + (rms(model, together) * w[f"layers.{i}.o.norm"] if c.post_norm else together)
         return norm(model, x)
 
     everywhere, seen = (torch.zeros(batch, n_pos, n_pos, dtype=torch.bool) for _ in range(2))
@@ -94,7 +106,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
                 receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
             )
             q, k = place(model, "q", layer, q, positions), place(model, "k", layer, k, positions)
-            scores = (q @ k.transpose(1, 2)).masked_fill(~seen, -math.inf)
+            scores = soft_cap(q @ k.transpose(1, 2), c.score_cap).masked_fill(~seen, -math.inf)
             z = torch.softmax(scores, -1) @ v
             out[f"a{layer}.h{h}"] = z @ w[at + "o.weight"][h]
         if c.d_mlp:
@@ -105,6 +117,8 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
             else:
                 hidden = act(model, hidden)
             out[f"m{layer}"] = hidden @ w[at + "mlp_out.weight"] + w[at + "mlp_out.bias"]
+            if c.post_norm:
+                out[f"m{layer}"] = rms(model, out[f"m{layer}"]) * w[at + "mlp_out.norm"]
     return out, receive("logits", c.n_layers)
 
 
@@ -128,7 +142,8 @@ class Naive:
 
     def logits(self, final):
         full = final @ self.model.weights["unembed.weight"].T + self.model.weights["unembed.bias"]
-        return full + (final @ self.model.unembed_mean + self.model.unembed_bias_mean)[..., None]
+        full = full + (final @ self.model.unembed_mean + self.model.unembed_bias_mean)[..., None]
+        return soft_cap(full, self.model.config.logit_cap)
 
     def metric(self, kept) -> float:
         if self.spans:

@@ -9,6 +9,19 @@ from acdc.model.config import ModelConfig
 from acdc.model.transformer import Transformer
 from acdc.task.tokenize import Split
 
+POST_NORM = {  # as Gemma's, with what both of them have
+    "norm": "rms",
+    "gated": True,
+    "activation": "gelu_pytorch_tanh",
+    "rotary": 4,
+    "head_norm": True,
+    "windows": (3, 0),
+    "local_rotary": True,
+    "post_norm": True,
+    "score_cap": 2.0,
+    "logit_cap": 3.0,
+}
+
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
     c = ModelConfig(
