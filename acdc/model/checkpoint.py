@@ -28,16 +28,13 @@ FAMILIES: dict[str, ModuleType] = {
     "gpt_neo": gpt_neo,
     "gpt_neox": gpt_neox,
     **dict.fromkeys(("gemma2", "gemma3_text"), gemma),
-    **dict.fromkeys(("granite", "llama", "ministral", "mistral", "phi3", "qwen2", "qwen3", "starcoder2"), llama),
+    **dict.fromkeys(("granite", "llama", "ministral", "mistral", "olmo2", "olmo3", "phi3"), llama),
+    **dict.fromkeys(("qwen2", "qwen3", "starcoder2"), llama),
 }
 UNSUPPORTED = {  # families that users may expect → why they are not supported
     "exaone4": "layers without a window don't rotate their queries and keys",
     "gemma3": "it reads images, too; its text model alone, gemma3_text, is supported",
     "glm4": "it rotates neighbouring dimensions of queries and keys",
-    **dict.fromkeys(
-        ("olmo2", "olmo3"),
-        "it normalises the queries, and the keys, of all heads together, so that an edge into one head changes the others",
-    ),
 }
 REFUSED = {  # keys that change the computation and that no supported family implies, but those of CAPPED
     "attn_logit_softcapping": "attention scores with a soft cap are",

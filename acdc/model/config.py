@@ -46,8 +46,10 @@ class ModelConfig:
     parallel: bool = False  # attention and MLP of a layer read the same stream (GPT-NeoX)
     gated: bool = False  # MLP = out(activation(gate(x)) * in(x))
     head_norm: bool = False  # queries and keys are RMS-normalised per head (Qwen 3)
+    joint_head_norm: bool = False  # or by those of all heads together, from the same input (OLMo 2)
     windows: tuple[int, ...] = ()  # per layer: how many positions back a query sees, itself included; 0: all
     local_rotary: bool = False  # layers with a window rotate by frequencies of their own (Gemma 3)
+    pre_norm: bool = True  # heads and MLPs normalise what they read
     post_norm: bool = False  # what a layer's heads write together, or its MLP, is RMS-normalised before it is added
     score_cap: float = 0.0  # attention scores are cap · tanh(score / cap); 0: they have no cap
     logit_cap: float = 0.0  # logits likewise
@@ -109,7 +111,10 @@ class ModelConfig:
                 out["rotary.local"] = (c.rotary // 2,)
         else:
             out["position.weight"] = (c.n_positions, c.d_model)
-        layer: dict[str, tuple[int, ...]] = {"q.norm": (c.d_head,), "k.norm": (c.d_head,)} if c.head_norm else {}
+        norm = (c.n_heads, c.d_head) if c.joint_head_norm else (c.d_head,)
+        layer: dict[str, tuple[int, ...]] = {}
+        if c.head_norm or c.joint_head_norm:
+            layer = {"q.norm": norm, "k.norm": norm}
         for x in "qkv":
             layer[f"{x}.weight"] = (c.n_heads, c.d_model, c.d_head)
             layer[f"{x}.bias"] = (c.n_heads, c.d_head)

@@ -1,8 +1,8 @@
 """Checkpoints of Gemma 2 and Gemma 3 (text).
 
 They are Llama's (`acdc.model.llama`), with norms after attention and MLPs as well, embeddings times √d_model, and norms
-that multiply by 1 + weight. Gemma 2 has soft caps; Gemma 3 norms of queries and keys, and layers with a window rotate by
-frequencies of their own.
+that multiply by 1 + weight. Gemma 2 has soft caps; Gemma 3 normalises queries and keys, and its layers with a window
+rotate by frequencies of their own.
 """
 
 from typing import Any
@@ -10,9 +10,6 @@ from typing import Any
 from acdc.model import llama
 from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
-
-LOCAL = "sliding_attention"
-
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `Gemma2Config` or `Gemma3TextConfig`."""
@@ -25,7 +22,7 @@ def sizes(config: Any) -> ModelConfig:
         gated=True,
         rotary=config.head_dim,
         head_norm=third,
-        windows=tuple(config.sliding_window if kind == LOCAL else 0 for kind in config.layer_types),
+        windows=tuple(config.sliding_window if kind == "sliding_attention" else 0 for kind in config.layer_types),
         local_rotary=third and len(set(config.layer_types)) > 1,
         post_norm=True,
         score_cap=0.0 if third else config.attn_logit_softcapping or 0.0,
@@ -38,13 +35,5 @@ def read(config: Any, t: Weights) -> None:
     t.shift_norms()
     t.out["token.weight"] = t.take("model.embed_tokens.weight")
     t.scale("token", t.get("model.embed_tokens.embed_scale"))
-    factor = config.query_pre_attn_scalar**-0.5
-    if config.model_type == "gemma2":
-        scales = dict.fromkeys(config.layer_types, t.rotary("model.rotary_emb.", factor))
-    else:
-        names = {kind: "frequencies" for kind in config.layer_types} | (
-            {LOCAL: "local"} if t.sizes.local_rotary else {}
-        )
-        scales = {kind: t.rotary(f"model.rotary_emb.{kind}_", factor, name) for kind, name in names.items()}
-    llama.read_layers(config, t, [scales[kind] for kind in config.layer_types])
+    llama.read_layers(config, t, llama.rotations(config, t, config.query_pre_attn_scalar**-0.5))
     t.put_unembedding("model.norm")

@@ -10,7 +10,8 @@ less to rounding in float32. Where logits have a soft cap, log-probabilities wou
 
 Some families normalise what a layer's heads write together, and what its MLP writes, before it is added to the stream
 (`post_norm`). An MLP's output is then what is added. A head has no output of its own: it writes a summand of what is
-normalised.
+normalised. Where the queries of all heads are normalised together (`joint_head_norm`), or the keys, each head takes those
+that all heads would have from its own input: as every norm before it, this one belongs to the receiver.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
 
 
 def capped(x: Tensor, cap: float) -> Tensor:
-    """Scores or logits with a soft cap, cap · tanh(x / cap), or as they are if it is 0: Float[...] to the same shape."""
+    """Scores or logits with a soft cap, cap · tanh(x / cap); as they are if it is 0: Float[...] to the same shape."""
     return cap * (x / cap).tanh() if cap else x
 
 
@@ -102,12 +103,17 @@ class Transformer:
         return mask & (query - torch.arange(n_key, device=mask.device) < size)
 
     def normalise(self, x: Tensor) -> Tensor:
-        """Normalise a receiver's input, without scale and shift: Float[... d_model] to the same shape."""
+        """Normalise a stream, without scale and shift: Float[... d_model] to the same shape."""
         if self.config.norm == "none":
             return x
         if self.config.norm == "rms":
             return self.rms_norm(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
+
+    def read(self, x: Tensor) -> Tensor:
+        """What heads and MLPs see of the stream that they read, without scale and shift: Float[... d_model] to the same
+        shape."""
+        return self.normalise(x) if self.config.pre_norm else x
 
     def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
@@ -117,13 +123,28 @@ class Transformer:
         """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
         w = self.weights[f"layers.{layer}.{kind}.weight"][head]
         b = self.weights[f"layers.{layer}.{kind}.bias"][head]
-        y = torch.addmm(b, self.normalise(x).flatten(0, -2), w)
+        h = self.read(x).flatten(0, -2)
+        y = torch.addmm(b, h, w)
+        if self.config.joint_head_norm and kind != "v":
+            y = y * self.weights[f"layers.{layer}.{kind}.norm"][head] / self.over_heads(kind, layer, h)[0]
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
     def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
         """All heads' q, k or v before `place`: normalised Float[batch pos d_model] to Float[batch head pos d_head]."""
         at = f"layers.{layer}.{kind}."
-        return torch.einsum("btd,hde->bhte", h, self.weights[at + "weight"]) + self.weights[at + "bias"][:, None]
+        y = torch.einsum("btd,hde->bhte", h, self.weights[at + "weight"]) + self.weights[at + "bias"][:, None]
+        if self.config.joint_head_norm and kind != "v":
+            y = y * self.weights[at + "norm"][:, None] / self.over_heads(kind, layer, h)[0][:, None]
+        return y
+
+    def over_heads(self, kind: str, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
+        """The root mean square of the queries or keys that all heads would have from one input, Float[... d_model] to
+        Float[... 1], and its gradient there, Float[... d_model]."""
+        at = f"layers.{layer}.{kind}."
+        w = self.weights[at + "weight"].transpose(0, 1).flatten(1)
+        y = h @ w + self.weights[at + "bias"].flatten()
+        root = (y.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
+        return root, y @ w.T / (root * y.shape[-1])
 
     def place(self, kind: str, layer: int, y: Tensor, positions: Tensor) -> Tensor:
         """Normalise and rotate queries or keys Float[... pos d_head]; values stay as they are."""
@@ -180,7 +201,7 @@ class Transformer:
         """What an MLP adds to the stream, with its output bias: Float[... d_model] to the same shape."""
         at = f"layers.{layer}.mlp_"
         w = self.weights
-        flat = self.normalise(x).flatten(0, -2)
+        flat = self.read(x).flatten(0, -2)
         hidden = torch.addmm(w[at + "in.bias"], flat, w[at + "in.weight"])
         if self.config.gated:
             hidden = self.gate(hidden, torch.addmm(w[at + "gate.bias"], flat, w[at + "gate.weight"]))
@@ -267,7 +288,7 @@ class Transformer:
         zs = []
         mlps = []
         for layer in range(self.config.n_layers):
-            h = self.normalise(x)
+            h = self.read(x)
             q, k, v = (self.project_heads(c, layer, h) for c in "qkv")
             q = self.place("q", layer, q, positions)
             k = self.place("k", layer, k, positions)

@@ -99,7 +99,7 @@ def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, wr
     """Gradients at the queries, keys and values of a layer: Float[3·head batch live d_model]."""
     start = cache.first
     w = model.weights
-    h = model.normalise(x)
+    h = model.read(x)
     positions = positions_of(cache.pad, x.shape[1])[:, None]
     mask = model.window(layer, cache.mask[:, start:], start)[:, None]
     q, k, v = (model.project_heads(c, layer, h[:, start:] if c == "q" else h) for c in QKV)
@@ -114,8 +114,15 @@ def _heads(model: Transformer, layer: int, cache: ActivationCache, x: Tensor, wr
     out = x.new_empty(3, model.config.n_heads, len(x), x.shape[1] - start, x.shape[2])
     for into, c, g in zip(out, QKV, gradients, strict=True):
         weight = w[f"layers.{layer}.{c}.weight"].transpose(1, 2)
-        torch.matmul(g.transpose(0, 1).flatten(1, 2), weight, out=into.flatten(1, 2))
-    return _through_norm(model, x[:, start:], h[:, start:], out.flatten(0, 1))
+        if model.config.joint_head_norm and c != "v":
+            root, gradient = model.over_heads(c, layer, h[:, start:])
+            along = (g * live[QKV.index(c)].detach()).sum(-1, keepdim=True) * (not model.constant_scale)
+            g = g * w[f"layers.{layer}.{c}.norm"][:, None]
+            into[:] = ((g @ weight - along * gradient[:, None]) / root[:, None]).transpose(0, 1)
+        else:
+            torch.matmul(g.transpose(0, 1).flatten(1, 2), weight, out=into.flatten(1, 2))
+    out = out.flatten(0, 1)
+    return _through_norm(model, x[:, start:], h[:, start:], out) if model.config.pre_norm else out
 
 
 def _through_norm(model: Transformer, x: Tensor, h: Tensor, gradients: Tensor) -> Tensor:

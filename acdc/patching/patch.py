@@ -227,8 +227,11 @@ class PatchedModel:
         Float[head ... pos d_head]."""
         at = f"layers.{layer}.{kind}."
         weight, bias = (self.model.weights[at + name][heads] for name in ("weight", "bias"))
-        flat = self.model.normalise(x).flatten(1, -2)
+        flat = self.model.read(x).flatten(1, -2)
         y = torch.matmul(flat, weight) + bias[:, None]
+        if self.model.config.joint_head_norm and kind != "v":
+            root, _ = self.model.over_heads(kind, layer, flat)
+            y = y * self.model.weights[at + "norm"][heads][:, None] / root
         return y.view(len(y), *x.shape[1:-1], -1)
 
     def _attend(self, layer: int, own: Sequence[Tensor], heads: Heads) -> Tensor:

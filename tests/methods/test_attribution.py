@@ -25,7 +25,7 @@ from acdc.patching.problem import Problem
 from acdc.task.tokenize import Split
 from tests.support import oracle
 from tests.support.checkpoints import float64_norm
-from tests.support.random_models import POST_NORM, random_model, random_prompts
+from tests.support.random_models import JOINT_HEAD_NORM, POST_NORM, random_model, random_prompts
 
 FAMILIES = {
     "layer norm": {"norm": "layer"},
@@ -36,6 +36,7 @@ FAMILIES = {
     "head norm, gated": {"norm": "rms", "rotary": 4, "gated": True, "activation": "silu"},
     "windows": {"windows": (0, 2, 3), "n_layers": 3},
     "norms after heads and MLPs, soft caps": POST_NORM,
+    "norm of all heads' queries": JOINT_HEAD_NORM,
 }
 FORMS = ("eap-ig", "eap-ig-activations", "eap-ig-clean-corrupted")
 STEPS = 3
@@ -383,12 +384,16 @@ def relevance_pass(model: Transformer, tokens: torch.Tensor, pad: torch.Tensor):
     def read(receiver, stream):
         zeros[receiver] = torch.zeros_like(stream, requires_grad=True)
         x = stream + zeros[receiver]
-        if c.norm == "none":
+        if c.norm == "none" or not (c.pre_norm or receiver == "logits"):
             return x
         return scaled(x - x.mean(-1, keepdim=True) if c.norm == "layer" else x)
 
     def linear(x, name, *index):
-        return x @ w[f"layers.{layer}.{name}.weight"][index] + w[f"layers.{layer}.{name}.bias"][index]
+        y = x @ w[f"layers.{layer}.{name}.weight"][index] + w[f"layers.{layer}.{name}.bias"][index]
+        if c.joint_head_norm and name in "qk":
+            root = oracle.over_heads(model, f"layers.{layer}.{name}", x).detach()
+            y = y / root * w[f"layers.{layer}.{name}.norm"][index]
+        return y
 
     def identity(x):
         return x * (oracle.act(model, x) / x).detach()

@@ -36,7 +36,7 @@ def table():
 
 @pytest.fixture
 def exact_norms(monkeypatch):
-    for kind in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite", "Olmo2"):
+    for kind in ("Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Granite", "Olmo2", "Olmo3"):
         of = f"transformers.models.{kind.lower()}.modeling_{kind.lower()}.{kind}RMSNorm"
         monkeypatch.setattr(f"{of}.forward", float64_norm)
     for kind in ("Gemma2", "Gemma3"):

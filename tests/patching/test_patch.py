@@ -10,7 +10,7 @@ from acdc.graph.circuit import Circuit
 from acdc.patching.activations import prepare
 from acdc.patching.patch import PatchedModel, circuit_edges, patched_rows
 from tests.support.oracle import Naive
-from tests.support.random_models import POST_NORM, random_model, random_prompts
+from tests.support.random_models import JOINT_HEAD_NORM, POST_NORM, random_model, random_prompts
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
@@ -29,9 +29,9 @@ def test_any_set_of_edges(seed, ablation, share):
 
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
-@pytest.mark.parametrize("n_spans", [0, 3])
-def test_any_set_of_edges_where_the_heads_of_a_layer_are_normalised_together(ablation, n_spans):
-    model = random_model(0, **POST_NORM)
+@pytest.mark.parametrize(("sizes", "n_spans"), [(POST_NORM, 0), (POST_NORM, 3), (JOINT_HEAD_NORM, 0)])
+def test_any_set_of_edges_where_the_heads_of_a_layer_are_normalised_together(ablation, sizes, n_spans):
+    model = random_model(0, **sizes)
     graph = model.config.graph()
     prompts = random_prompts(0, model, batch=4, pad=True, n_spans=n_spans)
     spans = tuple(f"s{i}" for i in range(n_spans))

@@ -63,6 +63,16 @@ FAMILIES = {
         {**SMALL, **LAYERS, **GEMMA, "layer_types": ["sliding_attention", "full_attention"]}
         | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default"}}},
     ),
+    "olmo2, grouped": (
+        hf.Olmo2Config,
+        {**SMALL, **LAYERS, "num_key_value_heads": 2, "attention_bias": True, "pad_token_id": 0},
+    ),
+    "olmo3, two rotations": (
+        hf.Olmo3Config,
+        {**SMALL, **LAYERS, "num_key_value_heads": 4, "pad_token_id": 0, "sliding_window": 3}
+        | {"layer_types": ["sliding_attention", "full_attention"]}
+        | {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": {"rope_type": "default"}}},
+    ),
     "qwen3, grouped": (hf.Qwen3Config, {**SMALL, **LAYERS, "num_key_value_heads": 2, "head_dim": 8}),
 }
 

@@ -47,6 +47,13 @@ def place(model: Transformer, x: str, layer: int, y: torch.Tensor, positions: to
     return out
 
 
+def over_heads(model: Transformer, name: str, x: torch.Tensor) -> torch.Tensor:
+    """The root mean square of the queries, or keys, of all heads from one input."""
+    weights, biases = model.weights[f"{name}.weight"], model.weights[f"{name}.bias"]
+    every = torch.cat([x @ w + b for w, b in zip(weights, biases, strict=True)], -1)
+    return torch.sqrt((every**2).mean(-1, keepdim=True) + model.config.norm_eps)
+
+
 def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
     if model.config.activation == "silu":
         return x / (1 + torch.exp(-x))
@@ -91,7 +98,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
         for i in range(layer + int(after_attention and not c.parallel)):
             together = heads[i] + w[f"layers.{i}.o.bias"]
             x = x + (rms(model, together) * w[f"layers.{i}.o.norm"] if c.post_norm else together)
-        return norm(model, x)
+        return norm(model, x) if c.pre_norm or receiver == "logits" else x
 
     everywhere, seen = (torch.zeros(batch, n_pos, n_pos, dtype=torch.bool) for _ in range(2))
     for t, s in itertools.product(range(n_pos), range(n_pos)):
@@ -105,6 +112,10 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
             q, k, v = (
                 receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
             )
+            if c.joint_head_norm:
+                heads = {x: receive(f"a{layer}.h{h}<{x}>", layer) for x in "qk"}
+                q = q / over_heads(model, f"{at}q", heads["q"]) * w[f"{at}q.norm"][h]
+                k = k / over_heads(model, f"{at}k", heads["k"]) * w[f"{at}k.norm"][h]
             q, k = place(model, "q", layer, q, positions), place(model, "k", layer, k, positions)
             scores = soft_cap(q @ k.transpose(1, 2), c.score_cap).masked_fill(~seen, -math.inf)
             z = torch.softmax(scores, -1) @ v

@@ -21,6 +21,15 @@ POST_NORM = {  # as Gemma's, with what both of them have
     "score_cap": 2.0,
     "logit_cap": 3.0,
 }
+JOINT_HEAD_NORM = {  # as OLMo's
+    "norm": "rms",
+    "gated": True,
+    "activation": "silu",
+    "rotary": 4,
+    "joint_head_norm": True,
+    "pre_norm": False,
+    "post_norm": True,
+}
 
 
 def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
