@@ -382,8 +382,8 @@ def test_what_is_no_such_module_is_one_line(module):
         with pytest.raises(acdc.UserError) as error:
             call()
         assert says in str(error.value) and "\n" not in str(error.value)
-    given.config.model_type = "gemma2"
-    with pytest.raises(acdc.UserError, match="model_type 'gemma2' is not supported: it normalises"):
+    given.config.model_type = "glm4"
+    with pytest.raises(acdc.UserError, match="model_type 'glm4' is not supported: it rotates"):
         acdc.load_model(given, tokenizer)
 
 

@@ -11,6 +11,7 @@ from acdc.model import llama
 from acdc.model.config import ModelConfig, sizes_of
 from acdc.model.weights import Weights
 
+
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config, from transformers' `Gemma2Config` or `Gemma3TextConfig`."""
     third = config.model_type == "gemma3_text"

@@ -104,7 +104,7 @@ def origins(checkpoint: Checkpoint) -> dict[str, list[Origin]]:
             for x in QKV:
                 out[f"a{i}.h{h}<{x}>"] = found.of(f"{at}{x}.weight", h) + found.of(f"{at}{x}.bias", h)
             out[f"a{i}.h{h}"] = found.of(f"{at}o.weight", h)
-        parts = [name for name in found.out if name.startswith(f"{at}mlp_")]
+        parts = [name for name in found.out if name.startswith(f"{at}mlp_") and not name.endswith(".norm")]
         if parts:
             out[f"m{i}"] = [origin for name in parts for origin in found.of(name)]
     return out | {"logits": found.of("unembed.weight")}

@@ -10,8 +10,8 @@ less to rounding in float32. Where logits have a soft cap, log-probabilities wou
 
 Some families normalise what a layer's heads write together, and what its MLP writes, before it is added to the stream
 (`post_norm`). An MLP's output is then what is added. A head has no output of its own: it writes a summand of what is
-normalised. Where the queries of all heads are normalised together (`joint_head_norm`), or the keys, each head takes those
-that all heads would have from its own input: as every norm before it, this one belongs to the receiver.
+normalised. Where the queries of all heads are normalised together, or the keys (`joint_head_norm`), each head takes
+those that all heads would have from its own input: like every norm before a head, this one belongs to the receiver.
 """
 
 from __future__ import annotations

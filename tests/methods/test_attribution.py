@@ -391,8 +391,8 @@ def relevance_pass(model: Transformer, tokens: torch.Tensor, pad: torch.Tensor):
     def linear(x, name, *index):
         y = x @ w[f"layers.{layer}.{name}.weight"][index] + w[f"layers.{layer}.{name}.bias"][index]
         if c.joint_head_norm and name in "qk":
-            root = oracle.over_heads(model, f"layers.{layer}.{name}", x).detach()
-            y = y / root * w[f"layers.{layer}.{name}.norm"][index]
+            y = y / oracle.over_heads(model, f"layers.{layer}.{name}", x).detach()
+            return y * w[f"layers.{layer}.{name}.norm"][index]
         return y
 
     def identity(x):
@@ -422,9 +422,9 @@ def relevance_pass(model: Transformer, tokens: torch.Tensor, pad: torch.Tensor):
             out[f"a{layer}.h{h}"] = heads[-1]
         together = sum(heads) + w[f"layers.{layer}.o.bias"]
         if c.post_norm:
-            factor = (scaled(together) / together).detach() * w[f"layers.{layer}.o.norm"]
-            together = together * factor
-            factors |= {f"a{layer}.h{h}": factor for h in range(c.n_heads)}
+            for h in range(c.n_heads):
+                factors[f"a{layer}.h{h}"] = (scaled(together) / together).detach() * w[f"layers.{layer}.o.norm"]
+            together = together * factors[f"a{layer}.h0"]
         stream = stream + together
         if c.d_mlp:
             x = read(f"m{layer}", before if c.parallel else stream)

@@ -44,6 +44,15 @@ BASES: dict[str, dict[str, Any]] = {
     "mistral": {**GROUPED, "sliding_window": None},
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 8},
+    "gemma2": {**GROUPED, "head_dim": 8, "pad_token_id": None, "attn_logit_softcapping": 2.0},
+    "gemma3_text": {
+        **GROUPED,
+        "head_dim": 8,
+        "pad_token_id": None,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | {"num_hidden_layers": 2},
+    "granite": {**GROUPED, "residual_multiplier": 0.5},
 }
 ROTARY = ("gpt_neox", "llama", "mistral", "qwen2", "qwen3")
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
@@ -235,11 +244,15 @@ MISTAKES = {  # a family's file, broken in one place
     "gpt_neox, a rotation": ("gpt_neox", "    for i in", '    t.out["rotary.frequencies"] *= 1.1\n    for i in'),
     "llama, a norm": ("llama", "d_mlp=", "norm_eps=0.5, d_mlp="),
     "llama, a scale": ("llama", 't.scale(to + "q", scale)', "pass"),
-    "llama, a rotation": ("llama", "    for i in", '    t.out["rotary.frequencies"] *= 1.1\n    for i in'),
-    "mistral, windows": ("mistral", "config.sliding_window if", "None if"),
+    "llama, a rotation": ("llama", "    t.put_un", '    t.out["rotary.frequencies"] *= 1.1\n    t.put_un'),
+    "mistral, windows": ("mistral", "else config.sliding_window", "else None"),
     "qwen2, windows": ("qwen2", 'k == "sliding_attention"', 'k == "full_attention"'),
-    "qwen3, a scale": ("qwen3", 'q_norm.weight") * scale', 'q_norm.weight")'),
+    "qwen3, a scale": ("qwen3", 'norms["q"] * scale', 'norms["q"]'),
     "qwen3, a norm": ("qwen3", "d_mlp=", "norm_eps=0.5, d_mlp="),
+    "gemma2, a cap": ("gemma2", "config.attn_logit_softcapping or 0.0", "0.0"),
+    "gemma2, norms": ("gemma2", "t.shift_norms()", "pass"),
+    "gemma3, rotations": ("gemma3_text", "local_rotary=third", "local_rotary=False"),
+    "granite, a factor": ("granite", "config.residual_multiplier", "1.0"),
 }
 WINDOW = {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
 
@@ -266,7 +279,7 @@ def test_a_mistake_in_a_familys_file_is_an_error(tmp_path: Path, monkeypatch: py
 def test_the_prompts_of_a_task_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The window of 8 shows only on prompts that are longer."""
     folder = built("mistral", tmp_path, **WINDOW)
-    source = Path(str(llama.__file__)).read_text().replace("config.sliding_window if", "None if")
+    source = Path(str(llama.__file__)).read_text().replace("else config.sliding_window", "else None")
     broken = ModuleType("llama")
     exec(compile(source, "llama", "exec"), broken.__dict__)
     monkeypatch.setitem(FAMILIES, "mistral", broken)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM
 
 from acdc.errors import UserError
-from acdc.model.checkpoint import POST_NORM
+from acdc.model.checkpoint import UNSUPPORTED
 from acdc.model.load import load_model
 from acdc.model.transformer import VOCAB_BLOCK
 from tests.support.checkpoints import checkpoint
@@ -112,7 +112,10 @@ BAD_FILES = {
 }
 BAD_CONFIGS = {
     "no architecture": ({"model_type": None}, "model_type None is not supported"),
-    "another architecture": ({"model_type": "bert"}, "model_type 'bert' is not supported; supported: gpt2, gpt_neo"),
+    "another architecture": (
+        {"model_type": "bert"},
+        "model_type 'bert' is not supported; supported: gemma2, gemma3_text, gpt2",
+    ),
     "a missing key": ({"n_head": None}, "not a readable config (StrictDataclassFie"),
     "text for a number": ({"n_embd": "wide"}, "Field 'n_embd' expected int, got str (value: 'wide')"),
     "no heads": ({"n_head": 0}, "the width 16 is not a multiple of the number of heads 0"),
@@ -123,6 +126,7 @@ BAD_CONFIGS = {
     "unknown activation": ({"activation_function": "gelo"}, "Did you mean 'gelu'"),
     "soft cap": ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is set, but logits with a soft cap"),
     "scores' soft cap": ({"attn_logit_softcapping": 50.0}, "attention scores with a soft cap"),
+    "both directions": ({"use_bidirectional_attention": True}, "attention to later tokens is not supported"),
     "quantized": ({"quantization_config": {"quant_method": "fp8"}}, "quantized weights are not supported"),
     "another width": ({"vocab_size": 24}, "'transformer.wte.weight' has shape (23, 16), not (24, 16)"),
 }
@@ -202,11 +206,12 @@ def test_large_weights_are_finite(tmp_path):
     load_model(str(tmp_path), "cpu")
 
 
-@pytest.mark.parametrize("family", POST_NORM)
-def test_norms_after_attention_are_refused_with_the_reason(tmp_path, family):
+@pytest.mark.parametrize("family", UNSUPPORTED)
+def test_families_that_are_not_supported_are_refused_with_the_reason(tmp_path, family):
     AutoConfig.for_model(family).save_pretrained(tmp_path)
-    refused(tmp_path, f"'{family}' is not supported: it normalises the sum of a layer's heads before adding it")
-    refused(tmp_path, "supported: gpt2, gpt_neo, gpt_neox, llama, ministral, mistral, qwen2, qwen3")
+    refused(
+        tmp_path, f"'{family}' is not supported: {UNSUPPORTED[family]}; supported: gemma2, gemma3_text, gpt2, gpt_neo"
+    )
 
 
 @pytest.mark.parametrize(

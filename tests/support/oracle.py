@@ -54,6 +54,11 @@ def over_heads(model: Transformer, name: str, x: torch.Tensor) -> torch.Tensor:
     return torch.sqrt((every**2).mean(-1, keepdim=True) + model.config.norm_eps)
 
 
+def added(model: Transformer, layer: int, together: torch.Tensor) -> torch.Tensor:
+    """What the heads of a layer add to the stream, from the sum of what they write."""
+    return rms(model, together) * model.weights[f"layers.{layer}.o.norm"] if model.config.post_norm else together
+
+
 def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
     if model.config.activation == "silu":
         return x / (1 + torch.exp(-x))
@@ -96,8 +101,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
             else:
                 x = x + chosen
         for i in range(layer + int(after_attention and not c.parallel)):
-            together = heads[i] + w[f"layers.{i}.o.bias"]
-            x = x + (rms(model, together) * w[f"layers.{i}.o.norm"] if c.post_norm else together)
+            x = x + added(model, i, heads[i] + w[f"layers.{i}.o.bias"])
         return norm(model, x) if c.pre_norm or receiver == "logits" else x
 
     everywhere, seen = (torch.zeros(batch, n_pos, n_pos, dtype=torch.bool) for _ in range(2))
@@ -113,9 +117,8 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
                 receive(f"a{layer}.h{h}<{x}>", layer) @ w[f"{at}{x}.weight"][h] + w[f"{at}{x}.bias"][h] for x in "qkv"
             )
             if c.joint_head_norm:
-                heads = {x: receive(f"a{layer}.h{h}<{x}>", layer) for x in "qk"}
-                q = q / over_heads(model, f"{at}q", heads["q"]) * w[f"{at}q.norm"][h]
-                k = k / over_heads(model, f"{at}k", heads["k"]) * w[f"{at}k.norm"][h]
+                roots = (over_heads(model, f"{at}{x}", receive(f"a{layer}.h{h}<{x}>", layer)) for x in "qk")
+                q, k = (y / root * w[f"{at}{x}.norm"][h] for x, y, root in zip("qk", (q, k), roots, strict=True))
             q, k = place(model, "q", layer, q, positions), place(model, "k", layer, k, positions)
             scores = soft_cap(q @ k.transpose(1, 2), c.score_cap).masked_fill(~seen, -math.inf)
             z = torch.softmax(scores, -1) @ v
