@@ -11,7 +11,7 @@ less to rounding in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from acdc.graph.graph import Receiver, Sender
 from acdc.model.config import ACTIVATIONS, ModelConfig
 
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
+LOGITS_BYTES = 256 << 20  # bound on the block of logits elsewhere
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ def positions_of(pad: Tensor, n_pos: int) -> Tensor:
     return (torch.arange(n_pos, device=pad.device) - pad[:, None]).clamp(min=0)
 
 
+def _of(weight: Tensor, heads: Sequence[int]) -> Tensor:
+    """A weight of some heads, Float[head ...]."""
+    return torch.stack([weight[h] for h in heads]) if len(heads) > 1 else weight[heads[0]][None]
+
+
 class Transformer:
     """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
@@ -67,6 +73,8 @@ class Transformer:
         b_u = weights["unembed.bias"]
         self.device = w_u.device
         self.dtype = w_u.dtype
+        # Whether a calculation takes its number of operations, not their size: true of small operations on a GPU.
+        self.few_launches = self.device.type != "cpu"
         self.unembed_mean = w_u.mean(1)
         self.unembed_bias_mean = b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
@@ -104,11 +112,12 @@ class Transformer:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
         return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
 
-    def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
-        """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
-        w = self.weights[f"layers.{layer}.{kind}.weight"][head]
-        b = self.weights[f"layers.{layer}.{kind}.bias"][head]
-        y = torch.addmm(b, self.normalise(x).flatten(0, -2), w)
+    def project(self, kind: str, layer: int, heads: Sequence[int], x: Tensor, positions: Tensor) -> Tensor:
+        """q, k or v (`kind`) of some heads, each from an input of its own: Float[head ... batch pos d_model], Int[batch
+        pos] to Float[head ... batch pos d_head]."""
+        w = _of(self.weights[f"layers.{layer}.{kind}.weight"], heads)
+        b = _of(self.weights[f"layers.{layer}.{kind}.bias"], heads)
+        y = torch.baddbmm(b[:, None], self.normalise(x).flatten(1, -2), w)
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
     def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
@@ -140,9 +149,11 @@ class Transformer:
         scores = (q @ k.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
         return scores.softmax(-1) @ v
 
-    def write(self, layer: int, head: int, z: Tensor) -> Tensor:
-        """A head's output, without the layer's output bias: z Float[... d_head] to Float[... d_model]."""
-        return z @ self.weights[f"layers.{layer}.o.weight"][head]
+    def write(self, layer: int, heads: Sequence[int], z: Tensor) -> Tensor:
+        """What some heads write, without the layer's output bias: z Float[head ... d_head] to Float[head ...
+        d_model]."""
+        w = _of(self.weights[f"layers.{layer}.o.weight"], heads)
+        return (z.flatten(1, -2) @ w).view(*z.shape[:-1], -1)
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
         """An MLP's output, with its output bias: Float[... d_model] to the same shape."""
@@ -179,8 +190,9 @@ class Transformer:
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
         flat = h.reshape(-1, h.shape[-1])
-        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
-        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
+        block = max(VOCAB_BLOCK, LOGITS_BYTES // (len(flat) * h.itemsize)) if self.few_launches else VOCAB_BLOCK
+        weights = self.weights["unembed.weight"].split(block)
+        biases = self.weights["unembed.bias"].split(block)
         parts = [torch.addmm(b, flat, w.T).logsumexp(1) for w, b in zip(weights, biases, strict=True)]
         return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
 
@@ -258,7 +270,7 @@ class Transformer:
     def written(self, activations: Activations, sender: Sender) -> Tensor:
         """The output of one sender in the residual stream: Float[batch pos d_model]."""
         if sender.kind == "head":
-            return self.write(sender.layer, sender.head, activations.z[sender.layer][:, sender.head])
+            return self.write(sender.layer, [sender.head], activations.z[sender.layer][None, :, sender.head])[0]
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
 
     def written_by(self, a: Activations, n: int) -> Iterator[tuple[int, Tensor]]:

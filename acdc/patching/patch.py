@@ -177,7 +177,7 @@ class PatchedModel:
                 y = self._project(c, layer, x[None], head)
                 own.append(y[:, None].expand(-1, len(written), *y.shape[1:]))
         z = self._attend(layer, own, head)[0] - cache.clean.z[layer][:, r.head, self.start :]
-        return self.without_node(layer, model.write(layer, r.head, z), True)
+        return self.without_node(layer, model.write(layer, [r.head], z[None])[0], True)
 
     def without_node(self, layer: int, written: Tensor, head: bool) -> Tensor:
         """Rows of the full model without one node, for each of some heads of a layer or for its MLP: Float[node row
