@@ -108,7 +108,7 @@ def attention(model: Transformer, circuit: Circuit, runs: ActivationCache) -> di
     pads = few.pad.tolist()
     out = {}
     for s in heads:
-        q, k = (model.project(c, s.layer, s.head, few.residual[s.layer], positions) for c in "qk")
+        q, k = (model.project(c, s.layer, [s.head], few.residual[s.layer][None], positions)[0] for c in "qk")
         patterns = model.pattern(q, k, model.window(s.layer, few.mask)).float().cpu().numpy()
         out[s.name] = tuple(pattern[pad:, pad:] for pattern, pad in zip(patterns, pads, strict=True))
     return out

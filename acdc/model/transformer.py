@@ -16,7 +16,7 @@ those that all heads would have from its own input: like every norm before a hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,7 @@ from acdc.graph.graph import Receiver, Sender
 from acdc.model.config import ACTIVATIONS, ModelConfig
 
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
+LOGITS_BYTES = 256 << 20  # bound on the block of logits elsewhere
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,11 @@ def capped(x: Tensor, cap: float) -> Tensor:
     return cap * (x / cap).tanh() if cap else x
 
 
+def _of(weight: Tensor, heads: Sequence[int]) -> Tensor:
+    """A weight of some heads, Float[head ...]."""
+    return torch.stack([weight[h] for h in heads]) if len(heads) > 1 else weight[heads[0]][None]
+
+
 class Transformer:
     """A transformer with named weights (`ModelConfig.shapes`), checked, on one device, in one dtype."""
 
@@ -77,6 +83,8 @@ class Transformer:
         b_u = weights["unembed.bias"]
         self.device = w_u.device
         self.dtype = w_u.dtype
+        # Whether a calculation takes its number of operations, not their size: true of small operations on a GPU.
+        self.few_launches = self.device.type != "cpu"
         self.unembed_mean = torch.zeros_like(w_u[:, 0]) if config.logit_cap else w_u.mean(1)
         self.unembed_bias_mean = torch.zeros_like(b_u[0]) if config.logit_cap else b_u.mean()
         self.weights["unembed.weight"] = (w_u - self.unembed_mean[:, None]).T.contiguous()  # Float[vocab d_model]
@@ -119,14 +127,16 @@ class Transformer:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
         return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
 
-    def project(self, kind: str, layer: int, head: int, x: Tensor, positions: Tensor) -> Tensor:
-        """A head's q, k or v (`kind`): Float[... batch pos d_model], Int[batch pos] to Float[... batch pos d_head]."""
-        w = self.weights[f"layers.{layer}.{kind}.weight"][head]
-        b = self.weights[f"layers.{layer}.{kind}.bias"][head]
-        h = self.read(x).flatten(0, -2)
-        y = torch.addmm(b, h, w)
+    def project(self, kind: str, layer: int, heads: Sequence[int], x: Tensor, positions: Tensor) -> Tensor:
+        """q, k or v (`kind`) of some heads, each from an input of its own: Float[head ... batch pos d_model], Int[batch
+        pos] to Float[head ... batch pos d_head]."""
+        w = _of(self.weights[f"layers.{layer}.{kind}.weight"], heads)
+        b = _of(self.weights[f"layers.{layer}.{kind}.bias"], heads)
+        h = self.read(x).flatten(1, -2)
+        y = torch.baddbmm(b[:, None], h, w)
         if self.config.joint_head_norm and kind != "v":
-            y = y * self.weights[f"layers.{layer}.{kind}.norm"][head] / self.over_heads(kind, layer, h)[0]
+            norm = _of(self.weights[f"layers.{layer}.{kind}.norm"], heads)
+            y = y * norm[:, None] / self.over_heads(kind, layer, h)[0]
         return self.place(kind, layer, y.view(*x.shape[:-1], -1), positions)
 
     def project_heads(self, kind: str, layer: int, h: Tensor) -> Tensor:
@@ -174,9 +184,11 @@ class Transformer:
         scores = capped(q @ k.transpose(-1, -2), self.config.score_cap)
         return scores.masked_fill(~mask, -torch.inf).softmax(-1)
 
-    def write(self, layer: int, head: int, z: Tensor) -> Tensor:
-        """A head's output, without the layer's output bias: z Float[... d_head] to Float[... d_model]."""
-        return z @ self.weights[f"layers.{layer}.o.weight"][head]
+    def write(self, layer: int, heads: Sequence[int], z: Tensor) -> Tensor:
+        """What some heads write, without the layer's output bias: z Float[head ... d_head] to Float[head ...
+        d_model]."""
+        w = _of(self.weights[f"layers.{layer}.o.weight"], heads)
+        return (z.flatten(1, -2) @ w).view(*z.shape[:-1], -1)
 
     def written_together(self, layer: int, z: Tensor) -> Tensor:
         """The sum of what a layer's heads write: z Float[batch head pos d_head] to Float[batch pos d_model]."""
@@ -232,10 +244,12 @@ class Transformer:
         logits = torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
         return capped(logits, self.config.logit_cap)
 
-    def logit_blocks(self, h: Tensor) -> Iterator[Tensor]:
-        """Yield the centred logits in blocks of the vocabulary: Float[row d_model] to Float[row block]."""
-        weights = self.weights["unembed.weight"].split(VOCAB_BLOCK)
-        biases = self.weights["unembed.bias"].split(VOCAB_BLOCK)
+    def logit_blocks(self, h: Tensor, rows: int | None = None) -> Iterator[Tensor]:
+        """Yield the centred logits in blocks of the vocabulary, Float[row d_model] to Float[row block]: blocks for so
+        many `rows`, by default those of h."""
+        size = max(VOCAB_BLOCK, LOGITS_BYTES // ((rows or len(h)) * h.itemsize)) if self.few_launches else VOCAB_BLOCK
+        weights = self.weights["unembed.weight"].split(size)
+        biases = self.weights["unembed.bias"].split(size)
         for w, b in zip(weights, biases, strict=True):
             yield capped(torch.addmm(b, h, w.T), self.config.logit_cap)
 
@@ -329,7 +343,8 @@ class Transformer:
         """What one sender adds to the residual stream of a run: Float[batch pos d_model]."""
         if sender.kind == "head":
             z = activations.z[sender.layer]
-            return self.share(sender.layer, z, self.write(sender.layer, sender.head, z[:, sender.head]))
+            written = self.write(sender.layer, [sender.head], z[None, :, sender.head])[0]
+            return self.share(sender.layer, z, written)
         return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
 
     def written_by(

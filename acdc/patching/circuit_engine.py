@@ -18,10 +18,11 @@ from torch import Tensor
 
 from acdc.graph.circuit import Circuit, fed_by
 from acdc.graph.graph import QKV, Graph
-from acdc.model.transformer import Transformer, positions_of
+from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache
 from acdc.patching.engine import BATCH_BYTES
 from acdc.patching.metrics import Metric
+from acdc.patching.nodes import Computed, Nodes, Values
 from acdc.patching.offload import Parts
 
 Array = np.ndarray
@@ -93,57 +94,44 @@ class _Part:
     """The circuit on some of the prompts. It holds no clean activations, only what circuits change."""
 
     def __init__(self, model: Transformer, graph: Graph, cache: ActivationCache, nodes: frozenset[str]) -> None:
-        self.model = model
         self.graph = graph
-        self.start = cache.first  # the first live position
-        self.columns = torch.unique(cache.rows[:, 1]) - self.start
-        self.row_example = cache.rows[:, 0]
-        self.row_column = torch.searchsorted(self.columns, cache.rows[:, 1] - self.start)
-        self.positions = positions_of(cache.pad, cache.mask.shape[1])
-        self.mask = cache.mask[:, self.start :]
+        self.nodes = Nodes(model, graph, cache)
         self.logits = graph.receiver_index["logits"]
-        self.masks: dict[bool, Tensor] = {}  # at the scored positions or all live ones → Float[span batch pos 1]
-        if cache.spans is not None:
-            masks = cache.spans[:, :, self.start :, None].to(model.dtype)
-            self.masks = {False: masks, True: masks.index_select(-2, self.columns)}
         # What doesn't depend on the circuit, at the live positions:
         self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry; of a head z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
-        self.before: dict[tuple[int, str], Tensor] = {}  # (head, "k" or "v") → before the live positions
+        self.before: dict[int, Values] = {}  # head → keys and values before the live positions
         # The current circuit:
         self.kept = np.zeros_like(graph.edges)  # at any span
-        self.kept_at = np.zeros((*graph.edges.shape, max(1, len(self.masks.get(False, ())))), dtype=bool)
+        self.kept_at = np.zeros((*graph.edges.shape, self.nodes.n_spans), dtype=bool)
         self.fed = np.zeros((len(graph.senders), self.kept_at.shape[2]), dtype=bool)  # where edges enter a sender
         self.fed[: len(graph.inputs)] = True
         self.scored = np.zeros(len(graph.senders), dtype=bool)  # senders computed at the scored positions only
         self.input: dict[int, Tensor] = {}  # receiver → what it reads
-        self.heads: dict[int, dict[str, Tensor]] = {}  # sender → q, k and v
+        self.heads: dict[int, Values] = {}  # sender → q, k and v
         self.delta: dict[int, Tensor] = {}  # sender → current − ablated output, Float[batch pos d_model]
         self._read(cache, nodes)
 
     def _read(self, cache: ActivationCache, nodes: frozenset[str]) -> None:
         """Take from the activations what the nodes need."""
         graph = self.graph
-        x = cache.ablated.inputs[:, :, self.start :].sum(0)
+        start = self.nodes.start
+        x = cache.ablated.inputs[:, :, start:].sum(0)
         for i in range(len(graph.inputs)):
-            self.delta[i] = (cache.clean.inputs[i] - cache.ablated.inputs[i])[:, self.start :]
+            self.delta[i] = (cache.clean.inputs[i] - cache.ablated.inputs[i])[:, start:]
         for layer in range(graph.n_layers):
-            z = cache.ablated.z[layer][:, :, self.start :]
-            after = self.model.after_attention(layer, x, z)
-            for head in range(graph.n_heads):
-                s = graph.sender_index[f"a{layer}.h{head}"]
-                if graph.senders[s].name not in nodes:
-                    continue
-                self.ablated[s] = z[:, head]
+            z = cache.ablated.z[layer][:, :, start:]
+            after = self.nodes.model.after_attention(layer, x, z)
+            heads = [graph.sender_index[f"a{layer}.h{head}"] for head in range(graph.n_heads)]
+            heads = [s for s in heads if graph.senders[s].name in nodes]
+            for s in heads:
+                self.ablated[s] = z[:, graph.senders[s].head]
                 self.base |= dict.fromkeys(graph.own_receivers[s], x)
-                if self.start:
-                    clean = cache.residual[layer][:, : self.start]
-                    positions = self.positions[:, : self.start]
-                    for c in "kv":
-                        self.before[s, c] = self.model.project(c, layer, head, clean, positions)
+            if heads and start:
+                self.before |= self.nodes.before(heads, cache.residual[layer])
             if graph.mlp:
                 s = graph.sender_index[f"m{layer}"]
-                written = cache.ablated.mlp[layer][:, self.start :]
+                written = cache.ablated.mlp[layer][:, start:]
                 if graph.senders[s].name in nodes:
                     self.ablated[s] = written
                     self.base[graph.own_receivers[s][0]] = x if graph.parallel else after
@@ -153,10 +141,10 @@ class _Part:
 
     def capacity(self) -> int:
         """How many candidates can be evaluated at once within `BATCH_BYTES`."""
-        c = self.model.config
-        widest = self.positions.shape[0] * self.mask.shape[1] * (c.d_mlp + 4 * c.d_model)
+        c = self.nodes.model.config
+        widest = self.nodes.extent[0] * (c.d_mlp + 4 * c.d_model)
         numbers = widest + sum(x.numel() for x in self.delta.values()) // 2
-        return max(1, BATCH_BYTES // (numbers * self.model.dtype.itemsize))
+        return max(1, BATCH_BYTES // (numbers * self.nodes.model.dtype.itemsize))
 
     # --- the current circuit ------------------------------------------------------------------------------------------
 
@@ -170,19 +158,21 @@ class _Part:
         self.kept = kept = np.any(kept_at, -1)
         self.scored = scored
         self.last_reader = {}  # sender → the last node that reads it
-        for s, own in enumerate(graph.own_receivers):
-            readers = [self.graph.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
+        for s in range(len(graph.senders)):
+            readers = [graph.node_of[r] for r in np.flatnonzero(kept[s]).tolist() if r != self.logits]
             self.last_reader[s] = max(readers, default=-1)
-            if own:
+        for block in self.nodes.blocks(range(len(graph.inputs), len(graph.senders))):
+            stale: dict[int, list[int]] = {}
+            for s in block:
+                own = graph.own_receivers[s]
                 self.fed[s] = fed_by(kept_at[:s, own], self.fed[:s])
-            if own and not kept[:, own].any():
-                self._remove(s)
-            elif own:
                 known = s in self.delta and not narrower[s]
-                stale = [r for r in own if not known or changed[r] or (kept[:, r] & moved).any()]
-                moved[s] = bool(stale)
-                if stale:
-                    self._refresh(s, stale)
+                if not kept[:, own].any():
+                    self._remove(s)
+                elif some := [r for r in own if not known or changed[r] or (kept[:, r] & moved).any()]:
+                    stale[s] = some
+            self._refresh(stale)
+            moved[list(stale)] = True
         self.input[self.logits] = self._current_input(self.logits)
 
     def _remove(self, s: int) -> None:
@@ -192,23 +182,23 @@ class _Part:
         for r in self.graph.own_receivers[s]:
             self.input.pop(r, None)
 
-    def _refresh(self, s: int, receivers: Sequence[int]) -> None:
-        """Compute a node again from some of its inputs."""
-        new = {}
-        for r in receivers:
-            self.input[r] = self._current_input(r)
-            kind = self.graph.receivers[r].kind
-            new[kind] = self._vector(kind, s, self.input[r][None])
-        (self.delta[s],) = self._only_at(self.fed[s], self._output(s, new), bool(self.scored[s]))
-        if self.graph.senders[s].kind == "head":
-            self.heads.setdefault(s, {}).update({kind: x[0] for kind, x in new.items()})
+    def _refresh(self, nodes: dict[int, list[int]]) -> None:
+        """Compute nodes of one block again, each from some of its inputs."""
+        new: dict[int, Values] = {}
+        for s, receivers in nodes.items():
+            for r in receivers:
+                self.input[r] = self._current_input(r)
+            new[s] = {self.graph.receivers[r].kind: self.input[r][None] for r in receivers}
+        for s, node in self._compute(new).items():
+            self.delta[s] = self.nodes.only_at(self.fed[s], node.difference[0], bool(self.scored[s]))
+            self.heads[s] = self.heads.get(s, {}) | {kind: x[0] for kind, x in node.values.items() if kind in QKV}
 
     def _current_input(self, r: int) -> Tensor:
         """What a receiver reads: Float[batch pos d_model]. Summed anew each time, so that rounding doesn't add up."""
-        x = self._narrow(self.base[r], self._reads_scored(r))
-        for s in np.flatnonzero(self.kept[:, r]).tolist():
-            x = x + self._carried(self.delta[s], s, r)
-        return x
+        x = self.nodes.narrow(self.base[r], False, self._reads_scored(r))
+        return self.nodes.total(
+            x, (self._carried(self.delta[s], s, r) for s in np.flatnonzero(self.kept[:, r]).tolist())
+        )
 
     # --- its neighbours -----------------------------------------------------------------------------------------------
 
@@ -222,51 +212,57 @@ class _Part:
             into[edge[1]].append(i)
         nodes = [self.graph.node_of[r] for r in into if r != self.logits]
         changes: dict[int, Change] = {}
-        for s in sorted(s for s in self.delta if nodes and s >= min(nodes)):
-            for done in [other for other in changes if self.last_reader[other] < s]:
+        for block in self.nodes.blocks(s for s in sorted(self.delta) if nodes and s >= min(nodes)):
+            for done in [other for other in changes if self.last_reader[other] < block[0]]:
                 del changes[done]
-            change = self._change(s, edges, into, changes)
-            if change is not None:
-                changes[s] = change
+            fresh = self._changes(block, edges, into, changes)
+            for s, change in fresh.items():
                 if self.kept[s, self.logits]:
-                    final += self._carried(change.versions, s, self.logits)[change.sees]
+                    final += self._carried(change.versions, s, self.logits).index_select(0, change.sees)
+            changes |= fresh
         for i in into[self.logits]:
             final[i] += self._flip(edges[i])
-        return self.model.normalise(final[:, self.row_example, self.row_column])
+        return self.nodes.final_rows(final)
 
-    def _change(
-        self, s: int, edges: Sequence[Edge], into: dict[int, list[int]], changes: dict[int, Change]
-    ) -> Change | None:
-        """How a node changes, given the changes before it; None if it doesn't."""
-        own = self.graph.own_receivers[s]
-        feeding = {r: [c for c in changes if self.kept[c, r]] for r in own}
-        moved = np.zeros(len(edges), dtype=bool)
-        for r in own:
-            moved[into.get(r, [])] = True
-            for c in feeding[r]:
-                moved |= changes[c].moved
-        which = np.flatnonzero(moved).tolist()
-        if not which:
-            return None
-        of = torch.tensor(which).to(self.model.device)
-        new = {}
-        for r in own:
-            if not into.get(r) and not feeding[r]:
+    def _changes(
+        self, block: list[int], edges: Sequence[Edge], into: dict[int, list[int]], changes: dict[int, Change]
+    ) -> dict[int, Change]:
+        """How the nodes of a block change, given the changes before them; those that do."""
+        moved: dict[int, Array] = {}  # sender → Bool[candidate], whether it changes
+        new: dict[int, Values] = {}
+        for s in block:
+            own = self.graph.own_receivers[s]
+            feeding = {r: [c for c in changes if self.kept[c, r]] for r in own}
+            moves = np.zeros(len(edges), dtype=bool)
+            for r in own:
+                moves[into.get(r, [])] = True
+                for c in feeding[r]:
+                    moves |= changes[c].moved
+            which = np.flatnonzero(moves)
+            if not len(which):
                 continue
-            x = self.input[r].expand(len(which), *self.input[r].shape).clone()
-            for c in feeding[r]:
-                x += self._carried(changes[c].versions, c, r)[changes[c].sees[of]]
-            for i in into.get(r, []):
-                x[which.index(i)] += self._flip(edges[i])
-            kind = self.graph.receivers[r].kind
-            new[kind] = self._vector(kind, s, x)
-        delta = self._output(s, new)
+            moved[s] = moves
+            of = torch.from_numpy(which).to(self.input[own[0]].device)
+            new[s] = {}
+            for r in own:
+                if not into.get(r) and not feeding[r]:
+                    continue
+                x = self.input[r].expand(len(which), *self.input[r].shape).clone()
+                for c in feeding[r]:
+                    x += self._carried(changes[c].versions, c, r).index_select(0, changes[c].sees[of])
+                for i in into.get(r, []):
+                    x[np.searchsorted(which, i)] += self._flip(edges[i])
+                new[s][self.graph.receivers[r].kind] = x
+        return {s: self._change(s, edges, moved[s], node.difference, changes) for s, node in self._compute(new).items()}
+
+    def _change(self, s: int, edges: Sequence[Edge], moved: Array, delta: Tensor, changes: dict[int, Change]) -> Change:
+        """A node's change from its output less the ablated one, Float[version batch pos d_model] where it changes."""
         fed = np.repeat(self.fed[None, s], len(edges), 0)
-        for j, i in enumerate(which):
+        for j, i in enumerate(np.flatnonzero(moved).tolist()):
             fed[i] = self._fed_in(s, edges[i], i, changes)
-            delta[j] = self._only_at(fed[i], delta[j], bool(self.scored[s]))
+            delta[j] = self.nodes.only_at(fed[i], delta[j], bool(self.scored[s]))
         versions = torch.cat([torch.zeros_like(delta[:1]), delta - self.delta[s]])
-        sees = torch.from_numpy(np.cumsum(moved) * moved).to(self.model.device)
+        sees = torch.from_numpy(np.cumsum(moved) * moved).to(delta.device)
         return Change(versions, sees, moved, fed)
 
     def _fed_in(self, s: int, edge: Edge, i: int, changes: dict[int, Change]) -> Array:
@@ -285,37 +281,17 @@ class _Part:
         s, r = edge[:2]
         span = _span(edge)
         here = np.arange(self.kept_at.shape[2]) == span
-        written = self._only_at(here, self._written(self.delta[s], s, r), self._reads_scored(r))
+        written = self.nodes.only_at(here, self._written(self.delta[s], s, r), self._reads_scored(r))
         return -written if self.kept_at[s, r, span] else written
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
-    def _output(self, s: int, new: dict[str, Tensor]) -> Tensor:
-        """Output − ablated output of a node for new values (the inputs of an MLP, or some of q, k and v of a head):
-        Float[version batch pos d_model]."""
-        sender = self.graph.senders[s]
-        scored = bool(self.scored[s])
-        ablated = self._narrow(self.ablated[s], scored)
-        if sender.kind == "mlp":
-            return self.model.mlp(sender.layer, new["mlp"]) - ablated
-        q, k, v = (new[c] if c in new else self.heads[s][c] for c in QKV)
-        mask = self._narrow(self.model.window(sender.layer, self.mask, self.start), scored)
-        return self.model.write(sender.layer, sender.head, self.model.attend(q, k, v, mask) - ablated)
-
-    def _vector(self, kind: str, s: int, x: Tensor) -> Tensor:
-        """q, k or v of a head from its inputs Float[version batch pos d_model], k and v with those before the live
-        positions; the inputs of an MLP as they are."""
-        if kind == "mlp":
-            return x
-        sender = self.graph.senders[s]
-        positions = self.positions[:, self.start :]
-        if kind == "q" and self.scored[s]:
-            positions = positions[:, self.columns]
-        y = self.model.project(kind, sender.layer, sender.head, x, positions)
-        if kind == "q" or not self.start:
-            return y
-        before = self.before[s, kind]
-        return torch.cat([before.expand(len(y), *before.shape), y], 2)
+    def _compute(self, new: dict[int, Values]) -> dict[int, Computed]:
+        """Nodes of one block from new inputs, less what their removed edges carry."""
+        scored = {s: bool(self.scored[s]) for s in new}
+        now = {s: self.before.get(s, {}) | self.heads.get(s, {}) for s in new}
+        ablated = {s: self.nodes.narrow(self.ablated[s], False, scored[s]) for s in new}
+        return self.nodes.compute(new, now, scored, ablated)
 
     def _reads_scored(self, r: int) -> bool:
         """Whether a receiver reads the scored positions only."""
@@ -325,24 +301,13 @@ class _Part:
 
     def _carried(self, x: Tensor, s: int, r: int) -> Tensor:
         """What a kept edge carries of what its sender writes, at the positions where the receiver reads it."""
-        return self._only_at(self.kept_at[s, r], self._written(x, s, r), self._reads_scored(r))
-
-    def _only_at(self, spans: Array, x: Tensor, scored: bool) -> Tensor:
-        """Values Float[... batch pos any] at some of the spans, Bool[span], and 0 at the others."""
-        if spans.all():
-            return x
-        if not spans.any():
-            return torch.zeros_like(x)
-        return x * self.masks[scored][torch.as_tensor(spans).to(x.device)].sum(0)
+        return self.nodes.only_at(self.kept_at[s, r], self._written(x, s, r), self._reads_scored(r))
 
     def _written(self, x: Tensor, s: int, r: int) -> Tensor:
         """What a sender writes, at the positions where a receiver reads it."""
-        wide = len(self.graph.own_receivers[s]) == 0 or not self.scored[s]  # inputs are kept at all live positions
-        return self._narrow(x, wide and self._reads_scored(r))
-
-    def _narrow(self, x: Tensor, scored: bool) -> Tensor:
-        """Float[... pos any] from the live to the scored positions if asked."""
-        return x.index_select(-2, self.columns) if scored else x
+        # The inputs, which have no receivers, are kept at all live positions.
+        scored = bool(self.scored[s]) and len(self.graph.own_receivers[s]) > 0
+        return self.nodes.narrow(x, scored, self._reads_scored(r))
 
 
 def _span(edge: Edge) -> int:

@@ -13,6 +13,7 @@ The state depends on the committed batches of decisions only, not on what was ev
 log gives the same bits.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -21,10 +22,11 @@ import torch
 from torch import Tensor
 
 from acdc.graph.graph import Graph
-from acdc.model.transformer import Transformer, positions_of
+from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache
 from acdc.patching.live import LiveActivations
 from acdc.patching.metrics import Metric
+from acdc.patching.nodes import Nodes, Values
 from acdc.patching.state import State
 
 BATCH_BYTES = 256 << 20  # rough bound on one batch of candidates
@@ -37,14 +39,6 @@ class Removal(NamedTuple):
     receiver: int
     sender: int | None
     span: int | None = None
-
-
-class Change(NamedTuple):
-    """How a sender's output differs from its current one, over a batch of candidates."""
-
-    versions: Tensor  # Float[version batch pos d_model]; version 0 is no change
-    sees: Tensor  # Int[candidate], the version each candidate sees
-    scored: bool  # whether pos are the scored positions only, rather than all live ones
 
 
 class Engine:
@@ -65,7 +59,8 @@ class Engine:
         """`spans` are the names of the cache's spans, if edges are kept by span."""
         self.model = model
         self.graph = graph
-        self.live = LiveActivations(model, graph, cache)
+        self.nodes = Nodes(model, graph, cache)
+        self.live = LiveActivations(self.nodes, cache)
         self.metric_of = metric
         self.guess_of = guess
         self.spans = spans
@@ -76,13 +71,8 @@ class Engine:
         self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do
         self.evaluations = 0
         self.logits = graph.receiver_index["logits"]
-        self.batch = len(cache.pad)
-        self.positions = positions_of(cache.pad, cache.mask.shape[1])
-        self.row_example = cache.rows[:, 0]
-        self.row_column = torch.searchsorted(self.live.columns, cache.rows[:, 1] - self.live.start)
-        # Numbers of live positions, of positions that are scored in any prompt, and of scored ones, over all prompts.
-        self.extent = self.batch * self.live.n_live, self.batch * len(self.live.columns), len(self.row_example)
-        self._open(self.logits)
+        self.extent = self.nodes.extent
+        self._set_clean_input(self.logits)
 
     # --- for the method ---------------------------------------------------------------------------------------------
 
@@ -99,17 +89,16 @@ class Engine:
         n = self.graph.n_parents(self.graph.receivers[receivers[0]])
         self.live.forget(n)  # receivers to come read the first n senders only
         self._forget(receivers)
-        for receiver in receivers:
-            if receiver not in self.state.base:
-                self._open(receiver)
+        new = {self.graph.node_of[r] for r in receivers if r not in self.state.base}
+        if new:
+            self._open(sorted(new))
 
     def capacity(self, receivers: Sequence[int]) -> int:
         """How many candidates of one stage can be evaluated at once within `BATCH_BYTES`."""
         c = self.model.config
-        n_pos = self.live.n_live
-        if all(self._reads_scored(r) for r in receivers):
-            n_pos = len(self.live.columns)
-        numbers = self.batch * n_pos * (c.d_mlp + 4 * c.d_model)
+        live, scored, _ = self.extent
+        extent = scored if all(self._reads_scored(r) for r in receivers) else live
+        numbers = extent * (c.d_mlp + 4 * c.d_model)
         return max(1, BATCH_BYTES // (numbers * self.model.dtype.itemsize))
 
     def inert(self, removal: Removal) -> bool:
@@ -135,8 +124,7 @@ class Engine:
             final = self._propagate(self._changes(removals), len(removals))
         if final is None:  # the changes reach nothing
             final = now.expand(len(removals), *now.shape[1:])
-        rows = torch.cat([now, final])[:, self.row_example, self.row_column]
-        return self.model.normalise(rows)
+        return self.nodes.final_rows(torch.cat([now, final]))
 
     def metric(self, rows: Tensor) -> list[float]:
         """The metric, mean over the prompts, of candidates' rows: Float[candidate row d_model]."""
@@ -179,27 +167,28 @@ class Engine:
     def _forget(self, stage: Sequence[int]) -> None:
         self.state.forget(self.graph, self.kept, [*stage, self.logits], decided=self.scored_at)
 
-    def _open(self, receiver: int) -> None:
-        """Begin with a receiver: set the current values of its node to the clean ones."""
-        r = self.graph.receivers[receiver]
-        if receiver == self.logits:
-            self._set_clean_input(receiver)
-            return
-        sender = self.graph.node_of[receiver]
-        readers = np.flatnonzero(self.kept[sender]).tolist()
-        self.scored_at[sender] = self.live.all_scored or all(self._reads_scored(j) for j in readers)
-        self.last_reader[sender] = max((self.graph.node_of[j] for j in readers if j != self.logits), default=-1)
-        own = self.graph.own_receivers[sender]
-        for j in own:
-            self._set_clean_input(j)
-        if r.kind == "mlp":
-            self.state.mlps[sender] = self.model.mlp(r.layer, self.state.input[receiver])
-            return
-        x = self.live.cache.residual[r.layer]
-        k = self.model.project("k", r.layer, r.head, x, self.positions)
-        v = self.model.project("v", r.layer, r.head, x, self.positions)
-        q = self._project("q", sender, self.state.input[own[0]])
-        self.state.heads[sender] = {"q": q, "k": k, "v": v, "z": self.live.clean(sender, self.scored_at[sender])}
+    def _open(self, senders: list[int]) -> None:
+        """Begin with nodes of one stage: set their current values to the clean ones."""
+        graph = self.graph
+        new: dict[int, Values] = {}
+        for s in senders:
+            readers = np.flatnonzero(self.kept[s]).tolist()
+            self.scored_at[s] = self.nodes.all_scored or all(self._reads_scored(j) for j in readers)
+            self.last_reader[s] = max((graph.node_of[j] for j in readers if j != self.logits), default=-1)
+            for j in graph.own_receivers[s]:
+                self._set_clean_input(j)
+            new[s] = {graph.receivers[j].kind: self.state.input[j][None] for j in graph.own_receivers[s]}
+        clean = {s: self.live.clean(s, self.scored_at[s]) for s in senders}
+        computed = self.nodes.compute(new, self._before(senders), self.scored_at, clean)
+        for s, (values, _) in computed.items():
+            self.state.nodes[s] = {kind: x[0] for kind, x in values.items()}
+
+    def _before(self, senders: list[int]) -> dict[int, Values]:
+        """Keys and values of heads of one layer before the live positions."""
+        s = self.graph.senders[senders[0]]
+        if s.kind == "mlp" or not self.nodes.start:
+            return {}
+        return self.nodes.before(senders, self.live.cache.residual[s.layer])
 
     def _set_clean_input(self, receiver: int) -> None:
         x = self.live.clean_input(receiver, self._reads_scored(receiver))
@@ -208,34 +197,41 @@ class Engine:
 
     def _reads_scored(self, receiver: int) -> bool:
         """Whether a receiver reads the scored positions only (keys and values read all live ones)."""
-        if receiver == self.logits or self.live.all_scored:
+        if receiver == self.logits or self.nodes.all_scored:
             return True
         return self.graph.receivers[receiver].kind not in "kv" and self.scored_at[self.graph.node_of[receiver]]
 
     # --- a batch of candidates ---------------------------------------------------------------------------------------
 
-    def _changes(self, removals: Sequence[Removal]) -> dict[int, Change]:
-        """How the nodes of the candidates' receivers change."""
-        touching: dict[int, list[int]] = {}  # receiver → the candidates that touch it
+    def _changes(self, removals: Sequence[Removal]) -> dict[int, Tensor]:
+        """How what the nodes of the candidates' receivers write changes: Float[candidate batch pos d_model] each."""
+        touching: dict[int, list[int]] = defaultdict(list)  # receiver → the candidates that touch it
+        nodes: dict[int, list[int]] = defaultdict(list)  # sender → likewise
         for i, removal in enumerate(removals):
-            touching.setdefault(removal.receiver, []).append(i)
-        nodes: dict[int, list[int]] = {}
-        for receiver, candidates in touching.items():
-            nodes.setdefault(self.graph.node_of[receiver], []).extend(candidates)
-        changes = {}
+            touching[removal.receiver].append(i)
+            nodes[self.graph.node_of[removal.receiver]].append(i)
+        new: dict[int, Values] = {}
         for sender, candidates in nodes.items():
-            candidates.sort()
-            new = {}
+            new[sender] = {}
             for receiver in self.graph.own_receivers[sender]:
-                if receiver in touching:
-                    own = touching[receiver]
+                if own := touching.get(receiver):
                     x = self._inputs(receiver, [removals[i] for i in own])
-                    kind = self.graph.receivers[receiver].kind
-                    new[kind] = x if kind == "mlp" else self._for_each(kind, sender, x, own, candidates)
-            sees = torch.bucketize(torch.arange(len(removals)), torch.tensor(candidates), right=True)
-            versions = self._versions(sender, new)
-            changes[sender] = Change(versions, sees.to(self.model.device), self.scored_at[sender])
+                    if len(own) < len(candidates):  # the others see what the last one before them does
+                        x = torch.cat([self.state.input[receiver][None], x])
+                        x = x.index_select(0, self._last(own, candidates))
+                    new[sender][self.graph.receivers[receiver].kind] = x
+        changes = {}
+        for sender, delta in self._differences(new).items():
+            if len(delta) < len(removals):
+                delta = torch.cat([torch.zeros_like(delta[:1]), delta])
+                delta = delta.index_select(0, self._last(nodes[sender], range(len(removals))))
+            changes[sender] = delta
         return changes
+
+    def _last(self, own: Sequence[int], candidates: Sequence[int]) -> Tensor:
+        """How many of some candidates of one node there are up to each of others: Int[candidate]."""
+        counts = np.searchsorted(own, candidates, side="right")
+        return torch.from_numpy(counts).to(self.model.device)
 
     def _inputs(self, receiver: int, removals: Sequence[Removal]) -> Tensor:
         """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
@@ -251,134 +247,86 @@ class Engine:
         difference = self.live.difference(removal.sender, scored)
         if removal.span is None:
             return difference
-        return self.live.only_at(np.arange(len(self.spans)) == removal.span, difference, scored)
+        return self.nodes.only_at(np.arange(len(self.spans)) == removal.span, difference, scored)
 
-    def _for_each(self, kind: str, sender: int, x: Tensor, own: list[int], candidates: list[int]) -> Tensor:
-        """q, k or v of a head for each of some candidates, of which only its `own` change it: x Float[own batch pos
-        d_model] to Float[candidate batch pos d_head]."""
-        current = self.state.heads[sender][kind]
-        values = torch.cat([current[None], self._vector(kind, sender, x)])
-        index = torch.bucketize(torch.tensor(candidates), torch.tensor(own), right=True)
-        return values[index.to(values.device)]
+    def _differences(self, new: dict[int, Values]) -> dict[int, Tensor]:
+        """How what nodes of one block write changes with their inputs: Float[candidate batch pos d_model] each."""
+        current = {s: self.state.nodes[s]["out"] for s in new}
+        computed = self.nodes.compute(new, self.state.nodes, self.scored_at, current)
+        return {s: node.difference for s, node in computed.items()}
 
-    def _vector(self, kind: str, sender: int, x: Tensor) -> Tensor:
-        """q, k or v of a head from its inputs Float[candidate batch pos d_model]; k and v with those before the live
-        positions. The inputs of an MLP stay as they are."""
-        if kind == "mlp":
-            return x
-        y = self._project(kind, sender, x)
-        if kind == "q" or not self.live.start:
-            return y
-        fixed = self.state.heads[sender][kind][:, : self.live.start]
-        return torch.cat([fixed.expand(len(y), *fixed.shape), y], 2)
-
-    def _project(self, kind: str, sender: int, x: Tensor) -> Tensor:
-        s = self.graph.senders[sender]
-        positions = self.positions[:, self.live.start :]
-        if kind == "q" and self.scored_at[sender] and not self.live.all_scored:
-            positions = positions[:, self.live.columns]
-        return self.model.project(kind, s.layer, s.head, x, positions)
-
-    def _versions(self, sender: int, new: dict[str, Tensor]) -> Tensor:
-        """Change of a node's output, 0 first, for new values (the inputs of an MLP, or q, k or v of a head):
-        Float[version batch pos d_model]."""
-        s = self.graph.senders[sender]
-        if s.kind == "mlp":
-            delta = self.model.mlp(s.layer, new["mlp"]) - self.state.mlps[sender]
-        else:
-            head = self.state.heads[sender]
-            delta = self.model.write(s.layer, s.head, self._attend(sender, head | new) - head["z"])
-        return torch.cat([torch.zeros_like(delta[:1]), delta])
-
-    def _attend(self, sender: int, head: dict[str, Tensor]) -> Tensor:
-        mask = self.live.mask(self.graph.senders[sender].layer, self.scored_at[sender])
-        return self.model.attend(head["q"], head["k"], head["v"], mask)
-
-    def _propagate(self, changes: dict[int, Change], n: int) -> Tensor | None:
+    def _propagate(self, changes: dict[int, Tensor], n: int) -> Tensor | None:
         """Final residual stream at the scored positions for each candidate, Float[candidate batch pos d_model]; None if
         no change reaches it."""
-        sees = torch.arange(1, n + 1, device=self.model.device)
-        final = self._received(self.logits, changes, n)
-        for sender in self._downstream(changes):
-            for done in [s for s in changes if self.last_reader[s] < sender]:
+        final = self._received(self.logits, changes)
+        for block in self.nodes.blocks(self._downstream(changes)):
+            for done in [s for s in changes if self.last_reader[s] < block[0]]:
                 del changes[done]
-            new = {}
-            for receiver in self.graph.own_receivers[sender]:
-                x = self._received(receiver, changes, n)
-                if x is not None:
-                    kind = self.graph.receivers[receiver].kind
-                    new[kind] = self._vector(kind, sender, x)
-            if new:
-                changes[sender] = Change(self._versions(sender, new), sees, self.scored_at[sender])
-                final = self._received(self.logits, {sender: changes[sender]}, n, final)
+            new: dict[int, Values] = {}
+            for sender in block:
+                for receiver in self.graph.own_receivers[sender]:
+                    x = self._received(receiver, changes)
+                    if x is not None:
+                        new.setdefault(sender, {})[self.graph.receivers[receiver].kind] = x
+            fresh = self._differences(new)
+            final = self._received(self.logits, fresh, final)
+            changes |= fresh
         return final
 
     def _downstream(self, changes: Iterable[int]) -> list[int]:
         """Nodes decided earlier than the changed ones, in forward order."""
         first = min(changes)
-        return [s for s in self.state.senders() if s > first and s not in changes and self.kept[s].any()]
+        return [s for s in sorted(self.state.nodes) if s > first and s not in changes and self.kept[s].any()]
 
-    def _received(
-        self, receiver: int, changes: dict[int, Change], n: int, before: Tensor | None = None
-    ) -> Tensor | None:
+    def _received(self, receiver: int, changes: dict[int, Tensor], before: Tensor | None = None) -> Tensor | None:
         """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it. The
-        changes are added in place to inputs `before` them, if given."""
-        feeding = [(s, c) for s, c in changes.items() if self.kept[s, receiver]]
-        if not feeding:
+        changes are added to inputs `before` them, if given."""
+        terms = [self._carried(x, s, receiver) for s, x in changes.items() if self.kept[s, receiver]]
+        if not terms:
             return before
-        x = before
-        if x is None:
-            current = self.state.input[receiver]
-            x = current.expand(n, *current.shape).clone()
-        for sender, change in feeding:
-            x += self._carried(change.versions, sender, receiver, change.scored)[change.sees]
-        return x
+        return self.nodes.total(self.state.input[receiver] if before is None else before, terms)
 
-    def _carried(self, x: Tensor, sender: int, receiver: int, scored: bool) -> Tensor:
+    def _carried(self, x: Tensor, sender: int, receiver: int) -> Tensor:
         """What a kept edge carries of its sender's values, Float[... batch pos d_model], at the positions where the
-        receiver reads; `scored` says at which they are given."""
-        to_scored = self._reads_scored(receiver)
-        return self.live.only_at(self.kept_at[sender, receiver], self.live.narrow(x, scored, to_scored), to_scored)
+        receiver reads."""
+        scored = self._reads_scored(receiver)
+        x = self.nodes.narrow(x, self.scored_at.get(sender, False), scored)
+        return self.nodes.only_at(self.kept_at[sender, receiver], x, scored)
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
     def _settle(self, touched: set[int]) -> None:
         """Update the current values downstream of receivers whose base changed."""
         changed: set[int] = set()
-        for sender in self.state.senders():
-            own = self.graph.own_receivers[sender]
-            stale = [r for r in own if r in touched or (self.kept[list(changed), r]).any()]
-            if stale:
-                self._refresh(sender, stale)
-                changed.add(sender)
-        if self.logits in touched or (self.kept[list(changed), self.logits]).any():
+
+        def stale(receivers: Iterable[int]) -> list[int]:
+            return [r for r in receivers if r in touched or self.kept[list(changed), r].any()]
+
+        for block in self.nodes.blocks(sorted(self.state.nodes)):
+            some = {s: own for s in block if (own := stale(self.graph.own_receivers[s]))}
+            if some:
+                self._refresh(some)
+                changed |= some.keys()
+        if stale([self.logits]):
             self.state.input[self.logits] = self._current_input(self.logits)
 
-    def _refresh(self, sender: int, receivers: list[int]) -> None:
-        """Compute a node again from some of its inputs."""
-        s = self.graph.senders[sender]
-        for receiver in receivers:
-            self.state.input[receiver] = self._current_input(receiver)
-        clean = self.live.clean(sender, self.scored_at[sender])
-        if s.kind == "mlp":
-            output = self.model.mlp(s.layer, self.state.input[receivers[0]])
-            self.state.mlps[sender] = output
-            self.state.deviation[sender] = output - clean
-            return
-        head = self.state.heads[sender]
-        for receiver in receivers:
-            kind = self.graph.receivers[receiver].kind
-            head[kind] = self._vector(kind, sender, self.state.input[receiver][None])[0]
-        head["z"] = self._attend(sender, head)
-        self.state.deviation[sender] = self.model.write(s.layer, s.head, head["z"] - clean)
+    def _refresh(self, nodes: dict[int, list[int]]) -> None:
+        """Compute nodes of one block again, each from some of its inputs."""
+        new: dict[int, Values] = {}
+        for sender, receivers in nodes.items():
+            for r in receivers:
+                self.state.input[r] = self._current_input(r)
+            new[sender] = {self.graph.receivers[r].kind: self.state.input[r][None] for r in receivers}
+        clean = {s: self.live.clean(s, self.scored_at[s]) for s in new}
+        for s, node in self.nodes.compute(new, self.state.nodes, self.scored_at, clean).items():
+            self.state.nodes[s] |= {kind: x[0] for kind, x in node.values.items()}
+            self.state.deviation[s] = node.difference[0]
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
-        x = self.state.base[receiver]
-        for sender in sorted(self.state.deviation):
-            if self.kept[sender, receiver]:  # without any, base and current input are one tensor
-                x = x + self._carried(self.state.deviation[sender], sender, receiver, self.scored_at[sender])
-        return x
+        deviations = sorted(self.state.deviation.items())
+        terms = [self._carried(x, s, receiver) for s, x in deviations if self.kept[s, receiver]]
+        return self.nodes.total(self.state.base[receiver], terms)
 
 
 def running_sums(x: Tensor) -> Tensor:

@@ -1,16 +1,15 @@
-"""Clean and ablated activations at the positions where an engine reads them.
+"""Clean and ablated activations at the positions where an engine reads them."""
 
-*Live* positions are those at which anything can change or is scored: all from `ActivationCache.first` on. *Scored*
-positions are the live ones at which some prompt is scored; a receiver that is read only there is computed only there.
-"""
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph.graph import Graph, Sender
-from acdc.model.transformer import Activations, Transformer
+from acdc.graph.graph import Sender
+from acdc.model.transformer import Activations
 from acdc.patching.activations import ActivationCache
+from acdc.patching.nodes import Nodes
 
 CACHE_BYTES = 256 << 20  # bound on the differences kept for the receivers to come
 
@@ -18,29 +17,17 @@ CACHE_BYTES = 256 << 20  # bound on the differences kept for the receivers to co
 class LiveActivations:
     """The activations of some prompts at live or scored positions, and how ablated and clean ones differ."""
 
-    def __init__(self, model: Transformer, graph: Graph, cache: ActivationCache) -> None:
-        self.model = model
-        self.graph = graph
+    def __init__(self, nodes: Nodes, cache: ActivationCache) -> None:
+        self.nodes = nodes
+        self.model = nodes.model
+        self.graph = nodes.graph
+        self.start = nodes.start
         self.cache = cache  # deleted while the activations are offloaded
-        self.start = cache.first  # the first live position
-        self.n_live = cache.mask.shape[1] - self.start
-        self.columns = torch.unique(cache.rows[:, 1]) - self.start  # Int[scored], counted from the first live position
-        self.all_scored = len(self.columns) == self.n_live
-        self._spans: Tensor | None = None  # Float[span batch pos 1], 1 at the positions of each span
-        if cache.spans is not None:
-            self._spans = cache.spans[:, :, self.start :, None].to(model.dtype)
         self._differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output
         self._ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input without any edge
-        flags = []
-        for s in graph.senders:
-            at = (self._at_live(cache.ablated, s) != self._at_live(cache.clean, s)).any(-1)[None]
-            if cache.spans is not None:
-                at = torch.cat([at, at & cache.spans[:, :, self.start :]])
-            columns = at.any(1)
-            flags.append(torch.stack([columns.any(-1), columns[:, self.columns].any(-1)], 1))
         # Bool[sender 1+span 2]: whether clean and ablated output differ anywhere, then at each span; at any live
         # position, and at any scored one
-        self._nonzero: np.ndarray = torch.stack(flags).cpu().numpy()
+        self._nonzero: np.ndarray = torch.cat(list(self._flags())).cpu().numpy()
 
     def offload(self) -> None:
         """Free large tensors; `cache` must be set again before the next use."""
@@ -54,36 +41,19 @@ class LiveActivations:
             del self._differences[key]
         self._ablated.clear()
 
-    def narrow(self, x: Tensor, scored: bool, to_scored: bool) -> Tensor:
-        """Float[... pos any] from the live positions to the scored ones if asked."""
-        return x if scored == to_scored or self.all_scored else x.index_select(-2, self.columns)
-
     def clean_input(self, receiver: int, scored: bool) -> Tensor:
         """The clean stream that a receiver reads: Float[batch pos d_model]."""
         run = self.cache.clean.map(lambda x: x[..., self.start :, :])
         x = self.model.received(self.graph.receivers[receiver], run, self.cache.residual[:, :, self.start :])
-        return self.narrow(x, False, scored)
+        return self.nodes.narrow(x, False, scored)
 
     def clean(self, sender: int, scored: bool) -> Tensor:
         """A sender's clean output, Float[batch pos d_model]; for a head z, Float[batch pos d_head]."""
-        return self.narrow(self._at_live(self.cache.clean, self.graph.senders[sender]), False, scored)
-
-    def mask(self, layer: int, scored: bool) -> Tensor:
-        """Bool[batch query key]: which keys a query of this layer attends to."""
-        mask = self.model.window(layer, self.cache.mask[:, self.start :], self.start)
-        return self.narrow(mask, False, scored)
+        return self.nodes.narrow(self._at_live(self.cache.clean, self.graph.senders[sender]), False, scored)
 
     def differs(self, sender: int, scored: bool, span: int | None = None) -> bool:
         """Whether a sender's clean and ablated output differ at a span, by default anywhere."""
         return bool(self._nonzero[sender, 0 if span is None else 1 + span, int(scored)])
-
-    def only_at(self, spans: np.ndarray, x: Tensor, scored: bool) -> Tensor:
-        """Values Float[... batch pos any] at some of the spans, Bool[span], and 0 at the others."""
-        if spans.all():
-            return x
-        assert self._spans is not None
-        mask = self._spans[torch.as_tensor(spans).to(x.device)].sum(0)
-        return x * self.narrow(mask, False, scored)
 
     def difference(self, sender: int, scored: bool) -> Tensor:
         """Ablated − clean output of a sender: Float[batch pos d_model]."""
@@ -91,9 +61,9 @@ class LiveActivations:
         if key not in self._differences:
             s = self.graph.senders[sender]
             d = self._at_live(self.cache.ablated, s) - self._at_live(self.cache.clean, s)
-            d = self.narrow(d, False, scored)
+            d = self.nodes.narrow(d, False, scored)
             if s.kind == "head":
-                d = self.model.write(s.layer, s.head, d)
+                (d,) = self.model.write(s.layer, [s.head], d[None])
             if d.nbytes * (len(self._differences) + 1) > CACHE_BYTES:
                 return d
             self._differences[key] = d
@@ -103,11 +73,24 @@ class LiveActivations:
         """A receiver's input without any edge, Float[batch pos d_model]; receivers with the same parents share it."""
         n = self.graph.n_parents(self.graph.receivers[receiver])
         if (n, scored) not in self._ablated:
-            x = self.clean_input(receiver, scored).clone()
-            for sender in range(n):
-                x += self.difference(sender, scored)
-            self._ablated[n, scored] = x
+            differences = (self.difference(sender, scored) for sender in range(n))
+            self._ablated[n, scored] = self.nodes.total(self.clean_input(receiver, scored), differences)
         return self._ablated[n, scored]
+
+    def _flags(self) -> Iterator[Tensor]:
+        """Yield `_nonzero` of the inputs, then of each layer's heads and MLP."""
+        clean, ablated = self.cache.clean, self.cache.ablated
+        blocks = [(clean.inputs, ablated.inputs)]
+        for layer in range(self.graph.n_layers):
+            blocks.append((clean.z[layer].transpose(0, 1), ablated.z[layer].transpose(0, 1)))
+            if self.graph.mlp:
+                blocks.append((clean.mlp[layer][None], ablated.mlp[layer][None]))
+        for a, b in blocks:
+            at = (a[..., self.start :, :] != b[..., self.start :, :]).any(-1)[:, None]
+            if self.cache.spans is not None:
+                at = torch.cat([at, at & self.cache.spans[:, :, self.start :]], 1)
+            columns = at.any(2)
+            yield torch.stack([columns.any(-1), columns[..., self.nodes.columns].any(-1)], -1)
 
     def _at_live(self, activations: Activations, s: Sender) -> Tensor:
         """A sender's output at the live positions; for a head z."""

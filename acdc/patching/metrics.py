@@ -127,7 +127,7 @@ def _capped_kl(model: Transformer, t: Targets) -> Metric:
         flat = h.reshape(-1, h.shape[-1])
         parts = []
         expected = h.new_zeros(h.shape[:-1])
-        for mine, full in zip(model.logit_blocks(flat), model.logit_blocks(t.clean), strict=True):
+        for mine, full in zip(model.logit_blocks(flat), model.logit_blocks(t.clean, len(flat)), strict=True):
             parts.append(mine.logsumexp(1))
             p = (full - clean[:, None]).exp()
             expected = expected + ((mine.view(*h.shape[:-1], -1) - full) * p).sum(-1)

@@ -193,8 +193,8 @@ class PatchedModel:
                 y = self._project(c, layer, x[None], head)
                 own.append(y[:, None].expand(-1, len(written), *y.shape[1:]))
         clean = cache.clean.z[layer][:, :, self.start :]
-        change = model.write(layer, r.head, self._attend(layer, own, head)[0] - clean[:, r.head])
-        return self.without_node(layer, model.moved(layer, clean, change), True)
+        z = self._attend(layer, own, head)[0] - clean[:, r.head]
+        return self.without_node(layer, model.moved(layer, clean, model.write(layer, [r.head], z[None])[0]), True)
 
     def without_node(self, layer: int, written: Tensor, head: bool) -> Tensor:
         """Rows of the full model without one node, for each of some heads of a layer or for its MLP: Float[node row

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor
 
 from acdc.graph.graph import Graph
+from acdc.patching.nodes import Values
 
 
 @dataclass
@@ -18,14 +19,8 @@ class State:
     # Receiver → clean input + differences of the edges removed from it, Float[batch pos d_model].
     base: dict[int, Tensor] = field(default_factory=dict)
     input: dict[int, Tensor] = field(default_factory=dict)  # receiver → current input
-    # Sender → current "q" Float[batch pos d_head], "k" and "v" Float[batch key d_head], and "z".
-    heads: dict[int, dict[str, Tensor]] = field(default_factory=dict)
-    mlps: dict[int, Tensor] = field(default_factory=dict)  # sender → current output
+    nodes: dict[int, Values] = field(default_factory=dict)  # sender → its current output; of a head also q, k and v
     deviation: dict[int, Tensor] = field(default_factory=dict)  # sender → current − clean output, if it has changed
-
-    def senders(self) -> list[int]:
-        """The nodes with current values, in forward order."""
-        return sorted((*self.heads, *self.mlps))
 
     def forget(self, graph: Graph, kept: np.ndarray, stage: Sequence[int], decided: Container[int]) -> None:
         """Drop values that can no longer change and that nothing which can change reads.
@@ -51,19 +46,18 @@ class State:
         for values in (self.base, self.input):
             for receiver in [r for r in values if not changes[r]]:
                 del values[receiver]
-        for nodes in (self.heads, self.mlps):
-            for sender in [s for s in nodes if not moving[s]]:
-                del nodes[sender]
+        for sender in [s for s in self.nodes if not moving[s]]:
+            del self.nodes[sender]
         for sender in [s for s in self.deviation if not kept[s, changes].any()]:
             del self.deviation[sender]
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for `from_tensors`."""
         out: dict[str, Tensor] = {}
-        for name in ("base", "input", "mlps", "deviation"):
+        for name in ("base", "input", "deviation"):
             out |= {f"{name} {key}": x for key, x in getattr(self, name).items()}
-        for key, head in self.heads.items():
-            out |= {f"heads {key} {which}": x for which, x in head.items()}
+        for key, values in self.nodes.items():
+            out |= {f"nodes {key} {which}": x for which, x in values.items()}
         return out
 
     @classmethod
@@ -73,7 +67,7 @@ class State:
         for name, x in tensors.items():
             kind, key, *which = name.split()
             if which:
-                state.heads.setdefault(int(key), {})[which[0]] = x
+                state.nodes.setdefault(int(key), {})[which[0]] = x
             else:
                 getattr(state, kind)[int(key)] = x
         return state

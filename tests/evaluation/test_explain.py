@@ -96,7 +96,7 @@ def test_patterns_times_values_are_what_heads_write(options):
     positions = torch.zeros(3, 5, dtype=torch.long)  # values aren't rotated
     for name, patterns in found.items():
         s = graph.senders[graph.sender_index[name]]
-        v = model.project("v", s.layer, s.head, runs.residual[s.layer], positions)
+        v = model.project("v", s.layer, [s.head], runs.residual[s.layer][None], positions)[0]
         assert len(patterns) == len(runs.pad)
         for i, pattern in enumerate(patterns):
             pad = int(runs.pad[i])

@@ -26,8 +26,8 @@ class Hoarder(Engine):
     def _forget(self, stage):
         pass
 
-    def _open(self, receiver):
-        super()._open(receiver)
+    def _open(self, senders):
+        super()._open(senders)
         self.last_reader = dict.fromkeys(self.last_reader, len(self.graph.senders))
 
 
@@ -46,8 +46,7 @@ class Watched(Engine):
         self.opened = self.opened | set(receivers) | {r for of in own.values() for r in of}
         changing = _changing(self, set(own))
         assert set(self.state.base) == set(self.state.input) == self.opened & changing
-        for nodes in (self.state.heads, self.state.mlps):
-            assert all(changing & set(self.graph.own_receivers[s]) for s in nodes)
+        assert all(changing & set(self.graph.own_receivers[s]) for s in self.state.nodes)
         for sender in self.state.deviation:
             assert changing & set(np.flatnonzero(self.kept[sender]).tolist())
         self.dropped += len(self.opened - changing)
@@ -59,10 +58,12 @@ class Watched(Engine):
 
     def _received(self, receiver, changes, *rest):
         if receiver != self.logits:
-            here = self.graph.node_of[receiver]
+            (block,) = (
+                b for b in self.nodes.blocks(range(len(self.graph.senders))) if self.graph.node_of[receiver] in b
+            )
             for sender in changes:
                 readers = set(np.flatnonzero(self.kept[sender]).tolist()) - {self.logits}
-                assert any(self.graph.node_of[r] >= here for r in readers)
+                assert any(self.graph.node_of[r] >= block[0] for r in readers)
         return super()._received(receiver, changes, *rest)
 
 
