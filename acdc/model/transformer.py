@@ -194,12 +194,16 @@ class Transformer:
         """The sum of what a layer's heads write: z Float[batch head pos d_head] to Float[batch pos d_model]."""
         return torch.einsum("bhte,hed->btd", z, self.weights[f"layers.{layer}.o.weight"])
 
-    def after_heads(self, layer: int, x: Tensor | float, written: Tensor) -> Tensor:
+    def normalised_together(self, layer: int, written: Tensor) -> Tensor:
+        """What a layer's heads, which write a sum, add to the stream by their norm: Float[... d_model] to the same
+        shape."""
+        return self.rms_norm(written + self.weights[f"layers.{layer}.o.bias"], self.weights[f"layers.{layer}.o.norm"])
+
+    def after_heads(self, layer: int, x: Tensor, written: Tensor) -> Tensor:
         """The stream Float[... d_model] after a layer's heads, which write a sum Float[... d_model], added to it."""
-        bias = self.weights[f"layers.{layer}.o.bias"]
         if self.config.post_norm:
-            return x + self.rms_norm(written + bias, self.weights[f"layers.{layer}.o.norm"])
-        return x + written + bias
+            return x + self.normalised_together(layer, written)
+        return x + written + self.weights[f"layers.{layer}.o.bias"]
 
     def moved(self, layer: int, z: Tensor, change: Tensor) -> Tensor:
         """How the stream changes when what a layer's heads write together does: z Float[batch head pos d_head] of all
@@ -207,7 +211,7 @@ class Transformer:
         if not self.config.post_norm:
             return change
         before = self.written_together(layer, z)
-        return self.after_heads(layer, 0.0, before + change) - self.after_heads(layer, 0.0, before)
+        return self.normalised_together(layer, before + change) - self.normalised_together(layer, before)
 
     def mlp(self, layer: int, x: Tensor) -> Tensor:
         """What an MLP adds to the stream, with its output bias: Float[... d_model] to the same shape."""

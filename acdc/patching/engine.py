@@ -14,7 +14,7 @@ log gives the same bits.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ from torch import Tensor
 from acdc.graph.graph import Graph
 from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache
-from acdc.patching.live import LiveActivations
+from acdc.patching.live import CACHE_BYTES, LiveActivations
 from acdc.patching.metrics import Metric
 from acdc.patching.nodes import Nodes, Values
 from acdc.patching.state import State
@@ -70,6 +70,7 @@ class Engine:
         self.scored_at: dict[int, bool] = {}  # sender → whether it is computed at the scored positions only
         self.last_reader: dict[int, int] = {}  # sender → the last node that reads it, −1 if only the logits do
         self.evaluations = 0
+        self._sums: dict[tuple[int, int], Tensor] = {}  # (receiver, layer) → `_together`
         self.logits = graph.receiver_index["logits"]
         self.extent = self.nodes.extent
         self._set_clean_input(self.logits)
@@ -140,32 +141,40 @@ class Engine:
         touched = set()
         base = self.state.base
         for removal in removals:
-            receiver = removal.receiver
+            receiver, sender, _ = removal
             scored = self._reads_scored(receiver)
-            if not self.inert(removal):
+            layer = None if sender is None else self.nodes.group(sender)
+            inert = self.inert(removal)
+            if not inert:
                 touched.add(receiver)
-                if removal.sender is None:
-                    base[receiver] = self.live.ablated_input(receiver, scored)
-                else:
-                    base[receiver] = base[receiver] + self._difference(removal, scored)
+            if sender is None and not (inert and not self.model.config.post_norm):
+                base[receiver] = self.live.ablated_input(receiver, scored)
+            elif layer is None and not inert:
+                base[receiver] = base[receiver] + self._difference(removal, scored)
             self._remove(removal)
+            if layer is not None and not self.kept[self._heads(layer), receiver].any():
+                base[receiver] = base[receiver] + self.live.ablated_heads(layer, scored)
         self._settle(touched)
 
     def offload(self) -> None:
         """Free large tensors; set `live.cache` and `state` before the engine is used again."""
         self.live.offload()
         self.state = State()
+        self._sums.clear()
 
     def _remove(self, removal: Removal) -> None:
         receiver, sender, span = removal
         senders = slice(None) if sender is None else sender
         self.kept_at[senders, receiver, slice(None) if span is None else span] = False
         self.kept[senders, receiver] = self.kept_at[senders, receiver].any(-1)
+        for key in [key for key in self._sums if key[0] == receiver]:
+            del self._sums[key]
 
     # --- one stage -------------------------------------------------------------------------------------------------
 
     def _forget(self, stage: Sequence[int]) -> None:
         self.state.forget(self.graph, self.kept, [*stage, self.logits], decided=self.scored_at)
+        self._sums = {key: x for key, x in self._sums.items() if key[0] in self.state.input}
 
     def _open(self, senders: list[int]) -> None:
         """Begin with nodes of one stage: set their current values to the clean ones."""
@@ -238,8 +247,22 @@ class Engine:
         scored = self._reads_scored(receiver)
         if removals[0].sender is None:
             return self.live.ablated_input(receiver, scored)[None]
-        differences = [self._difference(removal, scored) for removal in removals]
-        return running_sums(torch.stack(differences)) + self.state.input[receiver]
+        groups: dict[int | None, list[int]] = defaultdict(list)
+        for i, removal in enumerate(removals):
+            assert removal.sender is not None
+            groups[self.nodes.group(removal.sender)].append(i)
+        x = self.state.input[receiver]
+        for layer, own in groups.items():
+            change = running_sums(torch.stack([self._difference(removals[i], scored) for i in own]))
+            if layer is not None:
+                before = self._together(receiver, layer)
+                change = self.model.normalised_together(layer, before + change)
+                change = change - self.model.normalised_together(layer, before)
+            if len(own) < len(removals):
+                change = torch.cat([torch.zeros_like(change[:1]), change])
+                change = change.index_select(0, self._last(own, range(len(removals))))
+            x = change + x
+        return x
 
     def _difference(self, removal: Removal, scored: bool) -> Tensor:
         """What the removal of a residual edge adds to its receiver's input: Float[batch pos d_model]."""
@@ -281,10 +304,34 @@ class Engine:
     def _received(self, receiver: int, changes: dict[int, Tensor], before: Tensor | None = None) -> Tensor | None:
         """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it. The
         changes are added to inputs `before` them, if given."""
-        terms = [self._carried(x, s, receiver) for s, x in changes.items() if self.kept[s, receiver]]
-        if not terms:
+        carried = [(s, self._carried(x, s, receiver)) for s, x in changes.items() if self.kept[s, receiver]]
+        if not carried:
             return before
+        terms = self.nodes.added(carried, lambda layer: self._together(receiver, layer))
         return self.nodes.total(self.state.input[receiver] if before is None else before, terms)
+
+    def _heads(self, layer: int) -> slice:
+        """The heads of a layer among the senders."""
+        first = self.graph.sender_index[f"a{layer}.h0"]
+        return slice(first, first + self.graph.n_heads)
+
+    def _together(self, receiver: int, layer: int) -> Tensor:
+        """What the heads of a layer write together to a receiver in the circuit: Float[batch pos d_model]."""
+        key = receiver, layer
+        if key in self._sums:
+            return self._sums[key]
+        scored = self._reads_scored(receiver)
+        heads = range(len(self.graph.senders))[self._heads(layer)]
+        z = self.live.heads(self.live.cache.clean, layer, scored)
+        change = (self.live.heads(self.live.cache.ablated, layer, scored) - z).unbind(1)
+        removed = ~self.kept_at[:, receiver]
+        change = [self.nodes.only_at(removed[s], x, scored) for s, x in zip(heads, change, strict=True)]
+        moved = [s for s in heads if s in self.state.deviation and self.kept[s, receiver]]
+        carried = (self._carried(self.state.deviation[s], s, receiver) for s in moved)
+        out = self.nodes.total(self.model.written_together(layer, z + torch.stack(change, 1)), carried)
+        if out.nbytes * (len(self._sums) + 1) <= CACHE_BYTES:
+            self._sums[key] = out
+        return out
 
     def _carried(self, x: Tensor, sender: int, receiver: int) -> Tensor:
         """What a kept edge carries of its sender's values, Float[... batch pos d_model], at the positions where the
@@ -321,12 +368,28 @@ class Engine:
         for s, node in self.nodes.compute(new, self.state.nodes, self.scored_at, clean).items():
             self.state.nodes[s] |= {kind: x[0] for kind, x in node.values.items()}
             self.state.deviation[s] = node.difference[0]
+            for key in [key for key in self._sums if key[1] == self.nodes.group(s)]:
+                del self._sums[key]
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
         deviations = sorted(self.state.deviation.items())
-        terms = [self._carried(x, s, receiver) for s, x in deviations if self.kept[s, receiver]]
+        moved = [(s, x) for s, x in deviations if self.kept[s, receiver]]
+        terms = [self._carried(x, s, receiver) for s, x in moved if self.nodes.group(s) is None]
+        if self.model.config.post_norm:
+            terms += self._shifts(receiver, {self.nodes.group(s) for s, _ in moved})
         return self.nodes.total(self.state.base[receiver], terms)
+
+    def _shifts(self, receiver: int, moved: set[int | None]) -> Iterator[Tensor]:
+        """Yield how much more than in the clean run the heads of a layer add to a receiver's input: for each layer some
+        of whose edges are kept, if others are removed or its heads have `moved`. The base has the layers without."""
+        scored = self._reads_scored(receiver)
+        for layer in range(self.graph.n_layers):
+            kept = self.kept_at[self._heads(layer), receiver]
+            if kept.any() and (layer in moved or not kept.all()):
+                clean = self.model.written_together(layer, self.live.heads(self.live.cache.clean, layer, scored))
+                now = self.model.normalised_together(layer, self._together(receiver, layer))
+                yield now - self.model.normalised_together(layer, clean)
 
 
 def running_sums(x: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Clean and ablated activations at the positions where an engine reads them."""
 
 from collections.abc import Iterator
+from itertools import chain
 
 import numpy as np
 import torch
@@ -73,9 +74,24 @@ class LiveActivations:
         """A receiver's input without any edge, Float[batch pos d_model]; receivers with the same parents share it."""
         n = self.graph.n_parents(self.graph.receivers[receiver])
         if (n, scored) not in self._ablated:
-            differences = (self.difference(sender, scored) for sender in range(n))
-            self._ablated[n, scored] = self.nodes.total(self.clean_input(receiver, scored), differences)
+            single = [s for s in range(n) if self.nodes.group(s) is None]
+            layers = sorted({layer for s in range(n) if (layer := self.nodes.group(s)) is not None})
+            terms = chain(
+                (self.difference(s, scored) for s in single), (self.ablated_heads(layer, scored) for layer in layers)
+            )
+            self._ablated[n, scored] = self.nodes.total(self.clean_input(receiver, scored), terms)
         return self._ablated[n, scored]
+
+    def heads(self, activations: Activations, layer: int, scored: bool) -> Tensor:
+        """z of a layer's heads, Float[batch head pos d_head]."""
+        return self.nodes.narrow(activations.z[layer][:, :, self.start :], False, scored)
+
+    def ablated_heads(self, layer: int, scored: bool) -> Tensor:
+        """How a receiver's input changes when all heads of a layer that are normalised together are ablated: Float[batch
+        pos d_model]."""
+        clean = self.heads(self.cache.clean, layer, scored)
+        change = self.model.written_together(layer, self.heads(self.cache.ablated, layer, scored) - clean)
+        return self.model.moved(layer, clean, change)
 
     def _flags(self) -> Iterator[Tensor]:
         """Yield `_nonzero` of the inputs, then of each layer's heads and MLP."""

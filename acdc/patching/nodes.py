@@ -7,7 +7,7 @@ Heads of one layer that change in the same way are computed together.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from typing import NamedTuple
 
@@ -77,6 +77,25 @@ class Nodes:
         """Yield some senders, which rise, in blocks that don't read each other: the heads of one layer, or an MLP."""
         for _, block in groupby(senders, lambda s: (self.graph.senders[s].layer, self.graph.senders[s].kind)):
             yield list(block)
+
+    def group(self, sender: int) -> int | None:
+        """The layer whose heads are normalised together, if the sender is one of them."""
+        s = self.graph.senders[sender]
+        return s.layer if s.kind == "head" and self.model.config.post_norm else None
+
+    def added(self, changes: Iterable[tuple[int, Tensor]], together: Callable[[int], Tensor]) -> Iterator[Tensor]:
+        """Yield what changes of what senders write to a receiver, Float[... batch pos d_model], add to its input, in
+        parts; `together` gives what the heads of a layer write to it before, where they are normalised together."""
+        groups = defaultdict(list)
+        for sender, x in changes:
+            if (layer := self.group(sender)) is None:
+                yield x
+            else:
+                groups[layer].append(x)
+        for layer, terms in groups.items():
+            before = together(layer)
+            after = self.model.normalised_together(layer, self.total(before, terms))
+            yield after - self.model.normalised_together(layer, before)
 
     def total(self, x: Tensor, terms: Iterable[Tensor]) -> Tensor:
         """The sum of x and all terms, which may have versions in front; x itself without any."""
