@@ -148,11 +148,12 @@ class Transformer:
         return y
 
     def over_heads(self, kind: str, layer: int, h: Tensor) -> tuple[Tensor, Tensor]:
-        """The root mean square of the queries or keys that all heads would have from one input, Float[... d_model] to
-        Float[... 1], and its gradient there, Float[... d_model]."""
+        """The root mean square of the queries or keys that all heads would have from one input, Float[any row d_model]
+        to Float[any row 1], and its gradient there, Float[any row d_model]."""
         at = f"layers.{layer}.{kind}."
         w = self.weights[at + "weight"].transpose(0, 1).flatten(1)
-        y = h @ w + self.weights[at + "bias"].flatten()
+        # A product for each of `any`, so that no bit depends on how many there are.
+        y = torch.bmm(h, w.expand(len(h), -1, -1)) + self.weights[at + "bias"].flatten()
         root = (y.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
         return root, y @ w.T / (root * y.shape[-1])
 

@@ -9,7 +9,7 @@ circuit without its dead edges. Nodes that are read at the scored positions only
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -100,6 +100,7 @@ class _Part:
         # What doesn't depend on the circuit, at the live positions:
         self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry; of a head z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
+        self.together: dict[int, Tensor] = {}  # layer whose heads are normalised together → what they write, all ablated
         self.before: dict[int, Values] = {}  # head → keys and values before the live positions
         # The current circuit:
         self.kept = np.zeros_like(graph.edges)  # at any span
@@ -124,6 +125,8 @@ class _Part:
             after = self.nodes.model.after_attention(layer, x, z)
             heads = [graph.sender_index[f"a{layer}.h{head}"] for head in range(graph.n_heads)]
             heads = [s for s in heads if graph.senders[s].name in nodes]
+            if heads and self.nodes.group(heads[0]) is not None:
+                self.together[layer] = self.nodes.model.written_together(layer, z)
             for s in heads:
                 self.ablated[s] = z[:, graph.senders[s].head]
                 self.base |= dict.fromkeys(graph.own_receivers[s], x)
@@ -196,9 +199,24 @@ class _Part:
     def _current_input(self, r: int) -> Tensor:
         """What a receiver reads: Float[batch pos d_model]. Summed anew each time, so that rounding doesn't add up."""
         x = self.nodes.narrow(self.base[r], False, self._reads_scored(r))
-        return self.nodes.total(
-            x, (self._carried(self.delta[s], s, r) for s in np.flatnonzero(self.kept[:, r]).tolist())
-        )
+        kept = ((s, self._carried(self.delta[s], s, r)) for s in np.flatnonzero(self.kept[:, r]).tolist())
+        return self.nodes.total(x, self.nodes.added(kept, lambda layer: self._ablated(r, layer)))
+
+    def _ablated(self, r: int, layer: int) -> Tensor:
+        """What the heads of a layer write together to a receiver without any edge: Float[batch pos d_model]."""
+        return self.nodes.narrow(self.together[layer], False, self._reads_scored(r))
+
+    def _now(self, r: int, layer: int) -> Tensor:
+        """What they write together to it in the circuit."""
+        heads = (s for s in np.flatnonzero(self.kept[:, r]).tolist() if self.nodes.group(s) == layer)
+        return self.nodes.total(self._ablated(r, layer), (self._carried(self.delta[s], s, r) for s in heads))
+
+    def _moves(self, r: int, changes: dict[int, Change], of: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield what changes of senders, of some candidates, move a receiver's input by, in parts."""
+        sees = {s: change.sees if of is None else change.sees[of] for s, change in changes.items()}
+        feeding = [(s, change.versions) for s, change in changes.items() if self.kept[s, r]]
+        carried = ((s, self._carried(x, s, r).index_select(0, sees[s])) for s, x in feeding)
+        return self.nodes.added(carried, lambda layer: self._now(r, layer))
 
     # --- its neighbours -----------------------------------------------------------------------------------------------
 
@@ -216,9 +234,8 @@ class _Part:
             for done in [other for other in changes if self.last_reader[other] < block[0]]:
                 del changes[done]
             fresh = self._changes(block, edges, into, changes)
-            for s, change in fresh.items():
-                if self.kept[s, self.logits]:
-                    final += self._carried(change.versions, s, self.logits).index_select(0, change.sees)
+            for moved in self._moves(self.logits, fresh):
+                final += moved
             changes |= fresh
         for i in into[self.logits]:
             final[i] += self._flip(edges[i])
@@ -248,8 +265,8 @@ class _Part:
                 if not into.get(r) and not feeding[r]:
                     continue
                 x = self.input[r].expand(len(which), *self.input[r].shape).clone()
-                for c in feeding[r]:
-                    x += self._carried(changes[c].versions, c, r).index_select(0, changes[c].sees[of])
+                for move in self._moves(r, changes, of):
+                    x += move
                 for i in into.get(r, []):
                     x[np.searchsorted(which, i)] += self._flip(edges[i])
                 new[s][self.graph.receivers[r].kind] = x
@@ -282,7 +299,8 @@ class _Part:
         span = _span(edge)
         here = np.arange(self.kept_at.shape[2]) == span
         written = self.nodes.only_at(here, self._written(self.delta[s], s, r), self._reads_scored(r))
-        return -written if self.kept_at[s, r, span] else written
+        change = -written if self.kept_at[s, r, span] else written
+        return next(self.nodes.added([(s, change)], lambda layer: self._now(r, layer)))
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from acdc.patching import circuit_engine
 from acdc.patching.circuit_engine import CircuitEngine
 from acdc.patching.offload import Parts
 from tests.support.oracle import Naive
-from tests.support.random_models import random_model, random_prompts
+from tests.support.random_models import JOINT_HEAD_NORM, POST_NORM, random_model, random_prompts
 
 FAMILIES = {
     "serial": {},
@@ -26,6 +26,8 @@ FAMILIES = {
     "not causal": {"causal": False},
     "windows": {"windows": (2, 0), "head_norm": True},
     "not causal, parallel": {"causal": False, "parallel": True, "split_position": True},
+    "norms after heads": {**POST_NORM, "n_layers": 3, "windows": (3, 0, 2)},
+    "norm of all heads' queries": {**JOINT_HEAD_NORM, "n_heads": 3},
 }
 METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
 SHARES = (1.0, 0.6, 0.4, 0.8)  # of the edges; the last circuit grows again
@@ -112,7 +114,7 @@ def test_a_chain_goes_with_its_first_edge(ablation):
     assert abs(written - expected) > 1e-4  # what such nodes write would show
 
 
-@pytest.mark.parametrize("family", ["serial", "parallel", "split position"])
+@pytest.mark.parametrize("family", ["serial", "parallel", "split position", "norms after heads"])
 def test_what_was_evaluated_before_changes_no_bit(family):
     """Circuits in any order, each with some of its neighbours; which ones decides where nodes are computed."""
     model, prompts, _ = setting(family, "corrupted")
