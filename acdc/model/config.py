@@ -88,7 +88,7 @@ class ModelConfig:
         """Multiplications and additions of a node at one position: an input, a head without the mixing of positions, an
         MLP, or the logits."""
         d = self.d_model
-        head = 4 * d * self.d_head
+        head = (4 + 2 * self.n_heads * self.joint_head_norm) * d * self.d_head
         mlp = (3 if self.gated else 2) * d * self.d_mlp
         return 2 * {"input": 0, "head": head, "mlp": mlp, "logits": d * self.vocab_out}[kind]
 

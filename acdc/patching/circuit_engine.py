@@ -100,7 +100,7 @@ class _Part:
         # What doesn't depend on the circuit, at the live positions:
         self.ablated: dict[int, Tensor] = {}  # sender → what its removed edges carry; of a head z
         self.base: dict[int, Tensor] = {}  # receiver → its input without any edge
-        self.together: dict[int, Tensor] = {}  # layer whose heads are normalised together → what they write, all ablated
+        self.together: dict[int, Tensor] = {}  # layer → what its ablated heads write, if they are normalised together
         self.before: dict[int, Values] = {}  # head → keys and values before the live positions
         # The current circuit:
         self.kept = np.zeros_like(graph.edges)  # at any span
@@ -200,19 +200,21 @@ class _Part:
         """What a receiver reads: Float[batch pos d_model]. Summed anew each time, so that rounding doesn't add up."""
         x = self.nodes.narrow(self.base[r], False, self._reads_scored(r))
         kept = ((s, self._carried(self.delta[s], s, r)) for s in np.flatnonzero(self.kept[:, r]).tolist())
-        return self.nodes.total(x, self.nodes.added(kept, lambda layer: self._ablated(r, layer)))
+        return self.nodes.total(x, self.nodes.added(kept, lambda layer: self._without(r, layer)))
 
-    def _ablated(self, r: int, layer: int) -> Tensor:
-        """What the heads of a layer write together to a receiver without any edge: Float[batch pos d_model]."""
+    def _without(self, r: int, layer: int) -> Tensor:
+        """What the heads of a layer, which are normalised together, write to a receiver without any edge: Float[batch
+        pos d_model]."""
         return self.nodes.narrow(self.together[layer], False, self._reads_scored(r))
 
     def _now(self, r: int, layer: int) -> Tensor:
-        """What they write together to it in the circuit."""
+        """What they write to it in the circuit."""
         heads = (s for s in np.flatnonzero(self.kept[:, r]).tolist() if self.nodes.group(s) == layer)
-        return self.nodes.total(self._ablated(r, layer), (self._carried(self.delta[s], s, r) for s in heads))
+        return self.nodes.total(self._without(r, layer), (self._carried(self.delta[s], s, r) for s in heads))
 
     def _moves(self, r: int, changes: dict[int, Change], of: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield what changes of senders, of some candidates, move a receiver's input by, in parts."""
+        """Yield, in parts, how a receiver's input moves with senders: Float[candidate batch pos d_model], for all
+        candidates or those `of` some indices."""
         sees = {s: change.sees if of is None else change.sees[of] for s, change in changes.items()}
         feeding = [(s, change.versions) for s, change in changes.items() if self.kept[s, r]]
         carried = ((s, self._carried(x, s, r).index_select(0, sees[s])) for s, x in feeding)

@@ -323,9 +323,9 @@ class Engine:
         scored = self._reads_scored(receiver)
         heads = range(len(self.graph.senders))[self._heads(layer)]
         z = self.live.heads(self.live.cache.clean, layer, scored)
-        change = (self.live.heads(self.live.cache.ablated, layer, scored) - z).unbind(1)
+        ablated = (self.live.heads(self.live.cache.ablated, layer, scored) - z).unbind(1)
         removed = ~self.kept_at[:, receiver]
-        change = [self.nodes.only_at(removed[s], x, scored) for s, x in zip(heads, change, strict=True)]
+        change = [self.nodes.only_at(removed[s], x, scored) for s, x in zip(heads, ablated, strict=True)]
         moved = [s for s in heads if s in self.state.deviation and self.kept[s, receiver]]
         carried = (self._carried(self.state.deviation[s], s, receiver) for s in moved)
         out = self.nodes.total(self.model.written_together(layer, z + torch.stack(change, 1)), carried)

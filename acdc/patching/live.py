@@ -87,8 +87,8 @@ class LiveActivations:
         return self.nodes.narrow(activations.z[layer][:, :, self.start :], False, scored)
 
     def ablated_heads(self, layer: int, scored: bool) -> Tensor:
-        """How a receiver's input changes when all heads of a layer that are normalised together are ablated: Float[batch
-        pos d_model]."""
+        """How a receiver's input changes when all heads of a layer, which are normalised together, are ablated:
+        Float[batch pos d_model]."""
         clean = self.heads(self.cache.clean, layer, scored)
         change = self.model.written_together(layer, self.heads(self.cache.ablated, layer, scored) - clean)
         return self.model.moved(layer, clean, change)

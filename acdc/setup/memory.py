@@ -91,8 +91,8 @@ class Sizes:
         m = self.model
         senders = len(m.graph().senders)
         kind = METHODS[method].kind
-        if kind == "search":  # current values of the nodes, differences, a batch of candidates
-            return senders * self.stream(n) + 2 * self.table(n)
+        if kind == "search":  # current values of the nodes, differences, a batch of candidates, sums of heads
+            return senders * self.stream(n) + (2 + m.post_norm) * self.table(n)
         if kind in ("exact", "activations"):  # what all senders write, with changes
             return 4 * self.table(n)
         if kind == "gradient":  # three runs, and twice the gradients at the inputs of a layer's heads

@@ -24,7 +24,7 @@ from tests.recipes import compile_tracr
 from tests.support.equivalence import compare
 from tests.support.known import compiled
 from tests.support.oracle import Naive
-from tests.support.random_models import random_model, random_prompts
+from tests.support.random_models import JOINT_HEAD_NORM, random_model, random_prompts
 
 FAMILIES = (
     {},
@@ -39,7 +39,7 @@ FAMILIES = (
 @given(
     seed=st.integers(0, 10_000),
     layers=st.integers(1, 2),
-    family=st.sampled_from(FAMILIES),
+    family=st.sampled_from((*FAMILIES, JOINT_HEAD_NORM)),
     metric=st.sampled_from(["kl", "logit-diff", "nll"]),
     ablation=st.sampled_from(["corrupted", "zero", "mean"]),
     threshold=st.sampled_from([1e-4, 1e-3, 1e-2, 0.1]),
