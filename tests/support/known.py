@@ -171,7 +171,7 @@ def carrying(model: Transformer, prompts: Split, true: np.ndarray, name: str) ->
     """Bool[sender receiver]: the true edges of a bundled compiled model in which the clean and the corrupted run differ
     in anything that the receiver reads."""
     runs, raw = Parts(model, prompts, "corrupted")[0], compile_tracr.load_model(BUNDLED / name)
-    written = torch.cat([x for _, x in model.written_by(runs.difference, len(raw.graph.senders))])
+    written = torch.cat([x for _, x in runs.changes(model, len(raw.graph.senders))])
     reads = torch.from_numpy(np.stack([compile_tracr._reads(raw, r) for r in raw.graph.receivers])).to(written)
     moved = torch.einsum("sbtd,rd->sr", written.abs(), reads).numpy() > 1e-9
     return Circuit(raw.graph, true & moved).pruned().kept
