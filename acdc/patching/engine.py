@@ -15,6 +15,7 @@ log gives the same bits.
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -139,16 +140,19 @@ class Engine:
         """Remove some candidates from the circuit."""
         touched = set()
         base = self.state.base
-        for removal in removals:
-            receiver = removal.receiver
+        for receiver, some in groupby(removals, lambda removal: removal.receiver):
+            gone = list(some)
+            active = [removal for removal in gone if not self.inert(removal)]
             scored = self._reads_scored(receiver)
-            if not self.inert(removal):
+            if active and active[0].sender is None:
+                base[receiver] = self.live.ablated_input(receiver, scored)
+            elif active:
+                differences = (self._difference(removal, scored) for removal in active)
+                base[receiver] = self.nodes.total(base[receiver], differences)
+            if active:
                 touched.add(receiver)
-                if removal.sender is None:
-                    base[receiver] = self.live.ablated_input(receiver, scored)
-                else:
-                    base[receiver] = base[receiver] + self._difference(removal, scored)
-            self._remove(removal)
+            for removal in gone:
+                self._remove(removal)
         self._settle(touched)
 
     def offload(self) -> None:

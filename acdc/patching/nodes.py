@@ -19,7 +19,7 @@ from acdc.graph.graph import QKV, Graph
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 
-AT_ONCE = 16  # most terms that are added up at once
+AT_ONCE = 16  # most terms that one operation adds up
 
 # Of one node, by the kind of its receivers: the input of an MLP, or what a head reads; or a head's q, Float[batch pos
 # d_head], k and v, Float[batch key d_head]; and under "out" what it writes, of a head z. May have versions in front.
@@ -80,14 +80,16 @@ class Nodes:
 
     def total(self, x: Tensor, terms: Iterable[Tensor]) -> Tensor:
         """The sum of x and all terms, which may have versions in front; x itself without any."""
-        out = None
-        if self.model.few_launches:
-            terms = iter(terms)
-            while some := list(islice(terms, AT_ONCE)):
-                out = torch.stack([(x if out is None else out).expand_as(some[0]), *some]).sum(0)
-        for term in terms:
-            out = x + term if out is None else out.add_(term)
-        return x if out is None else out
+        out = x
+        terms = iter(terms)
+        while some := list(islice(terms, AT_ONCE if self.model.few_launches else 1)):
+            if len(some) > 1:
+                out = torch.stack([out.expand_as(some[0]), *some]).sum(0)
+            elif out is x:
+                out = x + some[0]
+            else:
+                out += some[0]
+        return out
 
     def compute(
         self, new: Mapping[int, Values], now: Mapping[int, Values], scored: Mapping[int, bool], to: Mapping[int, Tensor]
