@@ -133,20 +133,13 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
         b, p = runs.rows.T
         direction = _answer_direction(model, runs)
         final = runs.residual[-1][b, p]
-        if model.config.norm == "layer":
-            final = final - final.mean(-1, keepdim=True)
-        scale = (final.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()  # what the norm divides by
-        if model.config.norm == "none":
-            scale = torch.ones_like(scale)
         at_rows = Activations(
             runs.clean.inputs[:, b, p][:, :, None],
             runs.clean.z[:, b, :, p].transpose(0, 1)[:, :, :, None],
             runs.clean.mlp[:, b, p][:, :, None],
         )
         for s in senders:
-            written = model.written(at_rows, s)[:, 0] / scale
-            if model.config.norm == "layer":
-                written = written - written.mean(-1, keepdim=True)
+            written = model.normalise_part(model.written(at_rows, s)[:, 0], final)
             # Row by row: the order of one long sum would depend on the number of threads.
             effect = (written * direction).sum(-1).sum()
             total[s.name] = total.get(s.name, 0.0) + float(effect)

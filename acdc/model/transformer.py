@@ -100,6 +100,16 @@ class Transformer:
             return self.rms_norm(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
+    def normalise_part(self, part: Tensor, whole: Tensor) -> Tensor:
+        """What a part of inputs Float[... d_model] adds to `normalise` of the whole, which divides by the whole's scale:
+        the parts of an input add up."""
+        if self.config.norm == "none":
+            return part
+        if self.config.norm == "layer":
+            part = part - part.mean(-1, keepdim=True)
+            whole = whole - whole.mean(-1, keepdim=True)
+        return part * (whole.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+
     def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
         return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
@@ -122,6 +132,18 @@ class Transformer:
             return y
         if self.config.head_norm:
             y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
+        return self.rotate(y, positions)
+
+    def place_part(self, kind: str, layer: int, part: Tensor, whole: Tensor, positions: Tensor) -> Tensor:
+        """What a part of queries or keys Float[... pos d_head] adds to `place` of the whole: that is linear, but for the
+        norm's scale, which is the whole's."""
+        if self.config.head_norm:
+            scale = (whole.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+            part = part * scale * self.weights[f"layers.{layer}.{kind}.norm"]
+        return self.rotate(part, positions)
+
+    def rotate(self, y: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys Float[... pos d_head] by their positions Int[... pos], if the model does."""
         if not self.config.rotary:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.
