@@ -29,7 +29,7 @@ from acdc.patching.patch import PatchedModel, circuit_edges
 from acdc.patching.problem import Problem
 
 SHARE = 0.9  # of what an edge adds to a score, which the fewest terms make
-DRAWS = 5  # random sets of terms
+DRAWS = 3  # random sets of terms
 STAGE = "signals"
 
 Sides = dict[str, Tensor]  # of the query, "q", and of the key, "k"
@@ -70,6 +70,7 @@ class Terms:
     """The scores of pairs of a query and a key by term."""
 
     directions: Sides  # u and v in the residual stream, without the bias, Float[pair d_model term]
+    heads: Sides  # what they are in queries and keys, before these are placed, Float[pair term d_head]
     read: Sides  # [x; 1]·u and [x; 1]·v, Float[pair term]
     sigma: Tensor  # Float[pair term], falling
 
@@ -77,11 +78,6 @@ class Terms:
     def scores(self) -> Tensor:
         """The terms, Float[pair term], which add up to the scores."""
         return self.sigma * self.read["q"] * self.read["k"]
-
-    def added(self, kind: str, part: Tensor) -> Tensor:
-        """What a part of the normalised inputs of the queries or the keys, Float[pair d_model], adds to the terms."""
-        other = self.read["k" if kind == "q" else "q"]
-        return torch.einsum("pd,pdk->pk", part, self.directions[kind]) * self.sigma * other
 
     def only(self, kind: str, chosen: Tensor, x: Tensor) -> Tensor:
         """The part of vectors Float[pair pos d_model] that the chosen terms, Bool[pair term], read: the others read
@@ -100,6 +96,7 @@ def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) 
     `at` their positions, Int[pair]."""
     bases = {}
     factors = {}
+    placed = {}
     inputs = {}
     for c in "qk":
         w, b = (model.weights[f"layers.{layer}.{c}.{name}"][head].cpu().double() for name in ("weight", "bias"))
@@ -109,11 +106,13 @@ def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) 
         inputs[c] = F.pad(model.normalise(x[c].cpu().double()), (0, 1), value=1.0)
         y = (inputs[c] @ bases[c] @ factor).to(x[c])
         one = torch.eye(y.shape[1]).to(y).expand(len(y), -1, -1)
-        factors[c] = factor @ model.place_part(c, layer, one, y[:, None], at[c][:, None]).cpu().double()
-    u, sigma, v = torch.linalg.svd(factors["q"] @ factors["k"].mT)
-    sides = {"q": bases["q"] @ u, "k": bases["k"] @ v.mT}
+        placed[c] = factor @ model.unplace(c, layer, one, y[:, None], at[c][:, None]).mT.cpu().double()
+        factors[c] = factor
+    u, sigma, v = torch.linalg.svd(placed["q"] @ placed["k"].mT)
+    turns = {"q": u, "k": v.mT}
+    sides = {c: bases[c] @ turn for c, turn in turns.items()}
     read = {c: torch.einsum("pd,pdk->pk", inputs[c], side) for c, side in sides.items()}
-    return Terms({c: side[:, :-1] for c, side in sides.items()}, read, sigma)
+    return Terms({c: side[:, :-1] for c, side in sides.items()}, {c: turn.mT @ factors[c] for c, turn in turns.items()}, read, sigma)
 
 
 def fewest(terms: Tensor, share: float = SHARE) -> Tensor:
@@ -136,7 +135,7 @@ def signals(
     kept = circuit_edges(circuit, problem.model)
     graph = circuit.graph
     found: list[list[tuple[list[Pair], Tensor]]] = [[] for _ in parts]
-    size = problem.max_batch(2 * len(graph.receivers))
+    size = problem.max_batch(6 * len(circuit.nodes()))  # what up to three receivers of a node read, and gradients
     for n, cache in enumerate(problem.chunks(size)):
         run = _Run(problem, cache, kept)
         for i, part in enumerate(parts):
@@ -164,7 +163,11 @@ def _explained(run: "_Run", part: tuple[int, ...], draw: np.random.Generator) ->
     added = run.added[sender] * run.places(*span)
     act = run.act(to, added)
     terms = score_terms(run.model, to.layer, to.head, act.x, act.at)
-    by_term = terms.added(kind, run.model.normalise_part(act.added, act.x[kind]).cpu().double())
+    by_term = torch.einsum(
+        "bpk,bpk->bk",
+        act.added.cpu().double() @ terms.directions[kind],
+        act.slope.cpu().double() @ terms.heads[kind].mT,
+    )
     chosen = fewest(by_term)
     sizes = chosen.sum(1)
     carried = [terms.only(kind, chosen, added)]
@@ -197,7 +200,8 @@ class _Act:
 
     at: Sides  # the positions, without padding, Int[batch]
     x: Sides  # what is read there, Float[batch d_model]
-    added: Tensor  # what the edge adds to that of its side, likewise
+    added: Tensor  # what the edge adds to its side after the norm, Float[batch pos d_model]
+    slope: Tensor  # of the pair's log-odds in its side before it is placed, Float[batch pos d_head]
     attention: Tensor  # Float[batch]
     without: Tensor  # the same without the edge
 
@@ -249,23 +253,39 @@ class _Run:
         with the largest product of the change of the score and the metric's slope in it."""
         model = self.model
         kind = receiver.kind
-        clean = self.cache.residual[receiver.layer][:, : self.patched.start]  # read before the live positions
+        layer = receiver.layer
+        head = receiver.head
+        positions = self.patched.positions
+        clean = self.cache.residual[layer][:, : self.patched.start]  # read before the live positions
         none = torch.zeros_like(clean)
         x = {c: torch.cat([clean, self.read[self.graph.receiver_index[f"{receiver.node}<{c}>"]]], 1) for c in QKV}
         added = torch.cat([none, added], 1)
         scores, pattern = self._attention(receiver, x)
         changed, without = self._attention(receiver, {**x, kind: x[kind] - added})
-        v = model.project("v", receiver.layer, receiver.head, x["v"], self.patched.positions)
+        v = model.project("v", layer, head, x["v"], positions)
         gradient = torch.cat([none, self._gradient(receiver.node)], 1)
-        slope = gradient @ model.weights[f"layers.{receiver.layer}.o.weight"][receiver.head].T @ v.mT
+        slope = gradient @ model.weights[f"layers.{layer}.o.weight"][head].T @ v.mT
         slope = pattern * (slope - (pattern * slope).sum(-1, keepdim=True))
         best = (slope * (scores - changed)).abs().flatten(1).argmax(1)
         prompt = torch.arange(len(best), device=best.device)
         place = {"q": best // scores.shape[-1], "k": best % scores.shape[-1]}
+        others = scores[prompt, place["q"]].masked_fill(pattern[prompt, place["q"]] == 0, -torch.inf)
+        others[prompt, place["k"]] = -torch.inf
+        weights = -others.softmax(-1).nan_to_num()  # NaN where there are none
+        weights[prompt, place["k"]] = 1
+        q, k = (model.project(c, layer, head, x[c], positions) for c in "qk")
+        slope = torch.zeros_like(q)
+        if kind == "q":
+            slope[prompt, place["q"]] = torch.einsum("bp,bpd->bd", weights, k)
+        else:
+            slope = torch.einsum("bp,bd->bpd", weights, q[prompt, place["q"]])
+        at = f"layers.{layer}.{kind}."
+        y = model.normalise(x[kind]) @ model.weights[at + "weight"][head] + model.weights[at + "bias"][head]
         return _Act(
-            at={c: self.patched.positions[prompt, place[c]] for c in "qk"},
+            at={c: positions[prompt, place[c]] for c in "qk"},
             x={c: x[c][prompt, place[c]] for c in "qk"},
-            added=added[prompt, place[kind]],
+            added=model.normalise_part(added, x[kind]),
+            slope=model.unplace(kind, layer, slope, y, positions),
             attention=pattern.flatten(1)[prompt, best],
             without=without.flatten(1)[prompt, best],
         )

@@ -134,13 +134,14 @@ class Transformer:
             y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
         return self.rotate(y, positions)
 
-    def place_part(self, kind: str, layer: int, part: Tensor, whole: Tensor, positions: Tensor) -> Tensor:
-        """What a part of queries or keys Float[... pos d_head] adds to `place` of the whole: that is linear, but for the
-        norm's scale, which is the whole's."""
-        if self.config.head_norm:
-            scale = (whole.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
-            part = part * scale * self.weights[f"layers.{layer}.{kind}.norm"]
-        return self.rotate(part, positions)
+    def unplace(self, kind: str, layer: int, z: Tensor, y: Tensor, positions: Tensor) -> Tensor:
+        """Vectors Float[... pos d_head] whose products with queries or keys y before `place` are those of z after it. A
+        norm of queries and keys is taken as linear, by its scale at y."""
+        z = self.rotate(z, -positions)
+        if not self.config.head_norm:
+            return z
+        scale = (y.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+        return z * scale * self.weights[f"layers.{layer}.{kind}.norm"]
 
     def rotate(self, y: Tensor, positions: Tensor) -> Tensor:
         """Rotate queries or keys Float[... pos d_head] by their positions Int[... pos], if the model does."""
