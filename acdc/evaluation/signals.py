@@ -1,38 +1,51 @@
-"""Why a head attends: what an edge into a query or key adds to the head's scores, in few directions.
+"""Why a head attends: what an edge into a query or key adds to the head's scores, in how few directions.
 
-The score of a head between query i and key j is bilinear in what it reads there, x after its norm: [x_i; 1] Ω [x_j; 1]
-with Ω = [W_Q; b_Q] [W_K; b_K]ᵀ of rank d_head, so it has as many terms, Σ_k σ_k ([x_i; 1]·u_k) ([x_j; 1]·v_k) (Franco and
-Crovella 2024, arXiv 2410.00340). Rotations stand inside Ω, which depends on i − j then; so does a norm of queries and
-keys, by its current scale. An edge adds to a term of its query what it carries over its removal, w, times the rest:
-(w·u_k) σ_k ([x_j; 1]·v_k), with w divided by what the norm divides by.
+A softmax ignores what all keys of a query have in common. So what counts of an edge is what it adds to the score of the
+pair less the mean score of the query's other keys, weighted by attention: to first order, to the log-odds of attention.
+What the edge carries over its removal adds to that along the directions u_k of the pair's score, or v_k for a key
+(`acdc.model.bilinear`).
 
 All of it is said of the circuit: what its heads read, and its metric when one edge carries some directions only.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.evaluation.bootstrap import Estimate, estimate
-from acdc.evaluation.faithfulness import faithfulness
+from acdc.evaluation.faithfulness import faithfulness, finite, prompt_values
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Receiver
 from acdc.io.progress import Progress, Show, silent
-from acdc.model.transformer import Transformer
+from acdc.model.bilinear import SHARE, Sides, Terms, fewest, score_terms
 from acdc.patching.activations import ActivationCache
 from acdc.patching.patch import PatchedModel, circuit_edges
 from acdc.patching.problem import Problem
+from acdc.setup.inputs import Inputs
 
-SHARE = 0.9  # of what an edge adds to a score, which the fewest terms make
 DRAWS = 3  # random sets of terms
 STAGE = "signals"
 
-Sides = dict[str, Tensor]  # of the query, "q", and of the key, "k"
+LEGEND = {
+    "effect": "how much worse the circuit's metric is when the edge is removed, an exact pass; [95 % intervals] are over "
+    "prompts",
+    "acts at": "query → key: the pair of a prompt through which the edge acts most, by the change of its score times the "
+    "slope of the metric; the most frequent pair, and in how many prompts",
+    "attention": "of that query to that key in the circuit, and in brackets without the edge; means over prompts",
+    "adds": "what the edge adds to the pair's score less the mean score of the query's other keys, weighted by "
+    "attention: to first order, to the log-odds of attention",
+    "terms": "how few of the score's terms, of which each reads one direction in the stream, make 90 % of that (Franco "
+    "and Crovella 2024); mean over prompts, and range. Rotations stand inside the terms, so does a norm of queries "
+    "and keys by its current scale",
+    "kept, left, random": "the share of the effect that is there when the edge carries only the directions of these terms; "
+    "all but them; as many random ones of the head's, the mean of 3 draws. 1 is the whole edge, 0 none",
+}
+
+Part = tuple[int, ...]  # an edge, (sender, receiver), or an edge-span, (sender, receiver, span)
 
 
 @dataclass(frozen=True)
@@ -44,9 +57,9 @@ class Pair:
     attention: float  # of the query to the key
     without: float  # the same without the edge
     score: float  # before the softmax
-    added: float  # by the edge
-    terms: tuple[float, ...]  # the same by term, in falling order of σ
-    fewest: tuple[int, ...]  # the terms that make `SHARE` of it, the largest first
+    added: float  # by the edge, to the score less the mean of the query's other keys
+    terms: tuple[float, ...]  # which add up to it, in falling order of σ
+    fewest: tuple[int, ...]  # those that make `SHARE` of it, the largest first
 
 
 @dataclass(frozen=True)
@@ -62,140 +75,86 @@ class Signal:
     pairs: tuple[Pair, ...]  # by prompt
 
 
-# ---------------------------------------------------------------- the terms of a score
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The scores of pairs of a query and a key by term."""
-
-    directions: Sides  # u and v in the residual stream, without the bias, Float[pair d_model term]
-    heads: Sides  # what they are in queries and keys, before these are placed, Float[pair term d_head]
-    read: Sides  # [x; 1]·u and [x; 1]·v, Float[pair term]
-    sigma: Tensor  # Float[pair term], falling
-
-    @property
-    def scores(self) -> Tensor:
-        """The terms, Float[pair term], which add up to the scores."""
-        return self.sigma * self.read["q"] * self.read["k"]
-
-    def only(self, kind: str, chosen: Tensor, x: Tensor) -> Tensor:
-        """The part of vectors Float[pair pos d_model] that the chosen terms, Bool[pair term], read: the others read
-        nothing of it, and the chosen ones nothing of the rest."""
-        read = x.cpu().double() @ self.directions[kind] * chosen[:, None]
-        return (read @ self._duals[kind]).to(x)
-
-    @cached_property
-    def _duals(self) -> Sides:
-        """For each direction what it alone reads, and by 1: Float[pair term d_model]."""
-        return {kind: torch.linalg.pinv(u) for kind, u in self.directions.items()}
-
-
-def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) -> Terms:
-    """Take a head's scores apart, in float64: `x` are the inputs of the queries and the keys, Float[pair d_model], and
-    `at` their positions, Int[pair]."""
-    bases = {}
-    factors = {}
-    placed = {}
-    inputs = {}
-    for c in "qk":
-        w, b = (model.weights[f"layers.{layer}.{c}.{name}"][head].cpu().double() for name in ("weight", "bias"))
-        if model.config.norm == "layer":
-            w = w - w.mean(0)  # what is read has the mean 0
-        bases[c], factor = torch.linalg.qr(torch.cat([w, b[None]]))
-        inputs[c] = F.pad(model.normalise(x[c].cpu().double()), (0, 1), value=1.0)
-        y = (inputs[c] @ bases[c] @ factor).to(x[c])
-        one = torch.eye(y.shape[1]).to(y).expand(len(y), -1, -1)
-        placed[c] = factor @ model.unplace(c, layer, one, y[:, None], at[c][:, None]).mT.cpu().double()
-        factors[c] = factor
-    u, sigma, v = torch.linalg.svd(placed["q"] @ placed["k"].mT)
-    turns = {"q": u, "k": v.mT}
-    sides = {c: bases[c] @ turn for c, turn in turns.items()}
-    read = {c: torch.einsum("pd,pdk->pk", inputs[c], side) for c, side in sides.items()}
-    return Terms({c: side[:, :-1] for c, side in sides.items()}, {c: turn.mT @ factors[c] for c, turn in turns.items()}, read, sigma)
-
-
-def fewest(terms: Tensor, share: float = SHARE) -> Tensor:
-    """The fewest terms that make a share of their sum: Float[pair term] to Bool[pair term]."""
-    total = terms.sum(-1, keepdim=True)
-    order = (terms * total.sign()).argsort(dim=-1, descending=True, stable=True)
-    largest = terms.gather(-1, order) * total.sign()
-    before = largest.cumsum(-1) - largest
-    return torch.zeros_like(terms, dtype=torch.bool).scatter(-1, order, before < share * total.abs())
-
-
-# ---------------------------------------------------------------- the edges of a circuit
+def into_scores(circuit: Circuit) -> list[Part]:
+    """The edges of a circuit into queries and keys."""
+    receivers = circuit.graph.receivers
+    return [tuple(part) for part in np.argwhere(circuit.kept).tolist() if receivers[part[1]].kind in ("q", "k")]
 
 
 @torch.no_grad()
-def signals(
-    problem: Problem, circuit: Circuit, parts: Sequence[tuple[int, ...]], seed: int = 0, progress: Show = silent
-) -> list[Signal]:
-    """Explain some of a circuit's edges into queries and keys, (sender, receiver) or (sender, receiver, span)."""
-    kept = circuit_edges(circuit, problem.model)
-    graph = circuit.graph
-    found: list[list[tuple[list[Pair], Tensor]]] = [[] for _ in parts]
-    size = problem.max_batch(6 * len(circuit.nodes()))  # what up to three receivers of a node read, and gradients
-    for n, cache in enumerate(problem.chunks(size)):
-        run = _Run(problem, cache, kept)
+def signals(inputs: Inputs, circuit: Circuit, parts: Sequence[Part], progress: Show = silent) -> list[Signal]:
+    """Explain some of a circuit's edges into queries and keys on the evaluation split. Raises UserError if a value of
+    the metric is not finite."""
+    half = inputs.evaluation_split
+    seed = inputs.config.seed
+    metric = inputs.config.metric
+    problem = inputs.problem(half)
+    whole = prompt_values(inputs, half, circuit, metric)
+    edges = circuit_edges(circuit, problem.model)
+    names = [circuit.graph.part_name(part, circuit.spans) for part in parts]
+    pairs: list[list[Pair]] = [[] for _ in parts]
+    values: list[list[Tensor]] = [[] for _ in parts]
+    done = 0
+    for cache in problem.chunks(problem.max_batch(6 * len(circuit.nodes()))):  # three inputs, and gradients
+        run = _Run(problem, cache, edges)
         for i, part in enumerate(parts):
-            name = graph.part_name(part, circuit.spans)
-            found[i].append(_explained(run, part, np.random.default_rng(seed)))
-            progress(Progress(STAGE, n * size + (i + 1) / len(parts) * len(cache.pad), problem.n_prompts, name))
-    return [_signal(graph.part_name(part, circuit.spans), of, seed) for part, of in zip(parts, found, strict=True)]
+            found = run.explain(part)
+            pairs[i] += found.pairs
+            values[i].append(run.check(part, found, np.random.default_rng([seed, done])))
+            share = (i + 1) / len(parts)
+            progress(Progress(STAGE, done + share * len(cache.pad), problem.n_prompts, names[i]))
+        done += len(cache.pad)
+    out = []
+    for name, of_edge, chunks in zip(names, pairs, values, strict=True):
+        without, *some = (finite(inputs, half, f"{metric} without all or some of {name}", x) for x in torch.cat(chunks, 1))
+        shares = (faithfulness(x, whole, without, seed) for x in (*some[:2], np.mean(some[2:], 0)))
+        out.append(Signal(name, estimate(without - whole, seed=seed), *shares, tuple(of_edge)))
+    return out
 
 
-def _signal(edge: str, found: list[tuple[list[Pair], Tensor]], seed: int) -> Signal:
-    """The results on some prompts after the other, as estimates."""
-    values = torch.cat([of_some for _, of_some in found], 1).cpu().double().numpy()
-    whole, without, *rest = values
-    pairs = tuple(pair for of_some, _ in found for pair in of_some)
-    shares = (faithfulness(x, whole, without, seed) for x in (*rest[:2], np.mean(rest[2:], 0)))
-    return Signal(edge, estimate(without - whole, seed=seed), *shares, pairs)
-
-
-def _explained(run: "_Run", part: tuple[int, ...], draw: np.random.Generator) -> tuple[list[Pair], Tensor]:
-    """The pairs of an edge, and the metric with it, without it, with its fewest directions, with all but these, and with
-    each random set: Float[value batch]."""
-    sender, receiver, *span = part
-    to = run.graph.receivers[receiver]
-    kind = to.kind
-    added = run.added[sender] * run.places(*span)
-    act = run.act(to, added)
-    terms = score_terms(run.model, to.layer, to.head, act.x, act.at)
-    by_term = torch.einsum(
-        "bpk,bpk->bk",
-        act.added.cpu().double() @ terms.directions[kind],
-        act.slope.cpu().double() @ terms.heads[kind].mT,
-    )
-    chosen = fewest(by_term)
-    sizes = chosen.sum(1)
-    carried = [terms.only(kind, chosen, added)]
-    carried.append(added - carried[0])
-    for _ in range(DRAWS):
-        order = torch.as_tensor(draw.random(chosen.shape)).argsort(1)
-        carried.append(terms.only(kind, order < sizes[:, None], added))
-    values = [run.values, run.without(receiver, added), *(run.without(receiver, added - some) for some in carried)]
-    pairs = []
-    for i, of in enumerate(by_term):
-        largest = of.abs().argsort(descending=True)
-        pairs.append(
-            Pair(
-                query=int(act.at["q"][i]),
-                key=int(act.at["k"][i]),
-                attention=float(act.attention[i]),
-                without=float(act.without[i]),
-                score=float(terms.scores[i].sum()),
-                added=float(of.sum()),
-                terms=tuple(of.tolist()),
-                fewest=tuple(k for k in largest.tolist() if chosen[i, k]),
-            )
-        )
-    return pairs, torch.stack(values)
+@torch.no_grad()
+def pairs(problem: Problem, circuit: Circuit, parts: Sequence[Part], cache: ActivationCache) -> list[list[Pair]]:
+    """What `signals` finds without patching: the pairs of some edges on some prompts."""
+    run = _Run(problem, cache, circuit_edges(circuit, problem.model))
+    return [run.explain(part).pairs for part in parts]
 
 
 @dataclass(frozen=True)
-class _Act:
+class Prompt:
+    """A prompt in tokens, without padding."""
+
+    tokens: tuple[str, ...]
+    spans: tuple[str, ...]  # the name of each token's span, or its position
+
+
+@dataclass(frozen=True)
+class Signals:
+    """Why the heads of a circuit attend where they do."""
+
+    task: str
+    model: str
+    model_hash: str
+    data_hash: str
+    metric: str
+    ablation: str
+    dtype: str
+    examples: int
+    seed: int
+    half: str  # the prompts: held_out, or discovery for a task without held-out prompts
+    head_norm: bool  # whether queries and keys have a norm, which is taken by its current scale
+    edges: tuple[Signal, ...]  # the largest effect first
+    prompts: tuple[Prompt, ...]
+    notes: tuple[str, ...]
+    legend: dict[str, str] = field(default_factory=LEGEND.copy)
+
+
+class _Found(NamedTuple):
+    pairs: list[Pair]
+    terms: Terms
+    chosen: Tensor  # the fewest terms, Bool[batch term]
+
+
+class _Act(NamedTuple):
     """Where an edge into a head's query or key acts: a pair of positions in each prompt."""
 
     at: Sides  # the positions, without padding, Int[batch]
@@ -226,9 +185,7 @@ class _Run:
 
         with torch.enable_grad():
             rows, senders, added = self.patched.run_edges(self.graph, edges, received)
-            values = self.metric(rows)
-            gradients = torch.autograd.grad(values.sum(), offsets)
-        self.values = values.detach()  # of the metric, Float[batch]
+            gradients = torch.autograd.grad(self.metric(rows).sum(), offsets)
         self.added = dict(zip(senders, added.detach(), strict=True))  # sender → Float[batch live d_model]
         self.gradients = dict(zip(self.read, torch.cat(gradients), strict=True))  # of the metric at what is read
 
@@ -237,6 +194,50 @@ class _Run:
         if self.edges.ndim == 2 or self.cache.spans is None:
             return self.edges.new_ones(1, 1, 1)
         return self.cache.spans[span, :, self.patched.start :, None].to(self.edges)
+
+    def carried(self, part: Part) -> Tensor:
+        """What an edge adds to what its receiver reads, over its removal: Float[batch live d_model]."""
+        sender, _, *span = part
+        return self.added[sender] * self.places(*span)
+
+    def explain(self, part: Part) -> _Found:
+        """Take what an edge adds apart, at the pair of each prompt by which it acts most."""
+        to = self.graph.receivers[part[1]]
+        act = self._act(to, self.carried(part))
+        terms = score_terms(self.model, to.layer, to.head, act.x, act.at)
+        read = act.added.cpu().double() @ terms.directions[to.kind]
+        added = (read * (act.slope.cpu().double() @ terms.heads[to.kind].mT)).sum(1)
+        chosen = fewest(added)
+        scores = terms.scores.sum(-1)
+        found = []
+        for i, of in enumerate(added):
+            largest = of.abs().argsort(descending=True).tolist()
+            found.append(
+                Pair(
+                    query=int(act.at["q"][i]),
+                    key=int(act.at["k"][i]),
+                    attention=float(act.attention[i]),
+                    without=float(act.without[i]),
+                    score=float(scores[i]),
+                    added=float(of.sum()),
+                    terms=tuple(of.tolist()),
+                    fewest=tuple(k for k in largest if chosen[i, k]),
+                )
+            )
+        return _Found(found, terms, chosen)
+
+    def check(self, part: Part, found: _Found, draw: np.random.Generator) -> Tensor:
+        """The metric without an edge, when it carries the fewest directions, all but these, and as many random ones:
+        Float[2 + draws + 1, batch]."""
+        kind = self.graph.receivers[part[1]].kind
+        carried = self.carried(part)
+        kept = found.terms.only(kind, found.chosen, carried)
+        variants = [torch.zeros_like(carried), kept, carried - kept]
+        size = found.chosen.sum(1, keepdim=True)
+        for _ in range(DRAWS):
+            order = torch.as_tensor(draw.random(found.chosen.shape)).argsort(1)
+            variants.append(found.terms.only(kind, order < size, carried))
+        return torch.stack([self.without(part[1], carried - some) for some in variants])
 
     def without(self, receiver: int, removed: Tensor) -> Tensor:
         """The metric, Float[batch], if something is taken from what a receiver reads, Float[batch live d_model]."""
@@ -248,7 +249,7 @@ class _Run:
 
         return self.metric(self.patched.run_edges(self.graph, self.edges, received)[0])
 
-    def act(self, receiver: Receiver, added: Tensor) -> _Act:
+    def _act(self, receiver: Receiver, added: Tensor) -> _Act:
         """Find the pair of each prompt by which an edge acts most, from what it adds, Float[batch live d_model]: that
         with the largest product of the change of the score and the metric's slope in it."""
         model = self.model
