@@ -110,8 +110,8 @@ def evaluate(
     read_task: ReadTask = load_task,
     model: Model | None = None,
 ) -> Evaluation:
-    """Evaluate a circuit: `open_circuit` says what is given. At most `most` edges are removed one by one, those with the
-    smallest scores."""
+    """Evaluate a circuit; what is given is said in `open_circuit`. At most `most` edges are removed one by one, those
+    with the smallest scores."""
     where, file, inputs, edges, other = open_circuit(circuit, given, memory, found_with, read_task, model)
     config = inputs.config
     task = inputs.task

@@ -1,11 +1,10 @@
-"""Why a head attends: what an edge into a query or key adds to the head's scores, in how few directions.
+"""Why a head attends: what an edge into a query or key adds to the head's scores, and in how few directions.
 
-A softmax ignores what all keys of a query have in common. So what counts of an edge is what it adds to the score of the
-pair less the mean score of the query's other keys, weighted by attention: to first order, to the log-odds of attention.
-What the edge carries over its removal adds to that along the directions u_k of the pair's score, or v_k for a key
-(`acdc.model.bilinear`).
+A softmax ignores what all keys of a query have in common. So what counts is what the edge adds to the score of a pair
+less the mean score of the query's other keys, weighted by attention: to first order, to the log-odds of attention. What
+it carries over its removal adds to that along the directions of the pair's score (`acdc.model.bilinear`).
 
-All of it is said of the circuit: what its heads read, and its metric when one edge carries some directions only.
+All is said of the circuit: what its heads read, and what its metric is when one edge carries some directions only.
 """
 
 from collections.abc import Sequence
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.bootstrap import Estimate, estimate
-from acdc.evaluation.faithfulness import faithfulness, finite, prompt_values
+from acdc.evaluation.faithfulness import Array, faithfulness, finite, prompt_values
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Receiver
 from acdc.io.progress import Progress, Show, silent
-from acdc.model.bilinear import SHARE, Sides, Terms, fewest, score_terms
+from acdc.model.bilinear import Sides, Terms, fewest, score_terms
 from acdc.patching.activations import ActivationCache
 from acdc.patching.patch import PatchedModel, circuit_edges
 from acdc.patching.problem import Problem
@@ -31,18 +30,17 @@ DRAWS = 3  # random sets of terms
 STAGE = "signals"
 
 LEGEND = {
-    "effect": "how much worse the circuit's metric is when the edge is removed, an exact pass; [95 % intervals] are over "
-    "prompts",
-    "acts at": "query → key: the pair of a prompt through which the edge acts most, by the change of its score times the "
-    "slope of the metric; the most frequent pair, and in how many prompts",
-    "attention": "of that query to that key in the circuit, and in brackets without the edge; means over prompts",
+    "effect": "how much worse the circuit's metric is without the edge, by an exact pass",
+    "acts at": "query → key: in each prompt the pair through which the edge acts most, by the change of its score "
+    "times the slope of the metric in it; the most frequent pair, and in how many prompts",
+    "attention": "of this query to this key in the circuit, and in brackets without the edge; means over prompts",
     "adds": "what the edge adds to the pair's score less the mean score of the query's other keys, weighted by "
     "attention: to first order, to the log-odds of attention",
-    "terms": "how few of the score's terms, of which each reads one direction in the stream, make 90 % of that (Franco "
-    "and Crovella 2024); mean over prompts, and range. Rotations stand inside the terms, so does a norm of queries "
-    "and keys by its current scale",
-    "kept, left, random": "the share of the effect that is there when the edge carries only the directions of these terms; "
-    "all but them; as many random ones of the head's, the mean of 3 draws. 1 is the whole edge, 0 none",
+    "terms": "how few of the score's terms, each of which reads one direction of the stream, make 90 % of that (Franco "
+    "and Crovella 2024); mean over prompts, and range. Rotations stand inside the terms, and so does a norm of queries "
+    "and keys, by its current scale",
+    "kept, left, random": "the share of the effect that is there when the edge carries only the directions of these "
+    f"terms, all but these, or as many random ones of the head's (the mean of {DRAWS} draws): 1 is the whole edge",
 }
 
 Part = tuple[int, ...]  # an edge, (sender, receiver), or an edge-span, (sender, receiver, span)
@@ -59,64 +57,20 @@ class Pair:
     score: float  # before the softmax
     added: float  # by the edge, to the score less the mean of the query's other keys
     terms: tuple[float, ...]  # which add up to it, in falling order of σ
-    fewest: tuple[int, ...]  # those that make `SHARE` of it, the largest first
+    fewest: tuple[int, ...]  # those that make 90 % of it, the largest first
 
 
 @dataclass(frozen=True)
 class Signal:
-    """An edge of a circuit into a query or key. Shares of its effect are 1 where the metric is the circuit's, and 0 where
+    """An edge of a circuit into a query or key. A share of its effect is 1 where the metric is the circuit's, 0 where
     it is that without the edge."""
 
     edge: str
+    pairs: tuple[Pair, ...]  # by prompt
     effect: Estimate  # how much worse the metric is without the edge
     kept: Estimate  # the share of the effect if the edge carries only the directions of the fewest terms
     left: Estimate  # if it carries all but these
     random: Estimate  # if it carries as many random ones among the head's, the mean over draws
-    pairs: tuple[Pair, ...]  # by prompt
-
-
-def into_scores(circuit: Circuit) -> list[Part]:
-    """The edges of a circuit into queries and keys."""
-    receivers = circuit.graph.receivers
-    return [tuple(part) for part in np.argwhere(circuit.kept).tolist() if receivers[part[1]].kind in ("q", "k")]
-
-
-@torch.no_grad()
-def signals(inputs: Inputs, circuit: Circuit, parts: Sequence[Part], progress: Show = silent) -> list[Signal]:
-    """Explain some of a circuit's edges into queries and keys on the evaluation split. Raises UserError if a value of
-    the metric is not finite."""
-    half = inputs.evaluation_split
-    seed = inputs.config.seed
-    metric = inputs.config.metric
-    problem = inputs.problem(half)
-    whole = prompt_values(inputs, half, circuit, metric)
-    edges = circuit_edges(circuit, problem.model)
-    names = [circuit.graph.part_name(part, circuit.spans) for part in parts]
-    pairs: list[list[Pair]] = [[] for _ in parts]
-    values: list[list[Tensor]] = [[] for _ in parts]
-    done = 0
-    for cache in problem.chunks(problem.max_batch(6 * len(circuit.nodes()))):  # three inputs, and gradients
-        run = _Run(problem, cache, edges)
-        for i, part in enumerate(parts):
-            found = run.explain(part)
-            pairs[i] += found.pairs
-            values[i].append(run.check(part, found, np.random.default_rng([seed, done])))
-            share = (i + 1) / len(parts)
-            progress(Progress(STAGE, done + share * len(cache.pad), problem.n_prompts, names[i]))
-        done += len(cache.pad)
-    out = []
-    for name, of_edge, chunks in zip(names, pairs, values, strict=True):
-        without, *some = (finite(inputs, half, f"{metric} without all or some of {name}", x) for x in torch.cat(chunks, 1))
-        shares = (faithfulness(x, whole, without, seed) for x in (*some[:2], np.mean(some[2:], 0)))
-        out.append(Signal(name, estimate(without - whole, seed=seed), *shares, tuple(of_edge)))
-    return out
-
-
-@torch.no_grad()
-def pairs(problem: Problem, circuit: Circuit, parts: Sequence[Part], cache: ActivationCache) -> list[list[Pair]]:
-    """What `signals` finds without patching: the pairs of some edges on some prompts."""
-    run = _Run(problem, cache, circuit_edges(circuit, problem.model))
-    return [run.explain(part).pairs for part in parts]
 
 
 @dataclass(frozen=True)
@@ -148,7 +102,48 @@ class Signals:
     legend: dict[str, str] = field(default_factory=LEGEND.copy)
 
 
+def into_scores(circuit: Circuit) -> list[Part]:
+    """The edges of a circuit into queries and keys."""
+    receivers = circuit.graph.receivers
+    return [tuple(part) for part in np.argwhere(circuit.kept).tolist() if receivers[part[1]].kind in ("q", "k")]
+
+
+@torch.no_grad()
+def signals(inputs: Inputs, circuit: Circuit, parts: Sequence[Part], progress: Show = silent) -> list[Signal]:
+    """Explain some of a circuit's edges into queries and keys on the evaluation split. Raises UserError if a value of
+    the metric is not finite."""
+    problem = inputs.problem(inputs.evaluation_split)
+    whole = prompt_values(inputs, inputs.evaluation_split, circuit, inputs.config.metric)
+    edges = circuit_edges(circuit, problem.model)
+    names = [circuit.graph.part_name(part, circuit.spans) for part in parts]
+    pairs: list[list[Pair]] = [[] for _ in parts]
+    values: list[list[Tensor]] = [[] for _ in parts]
+    done = 0
+    for cache in problem.chunks(problem.max_batch(6 * len(circuit.nodes()))):  # three inputs of each, and gradients
+        run = _Run(problem, cache, edges)
+        for i, part in enumerate(parts):
+            found = run.explain(part)
+            pairs[i] += found.pairs
+            values[i].append(run.check(part, found, np.random.default_rng([inputs.config.seed, done])))
+            progress(Progress(STAGE, done + (i + 1) / len(parts) * len(cache.pad), problem.n_prompts, names[i]))
+        done += len(cache.pad)
+    return [_signal(inputs, *of_edge, whole) for of_edge in zip(names, pairs, values, strict=True)]
+
+
+def _signal(inputs: Inputs, edge: str, pairs: list[Pair], values: list[Tensor], whole: Array) -> Signal:
+    """The results of an edge as estimates; `values` are those of `_Run.check`, some prompts each."""
+    half = inputs.evaluation_split
+    seed = inputs.config.seed
+    what = f"{inputs.config.metric} without some of {edge}"
+    without, kept, left, *random = (finite(inputs, half, what, x) for x in torch.cat(values, 1))
+    effect = estimate(without - whole, seed=seed)
+    shares = (faithfulness(x, whole, without, seed) for x in (kept, left, np.mean(random, 0)))
+    return Signal(edge, tuple(pairs), effect, *shares)
+
+
 class _Found(NamedTuple):
+    """What an edge adds on some prompts."""
+
     pairs: list[Pair]
     terms: Terms
     chosen: Tensor  # the fewest terms, Bool[batch term]
@@ -189,57 +184,47 @@ class _Run:
         self.added = dict(zip(senders, added.detach(), strict=True))  # sender → Float[batch live d_model]
         self.gradients = dict(zip(self.read, torch.cat(gradients), strict=True))  # of the metric at what is read
 
-    def places(self, span: int = 0) -> Tensor:
+    def explain(self, part: Part) -> _Found:
+        """Take what an edge adds apart, at the pair of each prompt through which it acts most."""
+        to = self.graph.receivers[part[1]]
+        act = self._act(to, self._carried(part))
+        terms = score_terms(self.model, to.layer, to.head, act.x, act.at)
+        read = act.added.cpu().double() @ terms.directions[to.kind]
+        added = (read * (act.slope.cpu().double() @ terms.heads[to.kind].mT)).sum(1)
+        chosen = fewest(added)
+        scores = terms.scores.sum(-1).tolist()
+        pairs = []
+        for i, of in enumerate(added):
+            largest = [k for k in of.abs().argsort(descending=True).tolist() if chosen[i, k]]
+            place = int(act.at["q"][i]), int(act.at["k"][i])
+            attention = float(act.attention[i]), float(act.without[i])
+            pairs.append(Pair(*place, *attention, scores[i], float(of.sum()), tuple(of.tolist()), tuple(largest)))
+        return _Found(pairs, terms, chosen)
+
+    def check(self, part: Part, found: _Found, draw: np.random.Generator) -> Tensor:
+        """The metric without an edge, and when it carries only the fewest directions, all but these, and each of some
+        random sets of as many: Float[carried batch]."""
+        kind = self.graph.receivers[part[1]].kind
+        whole = self._carried(part)
+        kept = found.terms.only(kind, found.chosen, whole)
+        carried = [torch.zeros_like(whole), kept, whole - kept]
+        for _ in range(DRAWS):
+            order = torch.as_tensor(draw.random(found.chosen.shape)).argsort(1)
+            carried.append(found.terms.only(kind, order < found.chosen.sum(1, keepdim=True), whole))
+        return torch.stack([self._without(part[1], whole - some) for some in carried])
+
+    def _carried(self, part: Part) -> Tensor:
+        """What an edge adds to what its receiver reads, over its removal: Float[batch live d_model]."""
+        sender, _, *span = part
+        return self.added[sender] * self._places(*span)
+
+    def _places(self, span: int = 0) -> Tensor:
         """The live positions of a span, or all without spans, as 1 and 0: Float[batch live 1]."""
         if self.edges.ndim == 2 or self.cache.spans is None:
             return self.edges.new_ones(1, 1, 1)
         return self.cache.spans[span, :, self.patched.start :, None].to(self.edges)
 
-    def carried(self, part: Part) -> Tensor:
-        """What an edge adds to what its receiver reads, over its removal: Float[batch live d_model]."""
-        sender, _, *span = part
-        return self.added[sender] * self.places(*span)
-
-    def explain(self, part: Part) -> _Found:
-        """Take what an edge adds apart, at the pair of each prompt by which it acts most."""
-        to = self.graph.receivers[part[1]]
-        act = self._act(to, self.carried(part))
-        terms = score_terms(self.model, to.layer, to.head, act.x, act.at)
-        read = act.added.cpu().double() @ terms.directions[to.kind]
-        added = (read * (act.slope.cpu().double() @ terms.heads[to.kind].mT)).sum(1)
-        chosen = fewest(added)
-        scores = terms.scores.sum(-1)
-        found = []
-        for i, of in enumerate(added):
-            largest = of.abs().argsort(descending=True).tolist()
-            found.append(
-                Pair(
-                    query=int(act.at["q"][i]),
-                    key=int(act.at["k"][i]),
-                    attention=float(act.attention[i]),
-                    without=float(act.without[i]),
-                    score=float(scores[i]),
-                    added=float(of.sum()),
-                    terms=tuple(of.tolist()),
-                    fewest=tuple(k for k in largest if chosen[i, k]),
-                )
-            )
-        return _Found(found, terms, chosen)
-
-    def check(self, part: Part, found: _Found, draw: np.random.Generator) -> Tensor:
-        """The metric without an edge, when it carries the fewest directions, all but these, and as many random ones:
-        Float[2 + draws + 1, batch]."""
-        kind = self.graph.receivers[part[1]].kind
-        carried = self.carried(part)
-        kept = found.terms.only(kind, found.chosen, carried)
-        variants = [torch.zeros_like(carried), kept, carried - kept]
-        size = found.chosen.sum(1, keepdim=True)
-        for _ in range(DRAWS):
-            order = torch.as_tensor(draw.random(found.chosen.shape)).argsort(1)
-            variants.append(found.terms.only(kind, order < size, carried))
-        return torch.stack([self.without(part[1], carried - some) for some in variants])
-
-    def without(self, receiver: int, removed: Tensor) -> Tensor:
+    def _without(self, receiver: int, removed: Tensor) -> Tensor:
         """The metric, Float[batch], if something is taken from what a receiver reads, Float[batch live d_model]."""
 
         def received(to: Sequence[int], x: Tensor) -> Tensor:
@@ -249,9 +234,9 @@ class _Run:
 
         return self.metric(self.patched.run_edges(self.graph, self.edges, received)[0])
 
-    def _act(self, receiver: Receiver, added: Tensor) -> _Act:
-        """Find the pair of each prompt by which an edge acts most, from what it adds, Float[batch live d_model]: that
-        with the largest product of the change of the score and the metric's slope in it."""
+    def _act(self, receiver: Receiver, carried: Tensor) -> _Act:
+        """Find the pair of each prompt through which an edge acts most, by what it carries, Float[batch live d_model]:
+        that with the largest product of the change of the score and the metric's slope in it."""
         model = self.model
         kind = receiver.kind
         layer = receiver.layer
@@ -260,43 +245,43 @@ class _Run:
         clean = self.cache.residual[layer][:, : self.patched.start]  # read before the live positions
         none = torch.zeros_like(clean)
         x = {c: torch.cat([clean, self.read[self.graph.receiver_index[f"{receiver.node}<{c}>"]]], 1) for c in QKV}
-        added = torch.cat([none, added], 1)
-        scores, pattern = self._attention(receiver, x)
-        changed, without = self._attention(receiver, {**x, kind: x[kind] - added})
-        v = model.project("v", layer, head, x["v"], positions)
+        added = torch.cat([none, carried], 1)
+        q, k, v = (model.project(c, layer, head, x[c], positions) for c in QKV)
+        scores, pattern = self._attention(layer, q, k)
+        other = model.project(kind, layer, head, x[kind] - added, positions)
+        changed, without = self._attention(layer, *((other, k) if kind == "q" else (q, other)))
         gradient = torch.cat([none, self._gradient(receiver.node)], 1)
         slope = gradient @ model.weights[f"layers.{layer}.o.weight"][head].T @ v.mT
         slope = pattern * (slope - (pattern * slope).sum(-1, keepdim=True))
         best = (slope * (scores - changed)).abs().flatten(1).argmax(1)
         prompt = torch.arange(len(best), device=best.device)
         place = {"q": best // scores.shape[-1], "k": best % scores.shape[-1]}
-        others = scores[prompt, place["q"]].masked_fill(pattern[prompt, place["q"]] == 0, -torch.inf)
-        others[prompt, place["k"]] = -torch.inf
-        weights = -others.softmax(-1).nan_to_num()  # NaN where there are none
+        row = pattern[prompt, place["q"]]
+        attention = row[prompt, place["k"]]
+        # The log-odds are the pair's score − logsumexp of the others; so much of each is in their derivative.
+        row[prompt, place["k"]] = 0
+        weights = -row / row.sum(-1, keepdim=True).clamp(min=torch.finfo(row.dtype).tiny)
         weights[prompt, place["k"]] = 1
-        q, k = (model.project(c, layer, head, x[c], positions) for c in "qk")
-        slope = torch.zeros_like(q)
+        odds = torch.zeros_like(q)
         if kind == "q":
-            slope[prompt, place["q"]] = torch.einsum("bp,bpd->bd", weights, k)
+            odds[prompt, place["q"]] = (weights[:, None] @ k)[:, 0]
         else:
-            slope = torch.einsum("bp,bd->bpd", weights, q[prompt, place["q"]])
+            odds = weights[:, :, None] * q[prompt, place["q"]][:, None]
         at = f"layers.{layer}.{kind}."
         y = model.normalise(x[kind]) @ model.weights[at + "weight"][head] + model.weights[at + "bias"][head]
         return _Act(
             at={c: positions[prompt, place[c]] for c in "qk"},
             x={c: x[c][prompt, place[c]] for c in "qk"},
             added=model.normalise_part(added, x[kind]),
-            slope=model.unplace(kind, layer, slope, y, positions),
-            attention=pattern.flatten(1)[prompt, best],
+            slope=model.unplace(kind, layer, odds, y, positions),
+            attention=attention,
             without=without.flatten(1)[prompt, best],
         )
 
-    def _attention(self, receiver: Receiver, x: Sides) -> tuple[Tensor, Tensor]:
+    def _attention(self, layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """A head's scores and pattern, Float[batch query key]."""
-        q, k = (self.model.project(c, receiver.layer, receiver.head, x[c], self.patched.positions) for c in "qk")
         scores = q @ k.mT
-        mask = self.model.window(receiver.layer, self.cache.mask)
-        return scores, scores.masked_fill(~mask, -torch.inf).softmax(-1)
+        return scores, scores.masked_fill(~self.model.window(layer, self.cache.mask), -torch.inf).softmax(-1)
 
     def _gradient(self, node: str) -> Tensor:
         """The metric's gradient at what a node writes, through its edges: Float[batch live d_model]."""
@@ -304,5 +289,5 @@ class _Run:
         for receiver, gradient in self.gradients.items():
             weights = self.edges[self.graph.sender_index[node], receiver].reshape(-1)
             for span in weights.nonzero()[:, 0].tolist():
-                total += gradient * self.places(span)
+                total += gradient * self._places(span)
         return total

@@ -1,9 +1,10 @@
 """The score of a head as a bilinear form of what it reads, in terms.
 
-The score between query i and key j is bilinear in what the head reads there, x after its norm: [x_i; 1] Ω [x_j; 1]
-with Ω = [W_Q; b_Q] [W_K; b_K]ᵀ of rank d_head, so it has as many terms, Σ_k σ_k ([x_i; 1]·u_k) ([x_j; 1]·v_k) (Franco and
-Crovella 2024, arXiv 2410.00340). Rotations stand inside Ω, which depends on i − j then; so does a norm of queries and
-keys, by its current scale.
+The score between query i and key j is bilinear in what the head reads there, x after its norm: [x_i; 1] Ω [x_j; 1] with
+Ω = [W_Q; b_Q] [W_K; b_K]ᵀ of rank d_head. So it has as many terms, Σ_k σ_k ([x_i; 1]·u_k) ([x_j; 1]·v_k), where the
+scale and shift of the norm and the scale of attention are folded into the weights (Franco and Crovella 2024, arXiv
+2410.00340). Rotations stand inside Ω, which then depends on i − j; so does a norm of queries and keys, by its current
+scale.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from acdc.model.transformer import Transformer
 
-SHARE = 0.9
+SHARE = 0.9  # of a sum, which the fewest terms make
 
 Sides = dict[str, Tensor]  # of queries, "q", and of keys, "k"
 
@@ -25,7 +26,7 @@ class Terms:
     """The scores of pairs of a query and a key by term."""
 
     directions: Sides  # u and v in the residual stream, without the bias, Float[pair d_model term]
-    heads: Sides  # what they are in queries and keys, before these are placed, Float[pair term d_head]
+    heads: Sides  # what a query or key gets from 1 along them, before it is placed, Float[pair term d_head]
     read: Sides  # [x; 1]·u and [x; 1]·v, Float[pair term]
     sigma: Tensor  # Float[pair term], falling
 
@@ -42,38 +43,40 @@ class Terms:
 
     @cached_property
     def _duals(self) -> Sides:
-        """For each direction what it alone reads, and by 1: Float[pair term d_model]."""
+        """For each direction the vector of which it reads 1, and the others nothing: Float[pair term d_model]."""
         return {kind: torch.linalg.pinv(u) for kind, u in self.directions.items()}
 
 
 def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) -> Terms:
     """Take a head's scores apart, in float64: `x` are the inputs of the queries and the keys, Float[pair d_model], and
     `at` their positions, Int[pair]."""
-    bases = {}
-    factors = {}
-    placed = {}
     inputs = {}
+    bases = {}  # Float[d_model+1 term], orthonormal
+    factors = {}  # Float[term d_head]: a basis times its factor are the weights and the bias
+    placed = {}  # the same after `place`, Float[pair term d_head]
     for c in "qk":
         w, b = (model.weights[f"layers.{layer}.{c}.{name}"][head].cpu().double() for name in ("weight", "bias"))
         if model.config.norm == "layer":
             w = w - w.mean(0)  # what is read has the mean 0
-        bases[c], factor = torch.linalg.qr(torch.cat([w, b[None]]))
         inputs[c] = F.pad(model.normalise(x[c].cpu().double()), (0, 1), value=1.0)
-        y = (inputs[c] @ bases[c] @ factor).to(x[c])
-        one = torch.eye(y.shape[1]).to(y).expand(len(y), -1, -1)
-        placed[c] = factor @ model.unplace(c, layer, one, y[:, None], at[c][:, None]).mT.cpu().double()
-        factors[c] = factor
+        bases[c], factors[c] = torch.linalg.qr(torch.cat([w, b[None]]))
+        y = (inputs[c] @ bases[c] @ factors[c]).to(x[c])[:, None]
+        one = torch.eye(y.shape[-1]).to(y).expand(len(y), -1, -1)
+        placed[c] = factors[c] @ model.unplace(c, layer, one, y, at[c][:, None]).mT.cpu().double()
     u, sigma, v = torch.linalg.svd(placed["q"] @ placed["k"].mT)
     turns = {"q": u, "k": v.mT}
     sides = {c: bases[c] @ turn for c, turn in turns.items()}
-    read = {c: torch.einsum("pd,pdk->pk", inputs[c], side) for c, side in sides.items()}
-    return Terms({c: side[:, :-1] for c, side in sides.items()}, {c: turn.mT @ factors[c] for c, turn in turns.items()}, read, sigma)
+    return Terms(
+        directions={c: side[:, :-1] for c, side in sides.items()},
+        heads={c: turn.mT @ factors[c] for c, turn in turns.items()},
+        read={c: (inputs[c][:, None] @ side)[:, 0] for c, side in sides.items()},
+        sigma=sigma,
+    )
 
 
 def fewest(terms: Tensor, share: float = SHARE) -> Tensor:
     """The fewest terms that make a share of their sum: Float[pair term] to Bool[pair term]."""
     total = terms.sum(-1, keepdim=True)
-    order = (terms * total.sign()).argsort(dim=-1, descending=True, stable=True)
-    largest = terms.gather(-1, order) * total.sign()
+    largest, order = (terms * total.sign()).sort(-1, descending=True)
     before = largest.cumsum(-1) - largest
     return torch.zeros_like(terms, dtype=torch.bool).scatter(-1, order, before < share * total.abs())

@@ -101,8 +101,7 @@ class Transformer:
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
     def normalise_part(self, part: Tensor, whole: Tensor) -> Tensor:
-        """What a part of inputs Float[... d_model] adds to `normalise` of the whole, which divides by the whole's scale:
-        the parts of an input add up."""
+        """What a part of inputs Float[... d_model] adds to `normalise` of the whole, by the scale of the whole."""
         if self.config.norm == "none":
             return part
         if self.config.norm == "layer":
