@@ -16,7 +16,7 @@ import typer
 
 from acdc.commands import catalog, options
 from acdc.commands.help import Command, help_, top
-from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, default_model
+from acdc.commands.options import ConfigFile, Given, Json, JsonFile, MeasuredCircuit, Memory, circuit, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.files import check_output, to_json, write_atomic, write_output
 from acdc.io.progress import progress_bar
@@ -113,16 +113,14 @@ def run(
 @command()
 @options.add(given=options.EVALUATE, shown=options.PROGRESS)
 def evaluate(
-    circuit: Annotated[
-        Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
-    ],
+    circuit: MeasuredCircuit,
     given: Given,
     shown: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
     ] = 200,
     memory: Memory = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    out: JsonFile = None,
     json_: Json = False,
 ) -> None:
     """Measure how good a circuit is on held-out prompts.
@@ -143,9 +141,7 @@ def evaluate(
 @command()
 @options.add(given=options.EVALUATE, shown=options.PROGRESS)
 def explain(
-    circuit: Annotated[
-        Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
-    ],
+    circuit: MeasuredCircuit,
     edge: Annotated[
         str | None, typer.Option(help="An edge, as 'a8.h6->a9.h9<q>'. [default: all into queries and keys]")
     ] = None,
@@ -153,7 +149,7 @@ def explain(
     given: Given,
     shown: Given,
     memory: Memory = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    out: JsonFile = None,
     json_: Json = False,
 ) -> None:
     """Say why a circuit's heads attend where they do.

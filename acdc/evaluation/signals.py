@@ -236,7 +236,8 @@ class _Run:
 
     def _act(self, receiver: Receiver, carried: Tensor) -> _Act:
         """Find the pair of each prompt through which an edge acts most, by what it carries, Float[batch live d_model]:
-        that with the largest product of the change of the score and the metric's slope in it."""
+        that with the largest product of the change of the score and the metric's slope in it; where it does nothing,
+        the last query and the key that it attends to most."""
         model = self.model
         kind = receiver.kind
         layer = receiver.layer
@@ -253,9 +254,12 @@ class _Run:
         gradient = torch.cat([none, self._gradient(receiver.node)], 1)
         slope = gradient @ model.weights[f"layers.{layer}.o.weight"][head].T @ v.mT
         slope = pattern * (slope - (pattern * slope).sum(-1, keepdim=True))
-        best = (slope * (scores - changed)).abs().flatten(1).argmax(1)
+        acts = (slope * (scores - changed)).abs()
+        n = acts.shape[-1]
+        last = n * (n - 1) + pattern[:, -1].argmax(-1)  # in a prompt where the edge does nothing
+        best = torch.where(acts.amax((1, 2)) > 0, acts.flatten(1).argmax(1), last)
         prompt = torch.arange(len(best), device=best.device)
-        place = {"q": best // scores.shape[-1], "k": best % scores.shape[-1]}
+        place = {"q": best // n, "k": best % n}
         row = pattern[prompt, place["q"]]
         attention = row[prompt, place["k"]]
         # The log-odds are the pair's score − logsumexp of the others; so much of each is in their derivative.
