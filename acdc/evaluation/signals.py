@@ -103,9 +103,11 @@ class Signals:
 
 
 def into_scores(circuit: Circuit) -> list[Part]:
-    """The edges of a circuit into queries and keys."""
+    """The edges of a circuit into queries and keys, those with the highest scores first, if they have any."""
     receivers = circuit.graph.receivers
-    return [tuple(part) for part in np.argwhere(circuit.kept).tolist() if receivers[part[1]].kind in ("q", "k")]
+    parts = [tuple(part) for part in np.argwhere(circuit.kept).tolist() if receivers[part[1]].kind in ("q", "k")]
+    scores = np.zeros(circuit.kept.shape) if circuit.scores is None else np.nan_to_num(circuit.scores)
+    return sorted(parts, key=lambda part: -abs(scores[part]))
 
 
 @torch.no_grad()
@@ -139,6 +141,14 @@ def _signal(inputs: Inputs, edge: str, pairs: list[Pair], values: list[Tensor], 
     effect = estimate(without - whole, seed=seed)
     shares = (faithfulness(x, whole, without, seed) for x in (kept, left, np.mean(random, 0)))
     return Signal(edge, tuple(pairs), effect, *shares)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def pairs(problem: Problem, circuit: Circuit, parts: Sequence[Part], n: int) -> dict[str, tuple[Pair, ...]]:
+    """What edges into queries and keys add on the first n prompts, without patching: name → pairs."""
+    run = _Run(problem, problem.parts[0].examples(slice(0, n)), circuit_edges(circuit, problem.model))
+    return {circuit.graph.part_name(part, circuit.spans): tuple(run.explain(part).pairs) for part in parts}
 
 
 class _Found(NamedTuple):
