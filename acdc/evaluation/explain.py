@@ -10,7 +10,7 @@ from torch import Tensor
 
 from acdc.evaluation.faithfulness import Rows
 from acdc.evaluation.frontier import CurvePoint
-from acdc.evaluation.signals import Pair, into_scores, pairs
+from acdc.evaluation.signals import Pair, into_scores, pairs_of
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -68,7 +68,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curves: dict[str, tupl
         attention=patterns,
         direct=direct_effects(model, parts, circuit.nodes()),
         curves=curves,
-        signals=pairs(inputs.problem(half), circuit, strongest, n) if n and strongest else {},
+        signals=pairs_of(inputs.problem(half), circuit, strongest, n) if n and strongest else {},
     )
 
 

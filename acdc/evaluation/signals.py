@@ -145,7 +145,7 @@ def _signal(inputs: Inputs, edge: str, pairs: list[Pair], values: list[Tensor], 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def pairs(problem: Problem, circuit: Circuit, parts: Sequence[Part], n: int) -> dict[str, tuple[Pair, ...]]:
+def pairs_of(problem: Problem, circuit: Circuit, parts: Sequence[Part], n: int) -> dict[str, tuple[Pair, ...]]:
     """What edges into queries and keys add on the first n prompts, without patching: name → pairs."""
     run = _Run(problem, problem.parts[0].examples(slice(0, n)), circuit_edges(circuit, problem.model))
     return {circuit.graph.part_name(part, circuit.spans): tuple(run.explain(part).pairs) for part in parts}
