@@ -108,6 +108,15 @@ class Transformer:
             return self.rms_norm(x)
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
+    def normalise_part(self, part: Tensor, whole: Tensor) -> Tensor:
+        """What a part of inputs Float[... d_model] adds to `normalise` of the whole, by the scale of the whole."""
+        if self.config.norm == "none":
+            return part
+        if self.config.norm == "layer":
+            part = part - part.mean(-1, keepdim=True)
+            whole = whole - whole.mean(-1, keepdim=True)
+        return part * (whole.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+
     def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
         return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
@@ -131,6 +140,19 @@ class Transformer:
             return y
         if self.config.head_norm:
             y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
+        return self.rotate(y, positions)
+
+    def unplace(self, kind: str, layer: int, z: Tensor, y: Tensor, positions: Tensor) -> Tensor:
+        """Vectors Float[... pos d_head] whose products with queries or keys y before `place` are those of z after it. A
+        norm of queries and keys is taken as linear, by its scale at y."""
+        z = self.rotate(z, -positions)
+        if not self.config.head_norm:
+            return z
+        scale = (y.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+        return z * scale * self.weights[f"layers.{layer}.{kind}.norm"]
+
+    def rotate(self, y: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys Float[... pos d_head] by their positions Int[... pos], if the model does."""
         if not self.config.rotary:
             return y
         # Angles in float32 whatever the dtype, as in Hugging Face's code.

@@ -15,6 +15,7 @@ from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 from acdc.patching.metrics import Metric
 
+Received = Callable[[Sequence[int], Tensor], Tensor]  # receivers, what they read → what they read instead
 Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
 SORTED = 3  # copies of what all senders write, where positions are sorted by span
@@ -52,7 +53,7 @@ class PatchedModel:
 
     def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
         """Rows for kept edges, as in `patched_rows`; nodes that nothing reads are skipped."""
-        return self._with_edges(graph, edges, lambda _, x: x)[0]
+        return self.run_edges(graph, edges, lambda _, x: x)[0]
 
     def edge_gradients(self, graph: Graph, edges: Tensor, metric: Metric) -> Tensor:
         """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`, in their shape;
@@ -70,15 +71,13 @@ class PatchedModel:
             return x + offsets[-1]
 
         with torch.enable_grad():
-            rows, senders, added = self._with_edges(graph, edges, shifted)
+            rows, senders, added = self.run_edges(graph, edges, shifted)
             gradients = torch.autograd.grad(metric(rows).sum(), offsets)
         out = edges.new_zeros(edges.shape)
         out[self._index(senders)[:, None], self._index(to)] = self.cache.products(added.detach(), torch.cat(gradients))
         return out * torch.as_tensor(graph.edges).to(out).view(*graph.edges.shape, *[1] * (edges.ndim - 2))
 
-    def _with_edges(
-        self, graph: Graph, edges: Tensor, received: Callable[[Sequence[int], Tensor], Tensor]
-    ) -> tuple[Tensor, list[int], Tensor]:
+    def run_edges(self, graph: Graph, edges: Tensor, received: Received) -> tuple[Tensor, list[int], Tensor]:
         """The rows of `with_edges`, the senders computed, and what their kept edges add over removed ones, Float[sender
         batch live d_model]. `received` may change what receivers read, Float[receiver batch live d_model]."""
         model = self.model
