@@ -257,9 +257,9 @@ class _Run:
         none = torch.zeros_like(clean)
         x = {c: torch.cat([clean, self.read[self.graph.receiver_index[f"{receiver.node}<{c}>"]]], 1) for c in QKV}
         added = torch.cat([none, carried], 1)
-        q, k, v = (model.project(c, layer, head, x[c], positions) for c in QKV)
+        q, k, v = (model.project(c, layer, [head], x[c][None], positions)[0] for c in QKV)
         scores, pattern = self._attention(layer, q, k)
-        other = model.project(kind, layer, head, x[kind] - added, positions)
+        (other,) = model.project(kind, layer, [head], (x[kind] - added)[None], positions)
         changed, without = self._attention(layer, *((other, k) if kind == "q" else (q, other)))
         gradient = torch.cat([none, self._gradient(receiver.node)], 1)
         slope = gradient @ model.weights[f"layers.{layer}.o.weight"][head].T @ v.mT

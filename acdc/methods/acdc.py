@@ -135,8 +135,8 @@ class _Search:
         # decisions alone, so that a replay makes the same batches.
         self.streak = {"edges": 8.0, "spans": 2.0}
         # If a batch costs as much as r candidates do, and edges stay every n candidates, about √(2rn) are worth trying.
-        rows = BATCH_ROWS["few launches" if self.engine.model.few_launches else "fast launches"]
-        self.boldness = min(6.0, max(1.0, math.sqrt(2 * rows / self.engine.extent[0])))
+        batch_rows = BATCH_ROWS["few launches" if self.engine.model.few_launches else "fast launches"]
+        self.boldness = min(6.0, max(1.0, math.sqrt(2 * batch_rows / self.engine.extent[0])))
         rows = self.engine.rows([])
         (self.metric,) = self.engine.metric(rows)
         if not math.isfinite(self.metric):

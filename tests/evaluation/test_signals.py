@@ -164,7 +164,7 @@ def test_the_pair_is_the_one_through_which_the_edge_acts_most(kind, monkeypatch)
     scores = []
     for carried in (0, oracle.carried):
         x = {**oracle.x, kind: oracle.x[kind] - carried}
-        q, k = (model.project(c, 1, 1, x[c], torch.zeros(1)) for c in "qk")
+        q, k = (model.project(c, 1, [1], x[c][None], torch.zeros(1))[0] for c in "qk")
         scores.append(q @ k.mT)
     moved = scores[0] - scores[1]
     acts = torch.zeros_like(moved)
