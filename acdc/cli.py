@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 a check or a run failed, 2 an error that the user can mend
 import errno
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import typer
 
 from acdc.commands import catalog, options
 from acdc.commands.help import Command, help_, top
-from acdc.commands.options import ConfigFile, Given, Json, Memory, circuit, default_model
+from acdc.commands.options import ConfigFile, Given, Json, JsonFile, MeasuredCircuit, Memory, circuit, default_model
 from acdc.errors import INTERRUPTED, UserError, unknown
 from acdc.io.files import check_output, to_json, write_atomic, write_output
 from acdc.io.progress import progress_bar
@@ -112,16 +113,14 @@ def run(
 @command()
 @options.add(given=options.EVALUATE, shown=options.PROGRESS)
 def evaluate(
-    circuit: Annotated[
-        Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
-    ],
+    circuit: MeasuredCircuit,
     given: Given,
     shown: Given,
     minimality: Annotated[
         int, typer.Option(min=0, help="Remove at most N edges one by one, those with the smallest scores; 0: none.")
     ] = 200,
     memory: Memory = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")] = None,
+    out: JsonFile = None,
     json_: Json = False,
 ) -> None:
     """Measure how good a circuit is on held-out prompts.
@@ -136,13 +135,48 @@ def evaluate(
     check_output("--out", out, circuit, *options.paths(given))
     with progress_bar(**shown) as bar:
         result = execute(circuit, given, memory, minimality, bar)
+    _show(result, to_text, out, json_, bar.say)
+
+
+@command()
+@options.add(given=options.EVALUATE, shown=options.PROGRESS)
+def explain(
+    circuit: MeasuredCircuit,
+    edge: Annotated[
+        str | None, typer.Option(help="An edge, as 'a8.h6->a9.h9<q>'. [default: all into queries and keys]")
+    ] = None,
+    *,
+    given: Given,
+    shown: Given,
+    memory: Memory = None,
+    out: JsonFile = None,
+    json_: Json = False,
+) -> None:
+    """Say why a circuit's heads attend where they do.
+
+    For each edge into a query or key: where it acts, what it adds to the score, in how few directions, and what is left
+    of its effect when it carries only these.
+
+    Example: acdc explain runs/… --examples 20
+    """
+    from acdc.commands.explain import explain as execute
+    from acdc.report.signals import to_text
+
+    check_output("--out", out, circuit, *options.paths(given))
+    with progress_bar(**shown) as bar:
+        result = execute(circuit, given, edge, memory, bar)
+    _show(result, to_text, out, json_, bar.say)
+
+
+def _show(result: Any, to_text: Callable[[Any], str], out: Path | None, json_: bool, say: Callable[..., None]) -> None:
+    """Write and print a result and its notes."""
     try:
         if out:
             write_output(out, to_json(result))
     finally:  # if the file can't be written, the result is printed
         show(to_json(result), end="") if json_ else show(to_text(result))
         for note in result.notes:
-            bar.say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
+            say(note if note.startswith("warning") else f"note: {note.removeprefix('note: ')}")
 
 
 @command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from acdc.commands.check import check_entry, read_checks
@@ -28,3 +30,24 @@ def test_ioi_in_smollm2_is_the_golden_one():
     (entry,) = read_checks(SMOLLM2)
     (outcome,) = check_entry(entry)
     assert outcome.passed, f"{outcome.text()}\nIf this is meant: `make golden` renews the golden circuits."
+
+
+@pytest.mark.slow
+def test_s_inhibition_reaches_a_name_mover_in_few_directions(acdc):
+    """As in docs/attention.md, in the golden circuit, which is smaller."""
+    smollm2()
+    (entry,) = read_checks(SMOLLM2)
+    path = (SMOLLM2.parent / entry.against).resolve()
+    result = acdc("explain", path, "--edge", "a20.h0->a23.h1<q>", "--json")
+    assert result.code == 0, result.err
+    data = json.loads(result.out)
+    (edge,) = data["edges"]
+    where = [
+        (prompt["spans"][p["query"]], prompt["spans"][p["key"]])
+        for p, prompt in zip(edge["pairs"], data["prompts"], strict=True)
+    ]
+    assert where.count(("END", "IO")) >= 0.9 * len(where)
+    assert sum(len(pair["fewest"]) for pair in edge["pairs"]) < 8 * len(where)
+    assert edge["effect"][1] > 0
+    assert edge["kept"][0] > 0.8
+    assert max(edge["left"][0], edge["random"][0]) < 0.3

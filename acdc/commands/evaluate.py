@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import ValidationError
@@ -49,24 +49,31 @@ MOST = 0.5  # a circuit should be more faithful than this, and the rest of the m
 ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # how much a metric may differ on another machine; relative if above 1
 
 
-def evaluate(
+class Opened(NamedTuple):
+    """A circuit with its model and prompts."""
+
+    where: str  # for messages
+    file: CircuitFile
+    inputs: Inputs
+    circuit: Circuit
+    other: list[str]  # a note if the prompts are other ones than the circuit's
+
+
+def open_circuit(
     circuit: Path | CircuitFile,
     given: dict[str, Any],
     memory: float | None,
-    most: int,
-    progress: Show,
     found_with: Config | None = None,
     read_task: ReadTask = load_task,
     model: Model | None = None,
-) -> Evaluation:
-    """Evaluate a circuit.json, a file in EAP-IG's format, or the content of a circuit.json. Raise UserError if the
-    model, its graph or the prompts aren't its own.
+) -> Opened:
+    """Open a circuit.json, a file in EAP-IG's format, or the content of a circuit.json. Raise UserError if the model,
+    its graph or the prompts aren't its own.
 
     Args:
         given: task, model, metric, ablation, examples, seed and device to use instead of the circuit's own; None where
             not given; EAP-IG's format needs task and model
         memory: bytes to stay below
-        most: remove at most this many edges one by one, those with the smallest scores
         found_with: the config of the run, if it isn't beside the file, for the paths of task and model
         model: the circuit's model, if it is loaded already
     """
@@ -89,10 +96,28 @@ def evaluate(
         hashes = f"hash {own_model.hash} ({own_model.name}), not {inputs.model.hash} ({inputs.model.name})"
         raise FileError(f"{where}: the circuit was found in other weights: {hashes}; choose the model with --model")
     other = _other_prompts(where, file, inputs, given)
+    edges = file.at_spans(inputs.data.spans, f"{where}: prompts of {task.name}").circuit()
+    return Opened(where, file, inputs, edges, other)
+
+
+def evaluate(
+    circuit: Path | CircuitFile,
+    given: dict[str, Any],
+    memory: float | None,
+    most: int,
+    progress: Show,
+    found_with: Config | None = None,
+    read_task: ReadTask = load_task,
+    model: Model | None = None,
+) -> Evaluation:
+    """Evaluate a circuit; what is given is said in `open_circuit`. At most `most` edges are removed one by one, those
+    with the smallest scores."""
+    where, file, inputs, edges, other = open_circuit(circuit, given, memory, found_with, read_task, model)
+    config = inputs.config
+    task = inputs.task
     notes = [*file.notes, *other]
     if inputs.evaluation_split == "discovery":
         notes.append(f"{task.name} has one set of prompts: the circuit was found with these")
-    edges = file.at_spans(inputs.data.spans, f"{where}: prompts of {task.name}").circuit()
     progress(_planned(inputs, edges, most))
     progress(Progress("evaluation", 0, 1))
     table = _table(inputs, edges, task.metrics)

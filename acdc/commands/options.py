@@ -197,6 +197,10 @@ Memory = Annotated[float | None, typer.Option(help="Stay below this, as 4GB. [de
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="A YAML file with options of `acdc run`, or the name of a shipped one.")
 ]
+JsonFile = Annotated[Path | None, typer.Option("--out", "-o", help="Also write the JSON to this file.")]
+MeasuredCircuit = Annotated[
+    Path, typer.Argument(help="A run, its circuit.json, or EAP-IG's JSON with --task and --model.", parser=circuit)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -2,7 +2,7 @@
 adds to the answer directly, and how faithful the strongest edges are alone."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acdc.evaluation.faithfulness import Rows
 from acdc.evaluation.frontier import CurvePoint
+from acdc.evaluation.signals import Pair, into_scores, pairs_of
 from acdc.graph.circuit import Circuit
 from acdc.model.transformer import Activations, Transformer, positions_of
 from acdc.patching.activations import ActivationCache
@@ -17,6 +18,7 @@ from acdc.setup.inputs import Inputs
 
 EXAMPLES = 4  # prompts to show
 TOP = 5  # tokens to show of each prediction
+SIGNALS = 100  # edges into queries and keys, those with the highest scores
 PATTERN_NUMBERS = 600_000  # bounds the attention patterns, over all heads and prompts
 
 
@@ -46,6 +48,8 @@ class Explanation:
     # positive favours the correct answer; empty for a task without answers.
     direct: dict[str, float]
     curves: dict[str, tuple[CurvePoint, ...]]  # by half, of the circuit or of the path to a target
+    # Edge into a query or key → what it adds to its head's scores in each example, in the circuit; as many as patterns.
+    signals: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -55,12 +59,17 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curves: dict[str, tupl
     half = inputs.evaluation_split
     model = inputs.model.transformer
     parts = inputs.parts(half)
+    patterns = attention(model, circuit, parts[0])
+    n = min(map(len, patterns.values()), default=0)
+    # Scores are no sums over edges where the heads of a layer are normalised together.
+    strongest = [] if model.config.post_norm else into_scores(circuit)[:SIGNALS]
     return Explanation(
         half=half,
         examples=_examples(inputs, rows),
-        attention=attention(model, circuit, parts[0]),
+        attention=patterns,
         direct=direct_effects(model, parts, circuit.nodes()),
         curves=curves,
+        signals=pairs_of(inputs.problem(half), circuit, strongest, n) if n and strongest else {},
     )
 
 
@@ -133,20 +142,13 @@ def direct_effects(model: Transformer, parts: Iterable[ActivationCache], nodes: 
         b, p = runs.rows.T
         direction = _answer_direction(model, runs)
         final = runs.residual[-1][b, p]
-        if model.config.norm == "layer":
-            final = final - final.mean(-1, keepdim=True)
-        scale = (final.square().mean(-1, keepdim=True) + model.config.norm_eps).sqrt()  # what the norm divides by
-        if model.config.norm == "none":
-            scale = torch.ones_like(scale)
         at_rows = Activations(
             runs.clean.inputs[:, b, p][:, :, None],
             runs.clean.z[:, b, :, p].transpose(0, 1)[:, :, :, None],
             runs.clean.mlp[:, b, p][:, :, None],
         )
         for s in senders:
-            written = model.written(at_rows, s)[:, 0] / scale
-            if model.config.norm == "layer":
-                written = written - written.mean(-1, keepdim=True)
+            written = model.normalise_part(model.written(at_rows, s)[:, 0], final)
             # Row by row: the order of one long sum would depend on the number of threads.
             effect = (written * direction).sum(-1).sum()
             total[s.name] = total.get(s.name, 0.0) + float(effect)

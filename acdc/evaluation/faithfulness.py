@@ -51,7 +51,7 @@ def measure_rows(inputs: Inputs, half: str, rows: Rows, metrics: Iterable[str]) 
     table = Table()
     for name in metrics:
         metric = parts.metric(name)
-        table[name] = {what: _finite(inputs, half, name, metric(h)) for what, h in rows.items()}
+        table[name] = {what: finite(inputs, half, name, metric(h)) for what, h in rows.items()}
     if parts.targets.correct.shape[1]:
         right = {what: accuracy(inputs.model.transformer, parts.targets, h) for what, h in rows.items()}
         table["accuracy"] = {what: of_row.cpu().double().numpy() for what, of_row in right.items()}
@@ -83,10 +83,10 @@ def prompt_values(inputs: Inputs, half: str, circuit: Circuit | None, metric: st
     """One metric of a circuit (None: the full model) on every prompt of a half, Float[prompt]; lower is better. Raises
     UserError if a value is not finite."""
     rows = circuit_rows(inputs, half, circuit)
-    return _finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
+    return finite(inputs, half, metric, inputs.parts(half).metric(metric)(rows))
 
 
-def _finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
+def finite(inputs: Inputs, half: str, what: str, values: Tensor) -> Array:
     """Return the values of every prompt, Float[prompt], in float64; raise UserError if one is not finite."""
     found: Array = values.cpu().double().numpy()
     if len(wrong := np.flatnonzero(~np.isfinite(found))):
@@ -169,7 +169,7 @@ def values_without(
             progress(Progress("minimality", i * len(edges) + len(of_part), len(parts) * len(edges), f"without {name}"))
         values.append(torch.stack(of_part))
     each = zip(names, torch.cat(values, 1), strict=True)
-    return np.stack([_finite(inputs, half, f"{metric} without {name}", of_edge) for name, of_edge in each])
+    return np.stack([finite(inputs, half, f"{metric} without {name}", of_edge) for name, of_edge in each])
 
 
 def random_circuit(graph: Graph, n: int, draw: np.random.Generator) -> Circuit:

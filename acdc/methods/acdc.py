@@ -34,6 +34,9 @@ from acdc.patching.engine import Engine, Removal
 from acdc.patching.offload import PartedEngine
 
 SHARE = 0.01  # of what the metric may still rise, where there is a limit: so much is τ
+# What a batch costs beside its candidates, in rows of the stream, of which each candidate has one for every prompt and
+# live position; measured.
+BATCH_ROWS = {"fast launches": 150, "few launches": 3000}
 GUESS_SHARE = 0.7  # a guessed change of this share of τ counts as an edge that stays
 
 
@@ -131,6 +134,9 @@ class _Search:
         # The typical number of removals in a row, of edges and of spans, which sets the batch size: it depends on the
         # decisions alone, so that a replay makes the same batches.
         self.streak = {"edges": 8.0, "spans": 2.0}
+        # If a batch costs as much as r candidates do, and edges stay every n candidates, about √(2rn) are worth trying.
+        batch_rows = BATCH_ROWS["few launches" if self.engine.model.few_launches else "fast launches"]
+        self.boldness = min(6.0, max(1.0, math.sqrt(2 * batch_rows / self.engine.extent[0])))
         rows = self.engine.rows([])
         (self.metric,) = self.engine.metric(rows)
         if not math.isfinite(self.metric):
@@ -194,7 +200,7 @@ class _Search:
     def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
         """Decisions on the longest prefix of the queue that one batch can settle."""
         kind = "edges" if queue[0].span is None else "spans"
-        size = max(1, min(most, round(2.5 * self.streak[kind] ** 0.5)))
+        size = max(1, min(most, round(self.boldness * self.streak[kind] ** 0.5)))
         candidates: list[Removal] = []
         active: list[Removal] = []  # those whose removal changes anything
         for removal in queue:

@@ -123,6 +123,15 @@ class Transformer:
         shape."""
         return self.normalise(x) if self.config.pre_norm else x
 
+    def normalise_part(self, part: Tensor, whole: Tensor) -> Tensor:
+        """What a part of inputs Float[... d_model] adds to `normalise` of the whole, by the scale of the whole."""
+        if self.config.norm == "none":
+            return part
+        if self.config.norm == "layer":
+            part = part - part.mean(-1, keepdim=True)
+            whole = whole - whole.mean(-1, keepdim=True)
+        return part * (whole.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+
     def rms_norm(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
         """Divide vectors Float[... d] by their root mean square, and multiply by a scale Float[d] if there is one."""
         return F.rms_norm(x, x.shape[-1:], scale, self.config.norm_eps)
@@ -163,6 +172,19 @@ class Transformer:
             return y
         if self.config.head_norm:
             y = self.rms_norm(y, self.weights[f"layers.{layer}.{kind}.norm"])
+        return self.rotate(layer, y, positions)
+
+    def unplace(self, kind: str, layer: int, z: Tensor, y: Tensor, positions: Tensor) -> Tensor:
+        """Vectors Float[... pos d_head] whose products with queries or keys y before `place` are those of z after it. A
+        norm of queries and keys is taken as linear, by its scale at y."""
+        z = self.rotate(layer, z, -positions)
+        if not self.config.head_norm:
+            return z
+        scale = (y.square().mean(-1, keepdim=True) + self.config.norm_eps).rsqrt()
+        return z * scale * self.weights[f"layers.{layer}.{kind}.norm"]
+
+    def rotate(self, layer: int, y: Tensor, positions: Tensor) -> Tensor:
+        """Rotate queries or keys Float[... pos d_head] by their positions Int[... pos], if the model does."""
         if not self.config.rotary:
             return y
         local = self.config.local_rotary and self.config.windows[layer]
@@ -341,8 +363,7 @@ class Transformer:
         if not self.config.post_norm:
             return written
         together = self.written_together(layer, z) + self.weights[f"layers.{layer}.o.bias"]
-        divisor = (together.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt()
-        return written * (self.weights[f"layers.{layer}.o.norm"] / divisor)
+        return self.normalise_part(written, together) * self.weights[f"layers.{layer}.o.norm"]
 
     def written(self, activations: Activations, sender: Sender) -> Tensor:
         """What one sender adds to the residual stream of a run: Float[batch pos d_model]."""

@@ -15,6 +15,7 @@ log gives the same bits.
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -140,20 +141,22 @@ class Engine:
         """Remove some candidates from the circuit."""
         touched = set()
         base = self.state.base
-        for removal in removals:
-            receiver, sender, _ = removal
+        for receiver, some in groupby(removals, lambda removal: removal.receiver):
+            gone = list(some)
+            active = [removal for removal in gone if not self.inert(removal)]
             scored = self._reads_scored(receiver)
-            layer = None if sender is None else self.nodes.group(sender)
-            inert = self.inert(removal)
-            if not inert:
-                touched.add(receiver)
-            if sender is None and not (inert and not self.model.config.post_norm):
+            if gone[0].sender is None and (active or self.model.config.post_norm):
                 base[receiver] = self.live.ablated_input(receiver, scored)
-            elif layer is None and not inert:
-                base[receiver] = base[receiver] + self._difference(removal, scored)
-            self._remove(removal)
-            if layer is not None and not self.kept[self._heads(layer), receiver].any():
-                base[receiver] = base[receiver] + self.live.ablated_heads(layer, scored)
+            elif active:
+                single = [removal for removal in active if self.nodes.group(removal.sender) is None]
+                base[receiver] = self.nodes.total(base[receiver], (self._difference(one, scored) for one in single))
+            if active:
+                touched.add(receiver)
+            for removal in gone:
+                self._remove(removal)
+            for layer in sorted({layer for one in gone if (layer := self.nodes.group(one.sender)) is not None}):
+                if not self.kept[self._heads(layer), receiver].any():
+                    base[receiver] = base[receiver] + self.live.ablated_heads(layer, scored)
         self._settle(touched)
 
     def offload(self) -> None:
@@ -249,15 +252,13 @@ class Engine:
             return self.live.ablated_input(receiver, scored)[None]
         groups: dict[int | None, list[int]] = defaultdict(list)
         for i, removal in enumerate(removals):
-            assert removal.sender is not None
             groups[self.nodes.group(removal.sender)].append(i)
         x = self.state.input[receiver]
         for layer, own in groups.items():
             change = running_sums(torch.stack([self._difference(removals[i], scored) for i in own]))
             if layer is not None:
                 before = self._together(receiver, layer)
-                change = self.model.normalised_together(layer, before + change)
-                change = change - self.model.normalised_together(layer, before)
+                change = self.nodes.shift(layer, before, before + change)
             if len(own) < len(removals):
                 change = torch.cat([torch.zeros_like(change[:1]), change])
                 change = change.index_select(0, self._last(own, range(len(removals))))
@@ -388,8 +389,7 @@ class Engine:
             kept = self.kept_at[self._heads(layer), receiver]
             if kept.any() and (layer in moved or not kept.all()):
                 clean = self.model.written_together(layer, self.live.heads(self.live.cache.clean, layer, scored))
-                now = self.model.normalised_together(layer, self._together(receiver, layer))
-                yield now - self.model.normalised_together(layer, clean)
+                yield self.nodes.shift(layer, clean, self._together(receiver, layer))
 
 
 def running_sums(x: Tensor) -> Tensor:

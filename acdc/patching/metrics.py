@@ -27,6 +27,7 @@ LogSumExp = Callable[[Tensor], Tensor]  # of the centred logits: Float[... row d
 
 SAMPLE_NUMBERS = 20_000_000  # bound on the table of `sampled_logsumexp`: 80 MB in float32
 SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is as cheap as a guess
+LAUNCHES_PRODUCTS = 4e9  # with fewer multiplications a GPU has the exact one sooner than it launches a guess
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def make_metric(name: str, model: Transformer, targets: Targets, logsumexp: LogS
     below = torch.arange(len(targets.example), device=counts.device) - (counts.cumsum(0) - counts)[targets.example]
     place = below * n + targets.example
     most = int(counts.max())
+    if most == 1:
+        return per_row
 
     def metric(h: Tensor) -> Tensor:
         rows = per_row(h)
@@ -65,7 +68,9 @@ def make_guess(name: str, model: Transformer, targets: Targets) -> Metric | None
     with a soft cap).
     """
     c = model.config
-    if c.vocab_out < SAMPLE_VOCABULARY or c.logit_cap or METRICS[name].output != "logsumexp":
+    products = len(targets.example) * c.vocab_out * c.d_model
+    cheap = products < LAUNCHES_PRODUCTS if model.few_launches else c.vocab_out < SAMPLE_VOCABULARY
+    if cheap or c.logit_cap or METRICS[name].output != "logsumexp":
         return None
     return make_metric(name, model, targets, sampled_logsumexp(model, targets.clean))
 

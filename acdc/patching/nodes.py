@@ -19,7 +19,7 @@ from acdc.graph.graph import QKV, Graph
 from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 
-AT_ONCE = 16  # most terms that are added up at once
+AT_ONCE = 16  # most terms that one operation adds up
 
 # Of one node, by the kind of its receivers: the input of an MLP, or what a head reads; or a head's q, Float[batch pos
 # d_head], k and v, Float[batch key d_head]; and under "out" what it writes, of a head z. May have versions in front.
@@ -78,10 +78,12 @@ class Nodes:
         for _, block in groupby(senders, lambda s: (self.graph.senders[s].layer, self.graph.senders[s].kind)):
             yield list(block)
 
-    def group(self, sender: int) -> int | None:
+    def group(self, sender: int | None) -> int | None:
         """The layer whose heads are normalised together, if the sender is one of them."""
+        if sender is None or not self.model.config.post_norm:
+            return None
         s = self.graph.senders[sender]
-        return s.layer if s.kind == "head" and self.model.config.post_norm else None
+        return s.layer if s.kind == "head" else None
 
     def added(self, changes: Iterable[tuple[int, Tensor]], together: Callable[[int], Tensor]) -> Iterator[Tensor]:
         """Yield what changes of what senders write to a receiver, Float[... batch pos d_model], add to its input, in
@@ -94,19 +96,24 @@ class Nodes:
                 groups[layer].append(x)
         for layer, terms in groups.items():
             before = together(layer)
-            after = self.model.normalised_together(layer, self.total(before, terms))
-            yield after - self.model.normalised_together(layer, before)
+            yield self.shift(layer, before, self.total(before, terms))
+
+    def shift(self, layer: int, before: Tensor, after: Tensor) -> Tensor:
+        """How much more the heads of a layer add after what they write together has changed: Float[... d_model]."""
+        return self.model.normalised_together(layer, after) - self.model.normalised_together(layer, before)
 
     def total(self, x: Tensor, terms: Iterable[Tensor]) -> Tensor:
         """The sum of x and all terms, which may have versions in front; x itself without any."""
-        out = None
-        if self.model.few_launches:
-            terms = iter(terms)
-            while some := list(islice(terms, AT_ONCE)):
-                out = torch.stack([(x if out is None else out).expand_as(some[0]), *some]).sum(0)
-        for term in terms:
-            out = x + term if out is None else out.add_(term)
-        return x if out is None else out
+        out = x
+        terms = iter(terms)
+        while some := list(islice(terms, AT_ONCE if self.model.few_launches else 1)):
+            if len(some) > 1:
+                out = torch.stack([out.expand_as(some[0]), *some]).sum(0)
+            elif out is x:
+                out = x + some[0]
+            else:
+                out += some[0]
+        return out
 
     def compute(
         self, new: Mapping[int, Values], now: Mapping[int, Values], scored: Mapping[int, bool], to: Mapping[int, Tensor]

@@ -17,9 +17,11 @@ from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 from acdc.patching.metrics import Metric
 
+Received = Callable[[Sequence[int], Tensor], Tensor]  # receivers, what they read → what they read instead
 Heads = Tensor | slice  # some heads of a layer; a slice for all of them, which copies no weights
 ALL = slice(None)
 Group = int | None  # senders that add up linearly: the heads of a layer, before their norm, or None for all others
+Shifted = Callable[[Group, Sequence[int], Tensor], Tensor]
 SORTED = 3  # copies of what all senders write, where positions are sorted by span
 
 
@@ -55,7 +57,7 @@ class PatchedModel:
 
     def with_edges(self, graph: Graph, edges: Tensor) -> Tensor:
         """Rows for kept edges, as in `patched_rows`; nodes that nothing reads are skipped."""
-        return self._with_edges(graph, edges, lambda _, __, x: x)[0]
+        return self.run_edges(graph, edges)[0]
 
     def edge_gradients(self, graph: Graph, edges: Tensor, metric: Metric) -> Tensor:
         """Gradients of a metric, summed over the prompts, at the weights of edges as in `patched_rows`, in their shape;
@@ -74,7 +76,7 @@ class PatchedModel:
             return added + offsets[group][-1]
 
         with torch.enable_grad():
-            rows, senders, added = self._with_edges(graph, edges, shifted)
+            rows, senders, added = self.run_edges(graph, edges, shifted=shifted)
             gradients = iter(torch.autograd.grad(metric(rows).sum(), [x for of in offsets.values() for x in of]))
         out = edges.new_zeros(edges.shape)
         for group, receivers in to.items():
@@ -83,12 +85,12 @@ class PatchedModel:
             out[self._index(senders[group])[:, None], self._index(receivers)] = product
         return out * torch.as_tensor(graph.edges).to(out).view(*graph.edges.shape, *[1] * (edges.ndim - 2))
 
-    def _with_edges(
-        self, graph: Graph, edges: Tensor, received: Callable[[Group, Sequence[int], Tensor], Tensor]
+    def run_edges(
+        self, graph: Graph, edges: Tensor, received: Received | None = None, shifted: Shifted | None = None
     ) -> tuple[Tensor, dict[Group, list[int]], dict[Group, list[Tensor]]]:
         """The rows of `with_edges`, the senders computed, and what their kept edges add over removed ones, in blocks
-        Float[sender batch live d_model]. `received` may change what a group's edges add to receivers, Float[receiver
-        batch live d_model]."""
+        Float[sender batch live d_model]. `received` may change what receivers read, `shifted` what the edges of a group
+        add to that, before its norm, Float[receiver batch live d_model]."""
         model = self.model
         cache = self.cache
         kept = (edges.detach() != 0).cpu().numpy()
@@ -104,11 +106,12 @@ class PatchedModel:
         def receive(to: Sequence[int], x: Tensor) -> Tensor:
             for group, of in senders.items():
                 weight = edges.index_select(0, self._index(of)).index_select(1, self._index(to))
-                added = received(group, to, self._added(weight, torch.cat(current[group])))
+                added = self._added(weight, torch.cat(current[group]))
+                added = added if shifted is None else shifted(group, to, added)
                 if group is not None:
                     added = model.moved(group, cache.ablated.z[group][:, :, self.start :], added)
                 x = x + added
-            return x
+            return x if received is None else received(to, x)
 
         for layer in range(graph.n_layers):
             heads = [h for h in range(graph.n_heads) if kept[index[f"a{layer}.h{h}"]].any()]

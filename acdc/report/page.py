@@ -197,7 +197,7 @@ def _positions(
 
 def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
     if explanation is None:
-        return {"half": "", "direct": {}, "examples": [], "attention": {}, "curve": [], "searched": []}
+        return {"half": "", "direct": {}, "examples": [], "attention": {}, "signals": {}, "curve": [], "searched": []}
     curves: dict[str, list[dict[str, object]]] = {explanation.half: [], "discovery": []}
     for half, points in explanation.curves.items():
         for p in points:
@@ -212,9 +212,31 @@ def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
         "direct": {sender: _round(logits) for sender, logits in explanation.direct.items()},
         "examples": [{"clean": x.clean, "scored": x.scored} for x in explanation.examples],
         "attention": attention,
+        "signals": _signals(explanation),
         "curve": curves[explanation.half],
         "searched": curves["discovery"] if explanation.half != "discovery" else [],
     }
+
+
+def _signals(explanation: Explanation) -> dict[str, list[object]]:
+    """Head → for each edge into its query or key its name, and what it adds in each example: query, key, attention with
+    and without the edge in percent, what is added, and how many terms of all make 90 % of it."""
+    out: dict[str, list[object]] = {}
+    for edge, pairs in explanation.signals.items():
+        rows = [
+            [
+                p.query,
+                p.key,
+                round(100 * p.attention),
+                round(100 * p.without),
+                _round(p.added),
+                len(p.fewest),
+                len(p.terms),
+            ]
+            for p in pairs
+        ]
+        out.setdefault(edge.split("->")[1].split("<")[0], []).append([edge, rows])
+    return out
 
 
 def _target(file: CircuitFile) -> bool:

@@ -11,6 +11,7 @@ from acdc.evaluation import explain as module
 from acdc.evaluation.explain import attention, direct_effects, explain
 from acdc.evaluation.faithfulness import final_rows, measure_halves
 from acdc.evaluation.frontier import curve
+from acdc.evaluation.signals import into_scores, signals
 from acdc.graph.circuit import Circuit
 from acdc.methods.discover import find
 from acdc.patching.activations import prepare
@@ -72,6 +73,17 @@ def test_direct_effects_and_biases_add_up_to_the_logit_difference(norm, wrong):
         added += float(bias[row] @ direction + constant[right].mean() - sum(constant[i] for i in worst))
     assert sum(found.values()) + added / len(final) == pytest.approx(expected / len(final), abs=1e-9)
     assert set(found) == set(names(model))
+
+
+def test_signals_are_those_of_acdc_explain(ioi, explained):
+    inputs, circuit, _ = ioi
+    found = {signal.edge: signal for signal in signals(inputs, circuit, into_scores(circuit))}
+    assert list(explained.signals) == list(found)
+    for edge, pairs in explained.signals.items():
+        assert len(pairs) == module.EXAMPLES
+        for pair, other in zip(pairs, found[edge].pairs, strict=False):
+            assert (pair.query, pair.key) == (other.query, other.key)
+            assert pair.terms == pytest.approx(other.terms, abs=1e-3)
 
 
 def names(model):

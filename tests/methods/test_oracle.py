@@ -75,6 +75,13 @@ def test_same_edges_as_the_naive_algorithm(
         reject()
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_operations_as_on_a_gpu_take_the_same_decisions(seed):
+    model = random_model(seed, n_layers=3, n_heads=3)
+    model.few_launches = True
+    compare(model, random_prompts(seed, model, n_pos=6), "kl", "corrupted", 0.02, True, 32)
+
+
 class Forgetful(Engine):
     """A broken engine: the change of a node is not passed on to the nodes above it."""
 

@@ -106,6 +106,19 @@ def test_a_node_opens_its_panel(browser, ioi):
         assert "How to read it" in page.locator("#panel").inner_text() and not lit(page)
 
 
+def test_a_head_says_why_it_attends(browser, ioi):
+    with opened(browser, ioi / "report.html") as page:
+        page.locator("[data-node='a0.h0']").click()
+        panel = page.locator("#panel").inner_text()
+        said = (
+            r"input->a0\.h0<[qk]>: from \" \w+\" to \" \w+\", \d+ % with the edge, \d+ % without\. It adds −[\d.]+ to"
+        )
+        assert len(re.findall(said, panel)) == sum(name.startswith("input->a0.h0<") for name in residual(ioi)) - 1 == 2
+        assert re.search(r"along \d+ of 32 directions", panel)
+        page.locator("[data-node='a1.h0']").click()  # read by its values alone
+        assert "Why it attends" not in page.locator("#panel").inner_text()
+
+
 def test_keys_do_what_the_mouse_does(browser, ioi):
     with opened(browser, ioi / "report.html") as page:
         page.locator("[data-node='m0']").focus()

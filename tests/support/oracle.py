@@ -59,6 +59,12 @@ def added(model: Transformer, layer: int, together: torch.Tensor) -> torch.Tenso
     return rms(model, together) * model.weights[f"layers.{layer}.o.norm"] if model.config.post_norm else together
 
 
+def part(ablated: torch.Tensor, written: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    if kept.shape[-1] > 1:
+        return ablated + (written - ablated) @ kept
+    return torch.lerp(ablated, written, kept)
+
+
 def act(model: Transformer, x: torch.Tensor) -> torch.Tensor:
     if model.config.activation == "silu":
         return x / (1 + torch.exp(-x))
@@ -73,7 +79,8 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
     """One pass: outputs by sender name, and the final stream. `ablated`: outputs by sender name, or None to patch
     nothing.
     `kept`: set of edge names; an edge that is missing from it carries the ablated output. Or a dict from edge name to
-    [batch 1 1] or [batch pos 1]: how much of the edge each prompt, or position, keeps, from 0 to 1."""
+    [batch 1 1] or [batch pos 1]: how much of the edge each prompt, or position, keeps, from 0 to 1; or to
+    [batch d_model d_model]: what each prompt keeps of it."""
     w, c = model.weights, model.config
     batch, n_pos = tokens.shape
     positions = (torch.arange(n_pos)[None] - pad[:, None]).clamp(min=0)
@@ -92,7 +99,7 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
                 continue
             edge = f"{sender}->{receiver}"
             if isinstance(kept, dict):
-                chosen = torch.lerp(ablated[sender], written, kept[edge].to(written.dtype))
+                chosen = part(ablated[sender], written, kept[edge].to(written.dtype))
             else:
                 chosen = written if ablated is None or edge in kept else ablated[sender]
             if sender.startswith("a"):

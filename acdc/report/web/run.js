@@ -391,7 +391,17 @@ function heat(node, index) {
     picture.append("g").selectAll("text").data(example.clean).join("text").attr("x", left - 4).attr("y", (_, i) => left + (i + .75) * cell).attr("text-anchor", "end").text(t => short(t));
     picture.append("g").selectAll("text").data(example.clean).join("text").attr("transform", (_, j) => `translate(${left + (j + .75) * cell},${left - 4}) rotate(-90)`).text(t => short(t));
   }
-  return [picture.node(), element("p", text, "small")];
+  return [picture.node(), element("p", text, "small"), ...why(node, index)];
+}
+
+function why(node, index) {
+  const edges = data.signals[node] ?? [], clean = data.examples[index].clean;
+  const line = ([edge, pairs]) => {
+    const [query, key, attention, without, added, fewest, terms] = pairs[index];
+    const acts = added ? `from ${JSON.stringify(clean[query])} to ${JSON.stringify(clean[key])}, ${attention} % with the edge, ${without} % without. It adds ${number(added, 3)} to the score over those of other keys, 90 % of it along ${fewest} of ${terms} directions.` : "adds nothing here.";
+    return element("p", `${edge}: ${acts}`, "small");
+  };
+  return edges.length ? [element("h3", "Why it attends"), element("p", "What edges into its query and key add where they act most, in the circuit. acdc explain checks by patching whether these directions carry the edge.", "soft small"), ...edges.map(line)] : [];
 }
 const short = text => { const letters = [...text.trim()]; return letters.length > 12 ? letters.slice(0, 11).join("") + "…" : letters.join(""); };
 
