@@ -22,7 +22,7 @@ from acdc.patching.problem import Problem
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from tests.support.oracle import Naive, forward, naive_acdc, rms
-from tests.support.random_models import JOINT_HEAD_NORM, POST_NORM, random_model, random_prompts
+from tests.support.random_models import POST_NORM, random_model, random_prompts
 
 FAMILIES = [
     {"n_layers": 3},
@@ -30,7 +30,6 @@ FAMILIES = [
     {"norm": "none", "causal": False, "split_position": True},
     {"d_mlp": 0, "n_heads": 3, "windows": (2, 0)},
     POST_NORM,
-    JOINT_HEAD_NORM,
 ]
 
 

@@ -44,6 +44,8 @@ BASES: dict[str, dict[str, Any]] = {
     "mistral": {**GROUPED, "sliding_window": None},
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 8},
+}
+MORE: dict[str, dict[str, Any]] = {  # of which only mistakes are tried
     "gemma2": {**GROUPED, "head_dim": 8, "pad_token_id": None, "attn_logit_softcapping": 2.0},
     "gemma3_text": {
         **GROUPED,
@@ -70,7 +72,9 @@ Change = Callable[[Path], None]
 def built(family: str, folder: Path, **options: Any) -> Path:
     """A random checkpoint with a tokenizer, whose norms and biases are not 1 and 0."""
     torch.manual_seed(0)
-    module = hf.AutoModelForCausalLM.from_config(hf.AutoConfig.for_model(family, **{**BASES[family], **options}))
+    module = hf.AutoModelForCausalLM.from_config(
+        hf.AutoConfig.for_model(family, **{**(BASES | MORE)[family], **options})
+    )
     for name, p in module.named_parameters():
         if name.endswith("bias") or "norm" in name or "ln_" in name:
             p.data += 0.3 * torch.randn_like(p)
