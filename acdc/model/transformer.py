@@ -216,7 +216,8 @@ class Transformer:
         weights = self.weights["unembed.weight"].split(block)
         biases = self.weights["unembed.bias"].split(block)
         parts = [torch.addmm(b, flat, w.T).logsumexp(1) for w, b in zip(weights, biases, strict=True)]
-        return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
+        whole = torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+        return whole.view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
         """Σ_v p(v) W_U[v], with the model's prediction p at each row: Float[row d_model] to the same shape."""
