@@ -283,7 +283,8 @@ class Transformer:
     def logsumexp(self, h: Tensor) -> Tensor:
         """Log-sum-exp of the centred logits, in blocks of the vocabulary: Float[... d_model] to Float[...]."""
         parts = [block.logsumexp(1) for block in self.logit_blocks(h.reshape(-1, h.shape[-1]))]
-        return torch.stack(parts).logsumexp(0).view(h.shape[:-1])
+        whole = torch.stack(parts).logsumexp(0) if len(parts) > 1 else parts[0]
+        return whole.view(h.shape[:-1])
 
     def expected_unembedding(self, h: Tensor) -> Tensor:
         """Σ_v p(v) W_U[v], with the prediction p at each row of a model whose logits have no cap: Float[row d_model] to

@@ -24,6 +24,7 @@ class LiveActivations:
         self.graph = nodes.graph
         self.start = nodes.start
         self.cache = cache  # deleted while the activations are offloaded
+        self._clean: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → clean output
         self._differences: dict[tuple[int, bool], Tensor] = {}  # (sender, scored) → ablated − clean output
         self._ablated: dict[tuple[int, bool], Tensor] = {}  # (number of senders, scored) → input without any edge
         # Bool[sender 1+span 2]: whether clean and ablated output differ anywhere, then at each span; at any live
@@ -33,6 +34,7 @@ class LiveActivations:
     def offload(self) -> None:
         """Free large tensors; `cache` must be set again before the next use."""
         del self.cache
+        self._clean.clear()
         self._differences.clear()
         self._ablated.clear()
 
@@ -50,7 +52,11 @@ class LiveActivations:
 
     def clean(self, sender: int, scored: bool) -> Tensor:
         """A sender's clean output, Float[batch pos d_model]; for a head z, Float[batch pos d_head]."""
-        return self.nodes.narrow(self._at_live(self.cache.clean, self.graph.senders[sender]), False, scored)
+        key = sender, scored
+        if key not in self._clean:
+            x = self._at_live(self.cache.clean, self.graph.senders[sender])
+            self._clean[key] = self.nodes.narrow(x, False, scored)
+        return self._clean[key]
 
     def differs(self, sender: int, scored: bool, span: int | None = None) -> bool:
         """Whether a sender's clean and ablated output differ at a span, by default anywhere."""

@@ -49,6 +49,7 @@ class Nodes:
         self.extent = batch * self.n_live, batch * len(self.columns), len(cache.rows)
         self._rows = cache.rows[:, 0], torch.searchsorted(self.columns, cache.rows[:, 1] - self.start)
         self._mask = cache.mask[:, self.start :]
+        self._masks: dict[tuple[int, bool], Tensor] = {}  # (window, scored) → Bool[batch query key]
         self.n_spans = 1 if cache.spans is None else len(cache.spans)
         self._spans: Tensor | None = None  # Float[span batch pos 1], 1 at the positions of each span
         if cache.spans is not None:
@@ -166,7 +167,11 @@ class Nodes:
 
     def _attends(self, layer: int, scored: bool) -> Tensor:
         """Bool[batch query key]: which keys a query of this layer attends to."""
-        return self.narrow(self.model.window(layer, self._mask, self.start), False, scored)
+        window = self.model.config.windows[layer] if self.model.config.windows else 0
+        if (window, scored) not in self._masks:
+            mask = self.model.window(layer, self._mask, self.start)
+            self._masks[window, scored] = self.narrow(mask, False, scored)
+        return self._masks[window, scored]
 
 
 def _stack(x: list[Tensor]) -> Tensor:
