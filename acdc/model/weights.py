@@ -1,5 +1,6 @@
 """The tensors of a checkpoint, by name and shape, re-expressed as the weights of a transformer."""
 
+import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
@@ -8,12 +9,13 @@ from acdc.model.config import ModelConfig
 
 class Weights:
     """Reads the tensors of a checkpoint into the weights of a transformer, `out`; large tensors are freed as they are
-    read, so that the model is held once."""
+    read, so that the model is held once. Tensors of a narrower dtype are widened to `dtype` when they are read."""
 
-    def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str) -> None:
+    def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str, dtype: torch.dtype) -> None:
         self.out: dict[str, Tensor] = {}
         self.sizes = sizes
         self._tensors = tensors
+        self._dtype = dtype
         self._where = where
         self._used: set[str] = set()
 
@@ -22,12 +24,16 @@ class Weights:
         if name not in self._tensors:
             raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
         self._used.add(name)
-        return self._tensors[name]
+        tensor = self._tensors[name]
+        return tensor.to(torch.promote_types(tensor.dtype, self._dtype))
 
     def take(self, name: str) -> Tensor:
-        """As `get`, for a tensor that is read once."""
+        """As `get`, for a tensor that is read once; what is tied to it stays tied."""
         tensor = self.get(name)
-        del self._tensors[name]
+        stored = self._tensors.pop(name)
+        for other, tied in self._tensors.items():
+            if tied is stored:
+                self._tensors[other] = tensor
         return tensor
 
     def linear(self, name: str, transposed: bool = True) -> tuple[Tensor, Tensor]:
@@ -38,10 +44,11 @@ class Weights:
         return weight, self.take(bias) if bias in self._tensors else weight.new_zeros(weight.shape[1])
 
     def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
+        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'. The
+        weight is changed in place."""
         if f"{norm}.bias" in self._tensors:
             bias = bias + self.get(f"{norm}.bias") @ weight
-        return self.get(f"{norm}.weight")[:, None] * weight, bias
+        return weight.mul_(self.get(f"{norm}.weight")[:, None]), bias
 
     def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
         """Set a weight and a bias of the transformer."""
@@ -77,6 +84,8 @@ class Weights:
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self._tensors), None)
         weight = self.take(head) if head else token
+        if weight is token:
+            weight = token.clone()
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         self.finish()
 
