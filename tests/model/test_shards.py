@@ -14,7 +14,7 @@ from acdc.commands import run as run_command
 from acdc.errors import ModelError
 from acdc.model import load
 from acdc.model.checkpoint import FAMILIES, open_checkpoint
-from acdc.model.huggingface import read_module, widened
+from acdc.model.huggingface import read_module, tensors_of, widened
 from acdc.model.load import load_model
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load as load_inputs
@@ -72,6 +72,17 @@ def test_a_constant_of_the_model_is_not_rounded(tmp_path):
     tokens = torch.arange(6)[None]
     with torch.no_grad(), widened(module, torch.float32):
         assert torch.equal(module(tokens).logits, wide(tokens).logits)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are mapped")
+def test_small_tensors_do_not_hold_on_to_a_file(tmp_path):
+    """They are used until the end, and a file would stay in memory with the last of its tensors."""
+    folder = narrowed("gpt2", torch.bfloat16, tmp_path)[0]
+    tensors = tensors_of(read_module(folder, open_checkpoint(str(folder)).config, torch.float32))
+    assert str(folder) in Path("/proc/self/maps").read_text()
+    for name in [name for name, tensor in tensors.items() if tensor.ndim > 1]:
+        del tensors[name]
+    assert tensors and str(folder) not in Path("/proc/self/maps").read_text()
 
 
 def test_a_mistake_is_as_large_an_error_as_in_float32(tmp_path, monkeypatch):
