@@ -76,7 +76,7 @@ class Weights:
         c = self.sizes
         self.out["rotary.frequencies"] = self.get(f"{module}.inv_freq")
         factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5)
-        factor[: c.rotary] *= self.get(f"{module}.attention_scaling") ** 2
+        factor[: c.rotary] *= float(self.get(f"{module}.attention_scaling")) ** 2
         return factor
 
     def put_unembedding(self, norm: str) -> None:

@@ -5,14 +5,15 @@
 #     tests/benchmarks/gpu.sh                       after `make setup assets`
 #     DEVICE=cpu QUICK=1 tests/benchmarks/gpu.sh    the same steps with small models, on any machine
 #
-# DEVICE (cuda), QUICK, OUT (gpu), PYTHON (.venv/bin/python) and WORKERS (of the tests, 4) are read from the environment.
+# DEVICE (cuda), QUICK, OUT (gpu), PYTHON (.venv/bin/python) and WORKERS (processes of the tests, one per core,
+# up to 12) are read from the environment.
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 DEVICE=${DEVICE:-cuda}
 QUICK=${QUICK:-}
 OUT=${OUT:-gpu}
 PYTHON=${PYTHON:-.venv/bin/python}
-WORKERS=${WORKERS:-4}
+WORKERS=${WORKERS:-$(($(nproc) < 12 ? $(nproc) : 12))}
 export HF_HUB_OFFLINE=1
 mkdir -p "$OUT"
 exec > >(tee "$OUT/summary.txt") 2>&1
@@ -40,7 +41,7 @@ else
     done
 fi
 step tests 240 "$PYTHON" -m pytest -q -p no:cacheprovider -m "not slow" -n "$WORKERS" "${tests[@]}"
-step table 270 "$PYTHON" -m tests.benchmarks --device "$DEVICE" "${table[@]}" --out "$OUT/bench.json" --md "$OUT/bench.md"
+step table 300 "$PYTHON" -m tests.benchmarks --device "$DEVICE" "${table[@]}" --out "$OUT/bench.json" --md "$OUT/bench.md"
 
 acdc=("$PYTHON" -m acdc.start)
 golden=configs/golden/smollm2/ioi.json

@@ -65,7 +65,7 @@ def _ratios(rows: dict[str, dict[str, Any]]) -> str:
                 f"{ratio(hf['bound'])}{_over(r, ratio)}; {ratio(hf['bound_all_positions'])}",
                 f"{lim['ours_over_products']:.2f}{_times(r)}" if lim else "–",
                 f"{lim['output_share_of_products']:.0%}" if lim else "–",
-                f"{r['launches']:,}" + (f" ({r['kernels']:,} kernels)" if "kernels" in r else ""),
+                _launches(r),
                 f"{r['peak_mb']:,.0f} MB ({r['peak_mb_before']:,.0f} before)",
             ]
         )
@@ -79,6 +79,11 @@ def _ratios(rows: dict[str, dict[str, Any]]) -> str:
         "peak memory: of the device on CUDA, else of the process."
     )
     return table(head, out) + "\n\n" + note
+
+
+def _launches(r: dict[str, Any]) -> str:
+    counted = f"{r['launches']:,}" if "launches" in r else "–"
+    return counted + (f" ({r['kernels']:,} kernels)" if "kernels" in r else "")
 
 
 def _peer(p: dict[str, Any]) -> str:
