@@ -180,7 +180,7 @@ MIDDLE = Setting("6×6×192", 6, 6, 192, 8192, "greater-than", 25, 0.003, repeat
 QUICK = (
     replace(MIDDLE, name="quick greater-than"),
     replace(MIDDLE, name="quick ioi", shape="ioi", threshold=0.01),
-    replace(MIDDLE, name="quick Llama", threshold=0.03, llama=True, hidden=512, positions=32),
+    replace(MIDDLE, name="quick Llama", threshold=0.01, llama=True, hidden=512, positions=32),
     *(replace(s, name="quick " + s.name, repeats=3, naive=5, replay=2.0) for s in FULL if s.tiny),
 )
 # A model on which auto-circuit's ACDC and the naive oracle can be run as a whole.
