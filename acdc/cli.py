@@ -51,6 +51,11 @@ def main() -> None:
         code = _fail(error.format_message())
     except MemoryError as error:
         code = _fail(f"not enough memory: {error or 'none is left'}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, for a device; it may not be imported
+            raise
+        why = ". ".join(str(error).split(". ")[:3])
+        code = _fail(f"{why}. What takes less: fewer prompts (--examples), or prompts in parts (a lower --memory)")
     except (KeyboardInterrupt, typer.Abort):
         code = 130
     except OSError as error:  # of any file: its name is too long, no permission, the disk is full
@@ -92,15 +97,14 @@ def run(
         bar.say(*notes)
 
         from acdc.commands.run import run_each  # imports torch: only now, when the options are known to be right
-        from acdc.report.run import overview, to_text
+        from acdc.report.run import overview, taken, to_text
         from acdc.setup.inputs import load
 
         inputs = load(settings, checked, memory)
-        expected = f"memory: about {inputs.expected_memory / 1e9:.1f} GB"
-        if memory and inputs.expected_memory > memory:
-            expected += ", more than --memory allows: the run can't be made with less"
-        bar.say(expected)
+        bar.say(inputs.memory_note(memory))
         found = run_each(inputs, out, force, key, values, tuple(notes), bar, bar.say)
+        if inputs.model.transformer.device.type == "cuda":
+            bar.say(taken([folder for _, folder in found]))
     if json_:
         files = [(folder / "circuit.json").read_text(encoding="utf-8") for _, folder in found]
         show(files[0] if len(files) == 1 else "[" + ",\n".join(files) + "]\n", end="")

@@ -182,7 +182,9 @@ PICTURE = {
 
 WORKERS = {
     "executor": option(str, "local or slurm. [default: the file's, or local]"),
-    "workers": option(int, "Processes. [default: one per core, or GPU]", min=1, max=LIMITS["workers"]),
+    "workers": option(
+        int, "Processes. [default: one per core, or as many per GPU as fit]", min=1, max=LIMITS["workers"]
+    ),
     "threads": option(int, "Threads of each process. [default: cores / workers]", min=1, max=LIMITS["threads"]),
     "memory": option(float, "Each process stays below this, as 4GB. [default: half of the machine's, shared]", **SIZE),
     "retry": option(bool, "Make failed runs again.", "--retry-failed"),

@@ -4,7 +4,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from acdc.model.hub import ADAPTER, INDEX, WEIGHTS
 from acdc.model.tokenizer import Tokenizer
 
 LOCAL = {"trust_remote_code": False, "local_files_only": True}
-FLOATS = ("F16", "BF16", "F32", "F64")  # safetensors' names
+FLOATS = {  # by safetensors' names
+    "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
 MASKS = re.compile(r"(attn|attention)\.(masked_)?bias$")  # in old checkpoints; no weights
 FACTORS = re.compile(r"\.(embed_scale|((full|sliding)_attention_)?inv_freq)$")  # buffers that logits depend on
 MOST_BUFFERS = 1_000_000_000  # bytes; GPT-Neo with 2.7 billion weights has 134,000,000
@@ -95,20 +97,30 @@ def weight_files(directory: Path) -> tuple[Path, ...]:
 
 
 def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
-    """The model in evaluation mode on the CPU; raise ModelError unless the files have its tensors and no others."""
+    """The model in evaluation mode on the CPU, its weights in the dtype of the files or in `dtype`, whichever has fewer
+    bits: as long as nobody uses them, such weights are only mapped from the files.
+
+    Raises ModelError unless the files have its tensors and no others.
+    """
     if dtype == torch.float64 and getattr(config, "reorder_and_upcast_attn", False):
         config.reorder_and_upcast_attn = False  # of GPT-2: scores in float32, which transformers then can't use
+    stored = stored_dtype(directory)
+    if torch.promote_types(stored, dtype) != dtype:
+        stored = dtype
     with transformers(directory, "checkpoint") as library:
-        module, found = library.AutoModelForCausalLM.from_pretrained(
-            directory,
-            config=config,
-            dtype=dtype,
-            attn_implementation="eager",
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # they are refused below
-            output_loading_info=True,
-            **LOCAL,
-        )
+        for of in (stored, dtype):
+            module, found = library.AutoModelForCausalLM.from_pretrained(
+                directory,
+                config=config,
+                dtype=of,
+                attn_implementation="eager",
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,  # they are refused below
+                output_loading_info=True,
+                **LOCAL,
+            )
+            if of == dtype or not any(buffer.dtype == of for buffer in module.buffers()):
+                break  # else a constant of the model was rounded
     for name, shape, wanted in sorted(found["mismatched_keys"]):
         raise ModelError(f"{directory}: tensor {name!r} has shape {tuple(shape)}, not {tuple(wanted)}")
     unexpected = [name for name in found["unexpected_keys"] if not MASKS.search(name)]
@@ -118,6 +130,43 @@ def read_module(directory: Path, config: Any, dtype: torch.dtype) -> Any:
             name = min(names)
             raise ModelError(f"{directory}: tensor {name!r} {what}{more}; without it another model would be computed")
     return module.eval()
+
+
+def stored_dtype(directory: Path) -> torch.dtype:
+    """The narrowest dtype that holds all weights of a checkpoint exactly."""
+    from safetensors import safe_open
+
+    found = set()
+    for file in weight_files(directory):
+        with reading(file, "safetensors file"), safe_open(file, "pt") as tensors:
+            found |= {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    return reduce(torch.promote_types, (FLOATS[dtype] for dtype in found if dtype in FLOATS))
+
+
+@contextmanager
+def widened(module: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Let every part of a module have its weights in a wider dtype while it computes, and only then: the results are
+    those of the whole module in that dtype, without its memory."""
+    stored: dict[Tensor, Tensor] = {}
+
+    def widen(part: Any, *_: Any) -> None:
+        for weight in part.parameters(recurse=False):
+            stored[weight] = weight.data
+            weight.data = weight.data.to(dtype)
+
+    def narrow(part: Any, *_: Any) -> None:
+        for weight in part.parameters(recurse=False):
+            weight.data = stored.pop(weight)
+
+    hooks = []
+    for part in module.modules():
+        if any(weight.dtype != dtype for weight in part.parameters(recurse=False)):
+            hooks += [part.register_forward_pre_hook(widen), part.register_forward_hook(narrow)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def described(path: Path, config: Any) -> Any:
@@ -174,7 +223,7 @@ def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, An
         for rank in (raw.get("r"), *(raw.get("rank_pattern") or {}).values()):  # memory is taken for it
             if not isinstance(rank, int) or not 0 < rank <= most:
                 raise ModelError(f"{where}: rank {short(rank)}, but no tensor of {weights.name} has this size")
-        module = PeftModel.from_pretrained(read(dtype), adapter, torch_device="cpu")
+        module = PeftModel.from_pretrained(read(dtype).to(dtype), adapter, torch_device="cpu")
         needed = get_peft_model_state_dict(module, save_embedding_layers=False)
     for name in sorted(needed.keys() ^ shapes):
         raise ModelError(f"{weights}: tensor {name!r} {'has no place in the base' if name in shapes else 'is missing'}")
@@ -183,10 +232,12 @@ def adapted(read: Callable[[torch.dtype], Any], adapter: Path, raw: dict[str, An
 
 def tensors_of(module: Any) -> dict[str, Tensor]:
     """All parameters by name, a tied head too, the frequencies and factors of rotary embeddings, and the factors of
-    embeddings. The module is left without weights, so that each is freed as it is used."""
+    embeddings. The module is left without weights, so that each is freed as it is used; small ones are copied, since
+    they would hold on to a file."""
     if hasattr(module, "merge_and_unload"):
         module = module.merge_and_unload()
-    out = {name: tensor.detach() for name, tensor in module.named_parameters(remove_duplicate=False)}
+    plain = {weight: weight.detach() if weight.ndim > 1 else weight.detach().clone() for weight in module.parameters()}
+    out = {name: plain[weight] for name, weight in module.named_parameters(remove_duplicate=False)}
     out |= {name: tensor for name, tensor in module.named_buffers() if FACTORS.search(name)}
     for name, part in module.named_modules():
         for key, value in vars(part).items():

@@ -61,17 +61,20 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
     to = place(checkpoint, device, dtype)
     prompts = _prompts(checkpoint, splits)
     where = str(checkpoint.path)
+    wide = DTYPES[dtype]
     with ThreadPoolExecutor(1) as beside, torch.no_grad():  # hashing and torch both release the GIL
-        read = checkpoint.read(DTYPES[dtype])
+        read = checkpoint.read(wide)
         expected = None
         if not isinstance(read, dict):
             with huggingface.transformers(checkpoint.path, "checkpoint"):
-                expected = [read(prompt[None], return_dict=True).logits[0] for prompt in prompts]
+                read = read.to(to)  # tensor by tensor; with its last one, each file is let go of
+                with huggingface.widened(read, wide):
+                    expected = [read(prompt[None].to(to), return_dict=True).logits[0].cpu() for prompt in prompts]
                 read = huggingface.tensors_of(read)
-        weights = Weights(read, checkpoint.sizes, where)
+        weights = Weights(read, checkpoint.sizes, where, wide)
         FAMILIES[checkpoint.family].read(checkpoint.config, weights)
         digest = beside.submit(checkpoint.hash)  # not before all tensors have a place: files can be very long
-        moved = {name: weights.out.pop(name).to(to, DTYPES[dtype]) for name in list(weights.out)}
+        moved = {name: weights.out.pop(name).to(to, wide) for name in list(weights.out)}
         transformer = Transformer(checkpoint.sizes, moved, where)
         verification = _verify(transformer, prompts, expected, where) if expected else None
         hashed = digest.result()
@@ -91,7 +94,7 @@ def _prompts(checkpoint: Checkpoint, splits: tuple[Split, ...]) -> list[Tensor]:
 
 def _verify(transformer: Transformer, prompts: list[Tensor], expected: list[Tensor], where: str) -> Verification:
     """Compare the logits with the expected ones, Float[pos vocab] for each prompt; raise ModelError if they differ."""
-    theirs = torch.cat(expected).cpu()
+    theirs = torch.cat(expected)
     mine = []
     for prompt in prompts:
         tokens = prompt[None].to(transformer.device)
@@ -111,11 +114,21 @@ def place(checkpoint: Checkpoint, device: str, dtype: str) -> torch.device:
     if to.type == "mps" and dtype == "float64":
         raise ModelError("--dtype float64: MPS has no float64; use --device cpu or --dtype float32")
     needed = checkpoint.sizes.n_weights * DTYPES[dtype].itemsize
-    free = psutil.virtual_memory().available + psutil.swap_memory().free
+    free = free_memory(to)
     if needed > free:
-        sizes = f"take {needed / 1e9:,.1f} GB in {dtype}, and {free / 1e9:,.1f} GB of memory are free"
-        raise ModelError(f"--model {checkpoint.name}: its {checkpoint.sizes.n_weights:,} weights {sizes}")
+        memory = f"{to}'s memory" if to.type == "cuda" else "memory"
+        sizes = f"take {needed / 1e9:,.1f} GB in {dtype}, and {free / 1e9:,.1f} GB of {memory} are free"
+        instead = "; use another card, or --device cpu" if to.type == "cuda" else ""
+        raise ModelError(f"--model {checkpoint.name}: its {checkpoint.sizes.n_weights:,} weights {sizes}{instead}")
     return to
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free: of a CUDA device's memory, else of the machine's, with what could be swapped out."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    return psutil.virtual_memory().available + psutil.swap_memory().free
 
 
 def pick_device(device: str) -> torch.device:

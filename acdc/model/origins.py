@@ -33,7 +33,7 @@ class Origins(Weights):
     Norms and scales, which are no component's, are left out."""
 
     def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str) -> None:
-        super().__init__(tensors, sizes, where)
+        super().__init__(tensors, sizes, where, torch.float32)
         self._shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self._axes: list[tuple[str, int]] = []
 

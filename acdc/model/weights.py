@@ -1,5 +1,6 @@
 """The tensors of a checkpoint, by name and shape, re-expressed as the weights of a transformer."""
 
+import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
@@ -8,12 +9,13 @@ from acdc.model.config import ModelConfig
 
 class Weights:
     """Reads the tensors of a checkpoint into the weights of a transformer, `out`; large tensors are freed as they are
-    read, so that the model is held once."""
+    read, so that the model is held once. Tensors of a narrower dtype are widened to `dtype` when they are read."""
 
-    def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str) -> None:
+    def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str, dtype: torch.dtype) -> None:
         self.out: dict[str, Tensor] = {}
         self.sizes = sizes
         self._tensors = tensors
+        self._dtype = dtype
         self._where = where
         self._used: set[str] = set()
 
@@ -22,12 +24,18 @@ class Weights:
         if name not in self._tensors:
             raise ModelError(f"{self._where}: tensor {name!r} is missing; is this a whole checkpoint?")
         self._used.add(name)
-        return self._tensors[name]
+        return self._widened(self._tensors[name])
+
+    def _widened(self, tensor: Tensor) -> Tensor:
+        return tensor.to(torch.promote_types(tensor.dtype, self._dtype))
 
     def take(self, name: str) -> Tensor:
-        """As `get`, for a tensor that is read once."""
+        """As `get`, for a tensor that is read once; what is tied to it stays tied."""
         tensor = self.get(name)
-        del self._tensors[name]
+        stored = self._tensors.pop(name)
+        for other, tied in self._tensors.items():
+            if tied is stored:
+                self._tensors[other] = tensor
         return tensor
 
     def linear(self, name: str, transposed: bool = True) -> tuple[Tensor, Tensor]:
@@ -38,10 +46,11 @@ class Weights:
         return weight, self.take(bias) if bias in self._tensors else weight.new_zeros(weight.shape[1])
 
     def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'."""
+        """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'. The
+        weight is changed in place."""
         if f"{norm}.bias" in self._tensors:
             bias = bias + self.get(f"{norm}.bias") @ weight
-        return self.get(f"{norm}.weight")[:, None] * weight, bias
+        return weight.mul_(self.get(f"{norm}.weight")[:, None]), bias
 
     def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
         """Set a weight and a bias of the transformer."""
@@ -67,7 +76,7 @@ class Weights:
         """Add 1 to the scales of all norms (Gemma)."""
         for name, tensor in self._tensors.items():
             if name.endswith("norm.weight"):
-                self._tensors[name] = 1 + tensor
+                self._tensors[name] = 1 + self._widened(tensor)
 
     def rotary(self, module: str, scale: float | None = None, name: str = "frequencies") -> Tensor:
         """Set the angle per position of each rotated pair (Su et al. 2021); return the queries' factor, Float[d_head].
@@ -78,7 +87,7 @@ class Weights:
         c = self.sizes
         self.out[f"rotary.{name}"] = self.get(f"{module}inv_freq")
         factor = self.out["token.weight"].new_full((c.d_head,), c.d_head**-0.5 if scale is None else scale)
-        factor[: c.rotary] *= self.get(f"{module}attention_scaling") ** 2
+        factor[: c.rotary] *= float(self.get(f"{module}attention_scaling")) ** 2
         return factor
 
     def put_unembedding(self, norm: str) -> None:
@@ -86,6 +95,8 @@ class Weights:
         token = self.out["token.weight"]
         head = next((name for name in ("lm_head.weight", "embed_out.weight") if name in self._tensors), None)
         weight = self.take(head) if head else token
+        if weight is token:
+            weight = token.clone()
         self.put("unembed", *self.fold(norm, weight.T, weight.new_zeros(len(weight))))
         self.finish()
 

@@ -117,6 +117,14 @@ def overview(found: list[tuple[CircuitFile, Path]]) -> str:
     return f"circuits  {first.task.name} in {first.model.name}, {first.method.ablation} ablation\n{grid(rows)}"
 
 
+def taken(folders: list[Path]) -> str:
+    """Return the most memory that a run of these took, beside what was expected."""
+    costs = [read_metrics(folder / "metrics.json").cost for folder in folders]
+    most = max(costs, key=lambda cost: cost.peak_memory_mb)
+    expected = f" (expected: {most.expected_memory_mb / 1e3:.1f})" if most.expected_memory_mb else ""
+    return f"memory: {most.peak_memory_mb / 1e3:.1f} GB taken{expected}"
+
+
 def diff_text(a: CircuitFile, b: CircuitFile, diff: Diff) -> str:
     """Return a summary, and a line for each changed edge."""
     sizes = f"{len(diff.added)} added, {len(diff.removed)} removed, {len(diff.rescored)} re-scored"

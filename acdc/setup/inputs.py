@@ -10,13 +10,13 @@ import torch
 from acdc.errors import FileError
 from acdc.graph.scores import Scores
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
-from acdc.model.load import Model, load_model, place
+from acdc.model.load import Model, free_memory, load_model, place
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
 from acdc.setup.config import Config
 from acdc.setup.memory import default_memory, expected, prompts_at_once
 from acdc.task.schema import Task
-from acdc.task.tokenize import Data, make_data
+from acdc.task.tokenize import Data, Split, make_data
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,28 @@ class Inputs:
     @property
     def expected_memory(self) -> int:
         """About how many bytes the run takes at most (`acdc.setup.memory.expected`)."""
+        return self._expected(self.data.discovery)
+
+    def _expected(self, prompts: Split) -> int:
         model = self.model.transformer
-        return expected(self.config, model.config, self.data.discovery, _halves(self.data), model.device.type)
+        return expected(self.config, model.config, prompts, _halves(self.data), model.device.type)
+
+    def memory_note(self, bound: float | None) -> str:
+        """About how much memory the run takes; if that is more than `bound` bytes or than there is, what takes less."""
+        needed = self.expected_memory
+        device = self.model.transformer.device
+        weights = self.model.checkpoint.sizes.n_weights * self.model.transformer.dtype.itemsize
+        note = f"memory: about {needed / 1e9:.1f} GB" + " of the device's" * (device.type == "cuda")
+        there = weights + free_memory(device)
+        if needed <= min(bound or there, there):
+            return note
+        fewest = self._expected(self.data.discovery.take([0]))
+        instead = [f"fewer prompts (--examples; with one it takes {fewest / 1e9:.1f} GB)"] * (fewest < 0.9 * needed)
+        if not bound:
+            instead.append("prompts in parts (--memory)")
+        instead.append("another card" if device.type == "cuda" else "another machine")
+        limit = "--memory allows" if bound and needed > bound else f"the {there / 1e9:.1f} GB that there are"
+        return f"{note}, more than {limit}; what takes less, or has more: {', '.join(instead)}"
 
     def parts(self, half: str) -> Parts:
         """The clean and ablated activations of one half of the prompts, `discovery` or `held_out`."""

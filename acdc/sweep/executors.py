@@ -29,6 +29,7 @@ from acdc.files.table import ENDED, record_failure, state
 from acdc.io.files import open_own, write_atomic
 from acdc.io.folder import inside
 from acdc.io.progress import Say
+from acdc.model.load import pick_device
 from acdc.sweep.grid import Run
 
 # What follows `-m` is run as Python does, but without the current folder on the path: a torch.py or queue.py there
@@ -65,6 +66,11 @@ class Executor(ABC):
     def folder(self) -> Path:
         """The folder for unit files and logs."""
         return inside(self.out, self.place)
+
+    @abstractmethod
+    def device(self, name: str) -> str:
+        """Return the kind of the device that a run's option `device` means there: cpu, cuda or mps; raise UserError if
+        there is none such."""
 
     @abstractmethod
     def _start(self, runs: Sequence[Run]) -> None:
@@ -156,27 +162,37 @@ class Local(Executor):
     workers: int  # number of processes
     threads: int  # of each process
     memory: float | None  # bytes that each stays below; None for its share of the default
-    devices: list[str]  # CUDA devices, dealt out among the workers; empty for the CPU
+    devices: list[str]  # CUDA devices, one after the other for each worker, from the first again; empty for the CPU
     place = "logs"
     pause = 0.1
     _unit: Path | None = field(default=None, init=False)
     _starts: list[int] = field(default_factory=list, init=False)  # index of each worker's first run in the unit file
     _team: dict[int, _Process] = field(default_factory=dict, init=False)
 
+    def device(self, name: str) -> str:
+        """That of this machine."""
+        return pick_device(name).type
+
+    @property
+    def cards(self) -> list[str]:
+        """The CUDA device of each worker; empty for the CPU."""
+        return [self.devices[number % len(self.devices)] for number in range(self.workers)] if self.devices else []
+
     def _start(self, runs: Sequence[Run]) -> None:
         """Start as many processes as there are runs, up to `workers`; on the first call, write the unit file."""
         if self._unit is None:
             groups = by_inputs(runs)
             together = [run for group in groups for run in group]
-            self._unit = write_unit(self.folder, together, self.out, 1 / self.workers, self.memory)
+            share = 1 / max(Counter(self.cards).values(), default=self.workers)
+            self._unit = write_unit(self.folder, together, self.out, share, self.memory)
             first_groups = [number * len(groups) // self.workers for number in range(self.workers)]
             self._starts = [sum(map(len, groups[:first])) for first in first_groups]
         free = [number for number in range(self.workers) if number not in self._team]
         for number in free[: max(1, len(runs))]:
             command = [*COMMAND, str(self._unit), str(self._starts[number])]
             env = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(self.threads))
-            if self.devices:
-                env["CUDA_VISIBLE_DEVICES"] = self.devices[number % len(self.devices)]
+            if self.cards:
+                env["CUDA_VISIBLE_DEVICES"] = self.cards[number]
             self._team[number] = _Process(command, env, self.folder / f"worker-{number}.log")
 
     def _look(self, say: Say) -> list[Unit]:

@@ -78,7 +78,7 @@ class Slurm(Strict):
         partition, account: names on the cluster
         time: limit in minutes
         cpus: number of cores, and threads of the run
-        gpus: number of GPUs
+        gpus: number of GPUs; with none, runs are on the CPU
         memory: such as `8GB` or `500MB`
         parallel: maximum number of jobs at a time
         runs_per_job: maximum number of runs in a job; by default all that share a model and prompts
@@ -117,7 +117,7 @@ class Sweep(Strict):
         references: circuits taken as the truth for ROC curves, by task: a circuit.json (relative to the file) or the
             name of a published circuit
         executor: where the runs are made: on this machine, or on a Slurm cluster
-        workers: number of processes on this machine; by default one per core, or per GPU
+        workers: number of processes on this machine; by default one per core, or as many per GPU as fit
         threads: threads of each process; by default cores / workers
         memory: each process stays below it, as `4GB`; by default the processes share half the machine's memory
         slurm: what each Slurm job requests

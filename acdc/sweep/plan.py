@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from acdc.errors import FileError, TaskError, UserError
+from acdc.errors import FileError, TaskError, UserError, plural
 from acdc.files.circuit import read_circuit
 from acdc.files.metrics import read_metrics
 from acdc.files.published import load_published
@@ -20,19 +20,29 @@ from acdc.io.folder import FOUND, differences
 from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import read_yaml
 from acdc.model.checkpoint import open_checkpoint
+from acdc.model.config import ModelConfig
 from acdc.model.load import pick_device
 from acdc.report.results import summary, to_text
 from acdc.setup import estimate
 from acdc.setup.config import Config, DefaultModel
 from acdc.setup.inputs import check_number
+from acdc.setup.memory import SPARE, default_memory, expected
 from acdc.sweep.executors import Executor, Local
 from acdc.sweep.file import SweepFile, read_sweep
 from acdc.sweep.grid import Run, runs_of
 from acdc.sweep.slurm import Cluster
 from acdc.task.load import find_config
-from acdc.task.tokenize import Data, make_data
+from acdc.task.tokenize import Data, Split, make_data
 
 MANY = 1000  # runs; for more, the user is asked
+
+
+class _Prompted(NamedTuple):
+    """A run, the sizes of its model, and its prompts for discovery."""
+
+    run: Run
+    sizes: ModelConfig
+    prompts: Split
 
 
 @dataclass(frozen=True)
@@ -74,9 +84,10 @@ def make_plan(
     out = out or Path("sweeps") / path.stem
     for run in runs:
         _check_begun(run, run.folder(out))
-    executor = _executor(file, out, given, runs)
+    prompted = _prompted(file, runs)
+    executor = _executor(file, out, given, prompted)
     threads = executor.threads if isinstance(executor, Local) else file.sweep.slurm.cpus
-    seconds = _estimates(file, runs, out, threads)
+    seconds = _estimates(prompted, out, threads, executor)
     references = _references(file, runs)
     return SweepPlan(file, runs, out, executor, seconds, references, bool(given["retry"]), given["plots"]), notes
 
@@ -95,6 +106,8 @@ def overview(plan: SweepPlan) -> str:
     if isinstance(plan.executor, Local):
         workers = min(plan.executor.workers, max(1, len(left)))
         total_time = f"about {estimate.in_words(total / workers)} on {workers} × {plan.executor.threads} threads"
+        if cards := set(plan.executor.cards):
+            total_time += f", {plural(len(cards), 'card')}"
     else:
         total_time = f"about {estimate.in_words(total)} of work for Slurm"
     table = to_text(rows, ["run", *varied, "state", "about"])
@@ -116,13 +129,12 @@ def _check_begun(run: Run, folder: Path) -> None:
         raise FileError(f"{folder}: holds a run with another config: {others}; {how}")
 
 
-def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dict[str, float]:
-    """Return the estimated duration of every run, corrected by finished runs of the same model and method; raise
-    UserError if a model can't be found, or its tokenizer doesn't fit a task."""
+def _prompted(file: SweepFile, runs: list[Run]) -> list[_Prompted]:
+    """Return the runs with the sizes of their models and their prompts; raise UserError if a model can't be found, or
+    its tokenizer doesn't fit a task."""
     opened = lru_cache(maxsize=None)(open_checkpoint)
     prompts: dict[tuple[object, ...], Data] = {}
-    guesses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
-    taken: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    found = []
     for run in runs:
         c = run.config
         kind = (c.task, c.model, c.examples, c.positions)
@@ -133,7 +145,17 @@ def _estimates(file: SweepFile, runs: list[Run], out: Path, threads: int) -> dic
             check_number(c, checkpoint, prompts[kind])
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
-        guess = estimate.seconds(c, checkpoint.sizes, prompts[kind].discovery, pick_device(c.device).type, threads)
+        found.append(_Prompted(run, checkpoint.sizes, prompts[kind].discovery))
+    return found
+
+
+def _estimates(prompted: list[_Prompted], out: Path, threads: int, executor: Executor) -> dict[str, float]:
+    """Return the estimated duration of every run, corrected by finished runs of the same model and method."""
+    guesses: dict[tuple[str, str], dict[str, float]] = defaultdict(dict)
+    taken: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for run, sizes, prompts in prompted:
+        c = run.config
+        guess = estimate.seconds(c, sizes, prompts, executor.device(c.device), threads)
         guesses[c.model, c.method][run.name] = guess
         folder = run.folder(out)
         if state(folder) == "done":
@@ -165,7 +187,7 @@ def _references(file: SweepFile, runs: list[Run]) -> dict[str, Circuit]:
     return found
 
 
-def _executor(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run]) -> Executor:
+def _executor(file: SweepFile, out: Path, given: dict[str, Any], prompted: list[_Prompted]) -> Executor:
     """Return where the runs are made, by command line and file."""
     sweep = file.sweep
     name = sweep.executor if given["executor"] is None else given["executor"]
@@ -179,11 +201,29 @@ def _executor(file: SweepFile, out: Path, given: dict[str, Any], runs: list[Run]
     if name != "local":
         raise UserError(f"--executor: unknown executor {name!r}. Known: local, slurm")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    gpus: list[str] = []
-    if any(pick_device(name).type == "cuda" for name in {run.config.device for run in runs}):
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-    workers = min(given["workers"] or sweep.workers or len(gpus) or cores, len(runs))
-    threads = given["threads"] or sweep.threads or max(1, cores // workers)
     memory = given["memory"] or (parse_bytes(sweep.memory) if sweep.memory else None)
-    return Local(out, workers, threads, memory, gpus)
+    cards = _cards(file, prompted, memory)
+    at_once = min(len(cards), max(len(set(cards)), cores)) or cores
+    workers = min(given["workers"] or sweep.workers or at_once, len(prompted))
+    threads = given["threads"] or sweep.threads or max(1, cores // workers)
+    return Local(out, workers, threads, memory, cards)
+
+
+def _cards(file: SweepFile, prompted: list[_Prompted], memory: float | None) -> list[str]:
+    """Return the CUDA devices for processes, as often as runs fit beside each other into the smallest one's memory:
+    all of them once, then all of them again. Empty for runs on the CPU. Raises UserError if a run names its device.
+
+    Runs fit if each takes no more than its share of the memory that runs are planned with (`default_memory`), so that
+    no prompts have to be held in parts for the sake of the others; `memory` is what each may take at most.
+    """
+    names = {run.config.device for run, _, _ in prompted}
+    if all(pick_device(name).type != "cuda" for name in names):
+        return []
+    if named := sorted(name for name in names if ":" in name):
+        how = f"use device cuda, and CUDA_VISIBLE_DEVICES={named[0].partition(':')[2]} for a part of them"
+        raise UserError(f"{file.path}: device {named[0]}: a sweep deals its runs out to the devices itself; {how}")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    each = memory or max(expected(run.config, sizes, x, device="cuda") for run, sizes, x in prompted) / SPARE
+    room = min(default_memory(torch.device("cuda", i)) for i in range(len(found)))
+    return found * max(1, int(room / each))

@@ -48,6 +48,13 @@ class Cluster(Executor):
             raise UserError("--executor slurm: needs submitit; pip install 'acdc-circuits[sweeps]'") from None
         _queued()
 
+    def device(self, name: str) -> str:
+        """The nodes that submit jobs often have no GPU."""
+        kind = name.partition(":")[0]
+        if kind == "cuda" and not (self.options.gpus or self.options.extra):
+            raise UserError(f"--executor slurm: device is {name}, but slurm.gpus is 0; give the jobs gpus: 1")
+        return kind if kind != "auto" else "cuda" if self.options.gpus else "cpu"
+
     def _start(self, runs: Sequence[Run]) -> None:
         """Submit the runs that no job in the queue has: an array with a job per group of runs that share inputs."""
         path = self.folder / "jobs.json"

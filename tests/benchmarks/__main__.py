@@ -1,4 +1,4 @@
-"""`python -m tests.benchmarks --out FILE.json --md FILE.md [--quick] [--only NAME] [--peer PYTHON] [--repeats N]`
+"""`python -m tests.benchmarks --out FILE.json --md FILE.md [--device cuda] [--quick] [--only NAME] [--peer PYTHON]`
 
 Every part runs in a process of its own. The exit code is 1 where edges differ from the naive oracle's, and else 0.
 """
@@ -20,17 +20,18 @@ from typing import Any
 import torch
 
 from tests.benchmarks import peer
-from tests.benchmarks.models import FULL, LARGER, QUICK
+from tests.benchmarks.models import FULL, LARGER, LLAMA, QUICK
 from tests.benchmarks.tables import markdown
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device) -> dict[str, Any]:
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line[:10] == "model name"]
         cpu = names[0] if names else cpu
     return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cpu": cpu,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -59,27 +60,40 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def main() -> None:
+def arguments() -> tuple[argparse.ArgumentParser, argparse.Namespace]:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks")
     parser.add_argument("--out", type=Path, help="everything, as JSON")
     parser.add_argument("--md", type=Path, help="the tables, as Markdown")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps")
     parser.add_argument("--quick", action="store_true", help="small models, under three minutes")
     parser.add_argument("--only", action="append", help="a setting's name, or a part (docs/benchmarks.md); repeatable")
     parser.add_argument("--peer", help="the Python of an environment with auto-circuit 1.0.1")
     parser.add_argument("--repeats", type=int, help="runs per setting instead of the setting's own number")
+    parser.add_argument("--threshold", type=float, help="τ instead of the setting's own")
     parser.add_argument("--limit", type=float, default=3600, help="seconds that one part may take")
-    a = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "quick": a.quick, "settings": {}, "started": time.strftime("%F %T")}
-    settings = QUICK if a.quick else (*FULL, *LARGER)
+    return parser, parser.parse_args()
+
+
+def main() -> None:
+    parser, a = arguments()
+    device = torch.device(a.device)
+    found: dict[str, Any] = {"machine": machine(device), "quick": a.quick, "settings": {}}
+    found["started"] = time.strftime("%F %T")
+    settings = QUICK if a.quick else (*FULL, *LARGER, *LLAMA)
     larger = {s.name for s in LARGER}
-    names = {*(s.name for s in settings), "exact", "scaling", "larger", "overlap", "attribution"}
+    llama = {s.name for s in LLAMA}
+    names = {*(s.name for s in settings), "exact", "scaling", "larger", "llama", "overlap", "attribution"}
     if a.only and not set(a.only) <= names:
         parser.error(f"--only is one of {', '.join(sorted(names))}")
-    quick = ["--quick"] if a.quick else []
-    repeats = ["--repeats", str(a.repeats)] if a.repeats else []
+    on = ["--device", a.device]
+    quick = ["--quick", *on] if a.quick else on
+    given = {"--repeats": a.repeats, "--threshold": a.threshold}
+    options = [*on, *(word for flag, value in given.items() if value for word in (flag, str(value)))]
 
     def wanted(name: str) -> bool:
-        return not a.only or name in a.only or (name in larger and "larger" in a.only)
+        if not a.only:
+            return name not in llama or device.type != "cpu"
+        return name in a.only or (name in larger and "larger" in a.only) or (name in llama and "llama" in a.only)
 
     failed = False
     if wanted("exact"):
@@ -89,7 +103,7 @@ def main() -> None:
     for s in settings:
         if not wanted(s.name):
             continue
-        code, row = part("measure", s.name, *repeats, timeout=a.limit)
+        code, row = part("measure", s.name, *options, timeout=a.limit)
         found["settings"][s.name] = row
         if "error" in row:
             say(f"{s.name}: {row['error']}")
@@ -105,7 +119,7 @@ def main() -> None:
         found["overlap"] = peer.overlap(a.peer, a.limit)
     if wanted("scaling"):
         _, found["scaling"] = part("scaling", *quick, timeout=a.limit)
-    for what in ("time", "memory") if wanted("attribution") and not a.quick else ():
+    for what in ("time", "memory") if wanted("attribution") and not a.quick and device.type == "cpu" else ():
         _, found[f"attribution {what}"] = part("attribution", what, timeout=a.limit)
     found["machine"]["load_after"] = os.getloadavg() if hasattr(os, "getloadavg") else None
     text = markdown(found)

@@ -1,6 +1,6 @@
 """Whether the engine takes the naive algorithm's decisions: both run whole, in float64, and their edges compared.
 
-`python -m tests.benchmarks.exact --out FILE.json [--quick]`; exit code 1 where edges differ.
+`python -m tests.benchmarks.exact --out FILE.json [--quick] [--device cuda]`; exit code 1 where edges differ.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from tests.support.oracle import Naive, naive_acdc
 SETTINGS = (WHOLE, *(s for s in FULL if s.tiny))
 
 
-def compare(s: Setting) -> dict[str, Any]:
+def compare(s: Setting, device: str) -> dict[str, Any]:
+    """The oracle runs on the CPU."""
     model, batch = make(s, torch.float64)
     options = Options(s.threshold)
-    ours(model, batch, options, Watch())  # not counted: the first calls of every operation are slow
+    there = model if device == "cpu" else make(s, torch.float64, device)[0]
+    ours(there, batch, options, Watch())  # not counted: the first calls of every operation are slow
     started = time.perf_counter()
-    circuit, _ = ours(model, batch, options, Watch())
+    circuit, _ = ours(there, batch, options, Watch())
     mine = time.perf_counter() - started
     started = time.perf_counter()
     edges, direct, _, margin = naive_acdc(Naive(model, batch, "kl", "corrupted"), s.threshold, options.direct)
@@ -63,9 +65,10 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true", help="fewer prompts")
+    parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
     with torch.inference_mode():
-        found = [compare(replace(s, prompts=min(s.prompts, 10)) if a.quick else s) for s in SETTINGS]
+        found = [compare(replace(s, prompts=min(s.prompts, 10)) if a.quick else s, a.device) for s in SETTINGS]
     a.out.write_text(json.dumps(found))
     raise SystemExit(any(f["differ"] for f in found))
 

@@ -1,6 +1,7 @@
 """One setting, in a process of its own, so that its peak of memory is its own.
 
-`python -m tests.benchmarks.measure NAME --out FILE.json`; `python -m tests.benchmarks` runs it for all settings.
+`python -m tests.benchmarks.measure NAME --out FILE.json [--device cuda]`; `python -m tests.benchmarks` runs it for all
+settings.
 """
 
 from __future__ import annotations
@@ -28,22 +29,37 @@ from acdc.patching.activations import ActivationCache, prepare
 from acdc.patching.metrics import make_guess
 from acdc.patching.patch import patched_rows
 from tests.benchmarks.hf import forward, to_hugging_face
-from tests.benchmarks.models import FULL, LARGER, QUICK, Setting, Split, make
-from tests.benchmarks.record import GUESS, OUTPUT, REST, Products, Recorder, Watch, WatchedEngine, replay, shortest
+from tests.benchmarks.models import FULL, LARGER, LLAMA, QUICK, Setting, Split, make
+from tests.benchmarks.record import (
+    GUESS,
+    OUTPUT,
+    REST,
+    Launches,
+    Products,
+    Recorder,
+    Watch,
+    WatchedEngine,
+    kernels,
+    replay,
+    shortest,
+    synchronise,
+)
 
-SETTINGS = {s.name: s for s in (*FULL, *LARGER, *QUICK)}
+SETTINGS = {s.name: s for s in (*FULL, *LARGER, *LLAMA, *QUICK)}
 
 
 def timed(f: Callable[[], Any]) -> tuple[float, Any]:
+    synchronise()
     started = time.perf_counter()
     out = f()
+    synchronise()
     return time.perf_counter() - started, out
 
 
-def peak_mb() -> float:
-    """Peak memory of this process in MB since it was last reset, where the system can do that, else of all its life."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 1e6
+def peak_mb(device: torch.device) -> float:
+    """Peak memory in MB since it was last reset, of a CUDA device or of this process; the system may not reset that."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")
     if status.exists():
         (peak,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
@@ -51,9 +67,9 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+def reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
         return
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
@@ -67,14 +83,17 @@ def ours(model: Transformer, batch: Split, options: Options, watch: Watch) -> tu
     return discover(watch.engine, options, watch).pruned(), runs
 
 
-def measure(s: Setting) -> dict[str, Any]:
-    model, batch = make(s)
-    reset_peak()  # making the weights took more than keeping them
-    before = peak_mb()
+def measure(s: Setting, device: str = "cpu") -> dict[str, Any]:
+    model, batch = make(s, device=device)
+    reset_peak(model.device)  # making the weights took more than keeping them
+    before = peak_mb(model.device)
     options = Options(s.threshold)
     times, cpu = [], []
-    if s.tiny or s.width < 768:
+    on_cpu = model.device.type == "cpu"
+    if s.tiny or s.width < 768 or (s.instrument and not on_cpu):
         ours(model, batch, options, Watch())  # not counted: the first calls of every operation are slow
+    elif not on_cpu:
+        prepare(model, batch, "corrupted")
     for _ in range(s.repeats):
         watch, begun = Watch(), time.process_time()
         seconds, (circuit, runs) = timed(lambda: ours(model, batch, options, watch))  # noqa: B023
@@ -97,28 +116,39 @@ def measure(s: Setting) -> dict[str, Any]:
         "carried": sum(watch.asked),
         "wasted": evaluations - watch.needed,
         "wasted_share": 1 - watch.needed / max(evaluations, 1),
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_mb(model.device),
         "peak_mb_before": before,
     }
-    out["hugging_face"] = hugging_face(model, batch, watch.needed, median)
+    out["hugging_face"] = plain_passes(model, batch, watch.needed, median, s.llama)
     if s.instrument:
-        out["limit"] = limit(model, batch, options, watch, runs, median, s.replay)
+        with Launches() as launches:
+            ours(model, batch, options, Watch())
+        out["launches"] = launches.count
+        if model.device.type == "cuda":
+            out["kernels"] = kernels(lambda: ours(model, batch, options, Watch()))
+        out["limit"] = limit(model, batch, options, watch, runs, median, s.replay if on_cpu else s.replay / 5)
     if s.naive:
         out["naive"] = naive(model, runs, s.naive, tested, median)
     return out
 
 
-def hugging_face(model: Transformer, batch: Split, needed: int, median: float) -> dict[str, Any]:
-    """Plain forward passes of the same weights on the same prompts, as many as evaluations were needed."""
-    hf = to_hugging_face(model)
+def plain_passes(model: Transformer, batch: Split, needed: int, median: float, own: bool) -> dict[str, Any]:
+    """Plain forward passes on the same prompts, as many as evaluations were needed: of the same weights in Hugging
+    Face's model, or our `own` passes, of which there is no second copy."""
     tokens, pad = (torch.as_tensor(x).to(model.device) for x in (batch.clean, batch.pad))
-    _, residual = model.run(tokens, pad)
-    mine = model.logits(model.normalise(residual[-1][:, -1]))
-    theirs = forward(hf, batch, model.device, last=True)[:, -1]
-    error = float((mine - theirs).abs().max())
-    if not error < 1e-3:
-        raise SystemExit(f"Hugging Face's logits differ by {error}: the benchmark is wrong")
-    whole, last = (shortest_few(lambda: forward(hf, batch, model.device, last)) for last in (False, True))  # noqa: B023
+
+    def ours_at(rows: slice) -> Tensor:
+        return model.logits(model.normalise(model.run(tokens, pad)[1][-1][:, rows]))
+
+    error = 0.0
+    passes = [lambda: ours_at(slice(None)), lambda: ours_at(slice(-1, None))]
+    if not own:
+        hf = to_hugging_face(model)
+        passes = [lambda: forward(hf, batch, model.device, False), lambda: forward(hf, batch, model.device, True)]
+        error = float((ours_at(slice(-1, None)) - passes[1]()).abs().max())
+        if not error < 1e-3:
+            raise SystemExit(f"Hugging Face's logits differ by {error}: the benchmark is wrong")
+    whole, last = (shortest_few(each) for each in passes)
     return {
         "logits_differ_by": error,
         "forward_all_positions": whole,
@@ -211,10 +241,13 @@ def main() -> None:
     parser.add_argument("name", choices=sorted(SETTINGS))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--repeats", type=int)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threshold", type=float)
     a = parser.parse_args()
     s = SETTINGS[a.name]
+    s = replace(s, repeats=a.repeats or s.repeats, threshold=a.threshold or s.threshold)
     with torch.inference_mode():
-        a.out.write_text(json.dumps(measure(replace(s, repeats=a.repeats or s.repeats))))
+        a.out.write_text(json.dumps(measure(s, a.device)))
 
 
 if __name__ == "__main__":

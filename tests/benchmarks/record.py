@@ -125,6 +125,32 @@ class Recorder(TorchDispatchMode):
         return first or "(outside)", REST
 
 
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute or copy: on a GPU, each is about one launch of a kernel."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            out = func.decompose(*args, **kwargs)
+        if out is NotImplemented:
+            self.count += not (func.is_view or _base(func).startswith(("empty", "detach", "resize")))
+            out = func(*args, **kwargs)
+        return out
+
+
+def kernels(work: Callable[[], Any]) -> int:
+    """How many kernels a GPU is given by some work, as its profiler counts them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        synchronise()
+    on_device = (e for e in profile.events() if e.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(not event.name.startswith(("Memcpy", "Memset")) for event in on_device)
+
+
 def _base(func: Any) -> str:
     return str(func._overloadpacket).removeprefix("aten.").rstrip("_")
 

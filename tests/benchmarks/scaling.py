@@ -1,13 +1,12 @@
 """How the time grows: with layers, prompts, sequence length, and edges kept.
 
-`python -m tests.benchmarks.scaling --out FILE.json [--quick]`
+`python -m tests.benchmarks.scaling --out FILE.json [--quick] [--device cuda]`
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import torch
 
 from acdc.methods.acdc import Options
 from acdc.model.transformer import Transformer
-from tests.benchmarks.measure import ours
+from tests.benchmarks.measure import ours, timed
 from tests.benchmarks.models import GREATER_THAN, MIDDLE, Shape, config, prompts, raw_weights
 from tests.benchmarks.record import Watch
 
@@ -30,20 +29,19 @@ SWEEPS: dict[str, tuple[float, ...]] = {
 QUICK: dict[str, tuple[float, ...]] = {"layers": (2, 4, 8), "prompts": (12, 25, 50)}
 
 
-def point(sweep: str, x: float, runs: int = 2) -> dict[str, Any]:
+def point(sweep: str, x: float, runs: int, device: str) -> dict[str, Any]:
     s, shape = MIDDLE, GREATER_THAN
     if sweep == "positions":
         shape = Shape(int(x), (1,))  # all but one position are live
     else:
         s = replace(s, **{sweep: x if sweep == "threshold" else int(x)})
     c = config(s.layers, s.heads, s.width, s.vocab)
-    model, batch = Transformer(c, raw_weights(c)), prompts(shape, s.prompts, s.vocab)
+    model, batch = Transformer(c, raw_weights(c, device=device)), prompts(shape, s.prompts, s.vocab)
     best = float("inf")
     for _ in range(runs):
         watch = Watch()
-        started = time.perf_counter()
-        circuit, _ = ours(model, batch, Options(s.threshold), watch)
-        best = min(best, time.perf_counter() - started)
+        seconds, (circuit, _) = timed(lambda: ours(model, batch, Options(s.threshold), watch))  # noqa: B023
+        best = min(best, seconds)
     return {
         "x": x,
         "seconds": best,
@@ -62,8 +60,8 @@ def exponent(x: list[float], y: list[float]) -> float | None:
     return float(np.polyfit(np.log(x), np.log(y), 1)[0])
 
 
-def sweep(name: str, values: tuple[float, ...], runs: int) -> dict[str, Any]:
-    points = [point(name, x, runs) for x in values]
+def sweep(name: str, values: tuple[float, ...], runs: int, device: str) -> dict[str, Any]:
+    points = [point(name, x, runs, device) for x in values]
     over = "edges" if name == "threshold" else "x"
     found = [p for p in points if p[over] > 0]
     xs = [float(p[over]) for p in found]
@@ -79,11 +77,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
     a = parser.parse_args()
     with torch.inference_mode():
-        point("layers", 2, 1)  # not counted: the first calls of every operation are slow
+        point("layers", 2, 1, a.device)  # not counted: the first calls of every operation are slow
         sweeps, runs = (QUICK, 1) if a.quick else (SWEEPS, 2)
-        found = {name: sweep(name, values, runs) for name, values in sweeps.items()}
+        found = {name: sweep(name, values, runs, a.device) for name, values in sweeps.items()}
     a.out.write_text(json.dumps(found))
 
 

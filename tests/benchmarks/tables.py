@@ -44,14 +44,14 @@ def _machine(found: dict[str, Any]) -> str:
     m = found["machine"]
     loads = [f"{x[0]:.1f}" for x in (m.get("load_before"), m.get("load_after")) if x]
     return (
-        f"{m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, Python {m['python']}, "
-        f"{found['started']}; load of the machine before and after: {', '.join(loads)}"
+        f"on {m['device']}; {m['cpu']}, {m['cores']} cores, {m['threads']} threads, torch {m['torch']}, "
+        f"Python {m['python']}, {found['started']}; load of the machine before and after: {', '.join(loads)}"
     )
 
 
 def _ratios(rows: dict[str, dict[str, Any]]) -> str:
     head = ["setting", "edges", "ours", "auto-circuit 1.0.1", "naive", "plain passes", "products", "output layer"]
-    head += ["peak memory"]
+    head += ["launches", "peak memory"]
     out = []
     for name, r in rows.items():
         p, n, lim, hf = r.get("peer", {}), r.get("naive"), r.get("limit"), r["hugging_face"]
@@ -65,17 +65,25 @@ def _ratios(rows: dict[str, dict[str, Any]]) -> str:
                 f"{ratio(hf['bound'])}{_over(r, ratio)}; {ratio(hf['bound_all_positions'])}",
                 f"{lim['ours_over_products']:.2f}{_times(r)}" if lim else "–",
                 f"{lim['output_share_of_products']:.0%}" if lim else "–",
+                _launches(r),
                 f"{r['peak_mb']:,.0f} MB ({r['peak_mb_before']:,.0f} before)",
             ]
         )
     note = (
         "ours: median of the runs (shortest to longest). auto-circuit: its time over ours, the fastest sample of each "
         "layer and of those below it (every sample over every run); naive: its time over ours; both extrapolated from "
-        "that many edges. plain passes: as many plain Hugging Face passes as evaluations were needed, over ours; with "
-        "logits of the last position only (spread over the runs); of all. products: ours over the time of only "
-        "the matrix products that were needed. output layer: its share of that time."
+        "that many edges. plain passes: as many plain Hugging Face passes (for Llama's shapes: of our own) as "
+        "evaluations were needed, over ours; with logits of the last position only (spread over the runs); of all. "
+        "products: ours over the time of only the matrix products that were needed. output layer: its share of that "
+        "time. launches: operations that compute or copy, about a kernel each; on CUDA also the profiler's kernels. "
+        "peak memory: of the device on CUDA, else of the process."
     )
     return table(head, out) + "\n\n" + note
+
+
+def _launches(r: dict[str, Any]) -> str:
+    counted = f"{r['launches']:,}" if "launches" in r else "–"
+    return counted + (f" ({r['kernels']:,} kernels)" if "kernels" in r else "")
 
 
 def _peer(p: dict[str, Any]) -> str:

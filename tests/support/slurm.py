@@ -1,4 +1,7 @@
-"""A real Slurm cluster of one node on loopback, for tests: munge, slurmctld and slurmd, as Debian packages them."""
+"""A real Slurm cluster of one node on loopback, for tests: munge, slurmctld and slurmd, as Debian packages them.
+
+Its two GPUs are devices that every machine has: Slurm counts and assigns them as it does real ones.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+GPUS = ("/dev/null", "/dev/zero")
 QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 CONF = """ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -40,7 +44,8 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd.pid
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd.log
-NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=2 Gres=gpu:{n_gpus} State=UNKNOWN
 PartitionName=test Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
@@ -73,7 +78,8 @@ def _daemons(folder: Path) -> Iterator[None]:
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir(parents=True)
     conf = folder / "slurm.conf"
-    conf.write_text(CONF.format(host=host, folder=folder, ports=ports))
+    conf.write_text(CONF.format(host=host, folder=folder, ports=ports, n_gpus=len(GPUS)))
+    (folder / "gres.conf").write_text("".join(f"Name=gpu File={device}\n" for device in GPUS))
     os.environ["SLURM_CONF"] = str(conf)
     processes = []
     key = folder / "munge" / "key"

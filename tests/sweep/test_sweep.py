@@ -658,6 +658,34 @@ def test_slurm_gives_the_same_results(swept, cluster, tmp_path):
 
 
 @pytest.mark.slow
+def test_jobs_have_the_gpus_that_the_file_asks_for(cluster, tmp_path, monkeypatch):
+    """The cluster has two; each job sees its own, and what can't be given is refused."""
+    for name in ("site", "seen"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "site" / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'SLURM_PROCID' in os.environ:\n"
+        f"    with open({str(tmp_path / 'seen')!r} + '/' + os.environ['SLURM_JOB_ID'], 'w') as file:\n"
+        "        file.write(os.environ.get('CUDA_VISIBLE_DEVICES', 'none'))\n"
+    )
+    paths = (str(tmp_path / "site"), os.environ.get("PYTHONPATH"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    for gpus, seen in ((1, {"0", "1"}), (2, {"0,1"})):
+        path = write(tmp_path, SMALL | {"executor": "slurm", "slurm": {"gpus": gpus, "runs_per_job": 2}})
+        with start(path, tmp_path / f"out-{gpus}") as sweep:
+            out, err = sweep.communicate(timeout=200)
+        assert sweep.returncode == 0 and "4 done" in out, err
+        found = [file.read_text() for file in (tmp_path / "seen").iterdir()]
+        assert len(found) == 2 and set(found) == seen
+        for file in (tmp_path / "seen").iterdir():
+            file.unlink()
+    path = write(tmp_path, SMALL | {"executor": "slurm", "slurm": {"gpus": 3}})
+    with start(path, tmp_path / "out-3") as sweep:
+        _, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 2 and "sbatch refuses" in err and "configuration is not available" in err
+
+
+@pytest.mark.slow
 def test_a_job_imports_nothing_from_the_current_folder(cluster, tmp_path):
     for name in ("runpy", "torch", "queue", "submitit", "acdc"):
         (tmp_path / f"{name}.py").write_text("open('IMPORTED', 'w')")
