@@ -75,7 +75,7 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
         FAMILIES[checkpoint.family].read(checkpoint.config, weights)
         digest = beside.submit(checkpoint.hash)  # not before all tensors have a place: files can be very long
         moved = {name: weights.out.pop(name).to(to, wide) for name in list(weights.out)}
-        transformer = Transformer(checkpoint.sizes, moved, where)
+        transformer = Transformer(checkpoint.sizes, moved, where, own=True)
         verification = _verify(transformer, prompts, expected, where) if expected else None
         hashed = digest.result()
     return Model(checkpoint, hashed, transformer, verification)

@@ -22,7 +22,7 @@ from acdc.setup.config import Config
 from acdc.task.tokenize import Split
 
 PROCESS = 310e6  # bytes of Python with PyTorch and a tokenizer on a CPU
-LOADING = 1.5  # while weights are read, a part of the checkpoint's files is in the machine's memory beside them
+LOADING = 1.3  # while weights are read, a part of the checkpoint's files is in the machine's memory beside them
 CANDIDATES = 24  # typical number of candidates in a batch of ACDC
 SPARE = 0.8  # share of the bound that is planned with
 

@@ -42,7 +42,7 @@ _RUN = (
 PYTHON = (sys.executable, "-c", _RUN)  # then "-m", a module and its arguments
 COMMAND = (*PYTHON, "-m", "acdc.sweep.worker")
 ATTEMPTS = 3  # at a run whose worker dies
-TOO_LARGE = "if it needs more memory than there is, use fewer --workers or a lower --memory; "
+TOO_LARGE = "if it needs more memory than there is, use fewer --workers or a lower --memory"
 GRACE = 5.0  # seconds in which a worker without runs ends by itself
 
 
@@ -269,5 +269,5 @@ class _Process:
             return Unit(self.begun, None)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
         if code == -signal.SIGKILL:
-            return Unit(self.begun, f"the worker process {how}", TOO_LARGE)
+            return Unit(self.begun, f"the worker process {how}", f"{TOO_LARGE}; ")
         return Unit(self.begun, f"the worker process {how}{last_words(self._log, self._begin)}")

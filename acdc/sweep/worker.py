@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from acdc.commands.run import run
@@ -29,6 +30,7 @@ from acdc.model.load import pick_device
 from acdc.setup.config import Config
 from acdc.setup.inputs import Inputs, load
 from acdc.setup.memory import default_memory
+from acdc.sweep.executors import TOO_LARGE
 from acdc.task.load import load_task
 
 PATIENCE = 60.0  # seconds to wait for another process to leave a folder
@@ -75,7 +77,8 @@ class Worker:
                     return
                 time.sleep(0.1)
             except Exception as error:  # a bug, or too little memory: the other runs are still made
-                record_failure(folder, f"{type(error).__name__}: {error}", traceback.format_exc())
+                less = f"; {TOO_LARGE}" if isinstance(error, torch.OutOfMemoryError) else ""
+                record_failure(folder, f"{type(error).__name__}: {error}{less}", traceback.format_exc())
                 return
 
     def _make(self, folder: Path, config: Config, tell: Tell) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -129,3 +131,37 @@ def test_a_device_that_runs_out_of_memory_is_one_message(call, monkeypatch):
     monkeypatch.setattr(run_command, "run_each", refuse)
     code, _, err = call("run", "--task", "or-gate", "--model", "or-gate")
     assert code == 2 and "acdc: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full. What takes less: " in err
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+import transformers, acdc.setup.inputs
+from acdc.model.load import load_model
+load_model("tiny", "cpu")
+before = peak()
+model = load_model(sys.argv[1], "cpu")
+print(before, peak(), sum(weight.nbytes for weight in model.transformer.weights.values()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory counts other things elsewhere")
+def test_a_model_is_loaded_in_its_own_memory_and_that_of_two_shards(tmp_path):
+    """Of the shape of Llama 3.2 1B, with a quarter of its layers and half of its vocabulary: 2.1 GB in float32."""
+    size = {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 4, "vocab_size": 64_000}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 512}
+    config = transformers.LlamaConfig(**size, **heads, tie_word_embeddings=True, dtype="bfloat16")
+    torch.manual_seed(0)
+    module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    module.save_pretrained(tmp_path, max_shard_size="270MB")
+    del module
+    tokenizer(tmp_path)
+    sizes = [path.stat().st_size for path in tmp_path.glob("*.safetensors")]
+    assert len(sizes) == 3
+    done = subprocess.run([sys.executable, "-c", PEAK, str(tmp_path)], check=True, capture_output=True, text=True)
+    before, peak, weights = map(int, done.stdout.split())
+    assert weights > 2e9
+    assert peak - before < weights + 2 * max(sizes)

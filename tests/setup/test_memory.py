@@ -15,6 +15,7 @@ import torch
 from acdc.model.config import ModelConfig
 from acdc.model.find import BUNDLED
 from acdc.patching.activations import TABLE_BYTES, prepare
+from acdc.report.run import taken
 from acdc.setup.config import resolve
 from acdc.setup.inputs import load
 from acdc.setup.memory import LOADING, PROCESS, Sizes, default_memory, expected, prompts_at_once
@@ -116,6 +117,8 @@ def test_a_run_says_what_it_expects_and_what_it_took(call, tmp_path):
     assert code == 0 and err.count("\n") == 1
     cost = json.loads((tmp_path / "run" / "metrics.json").read_text())["cost"]
     assert err == f"memory: about {cost['expected_memory_mb'] / 1e3:.1f} GB\n"
+    said = f"memory: {cost['peak_memory_mb'] / 1e3:.1f} GB taken (expected: {cost['expected_memory_mb'] / 1e3:.1f})"
+    assert taken([tmp_path / "run"]) == said  # which is printed of a CUDA device
     assert ", more than --memory allows" in call(*run[:-1], "other", "--memory", "12MB")[2]
     given, task, _ = resolve({"task": "ioi", "model": "tiny", "device": "cpu"}, None, None)
     assert load(given, task).config.part is None

@@ -14,6 +14,7 @@ from acdc.setup.memory import SPARE, expected
 from acdc.sweep import executors, plan
 from acdc.sweep.plan import make_plan, overview
 from acdc.sweep.slurm import Cluster
+from acdc.sweep.worker import Worker
 
 GIVEN = dict.fromkeys(("executor", "workers", "threads", "memory", "retry", "plots"))
 RUNS = {"base": {"task": "or-gate", "model": "or-gate"}, "grid": {"seed": list(range(12))}}
@@ -105,3 +106,13 @@ def test_a_machine_without_gpus_plans_jobs_that_have_them(sweep, monkeypatch):
     assert seconds(1, device="cuda") == seconds(1) < seconds(0) == seconds(1, device="cpu")
     with pytest.raises(UserError, match=r"device is cuda, but slurm\.gpus is 0; give the jobs gpus: 1"):
         seconds(0, device="cuda")
+
+
+def test_a_card_without_memory_left_says_what_helps(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Worker, "_make", refuse)
+    Worker().attempt(tmp_path, None, lambda _: None)
+    message = json.loads((tmp_path / "failure.json").read_text())["message"]
+    assert message.startswith("OutOfMemoryError: CUDA out of memory.; if it needs") and "fewer --workers" in message
