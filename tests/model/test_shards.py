@@ -91,7 +91,7 @@ def test_a_mistake_is_as_large_an_error_as_in_float32(tmp_path, monkeypatch):
     folder = narrowed("llama, grouped, tied", torch.bfloat16, tmp_path)[0]
     source = Path(str(FAMILIES["llama"].__file__)).read_text()
     broken = ModuleType("llama")
-    changed = source.replace("return replace(c, rotary=c.d_head)", "return replace(c, rotary=c.d_head, norm_eps=3e-3)")
+    changed = source.replace("d_mlp=", "norm_eps=3e-3, d_mlp=")
     assert changed != source
     exec(compile(changed, "llama", "exec"), broken.__dict__)
     monkeypatch.setitem(FAMILIES, "llama", broken)
