@@ -51,13 +51,13 @@ def main() -> None:
         code = _fail(error.format_message())
     except MemoryError as error:
         code = _fail(f"not enough memory: {error or 'none is left'}")
+    except (KeyboardInterrupt, typer.Abort):
+        code = 130
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # PyTorch's, for a device; it may not be imported
             raise
         why = ". ".join(str(error).split(". ")[:3])
         code = _fail(f"{why}. What takes less: fewer prompts (--examples), or prompts in parts (a lower --memory)")
-    except (KeyboardInterrupt, typer.Abort):
-        code = 130
     except OSError as error:  # of any file: its name is too long, no permission, the disk is full
         if error.filename is None and error.errno not in NAMELESS:
             raise
@@ -355,9 +355,7 @@ def stability(
 @command()
 @options.add(given=options.WORKERS, shown=options.PROGRESS)
 def sweep(
-    file: Annotated[
-        Path, typer.Argument(help="A YAML file with a base config and a grid, or the name of a shipped one.")
-    ],
+    file: Annotated[Path, typer.Argument(help="A YAML file with a base config and a grid, or a shipped one's name.")],
     *,
     out: Annotated[Path | None, typer.Option(help="Directory. [default: sweeps/<name of the file>]")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check all, show runs, cost and state; run none.")] = False,

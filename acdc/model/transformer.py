@@ -127,8 +127,7 @@ class Transformer:
         return F.layer_norm(x, x.shape[-1:], eps=self.config.norm_eps)
 
     def read(self, x: Tensor) -> Tensor:
-        """What heads and MLPs see of the stream that they read, without scale and shift: Float[... d_model] to the same
-        shape."""
+        """What heads and MLPs see of the stream, without scale and shift: Float[... d_model] to the same shape."""
         return self.normalise(x) if self.config.pre_norm else x
 
     def normalise_part(self, part: Tensor, whole: Tensor) -> Tensor:
@@ -226,8 +225,7 @@ class Transformer:
         return torch.einsum("bhte,hed->btd", z, self.weights[f"layers.{layer}.o.weight"])
 
     def normalised_together(self, layer: int, written: Tensor) -> Tensor:
-        """What a layer's heads, which write a sum, add to the stream by their norm: Float[... d_model] to the same
-        shape."""
+        """What a layer's heads add to the stream by their norm if they write a sum, Float[... d_model]: same shape."""
         return self.rms_norm(written + self.weights[f"layers.{layer}.o.bias"], self.weights[f"layers.{layer}.o.norm"])
 
     def after_heads(self, layer: int, x: Tensor, written: Tensor) -> Tensor:
@@ -273,8 +271,7 @@ class Transformer:
         return capped(centred + (h @ self.unembed_mean + self.unembed_bias_mean)[..., None], self.config.logit_cap)
 
     def centred_logits(self, h: Tensor, ids: Tensor) -> Tensor:
-        """Logits minus their mean over the vocabulary, for some ids: h Float[... row d_model], ids Int[row k]. With a
-        soft cap, nothing is subtracted."""
+        """Logits of some ids, less the mean of all unless capped: h Float[... row d_model], ids Int[row k]."""
         rows = self.weights["unembed.weight"][ids]
         logits = torch.einsum("...rd,rkd->...rk", h, rows) + self.weights["unembed.bias"][ids]
         return capped(logits, self.config.logit_cap)
