@@ -23,12 +23,11 @@ class Operations:
         self.now = 0.0
         for name, cost in {
             "mlp": lambda model, layer, x: 2 * x.numel() * model.config.d_mlp,
-            "project": lambda model, c, layer, head, x, positions: x.numel() * model.config.d_head,
-            "write": lambda model, layer, head, z: z.numel() * model.config.d_model,
+            "project": lambda model, c, layer, heads, x, positions: x.numel() * model.config.d_head,
+            "write": lambda model, layer, heads, z: z.numel() * model.config.d_model,
+            "attend": lambda model, q, k, v, mask: 2 * q.numel() * k.shape[-2],
         }.items():
             monkeypatch.setattr(Transformer, name, self.counted(getattr(Transformer, name), cost))
-        attend = self.counted(Transformer.attend, lambda q, k, v, mask: 2 * q.numel() * k.shape[-2])
-        monkeypatch.setattr(Transformer, "attend", staticmethod(attend))
         for engine in (Engine, CircuitEngine):
             monkeypatch.setattr(engine, "__init__", self.measuring(engine.__init__))
 

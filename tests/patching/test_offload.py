@@ -19,7 +19,7 @@ from tests.support.runs import Killed, killer
 
 @pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("size", [1, 3, 7])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3, 7])
 def test_same_decisions(seed, ablation, size):
     model = random_model(seed, n_layers=3, n_heads=2, split_position=seed == 4)
     prompts = random_prompts(seed, model, batch=7, pad=seed % 2 == 1, scored=["last", "two", "all"][seed % 3])
