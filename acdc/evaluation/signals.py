@@ -295,8 +295,7 @@ class _Run:
 
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """A head's scores and pattern, Float[batch query key]."""
-        scores = q @ k.mT
-        return scores, scores.masked_fill(~self.model.window(layer, self.cache.mask), -torch.inf).softmax(-1)
+        return q @ k.mT, self.model.pattern(q, k, self.model.window(layer, self.cache.mask))
 
     def _gradient(self, node: str) -> Tensor:
         """The metric's gradient at what a node writes, through its edges: Float[batch live d_model]."""

@@ -67,7 +67,7 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
         expected = None
         if not isinstance(read, dict):
             with huggingface.transformers(checkpoint.path, "checkpoint"):
-                read = read.to(to)  # tensor by tensor; with its last one, each file is let go of
+                read = read.to(to)  # one tensor at a time; a file is closed with its last one
                 with huggingface.widened(read, wide):
                     expected = [read(prompt[None].to(to), return_dict=True).logits[0].cpu() for prompt in prompts]
                 read = huggingface.tensors_of(read)

@@ -228,22 +228,19 @@ class Engine:
             for receiver in self.graph.own_receivers[sender]:
                 if own := touching.get(receiver):
                     x = self._inputs(receiver, [removals[i] for i in own])
-                    if len(own) < len(candidates):  # the others see what the last one before them does
-                        x = torch.cat([self.state.input[receiver][None], x])
-                        x = x.index_select(0, self._last(own, candidates))
+                    x = self._for_each(candidates, own, x, self.state.input[receiver])
                     new[sender][self.graph.receivers[receiver].kind] = x
-        changes = {}
-        for sender, delta in self._differences(new).items():
-            if len(delta) < len(removals):
-                delta = torch.cat([torch.zeros_like(delta[:1]), delta])
-                delta = delta.index_select(0, self._last(nodes[sender], range(len(removals))))
-            changes[sender] = delta
-        return changes
+        every = range(len(removals))
+        deltas = self._differences(new).items()
+        return {s: self._for_each(every, nodes[s], x, torch.zeros_like(x[0])) for s, x in deltas}
 
-    def _last(self, own: Sequence[int], candidates: Sequence[int]) -> Tensor:
-        """How many of some candidates of one node there are up to each of others: Int[candidate]."""
-        counts = np.searchsorted(own, candidates, side="right")
-        return torch.from_numpy(counts).to(self.model.device)
+    def _for_each(self, candidates: Sequence[int], own: Sequence[int], x: Tensor, before: Tensor) -> Tensor:
+        """Values for each of some candidates, of which only its `own`, Float[own ...], change what is there `before`,
+        Float[...]; the others see what the last one before them does."""
+        if len(own) == len(candidates):
+            return x
+        seen = torch.from_numpy(np.searchsorted(own, candidates, side="right"))
+        return torch.cat([before[None], x]).index_select(0, seen.to(x.device))
 
     def _inputs(self, receiver: int, removals: Sequence[Removal]) -> Tensor:
         """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
@@ -259,10 +256,7 @@ class Engine:
             if layer is not None:
                 before = self._together(receiver, layer)
                 change = self.nodes.shift(layer, before, before + change)
-            if len(own) < len(removals):
-                change = torch.cat([torch.zeros_like(change[:1]), change])
-                change = change.index_select(0, self._last(own, range(len(removals))))
-            x = change + x
+            x = self._for_each(range(len(removals)), own, change, torch.zeros_like(change[0])) + x
         return x
 
     def _difference(self, removal: Removal, scored: bool) -> Tensor:

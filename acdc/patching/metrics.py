@@ -27,7 +27,7 @@ LogSumExp = Callable[[Tensor], Tensor]  # of the centred logits: Float[... row d
 
 SAMPLE_NUMBERS = 20_000_000  # bound on the table of `sampled_logsumexp`: 80 MB in float32
 SAMPLE_VOCABULARY = 4096  # with fewer output columns the exact log-sum-exp is as cheap as a guess
-LAUNCHES_PRODUCTS = 4e9  # with fewer multiplications a GPU has the exact one sooner than it launches a guess
+LAUNCHES_PRODUCTS = 4e9  # with fewer multiplications a GPU, by estimate, has the exact one sooner than a guess
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ from types import ModuleType
 import pytest
 import torch
 import transformers
+import typer
 
 from acdc.commands import run as run_command
-from acdc.errors import ModelError
+from acdc.errors import INTERRUPTED, ModelError
 from acdc.model import load
 from acdc.model.checkpoint import FAMILIES, open_checkpoint
 from acdc.model.huggingface import read_module, tensors_of, widened
@@ -131,6 +132,17 @@ def test_a_device_that_runs_out_of_memory_is_one_message(call, monkeypatch):
     monkeypatch.setattr(run_command, "run_each", refuse)
     code, _, err = call("run", "--task", "or-gate", "--model", "or-gate")
     assert code == 2 and "acdc: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 is full. What takes less: " in err
+
+
+def test_an_abort_by_the_user_is_no_lack_of_memory(call, monkeypatch):
+    """Both are RuntimeErrors."""
+
+    def abort(*_):
+        raise typer.Abort
+
+    monkeypatch.setattr(run_command, "run_each", abort)
+    code, _, err = call("run", "--task", "or-gate", "--model", "or-gate")
+    assert code == 130 and err.endswith(f"{INTERRUPTED}\n")
 
 
 PEAK = """
