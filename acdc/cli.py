@@ -242,8 +242,8 @@ def export(
         raise UserError(f"--to: {unknown('format', to, FORMATS)}")
     (file,) = read_all([circuit], names, FORMATS[to].named, ("model",) if to == "parameters" else ())
     file = strongest(file, edges, circuit.parent) if edges else file
-    if file.spans and to == "eap-ig":
-        say("note: EAP-IG's format has no positions: an edge is in the file if it is kept at any span")
+    if to == "eap-ig" and (file.spans or file.model.features):
+        say("note: EAP-IG's format has no positions and no features: an edge is in the file if any part of it is kept")
     data = convert(file, to, make_look(to, picture), circuit.parent, names["model"])
     stem = f"{circuit.stem}-{edges}" if edges else circuit.stem
     target = out or circuit.with_name(f"{stem}.{FORMATS[to].ending}")

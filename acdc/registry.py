@@ -35,6 +35,7 @@ BOUNDS = ("threshold", "faithfulness", "edges")  # options that say which edges 
 OF_THRESHOLD = ("abs", "order", "batch")  # options of acdc that apply with a threshold only
 SELECT = ("threshold", "edges", "greedy", "abs", "direct")  # options of every method that scores edges
 LOCATE = (*SELECT, "positions")  # of one that scores edge-spans, too
+SPLIT = (*LOCATE, "features")  # and edges of single features
 PENALTY = 0.3  # of subnetwork-probing: what all nodes together cost, in shares of the span
 SPARSITY = 0.9  # of edge-pruning: share of the residual edges that is removed, below 1
 
@@ -70,19 +71,19 @@ METHODS = {
     "acdc": Method(
         "remove each edge whose removal costs less than τ (Conmy et al. 2023)",
         "search",
-        ("threshold", "faithfulness", "edges", "direct", "positions", "prefilter", *OF_THRESHOLD),
+        ("threshold", "faithfulness", "edges", "direct", "positions", "features", "prefilter", *OF_THRESHOLD),
     ),
     "eap": Method(
         "gradient × difference of each edge, at the clean run (Syed et al. 2023)",
         "gradient",
-        LOCATE,
+        SPLIT,
         passes=4,
         slope=True,
     ),
     "eap-ig": Method(
         "as eap, mean gradient from corrupted to clean inputs (Hanna et al. 2024)",
         "gradient",
-        (*LOCATE, "steps"),
+        (*SPLIT, "steps"),
         passes=3,
         repeats=5,  # as MIB uses it (Mueller et al. 2025, arXiv 2504.13151)
         paired=True,
@@ -90,14 +91,14 @@ METHODS = {
     "eap-ig-activations": Method(
         "as eap-ig, from ablated to clean outputs of each layer (Hanna et al. 2024)",
         "gradient",
-        (*LOCATE, "steps"),
+        (*SPLIT, "steps"),
         passes=3,
         repeats=5,
     ),
     "eap-ig-clean-corrupted": Method(
         "as eap-ig, with the clean and the corrupted run alone (Hanna et al. 2024)",
         "gradient",
-        LOCATE,
+        SPLIT,
         passes=6,
         paired=True,
     ),
@@ -114,7 +115,7 @@ METHODS = {
         passes=2,
         threshold=None,
     ),
-    "edge-patching": Method("exact effect of removing each edge alone", "exact", LOCATE),
+    "edge-patching": Method("exact effect of removing each edge alone", "exact", SPLIT),
     "hisp": Method(
         "gradient × difference of each head and MLP, per layer (Michel et al. 2019)",
         "gradient",
@@ -152,7 +153,7 @@ METHODS = {
         threshold=0.5,
         nodes=True,
     ),
-    "random": Method("a random score for each edge: the baseline", "random", LOCATE, threshold=None),
+    "random": Method("a random score for each edge: the baseline", "random", SPLIT, threshold=None),
 }
 METHOD_OPTIONS = sorted({option for method in METHODS.values() for option in method.options})
 ABLATIONS = {
@@ -197,7 +198,7 @@ FORMATS = {
 
 # The largest numbers that options take: more would be a slip, and run for days.
 LIMITS = dict.fromkeys(("examples", "part", "batch", "updates"), 100_000) | {"edges": 1_000_000_000, "steps": 10_000}
-LIMITS |= dict.fromkeys(("reruns", "workers", "threads"), 1_000)
+LIMITS |= dict.fromkeys(("reruns", "workers", "threads", "features"), 1_000)
 DTYPES = ("float32", "float64")
 COARSE = {"float16": 2.0**-10, "bfloat16": 2.0**-7}  # dtypes that are refused: their precision
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -217,6 +218,15 @@ def refusal(key: str, value: str) -> str:
             "logits of about 10), and thresholds are as small; use float32 or float64, however the weights are stored"
         )
     return unknown(key, value, NAMES[key])
+
+
+def parse_features(text: str) -> tuple[str, int | None]:
+    """Return what MLPs are split into, and how many features of each MLP become nodes, None for all, of `--features
+    neurons:N` or `DIR:N`; raise ValueError for another form."""
+    name, _, number = text.rpartition(":")
+    if not name or not (number == "all" or (number.isdecimal() and 0 < int(number) <= LIMITS["features"])):
+        raise ValueError(f"is {text!r}; write neurons:N, or DIR:N for transcoders, with a number or all, as neurons:20")
+    return name, None if number == "all" else int(number)
 
 
 def parse_filter(text: str) -> tuple[str, float]:

@@ -90,7 +90,7 @@ def open_circuit(
     config, task, _ = resolve(_stated(where, file, found_with) | own, None, None, read_task)
     checkpoint = model.checkpoint if model else open_checkpoint(config.model)
     check_graph(where, file, checkpoint)
-    inputs = load(config, task, memory, model or checkpoint)
+    inputs = load(config, task, memory, model or checkpoint, file.model.features)
     own_model = file.model
     if inputs.model.hash != own_model.hash and not file.of_eap_ig:
         hashes = f"hash {own_model.hash} ({own_model.name}), not {inputs.model.hash} ({inputs.model.name})"
@@ -186,16 +186,18 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
     stated |= {"task": file.task.name, "model": file.model.name}
     if file.spans:
         stated["positions"] = True
+    if file.model.features:
+        stated["features"] = file.method.options.get("features", "neurons:all")
     if found_with and (found_with.task_name, found_with.model_name) == (file.task.name, file.model.name):
-        stated |= {key: getattr(found_with, key) for key in ("task", "model", "device", "part")}
+        stated |= {key: getattr(found_with, key) for key in ("task", "model", "device", "part", "features")}
     return stated
 
 
 def check_graph(where: str, file: CircuitFile, of: Checkpoint) -> None:
     """Raise FileError unless the model has the circuit's graph."""
     graph = of.sizes.graph()
-    if graph != file.model.graph:
-        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph, graph)]
+    if graph != file.model.graph.whole:
+        sizes = [f"{g.words}, {g.n_edges:,} edges" for g in (file.model.graph.whole, graph)]
         raise FileError(f"{where}: the circuit's graph has {sizes[0]}; that of {of.name} has {sizes[1]}")
     width = of.sizes.d_model
     if file.of_eap_ig and width != file.model.d_model:

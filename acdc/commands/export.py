@@ -9,11 +9,12 @@ import numpy as np
 
 from acdc.commands.evaluate import check_graph, config_beside
 from acdc.errors import UserError, unknown
-from acdc.files.circuit import CircuitFile, GraphPart, edges_of, to_json
+from acdc.files.circuit import CircuitFile, edges_of, to_json
 from acdc.files.eap_ig import to_eap_ig
 from acdc.files.graphs import to_csv, to_gexf, to_graphml, to_node_link
 from acdc.files.metrics import read_metrics
 from acdc.files.parameters import to_parameters
+from acdc.files.parts import GraphPart
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import read_scores
@@ -75,7 +76,7 @@ def convert(
     if to in GRAPHS:
         return GRAPHS[to](circuit)
     if to == "eap-ig":
-        return to_eap_ig(_all_scored(circuit, folder).union(), file.model.d_model)
+        return to_eap_ig(_all_scored(circuit, folder).whole(), file.model.d_model)
     if to == "parameters":
         checkpoint = _model_of(file, folder, model)
         return to_parameters(file, checkpoint.family, origins(checkpoint))

@@ -11,7 +11,7 @@ from acdc.io.terminal import show
 # Title of a group → names of its options, of all commands; whatever is in no group comes last.
 GROUPS = {
     "Task and model": "task tasks model models revision examples seed",
-    "Method and metric": "method methods metric ablation minimality edge prefilter direct positions order abs",
+    "Method and metric": "method methods metric ablation minimality edge prefilter direct positions features order abs",
     "Details of one method": "steps updates penalty sparsity",
     "Edges to keep": "threshold faithfulness edges sizes greedy",
     "Reruns": "seeds resamples orders core",

@@ -98,6 +98,7 @@ RUN = {
     "seed": option(int, "Seed of the prompts and of random orders. [default: the task's]"),
     "direct": option(bool, "Test whole q, k, v vectors first. [default: direct]", "--direct/--no-direct"),
     "positions": option(bool, "Say where in the prompt an edge is kept: at which of the task's spans.", "--positions"),
+    "features": option(str, "Split MLPs: neurons:20, or DIR:20 for transcoders: the 20 features that matter most."),
     "order": option(str, "paper, heads-ascending, parents-ascending or random. [default: paper]"),
     "abs": option(bool, "Go by the size of a change or score, not its sign. [default: signed]", "--abs/--signed"),
     "steps": option(int, f"Points on the path, for eap-ig. [default: {METHODS['eap-ig'].repeats}]"),

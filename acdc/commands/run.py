@@ -23,18 +23,10 @@ from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.explain import Explanation, explain
 from acdc.evaluation.faithfulness import Table, faithfulness, final_rows, means, measure_halves
 from acdc.evaluation.frontier import CurvePoint, curve
-from acdc.files.circuit import (
-    CircuitFile,
-    GraphPart,
-    MethodPart,
-    ModelPart,
-    TaskPart,
-    edges_of,
-    read_circuit,
-    write_circuit,
-)
+from acdc.files.circuit import CircuitFile, edges_of, read_circuit, version_of, write_circuit
 from acdc.files.frontier import to_csv
 from acdc.files.metrics import CostPart, Interval, MetricsFile, write_metrics
+from acdc.files.parts import GraphPart, MethodPart, ModelPart, TaskPart
 from acdc.files.published import published_for
 from acdc.graph.circuit import Circuit
 from acdc.io.files import write_atomic
@@ -233,7 +225,7 @@ def describe(inputs: Inputs, found: Discovery, measures: dict[str, float], notes
     task = inputs.task
     model = inputs.model
     return CircuitFile(
-        format_version=2 if circuit.spans else 1,
+        format_version=version_of(circuit.spans, circuit.graph),
         task=TaskPart(
             name=task.name,
             version=task.version,

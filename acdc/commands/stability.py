@@ -20,7 +20,8 @@ from acdc.errors import UserError
 from acdc.evaluation.competence import competence, warning
 from acdc.evaluation.faithfulness import Judge
 from acdc.evaluation.ranking import jaccard
-from acdc.files.circuit import CircuitFile, MethodPart, edges_of, write_circuit
+from acdc.files.circuit import CircuitFile, edges_of, write_circuit
+from acdc.files.parts import MethodPart
 from acdc.files.stability import EdgeFrequency, Kind, MeanRange, Run, Stability, share_of
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import write_scores

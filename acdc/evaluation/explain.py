@@ -12,7 +12,8 @@ from acdc.evaluation.faithfulness import Rows
 from acdc.evaluation.frontier import CurvePoint
 from acdc.evaluation.signals import Pair, into_scores, pairs_of
 from acdc.graph.circuit import Circuit
-from acdc.model.transformer import Activations, Transformer, positions_of
+from acdc.model.activations import Activations
+from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 from acdc.setup.inputs import Inputs
 

@@ -4,196 +4,28 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, model_validator
 
 from acdc.errors import FileError, short
 from acdc.files.metrics import Measures
+from acdc.files.parts import Edge, GraphPart, MethodPart, ModelPart, Sorted, TaskPart, by_key
 from acdc.graph.circuit import Circuit
-from acdc.graph.graph import AT, MAX_NODES, Graph, known_inputs
+from acdc.graph.graph import Graph
 from acdc.io.files import plain, read_json, write_atomic
-from acdc.io.schema import Flag, Label, Line, Number, Strict, Text, Whole, validated
+from acdc.io.schema import Label, Line, Strict, Text, validated
 
-FORMAT_VERSION = 2  # of circuits with spans; others are as in version 1
+FORMAT_VERSION = 3  # of circuits with features; with spans alone they are as in version 2, others as in version 1
 EAP_IG = "unknown (EAP-IG file)"  # the method of a circuit in EAP-IG's format; what else that doesn't say is "" or 0
 
-V = TypeVar("V")
+Version = Literal[1, 2, 3]
 
 _dump = partial(json.dumps, ensure_ascii=False, allow_nan=False)
-
-
-def _by_key(values: dict[str, V]) -> dict[str, V]:
-    return dict(sorted(values.items()))
-
-
-Sorted = Annotated[dict[Line, V], AfterValidator(_by_key)]
-Count = Annotated[Whole, Field(ge=0)]
-Size = Annotated[Whole, Field(ge=1, le=1_000_000)]
-Few = Annotated[Whole, Field(ge=1, le=1000)]  # layers, heads: the graph grows with the square of both
-
-
-class TaskPart(Strict):
-    """The task of the run.
-
-    Args:
-        name: name of the task
-        version: version of the task
-        examples: prompts for discovery; as many are held out
-        seed: seed of the prompts
-        data_hash: the first 16 hex digits of the SHA-256 of the prompts' tokens
-    """
-
-    name: Label
-    version: Whole
-    examples: Count
-    seed: Whole
-    data_hash: Label
-
-
-class ModelPart(Strict):
-    """The model. Its sizes define the graph that the edges belong to.
-
-    Args:
-        name: name of the model, without folders
-        family: the architecture, such as gpt2 or llama
-        hash: the first 16 hex digits of the SHA-256 of the files of the weights
-        n_layers: layers
-        n_heads: query heads per layer
-        d_model: width of the residual stream
-        mlp: whether layers have MLPs
-        inputs: the embedding senders: input, or tok and pos if positional embeddings are a separate sender
-        parallel: whether MLPs read the same stream as the heads of their layer, so that there is no edge between them
-    """
-
-    name: Label
-    family: Label
-    hash: Label
-    n_layers: Few
-    n_heads: Few
-    d_model: Size
-    mlp: Flag
-    inputs: Annotated[tuple[Text, ...], AfterValidator(known_inputs)]
-    parallel: Flag
-
-    @model_validator(mode="after")
-    def _possible(self) -> ModelPart:
-        if self.n_layers * (self.n_heads + self.mlp) > MAX_NODES:
-            size = f"{self.n_layers} layers of {self.n_heads} heads"
-            raise ValueError(f"{size} are a graph of more than {MAX_NODES:,} nodes; no model has so many")
-        return self
-
-    @cached_property
-    def graph(self) -> Graph:
-        """The graph of these sizes."""
-        return Graph(self.n_layers, self.n_heads, self.mlp, self.inputs, self.parallel)
-
-
-class MethodPart(Strict):
-    """How the circuit was found.
-
-    Args:
-        name: name of the method
-        metric: the metric that was minimised
-        ablation: what removed edges carried
-        dtype: of the computation
-        device: device of the run, such as cpu or cuda
-        threshold: τ in the metric's units, or the smallest score to keep; null if a number of edges was asked for
-        options: the method's other options
-    """
-
-    name: Label
-    metric: Label
-    ablation: Label
-    dtype: Label
-    device: Label
-    threshold: Number | None
-    options: Sorted[Flag | Whole | Number | Line]
-
-
-class Kept(Strict):
-    """A number of edges out of a total.
-
-    Args:
-        kept: edges of the circuit
-        total: edges of the graph
-    """
-
-    kept: Count
-    total: Count
-
-    def __str__(self) -> str:
-        return f"{self.kept} of {self.total}"
-
-
-class GraphPart(Strict):
-    """Counts, without and with direct edges.
-
-    Args:
-        edges: residual edges, between nodes
-        edges_with_direct: residual edges and direct edges (of whole q, k and v vectors); null if direct edges were not
-            considered
-        nodes: nodes that an edge of the circuit touches, including inputs and logits
-        dead: edges that the method kept, residual and direct, but that are on no path from an input to the logits; they
-            are not in the circuit. With spans, edge-spans
-        edge_spans: residual edges times the spans at which they are kept; only with spans
-    """
-
-    edges: Kept
-    edges_with_direct: Kept | None
-    nodes: Count
-    dead: Count
-    edge_spans: Kept | None = None
-
-    @classmethod
-    def of(cls, circuit: Circuit, dead: int = 0) -> GraphPart:
-        """Return the counts of a circuit from which `dead` edges have been removed."""
-        n_direct = None if circuit.direct is None else circuit.n_direct
-        size = (circuit.size, len(circuit.spans)) if circuit.spans else None
-        return cls.counted(circuit.graph, circuit.edge_names(), n_direct, dead, size)
-
-    @classmethod
-    def counted(
-        cls, g: Graph, edges: Collection[str], n_direct: int | None, dead: int, size: tuple[int, int] | None
-    ) -> GraphPart:
-        """Return the counts of residual edges, by name, of direct ones, None if they don't count, and, as `size`, of
-        edge-spans and spans. Nothing of the size of the graph is made: a file of a few bytes can claim one of 800
-        million edges."""
-        n = len(edges)
-        nodes = {end.partition("<")[0] for edge in edges for end in edge.split("->")}
-        both = None if n_direct is None else Kept(kept=n + n_direct, total=g.n_edges_direct)
-        residual = Kept(kept=n, total=g.n_edges)
-        edge_spans = None if size is None else Kept(kept=size[0], total=g.n_edges * size[1])
-        return cls(edges=residual, edges_with_direct=both, nodes=len(nodes), dead=dead, edge_spans=edge_spans)
-
-
-class Edge(Strict):
-    """One kept edge or, in a circuit with spans, one kept edge-span.
-
-    Args:
-        name: `sender->receiver`, such as `a0.h3->m0`, `m0->a1.h0<v>`, or, direct, `a1.h0<v>->a1.h0`
-        span: where in the prompts the edge is kept, one of the circuit's spans; only with spans, and not for a direct
-            edge
-        change: rise of the metric when the edge was removed in a test, in the metric's units: in ACDC's circuit at that
-            moment; with a target of faithfulness or edges in this circuit; null for methods that test no edges
-        score: importance in the method's units, larger is more important; null if there is none. With a target of
-            faithfulness or edges it is 1/N, where N is the size of the smallest of the nested circuits that has the
-            edge
-    """
-
-    name: Label
-    span: Label | None = None
-    change: Number | None = None
-    score: Number | None = None
-
-    @property
-    def label(self) -> str:
-        """The name, with the span if there is one: `a0.h3->m0 @ S2`."""
-        return self.name if self.span is None else f"{self.name}{AT}{self.span}"
 
 
 class CircuitFile(Strict):
@@ -215,12 +47,12 @@ class CircuitFile(Strict):
         notes: warnings and remarks, a sentence each
     """
 
-    format_version: Literal[1, 2] = 1
+    format_version: Version = 1
     task: TaskPart
     model: ModelPart
     method: MethodPart
     graph: GraphPart
-    metrics: Annotated[Measures, AfterValidator(_by_key)]
+    metrics: Annotated[Measures, AfterValidator(by_key)]
     spans: tuple[Label, ...] = ()
     edges: tuple[Edge, ...]
     environment: Sorted[Line]
@@ -230,8 +62,9 @@ class CircuitFile(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> CircuitFile:
         g = self.model.graph
-        if bool(self.spans) != (self.format_version > 1):
-            raise ValueError(f"format_version: is {self.format_version}; it should be 2 with spans, and 1 without")
+        if self.format_version != (version := version_of(self.spans, g)):
+            why = "3 with features, 2 with spans, else 1"
+            raise ValueError(f"format_version: is {self.format_version}; it should be {version} ({why})")
         if len(set(self.spans)) < len(self.spans):
             raise ValueError("spans: has a name twice")
         for edge in self.edges:
@@ -312,8 +145,18 @@ class CircuitFile(Strict):
             }
             found[edge.name] = Edge(name=edge.name, **largest)
         graph = self.graph.model_copy(update={"edge_spans": None})
-        changes = {"format_version": 1, "spans": (), "edges": tuple(found.values()), "graph": graph}
+        changes = {
+            "format_version": version_of((), self.model.graph),
+            "spans": (),
+            "edges": tuple(found.values()),
+            "graph": graph,
+        }
         return self.model_copy(update=changes)
+
+
+def version_of(spans: Sequence[str], graph: Graph) -> Version:
+    """The version of the format that a circuit needs."""
+    return 3 if graph.features else 2 if spans else 1
 
 
 def edges_of(circuit: Circuit, changes: Circuit | None = None) -> tuple[Edge, ...]:
@@ -346,8 +189,7 @@ def write_circuit(path: Path, file: CircuitFile) -> None:
 def to_json(file: CircuitFile) -> str:
     """Return the content of `circuit.json`."""
     of_spans: Any = {"spans": True, "graph": {"edge_spans"}, "edges": {"__all__": {"span"}}}
-    content = file.model_dump(exclude=None if file.spans else of_spans)
-    return in_lines(content)
+    return in_lines(file.model_dump(exclude=None if file.spans else of_spans))
 
 
 def in_lines(content: dict[str, Any]) -> str:

@@ -15,17 +15,8 @@ from typing import Any
 import numpy as np
 
 from acdc.errors import FileError
-from acdc.files.circuit import (
-    EAP_IG,
-    CircuitFile,
-    GraphPart,
-    MethodPart,
-    ModelPart,
-    TaskPart,
-    checked_circuit,
-    edges_of,
-    is_eap_ig,
-)
+from acdc.files.circuit import EAP_IG, CircuitFile, checked_circuit, edges_of, is_eap_ig
+from acdc.files.parts import GraphPart, MethodPart, ModelPart, TaskPart
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import MAX_NODES, QKV, Graph
 from acdc.io.files import read_json

@@ -24,7 +24,7 @@ def to_parameters(file: CircuitFile, family: str, origins: Mapping[str, Sequence
         family: the architecture
         origins: the parameters of receivers and senders, as `acdc.model.origins.origins` finds them
     """
-    circuit = file.circuit().union()
+    circuit = file.circuit().whole()
     g = circuit.graph
     reads = {g.receivers[r].name for r in circuit.open.any(0).nonzero()[0]}
     writes = {g.senders[s].name for s in circuit.open.any(1).nonzero()[0]}

@@ -118,6 +118,32 @@ class Circuit:
             scores = np.take_along_axis(counted, largest, -1)[..., 0]
         return Circuit(self.graph, self.edges, self.direct, scores, self.direct_scores)
 
+    def whole(self) -> Circuit:
+        """The circuit without spans, with every MLP as one node: an edge is kept if one between its parts is, and has
+        the score of largest magnitude among theirs."""
+        of = self.union()
+        if not self.graph.features:
+            return of
+        g = self.graph.whole
+        senders = np.array([g.sender_index[_whole(s.name)] for s in self.graph.senders])
+        receivers = np.array([g.receiver_index[_whole(r.name)] for r in self.graph.receivers])
+        kept = np.zeros_like(g.edges)
+        s, r = np.nonzero(of.kept)
+        kept[senders[s], receivers[r]] = True
+        scores = None
+        if of.scores is not None:
+            scores = np.full(g.edges.shape, np.nan)
+            s, r = np.unravel_index(
+                np.argsort(np.nan_to_num(np.abs(of.scores), nan=-1.0), None, "stable"), of.scores.shape
+            )
+            scores[senders[s], receivers[r]] = of.scores[s, r]  # of several values, the last one stays
+            scores = np.where(g.edges, scores, np.nan)
+        direct = [None if x is None else np.zeros(g.direct.shape, x.dtype) for x in (of.direct, of.direct_scores)]
+        for into, x in zip(direct, (of.direct, of.direct_scores), strict=True):
+            if into is not None and x is not None:
+                into[receivers] = x
+        return Circuit(g, kept, direct[0], scores, direct[1])
+
     @property
     def n_dead(self) -> int:
         """The number of kept edges, or edge-spans, and direct edges that `pruned` leaves out."""
@@ -155,7 +181,7 @@ class Circuit:
         nodes = {s.name: s for s in g.senders} | {"logits": Sender("logits", "logits", g.n_layers, 0)}
         for name in self.nodes():
             _, kind, layer, head = nodes[name]
-            side = len(g.inputs) if kind == "input" else g.n_heads if kind == "head" else 1
+            side = {"input": len(g.inputs), "head": g.n_heads, "mlp": len(g.mlp_names(layer))}.get(kind, 1)
             place = {"x": 100.0 * (head - (side - 1) / 2), "y": 100.0 * (2 * layer + (kind == "mlp"))}
             out.add_node(name, label=name, type=kind, layer=layer, **place)
         scores = self.union().scores
@@ -170,6 +196,11 @@ class Circuit:
                 data["weight"] = abs(float(scores[s, r]))
             out.add_edge(g.senders[s].name, receiver.node, key=name, **data)
         return out
+
+
+def _whole(name: str) -> str:
+    """The name of the MLP that a feature or the rest belongs to; any other name as it is."""
+    return name.partition(".")[0] if name.startswith("m") else name
 
 
 def fed_by(entering: Array, fed: Array) -> Array:

@@ -5,12 +5,16 @@ Senders write to the residual stream: `input`, heads `a5.h1`, MLPs `m8`. Receive
 `a5.h1<q>->a5.h1` stands for a head's whole query (key, value) vector, as the ACDC paper counts it (Conmy et al. 2023).
 Names and index order are those of EAP-IG: sender row 1 + l(H+1) + h, receiver column l(3H+1) + {q,k,v}H + h.
 
+Some features of an MLP may be nodes of their own, such as the neuron `m5.n123`; what else the MLP writes is then the
+node `m5.rest`. They stand in the place of `m5`, `rest` last, and don't read each other.
+
 Two conventions count edges: *residual* edges only (GPT-2 small: 32,491) and residual plus *direct* ones (32,923).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +25,7 @@ Array = np.ndarray
 
 QKV = "qkv"
 AT = " @ "  # between an edge and a span
+REST = "rest"  # what an MLP writes beside its features
 INPUTS = (("input",), ("tok", "pos"))  # the inputs of a graph; the position embedding may be a sender of its own
 MAX_NODES = 17_000  # heads and MLPs of a graph: Llama 3.1's with 405 billion weights has 16,254
 
@@ -31,7 +36,7 @@ class Sender(NamedTuple):
     name: str
     kind: str  # "input", "head" or "mlp"
     layer: int
-    head: int
+    head: int  # which head of its layer it is, which input, or which node of its MLP
 
 
 class Receiver(NamedTuple):
@@ -53,6 +58,28 @@ class Graph:
     mlp: bool = True  # whether the layers have MLPs
     inputs: tuple[str, ...] = INPUTS[0]  # senders
     parallel: bool = False  # MLP l does not read the heads of layer l (GPT-NeoX style blocks)
+    features: tuple[tuple[str, ...], ...] = ()  # per layer: features of its MLP that are nodes; or none anywhere
+
+    def mlp_names(self, layer: int) -> tuple[str, ...]:
+        """The nodes of a layer's MLP: none, the MLP, or its features and the rest of it."""
+        if not self.mlp:
+            return ()
+        features = self.features[layer] if self.features else ()
+        return tuple(f"m{layer}.{name}" for name in (*features, REST)) if features else (f"m{layer}",)
+
+    @cached_property
+    def _first_mlps(self) -> list[int]:
+        """How many nodes the MLPs before each layer have, and those of all layers."""
+        return list(accumulate((len(self.mlp_names(layer)) for layer in range(self.n_layers)), initial=0))
+
+    def mlps(self, layer: int) -> slice:
+        """The nodes of a layer's MLP among those of all MLPs, in forward order."""
+        return slice(*self._first_mlps[layer : layer + 2])
+
+    @property
+    def whole(self) -> "Graph":
+        """The same with every MLP as one node."""
+        return replace(self, features=())
 
     @cached_property
     def senders(self) -> tuple[Sender, ...]:
@@ -60,8 +87,7 @@ class Graph:
         out = [Sender(name, "input", -1, i) for i, name in enumerate(self.inputs)]
         for layer in range(self.n_layers):
             out += [Sender(f"a{layer}.h{h}", "head", layer, h) for h in range(self.n_heads)]
-            if self.mlp:
-                out.append(Sender(f"m{layer}", "mlp", layer, 0))
+            out += [Sender(name, "mlp", layer, i) for i, name in enumerate(self.mlp_names(layer))]
         return tuple(out)
 
     @cached_property
@@ -71,8 +97,7 @@ class Graph:
         for layer in range(self.n_layers):
             for c in QKV:
                 out += [Receiver(f"a{layer}.h{h}<{c}>", c, layer, h, f"a{layer}.h{h}") for h in range(self.n_heads)]
-            if self.mlp:
-                out.append(Receiver(f"m{layer}", "mlp", layer, 0, f"m{layer}"))
+            out += [Receiver(name, "mlp", layer, i, name) for i, name in enumerate(self.mlp_names(layer))]
         out.append(Receiver("logits", "logits", self.n_layers, 0, "logits"))
         return tuple(out)
 
@@ -88,7 +113,7 @@ class Graph:
 
     def n_parents(self, receiver: Receiver) -> int:
         """The number of senders that the receiver reads; they are always the first ones."""
-        n = len(self.inputs) + receiver.layer * (self.n_heads + int(self.mlp))
+        n = len(self.inputs) + receiver.layer * self.n_heads + self._first_mlps[receiver.layer]
         return n + self.n_heads if receiver.kind == "mlp" and not self.parallel else n
 
     @cached_property
@@ -123,7 +148,8 @@ class Graph:
         """A description for messages: `12 layers, 12 heads, parallel blocks`."""
         extra = ("" if self.mlp else ", no MLPs") + (", parallel blocks" if self.parallel else "")
         inputs = "" if self.inputs == INPUTS[0] else f", inputs {' and '.join(self.inputs)}"
-        return f"{self.n_layers} layers, {self.n_heads} heads{extra}{inputs}"
+        features = f", {sum(map(len, self.features)):,} features" if self.features else ""
+        return f"{self.n_layers} layers, {self.n_heads} heads{extra}{inputs}{features}"
 
     def edge_name(self, sender: int, receiver: int) -> str:
         """The name of a residual edge, such as `a0.h1->m0`."""

@@ -85,16 +85,17 @@ def stages(graph: Graph, options: Options) -> Iterator[list[int]]:
     index = graph.receiver_index
     yield [index["logits"]]
     for layer in reversed(range(graph.n_layers)):
-        if graph.mlp and not graph.parallel:
-            yield [index[f"m{layer}"]]
+        mlps = [index[name] for name in reversed(graph.mlp_names(layer))]
+        if mlps and not graph.parallel:
+            yield mlps
         heads = list(reversed(range(graph.n_heads)))
         if options.order == "heads-ascending":
             heads.reverse()
         elif options.order == "random":
             random.Random(f"heads {layer} {options.seed}").shuffle(heads)
         yield [index[f"a{layer}.h{h}<{c}>"] for c in "vkq" for h in heads]
-        if graph.mlp and graph.parallel:
-            yield [index[f"m{layer}"]]
+        if mlps and graph.parallel:
+            yield mlps
 
 
 def _parents(graph: Graph, receiver: int, options: Options) -> list[int]:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from acdc.graph.scores import Scores
 from acdc.io.progress import Progress, Show, silent
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.activations import Activations
+from acdc.model.transformer import Transformer
 from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import Gradient, added_by, receiver_gradients
 from acdc.patching.problem import Problem

@@ -19,7 +19,7 @@ from torch import Tensor
 from acdc.graph.scores import Scores
 from acdc.io.progress import Show, silent
 from acdc.methods.eap import Attribution
-from acdc.model.transformer import Activations
+from acdc.model.activations import Activations
 from acdc.patching.activations import CHUNK, ActivationCache
 from acdc.patching.gradients import receiver_gradients
 from acdc.patching.problem import Problem
@@ -76,7 +76,8 @@ def _activations(problem: Problem, cache: ActivationCache, steps: int) -> Iterat
             ) -> Tensor:
                 if (kind, layer) != block:
                     return computed
-                return torch.lerp(getattr(ablated, kind)[layer], getattr(clean, kind)[layer], share)
+                at = problem.graph.mlps(layer) if kind == "mlp" else layer
+                return torch.lerp(getattr(ablated, kind)[at], getattr(clean, kind)[at], share)
 
             inputs = torch.lerp(ablated.inputs, clean.inputs, share) if block[0] == "inputs" else clean.inputs
             yield *problem.model.run_inputs(inputs, cache.pad, edit), block

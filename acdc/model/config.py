@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -53,6 +53,7 @@ class ModelConfig:
     post_norm: bool = False  # what a layer's heads write together, or its MLP, is RMS-normalised before it is added
     score_cap: float = 0.0  # attention scores are cap · tanh(score / cap); 0: they have no cap
     logit_cap: float = 0.0  # logits likewise
+    features: tuple[tuple[str, ...], ...] = ()  # of the graph, where MLPs are split into features
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -79,10 +80,11 @@ class ModelConfig:
         if self.windows and len(self.windows) != self.n_layers:
             raise ModelError(f"model config: attention is described for {len(self.windows)} of {self.n_layers} layers")
 
+    @cache  # noqa: B019 - there are few configs
     def graph(self) -> Graph:
         """The graph of this transformer."""
         inputs = ("tok", "pos") if self.split_position else ("input",)
-        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel)
+        return Graph(self.n_layers, self.n_heads, self.d_mlp > 0, inputs, self.parallel, self.features)
 
     def operations(self, kind: str) -> int:
         """Multiplications and additions of a node at one position: an input, a head without the mixing of positions, an

@@ -18,7 +18,7 @@ from acdc.model.weights import Weights
 
 def sizes(config: Any) -> ModelConfig:
     """The transformer's config from the keys of config.json."""
-    known = {f.name for f in fields(ModelConfig)}
+    known = {f.name for f in fields(ModelConfig)} - {"features"}
     values = {"vocab_out": config.vocab_size, **vars(config)}
     del values["model_type"]
     for key in values:

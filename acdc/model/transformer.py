@@ -17,7 +17,6 @@ those that all heads would have from its own input: like every norm before a hea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -25,26 +24,11 @@ from torch import Tensor
 
 from acdc.errors import ModelError
 from acdc.graph.graph import Receiver, Sender
+from acdc.model.activations import Activations
 from acdc.model.config import ACTIVATIONS, ModelConfig
 
 VOCAB_BLOCK = 2048  # output columns per block of the log-sum-exp: the block of logits stays in a CPU's cache
 LOGITS_BYTES = 256 << 20  # bound on the block of logits elsewhere
-
-
-@dataclass(frozen=True)
-class Activations:
-    """The outputs of all senders. Heads are stored as z (before the output projection), which is smaller."""
-
-    inputs: Tensor  # Float[input batch pos d_model]
-    z: Tensor  # Float[layer batch head pos d_head]
-    mlp: Tensor  # Float[layer batch pos d_model], no layers for an attention-only model
-
-    def map(self, f: Callable[[Tensor], Tensor]) -> Activations:
-        """Apply a function to each tensor."""
-        return Activations(f(self.inputs), f(self.z), f(self.mlp))
-
-    def __add__(self, other: Activations) -> Activations:
-        return Activations(self.inputs + other.inputs, self.z + other.z, self.mlp + other.mlp)
 
 
 def positions_of(pad: Tensor, n_pos: int) -> Tensor:
@@ -255,6 +239,11 @@ class Transformer:
         out = torch.addmm(w[at + "out.bias"], hidden, w[at + "out.weight"]).view(x.shape)
         return self.rms_norm(out, w[at + "out.norm"]) if self.config.post_norm else out
 
+    def mlp_nodes(self, layer: int, nodes: Sequence[int], x: Tensor) -> Tensor:
+        """What some nodes of an MLP add to the stream, each from an input of its own: Float[node ... d_model] to the
+        same shape. Here an MLP is one node."""
+        return self.mlp(layer, x[0])[None]
+
     def activate(self, x: Tensor) -> Tensor:
         """The activation function of the MLPs: Float[...] to the same shape."""
         return ACTIVATIONS[self.config.activation](x)
@@ -325,9 +314,10 @@ class Transformer:
     ) -> tuple[Activations, Tensor]:
         """A forward pass from the inputs' outputs, Float[input batch pos d_model].
 
-        `edit` takes "z" or "mlp", a layer and its output, and returns the output to use. Returns the outputs of all
+        `edit` takes "z" or "mlp", a layer and its outputs, and returns the outputs to use. Returns the outputs of all
         senders, and the stream before each layer and after the last one, Float[layer+1 batch pos d_model].
         """
+        graph = self.config.graph()
         x = inputs.sum(0)
         mask = self.attention_mask(pad, inputs.shape[2])[:, None]
         positions = positions_of(pad, inputs.shape[2])[:, None]  # the same for every head
@@ -344,11 +334,13 @@ class Transformer:
             before = x
             x = self.after_attention(layer, x, zs[-1])
             if self.config.d_mlp:
-                written = self.mlp(layer, before if self.config.parallel else x)
+                read = before if self.config.parallel else x
+                nodes = range(len(graph.mlp_names(layer)))
+                written = self.mlp_nodes(layer, nodes, read.expand(len(nodes), *x.shape))
                 mlps.append(edit("mlp", layer, written) if edit else written)
-                x = x + mlps[-1]
+                x = x + mlps[-1].sum(0)
             stream.append(x)
-        mlp = torch.stack(mlps) if mlps else x.new_zeros(0, *x.shape)
+        mlp = torch.cat(mlps) if mlps else x.new_zeros(0, *x.shape)
         return Activations(inputs, torch.stack(zs), mlp), torch.stack(stream)
 
     def after_attention(self, layer: int, x: Tensor, z: Tensor) -> Tensor:
@@ -377,7 +369,9 @@ class Transformer:
             z = activations.z[sender.layer]
             written = self.write(sender.layer, [sender.head], z[None, :, sender.head])[0]
             return self.share(sender.layer, z, written)
-        return activations.inputs[sender.head] if sender.kind == "input" else activations.mlp[sender.layer]
+        if sender.kind == "input":
+            return activations.inputs[sender.head]
+        return activations.mlp[self.config.graph().mlps(sender.layer)][sender.head]
 
     def written_by(
         self, a: Activations, n: int, added: Callable[[int, Tensor], Tensor]
@@ -388,6 +382,7 @@ class Transformer:
         """
         yield 0, a.inputs
         first = len(a.inputs)
+        graph = self.config.graph()
         for layer in range(self.config.n_layers):
             if first < n:
                 w_o = self.weights[f"layers.{layer}.o.weight"]
@@ -395,5 +390,5 @@ class Transformer:
             first += self.config.n_heads
             if self.config.d_mlp:
                 if first < n:
-                    yield first, a.mlp[layer][None]
-                first += 1
+                    yield first, a.mlp[graph.mlps(layer)]
+                first += len(graph.mlp_names(layer))

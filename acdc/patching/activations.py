@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from acdc.errors import UserError, short
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.activations import Activations
+from acdc.model.transformer import Transformer
 from acdc.patching.metrics import Metric, Targets, make_metric
 from acdc.task.tokenize import Split
 

@@ -132,14 +132,12 @@ class _Part:
                 self.base |= dict.fromkeys(graph.own_receivers[s], x)
             if heads and start:
                 self.before |= self.nodes.before(heads, cache.residual[layer])
-            if graph.mlp:
-                s = graph.sender_index[f"m{layer}"]
-                written = cache.ablated.mlp[layer][:, start:]
-                if graph.senders[s].name in nodes:
-                    self.ablated[s] = written
-                    self.base[graph.own_receivers[s][0]] = x if graph.parallel else after
-                after = after + written
-            x = after
+            written = cache.ablated.mlp[graph.mlps(layer), :, start:]
+            for name, ablated in zip(graph.mlp_names(layer), written, strict=True):
+                if name in nodes:
+                    self.ablated[graph.sender_index[name]] = ablated
+                    self.base[graph.receiver_index[name]] = x if graph.parallel else after
+            x = after + written.sum(0) if graph.mlp else after
         self.base[self.logits] = x
 
     def capacity(self) -> int:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from acdc.graph.graph import QKV
-from acdc.model.transformer import Activations, Transformer, positions_of
+from acdc.model.activations import Activations
+from acdc.model.transformer import Transformer, positions_of
 from acdc.patching.activations import ActivationCache
 from acdc.patching.metrics import Metric
 
@@ -51,18 +52,21 @@ def receiver_gradients(
     flow[b, t] = torch.autograd.grad(value, x)[0]
     last = graph.receiver_index["logits"]
     yield Gradient(slice(last, last + 1), flow[None], flow)
-    per_layer = 3 * graph.n_heads + int(graph.mlp)
     for layer in reversed(range(graph.n_layers)):
-        first = layer * per_layer
-        n = 3 * graph.n_heads
+        first = graph.receiver_index[f"a{layer}.h0<q>"]
+        mlps = first + 3 * graph.n_heads
         written = flow
         if graph.mlp:
-            x = model.received(graph.receivers[first + n], at, residual)[:, start:].detach().requires_grad_()
+            nodes = range(len(graph.mlp_names(layer)))
+            x = model.received(graph.receivers[mlps], at, residual)[:, start:].detach()
+            x = x.expand(len(nodes), *x.shape).requires_grad_()
             with torch.enable_grad():
-                y = model.mlp(layer, x)
-            (inputs,) = torch.autograd.grad(y, x, torch.zeros_like(flow) if cut == ("mlp", layer) else flow)
-            yield Gradient(slice(first + n, first + n + 1), inputs[None], flow)
-            flow = flow + inputs
+                y = model.mlp_nodes(layer, nodes, x)
+            (inputs,) = torch.autograd.grad(
+                y, x, (torch.zeros_like(flow) if cut == ("mlp", layer) else flow).expand_as(y)
+            )
+            yield Gradient(slice(mlps, mlps + len(nodes)), inputs, flow)
+            flow = flow + inputs.sum(0)
         if not graph.parallel:
             written = flow
         if model.config.post_norm:
@@ -71,7 +75,7 @@ def receiver_gradients(
         if cut == ("z", layer):
             continue
         heads = _heads(model, layer, cache, residual[layer], written)
-        yield Gradient(slice(first, first + n), heads, written)
+        yield Gradient(slice(first, mlps), heads, written)
         flow = flow + heads.sum(0)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from acdc.graph.graph import Sender
-from acdc.model.transformer import Activations
+from acdc.model.activations import Activations
 from acdc.patching.activations import ActivationCache
 from acdc.patching.nodes import Nodes
 
@@ -106,7 +106,8 @@ class LiveActivations:
         for layer in range(self.graph.n_layers):
             blocks.append((clean.z[layer].transpose(0, 1), ablated.z[layer].transpose(0, 1)))
             if self.graph.mlp:
-                blocks.append((clean.mlp[layer][None], ablated.mlp[layer][None]))
+                mlps = self.graph.mlps(layer)
+                blocks.append((clean.mlp[mlps], ablated.mlp[mlps]))
         for a, b in blocks:
             at = (a[..., self.start :, :] != b[..., self.start :, :]).any(-1)[:, None]
             if self.cache.spans is not None:
@@ -120,4 +121,4 @@ class LiveActivations:
             return activations.z[s.layer][:, s.head, self.start :]
         if s.kind == "input":
             return activations.inputs[s.head][:, self.start :]
-        return activations.mlp[s.layer][:, self.start :]
+        return activations.mlp[self.graph.mlps(s.layer)][s.head, :, self.start :]

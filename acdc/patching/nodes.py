@@ -75,7 +75,8 @@ class Nodes:
         return self.model.normalise(x[:, self._rows[0], self._rows[1]])
 
     def blocks(self, senders: Iterable[int]) -> Iterator[list[int]]:
-        """Yield some senders, which rise, in blocks that don't read each other: the heads of one layer, or an MLP."""
+        """Yield some senders, which rise, in blocks that don't read each other: the heads of one layer, or the nodes of
+        an MLP."""
         for _, block in groupby(senders, lambda s: (self.graph.senders[s].layer, self.graph.senders[s].kind)):
             yield list(block)
 
@@ -127,13 +128,14 @@ class Nodes:
         alike = defaultdict(list)  # nodes that change in the same way
         for s, inputs in new.items():
             alike[scored[s], tuple(inputs), len(next(iter(inputs.values())))].append(s)
-        out = {}
+        out: dict[int, Computed] = {}
         for (at_scored, kinds, _), senders in alike.items():
             layer = self.graph.senders[senders[0]].layer
             if kinds == ("mlp",):
-                (s,) = senders
-                written = self.model.mlp(layer, new[s]["mlp"])
-                out[s] = Computed({"out": written}, written - to[s])
+                senders.sort()
+                of = [self.graph.senders[s].head for s in senders]
+                written = self.model.mlp_nodes(layer, of, _stack([new[s]["mlp"] for s in senders]))
+                out |= {s: Computed({"out": x}, x - to[s]) for s, x in zip(senders, written, strict=True)}
                 continue
             heads = [self.graph.senders[s].head for s in senders]
             values = {c: self._project(c, layer, heads, [new[s][c] for s in senders], at_scored) for c in kinds}

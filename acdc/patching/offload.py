@@ -17,7 +17,8 @@ from torch import Tensor
 
 from acdc.errors import FileError
 from acdc.graph.graph import Graph
-from acdc.model.transformer import Activations, Transformer
+from acdc.model.activations import Activations
+from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache, means, prepare, unpaired
 from acdc.patching.engine import Engine, Removal
 from acdc.patching.metrics import Metric, Targets, make_guess, make_metric

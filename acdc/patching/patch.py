@@ -128,12 +128,14 @@ class PatchedModel:
                 current[group].append(delta @ w_o[which][:, None])
                 senders[group] += [index[f"a{layer}.h{h}"] for h in heads]
             if graph.mlp:
-                removed = cache.ablated.mlp[layer][:, self.start :]
-                if kept[index[f"m{layer}"]].any():
-                    (new,) = receive([receivers[f"m{layer}"]], before if graph.parallel else x)
-                    current[None].append((model.mlp(layer, new) - removed)[None])
-                    senders[None].append(index[f"m{layer}"])
-                x = x + removed
+                removed = cache.ablated.mlp[graph.mlps(layer), :, self.start :]
+                names = graph.mlp_names(layer)
+                if nodes := [i for i, name in enumerate(names) if kept[index[name]].any()]:
+                    new = receive([receivers[names[i]] for i in nodes], before if graph.parallel else x)
+                    written = model.mlp_nodes(layer, nodes, new)
+                    current[None].append(written - removed[nodes])
+                    senders[None] += [index[names[i]] for i in nodes]
+                x = x + removed.sum(0)
         (final,) = receive([receivers["logits"]], x)
         return self._rows(final), senders, current
 
@@ -184,9 +186,11 @@ class PatchedModel:
         if r.kind == "logits":
             return self._rows(x + written)
         if r.kind == "mlp":
-            clean = cache.clean.mlp[layer][:, self.start :]
-            x = x if model.config.parallel else cache.residual[layer + 1][:, self.start :] - clean
-            return self.without_node(layer, model.mlp(layer, x + written) - clean, False)
+            clean = cache.clean.mlp[model.config.graph().mlps(layer), :, self.start :]
+            x = x if model.config.parallel else cache.residual[layer + 1][:, self.start :] - clean.sum(0)
+            return self.without_node(
+                layer, model.mlp_nodes(layer, [r.head], (x + written)[None])[0] - clean[r.head], False
+            )
         head = slice(r.head, r.head + 1)
         own = []
         for c in QKV:
@@ -205,7 +209,7 @@ class PatchedModel:
         model = self.model
         x = self.cache.residual[layer + 1][:, self.start :] + written
         if head and model.config.d_mlp and not model.config.parallel:
-            clean = self.cache.clean.mlp[layer][:, self.start :]
+            clean = self.cache.clean.mlp[model.config.graph().mlps(layer), :, self.start :].sum(0)
             x = x + (model.mlp(layer, x - clean) - clean)
         for above in range(layer + 1, model.config.n_layers):
             own = [self._project(c, above, x[None], ALL) for c in QKV]

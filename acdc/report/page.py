@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from acdc.errors import plural
-from acdc.files.circuit import CircuitFile, Edge
+from acdc.files.circuit import CircuitFile
 from acdc.files.metrics import MetricsFile
+from acdc.files.parts import Edge
 from acdc.files.published import Published
 from acdc.io.files import plain
 from acdc.registry import METRICS

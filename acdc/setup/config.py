@@ -28,6 +28,7 @@ from acdc.registry import (
     NAMES,
     OF_THRESHOLD,
     check_method,
+    parse_features,
     parse_filter,
     refusal,
 )
@@ -64,6 +65,8 @@ class Config(Strict):
         ablation: what a removed edge carries; by default the task's
         direct: also test the direct edges of q, k and v, before their residual edges, and count them
         positions: also decide at which spans of the prompts (`acdc tasks NAME --model M`) an edge is kept
+        features: `neurons:N` or `DIR:N`: in each MLP the N neurons, or features of the transcoders in DIR, that matter
+            most are nodes of their own, and the rest of the MLP is one more
         order: the order in which acdc tests edges
         examples: prompts for discovery, and as many held out; by default the task's
         seed: seed of the prompts and of everything random; by default the task's
@@ -93,6 +96,7 @@ class Config(Strict):
     ablation: Name
     direct: Flag = True
     positions: Flag | None = None
+    features: Name | None = None
     order: Name = "paper"
     examples: Annotated[Whole, Field(ge=1, le=LIMITS["examples"])]
     seed: Annotated[Whole, Field(ge=0, le=LARGEST_SEED)]
@@ -115,6 +119,13 @@ class Config(Strict):
             parse_filter(value)
         return value
 
+    @field_validator("features")
+    @classmethod
+    def _features(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_features(value)
+        return value
+
     @field_validator("positions")
     @classmethod
     def _positions(cls, value: bool | None) -> bool | None:
@@ -133,9 +144,11 @@ class Config(Strict):
         return self.model, self.device, self.dtype
 
     @property
-    def needs(self) -> tuple[str | int, ...]:
+    def needs(self) -> tuple[str | int | None, ...]:
         """The options that decide model, prompts and activations; configs that agree in them can share these."""
-        return (*self.needs_model, self.task, self.examples, self.seed, self.ablation, bool(self.positions))
+        own = self.task, self.examples, self.seed, self.ablation, bool(self.positions), self.features
+        # Features are chosen by the metric.
+        return (*self.needs_model, *own, self.metric if self.features else None)
 
     @property
     def eliminates(self) -> bool:
@@ -253,10 +266,11 @@ def _check_options(explicit: dict[str, Any], stated: _Stated) -> None:
     options = METHODS[name].options
     for key in METHOD_OPTIONS:
         if key in explicit and key not in options:
-            if key == "positions":
+            if key in ("positions", "features"):
                 able = ", ".join(other for other, facts in METHODS.items() if key in facts.options)
                 what = "nodes" if METHODS[name].nodes else "edges"
-                raise stated.wrong(key, f"{name} decides about whole {what}, not where in the prompt; use {able}")
+                instead = "where in the prompt" if key == "positions" else "about single features"
+                raise stated.wrong(key, f"{name} decides about whole {what}, not {instead}; use {able}")
             raise stated.wrong(key, f"does not apply to {name}, which has {', '.join(options)}")
     if explicit.get("positions") and explicit.get("greedy"):
         raise stated.wrong("greedy", "grows by whole edges; leave it out with --positions")

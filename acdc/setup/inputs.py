@@ -10,10 +10,12 @@ import torch
 from acdc.errors import FileError
 from acdc.graph.scores import Scores
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
+from acdc.model.config import ModelConfig
 from acdc.model.load import Model, free_memory, load_model, place
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
 from acdc.setup.config import Config
+from acdc.setup.features import Chosen, with_features
 from acdc.setup.memory import default_memory, expected, prompts_at_once
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data, Split, make_data
@@ -89,17 +91,25 @@ class Inputs:
         return Problem(self.model.transformer, self.parts(half), self.config.metric)
 
 
-def load(config: Config, task: Task, memory: float | None = None, of: Model | Checkpoint | None = None) -> Inputs:
+def load(
+    config: Config,
+    task: Task,
+    memory: float | None = None,
+    of: Model | Checkpoint | None = None,
+    features: Chosen = (),
+) -> Inputs:
     """Load the model, draw the prompts, and check that they fit; the config returned has the hashes of both.
 
-    `memory` are the bytes to stay below, by default `default_memory`; `of` is the config's model, if that is at hand.
-    Raises UserError if model or prompts can't be had, have changed since the config was resolved, or don't fit.
+    `memory` are the bytes to stay below, by default `default_memory`; `of` is the config's model, if that is at hand;
+    `features` are those that are nodes, by layer, by default the ones that matter most on the prompts. Raises UserError
+    if model or prompts can't be had, have changed since the config was resolved, or don't fit.
     """
     checkpoint = of.checkpoint if isinstance(of, Model) else of or open_checkpoint(config.model)
     if not isinstance(of, Model):
         place(checkpoint, config.device, config.dtype)  # before many prompts are drawn
     data = make_data(task, checkpoint.tokenizer, config.examples, config.seed, bool(config.positions))
-    check_number(config, checkpoint, data)
+    if not config.features:
+        check_number(config, checkpoint.sizes, data)  # before the model is loaded
     halves = data.discovery, data.held_out
     checkpoint.check_fits(*halves)
     model = of if isinstance(of, Model) else load_model(checkpoint, config.device, config.dtype, *halves)
@@ -109,17 +119,19 @@ def load(config: Config, task: Task, memory: float | None = None, of: Model | Ch
         if stated not in (None, found):
             what = key.removesuffix("_hash")
             raise FileError(f"config: {key} is {stated}, but it is {found} now; the {what} has changed")
+    model = replace(model, transformer=with_features(model.transformer, config, data.discovery, features))
+    check_number(config, model.transformer.config, data)
     device = model.transformer.device
     part = config.part
     if part is None:
         bound = memory or default_memory(device)
-        part = prompts_at_once(config, checkpoint.sizes, data.discovery, bound, _halves(data), device.type)
+        part = prompts_at_once(config, model.transformer.config, data.discovery, bound, _halves(data), device.type)
     return Inputs(config.model_copy(update={**resolved, "part": part}), task, model, data)
 
 
-def check_number(config: Config, checkpoint: Checkpoint, data: Data) -> None:
+def check_number(config: Config, sizes: ModelConfig, data: Data) -> None:
     """Raise FileError if a config asks for more edges, or edge-spans, than there are."""
-    n = checkpoint.sizes.graph().n_edges * max(1, len(data.spans))
+    n = sizes.graph().n_edges * max(1, len(data.spans))
     if config.edges is not None and config.edges > n:
         what = f"edge-spans ({len(data.spans)} spans)" if data.spans else "residual edges"
         raise FileError(f"--edges: {config.edges} of {n:,} {what}; ask for fewer")

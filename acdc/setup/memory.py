@@ -55,9 +55,10 @@ class Sizes:
     def activations(self, n: int) -> int:
         """What all senders write in one run of n prompts; heads are kept before their output projection."""
         m = self.model
-        inputs = m.d_model * len(m.graph().inputs)
+        graph = m.graph()
+        inputs = m.d_model * len(graph.inputs)
         heads = m.n_layers * m.n_heads * m.d_head
-        mlps = m.n_layers * m.d_model if m.d_mlp else 0
+        mlps = m.d_model * graph.mlps(m.n_layers - 1).stop
         return self.itemsize * n * self.positions * (inputs + heads + mlps)
 
     def residual(self, n: int) -> int:

@@ -142,7 +142,7 @@ def _prompted(file: SweepFile, runs: list[Run]) -> list[_Prompted]:
             checkpoint = opened(c.model)
             if kind not in prompts:
                 prompts[kind] = make_data(run.task, checkpoint.tokenizer, c.examples, c.seed, bool(c.positions))
-            check_number(c, checkpoint, prompts[kind])
+            check_number(c, checkpoint.sizes, prompts[kind])
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
         found.append(_Prompted(run, checkpoint.sizes, prompts[kind].discovery))

@@ -20,8 +20,9 @@ from acdc.evaluation.faithfulness import (
     random_circuit,
     values_without,
 )
-from acdc.files.circuit import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.files.circuit import edges_of, read_circuit, write_circuit
 from acdc.files.evaluation import DRAWS, LEGEND
+from acdc.files.parts import GraphPart
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import to_json

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from acdc.files.circuit import GraphPart, edges_of, read_circuit, write_circuit
+from acdc.files.circuit import edges_of, read_circuit, write_circuit
+from acdc.files.parts import GraphPart
 from acdc.graph.circuit import Circuit
 from tests.support.golden import LIST
 

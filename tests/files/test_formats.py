@@ -21,16 +21,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from acdc.errors import FileError
-from acdc.files.circuit import (
-    Edge,
-    TaskPart,
-    edges_of,
-    read_circuit,
-    write_circuit,
-)
+from acdc.files.circuit import edges_of, read_circuit, write_circuit
 from acdc.files.diff import diff
 from acdc.files.eap_ig import read_eap_ig, to_eap_ig
 from acdc.files.graphs import to_csv, to_gexf, to_graphml, to_node_link
+from acdc.files.parts import Edge, TaskPart
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.io.files import write_atomic, write_output
@@ -141,7 +136,7 @@ def put(where: str, value: Any) -> Any:
 
 
 WRONG = {
-    "newer": (put("format_version", 3), "made by a newer acdc: format 3, this one reads up to 2"),
+    "newer": (put("format_version", 4), "made by a newer acdc: format 4, this one reads up to 3"),
     "many": (
         lambda raw: raw["model"].update(n_layers=1000, n_heads=1000),
         "1000 layers of 1000 heads are a graph of more than 17,000",

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from acdc.commands.export import convert
-from acdc.files.circuit import CircuitFile, ModelPart, write_circuit
+from acdc.files.circuit import CircuitFile, write_circuit
 from acdc.files.eap_ig import to_eap_ig
+from acdc.files.parts import ModelPart
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import QKV, Graph
 from acdc.model.checkpoint import open_checkpoint

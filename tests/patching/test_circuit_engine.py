@@ -28,6 +28,8 @@ FAMILIES = {
     "not causal, parallel": {"causal": False, "parallel": True, "split_position": True},
     "norms after heads": {**POST_NORM, "n_layers": 3, "windows": (3, 0, 2)},
     "norm of all heads' queries": {**JOINT_HEAD_NORM, "n_heads": 3},
+    "neurons": {"features": "neurons", "n_layers": 3},
+    "features, parallel": {"features": "jumprelu", "parallel": True, "rotary": 4},
 }
 METRICS = ("kl", "logit-diff", "prob-diff", "nll", "l2")
 SHARES = (1.0, 0.6, 0.4, 0.8)  # of the edges; the last circuit grows again

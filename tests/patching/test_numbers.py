@@ -16,7 +16,8 @@ from acdc.commands import evaluate as evaluation
 from acdc.commands import run as runner
 from acdc.errors import FileError, UserError
 from acdc.evaluation.faithfulness import values_without
-from acdc.files.circuit import GraphPart, write_circuit
+from acdc.files.circuit import write_circuit
+from acdc.files.parts import GraphPart
 from acdc.graph.circuit import Circuit
 from acdc.graph.scores import Scores, read_scores, write_scores
 from acdc.methods import discover as discovery

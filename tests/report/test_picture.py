@@ -16,16 +16,8 @@ import numpy as np
 import pytest
 
 from acdc.commands.export import WIDEST, convert, make_look
-from acdc.files.circuit import (
-    CircuitFile,
-    GraphPart,
-    MethodPart,
-    ModelPart,
-    TaskPart,
-    edges_of,
-    read_circuit,
-    write_circuit,
-)
+from acdc.files.circuit import CircuitFile, edges_of, read_circuit, write_circuit
+from acdc.files.parts import GraphPart, MethodPart, ModelPart, TaskPart
 from acdc.files.published import Published, load_published, published_for
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph

@@ -13,12 +13,8 @@ import pytest
 
 from acdc.commands.run import run
 from acdc.evaluation.explain import Explanation, ShownPrompt
-from acdc.files.circuit import (
-    GraphPart,
-    edges_of,
-    read_circuit,
-    write_circuit,
-)
+from acdc.files.circuit import edges_of, read_circuit, write_circuit
+from acdc.files.parts import GraphPart
 from acdc.files.published import Published, load_published
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph

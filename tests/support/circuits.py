@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from acdc.files.circuit import CircuitFile, GraphPart, MethodPart, ModelPart, TaskPart, edges_of
+from acdc.files.circuit import CircuitFile, edges_of
+from acdc.files.parts import GraphPart, MethodPart, ModelPart, TaskPart
 from acdc.graph.circuit import Circuit
 
 

@@ -97,6 +97,8 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
         for sender, written in out.items():
             if (c.parallel or after_attention is False) and sender.startswith(f"a{layer}."):
                 continue
+            if sender.startswith(f"m{layer}."):  # nodes of one MLP don't read each other
+                continue
             edge = f"{sender}->{receiver}"
             if isinstance(kept, dict):
                 chosen = part(ablated[sender], written, kept[edge].to(written.dtype))
@@ -131,16 +133,45 @@ def forward(model, graph: Graph, tokens, pad, ablated, kept):
             z = torch.softmax(scores, -1) @ v
             out[f"a{layer}.h{h}"] = z @ w[at + "o.weight"][h]
         if c.d_mlp:
-            x = receive(f"m{layer}", layer, True)
-            hidden = x @ w[at + "mlp_in.weight"] + w[at + "mlp_in.bias"]
-            if c.gated:
-                hidden = act(model, x @ w[at + "mlp_gate.weight"] + w[at + "mlp_gate.bias"]) * hidden
-            else:
-                hidden = act(model, hidden)
-            out[f"m{layer}"] = hidden @ w[at + "mlp_out.weight"] + w[at + "mlp_out.bias"]
-            if c.post_norm:
-                out[f"m{layer}"] = rms(model, out[f"m{layer}"]) * w[at + "mlp_out.norm"]
+            names = c.features[layer] if c.features else ()
+            for name in names:
+                out[f"m{layer}.{name}"] = feature(model, layer, name, receive(f"m{layer}.{name}", layer, True))
+            x = receive(f"m{layer}.rest" if names else f"m{layer}", layer, True)
+            every = sum(feature(model, layer, name, x) for name in names)
+            out[f"m{layer}.rest" if names else f"m{layer}"] = mlp(model, layer, x) - every
     return out, receive("logits", c.n_layers)
+
+
+def mlp(model: Transformer, layer: int, x: torch.Tensor) -> torch.Tensor:
+    w, at = model.weights, f"layers.{layer}.mlp_"
+    hidden = x @ w[at + "in.weight"] + w[at + "in.bias"]
+    if model.config.gated:
+        hidden = act(model, x @ w[at + "gate.weight"] + w[at + "gate.bias"]) * hidden
+    else:
+        hidden = act(model, hidden)
+    written = hidden @ w[at + "out.weight"] + w[at + "out.bias"]
+    return rms(model, written) * w[at + "out.norm"] if model.config.post_norm else written
+
+
+def feature(model: Transformer, layer: int, name: str, x: torch.Tensor) -> torch.Tensor:
+    """What one feature of an MLP writes, from the normalised input of the MLP."""
+    i = int(name[1:])
+    if name[0] == "f":
+        coder = model.features[layer].of
+        every = (x @ coder.encoder + coder.bias).clamp(min=0)
+        active = every[..., i]
+        if coder.threshold is not None:
+            active = torch.where(x @ coder.encoder[:, i] + coder.bias[i] > coder.threshold[i], active, 0.0)
+        if coder.top:
+            active = torch.where((every > active[..., None]).sum(-1) < coder.top, active, 0.0)
+        return active[..., None] * coder.decoder[i]
+    w, at = model.weights, f"layers.{layer}.mlp_"
+    active = x @ w[at + "in.weight"][:, i] + w[at + "in.bias"][i]
+    if model.config.gated:
+        active = active * act(model, x @ w[at + "gate.weight"][:, i] + w[at + "gate.bias"][i])
+    else:
+        active = act(model, active)
+    return active[..., None] * w[at + "out.weight"][i]
 
 
 class Naive:
@@ -273,12 +304,13 @@ def naive_acdc(naive: Naive, threshold: float, direct: bool, magnitude: bool = F
 
     def mlp(layer: int) -> None:
         nonlocal kept
-        if g.mlp:
-            if used(f"m{layer}"):
-                forbid(f"m{layer}")
-                visit(f"m{layer}")
-            else:
-                kept -= parts(kept, into(f"m{layer}"))
+        names = [s.name for s in g.senders if s.kind == "mlp" and s.layer == layer]
+        for name in names:
+            if not used(name):
+                kept -= parts(kept, into(name))
+        forbid(*(name for name in names if used(name)))
+        for name in reversed(names):
+            visit(name)
 
     for layer in reversed(range(g.n_layers)):
         if not g.parallel:

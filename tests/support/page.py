@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from acdc.files.circuit import CircuitFile, GraphPart, MethodPart, ModelPart, TaskPart, edges_of
+from acdc.files.circuit import CircuitFile, edges_of
+from acdc.files.parts import GraphPart, MethodPart, ModelPart, TaskPart
 from acdc.graph.circuit import Circuit
 from acdc.report.layout import Point
 

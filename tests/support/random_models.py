@@ -6,6 +6,8 @@ import numpy as np
 import torch
 
 from acdc.model.config import ModelConfig
+from acdc.model.features import Features, neurons, split, transcoder_features
+from acdc.model.transcoders import Transcoder
 from acdc.model.transformer import Transformer
 from acdc.task.tokenize import Split
 
@@ -32,7 +34,11 @@ JOINT_HEAD_NORM = {  # as OLMo's
 }
 
 
-def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) -> Transformer:
+FEATURES = ("neurons", "relu", "jumprelu", "topk")
+
+
+def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, features: str = "", **sizes) -> Transformer:
+    """With `features`, one of `FEATURES`, some features of most MLPs are nodes."""
     c = ModelConfig(
         **{
             "n_layers": 2,
@@ -53,7 +59,29 @@ def random_model(seed: int, dtype=torch.float64, scale: float = 0.6, **sizes) ->
             x *= 0.3
         elif not name.startswith(("token", "position", "rotary")):
             x *= scale * 2 / x.shape[-min(2, x.ndim)] ** 0.5
-    return Transformer(c, {k: v.to(dtype) for k, v in weights.items()})
+    model = Transformer(c, {k: v.to(dtype) for k, v in weights.items()})
+    return split(model, random_features(model, seed, features)) if features else model
+
+
+def random_features(model: Transformer, seed: int, kind: str) -> dict[int, Features]:
+    """None to three features of each layer, of the neurons or of random transcoders with ten."""
+    rng = np.random.default_rng(seed)
+    out = {}
+    for layer in range(model.config.n_layers):
+        every = neurons(model, layer) if kind == "neurons" else transcoder_features(random_transcoder(rng, model, kind))
+        n = int(rng.integers(0 if layer else 1, 4))
+        out[layer] = every.take(np.sort(rng.choice(len(every.names), n, replace=False)).tolist())
+    return out
+
+
+def random_transcoder(rng: np.random.Generator, model: Transformer, kind: str, reads: str = "normalised") -> Transcoder:
+    d = model.config.d_model
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.from_numpy(rng.normal(0, 0.6, shape)).to(model.dtype)
+
+    threshold = normal(10).abs() if kind == "jumprelu" else None
+    return Transcoder(normal(d, 10), normal(10), normal(10, d), threshold, 3 if kind == "topk" else 0, reads)
 
 
 def random_prompts(
