@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from acdc.evaluation.faithfulness import Rows
+from acdc.evaluation.features import ShownFeature, shown_features
 from acdc.evaluation.frontier import CurvePoint
 from acdc.evaluation.signals import Pair, into_scores, pairs_of
 from acdc.graph.circuit import Circuit
@@ -51,6 +52,7 @@ class Explanation:
     curves: dict[str, tuple[CurvePoint, ...]]  # by half, of the circuit or of the path to a target
     # Edge into a query or key → what it adds to its head's scores in each example, in the circuit; as many as patterns.
     signals: dict[str, tuple[Pair, ...]] = field(default_factory=dict)
+    features: dict[str, ShownFeature] = field(default_factory=dict)  # those that are nodes of the circuit
 
 
 @torch.inference_mode()
@@ -71,6 +73,7 @@ def explain(inputs: Inputs, circuit: Circuit, rows: Rows, curves: dict[str, tupl
         direct=direct_effects(model, parts, circuit.nodes()),
         curves=curves,
         signals=pairs_of(inputs.problem(half), circuit, strongest, n) if n and strongest else {},
+        features=shown_features(inputs, circuit),
     )
 
 

@@ -34,6 +34,7 @@ from acdc.report.text import bound, estimate, heading, label, readable, readable
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
+    from acdc.evaluation.features import Weighted
 
 WEB = Path(__file__).parent / "web"
 ANSWERS = 5  # shown of a prompt
@@ -214,9 +215,31 @@ def _explained(explanation: Explanation | None, of: str) -> dict[str, object]:
         "examples": [{"clean": x.clean, "scored": x.scored} for x in explanation.examples],
         "attention": attention,
         "signals": _signals(explanation),
+        **({"features": _features(explanation)} if explanation.features else {}),
         "curve": curves[explanation.half],
         "searched": curves["discovery"] if explanation.half != "discovery" else [],
     }
+
+
+def _features(explanation: Explanation) -> dict[str, list[tuple[str, str]]]:
+    """What is said of each feature in the circuit: headings and texts."""
+
+    def listed(values: Weighted) -> str:
+        return ", ".join(f"{name} {value:+.3g}" for name, value in values)
+
+    def quoted(values: Weighted) -> Weighted:
+        return tuple((json.dumps(text, ensure_ascii=False), value) for text, value in values)
+
+    out = {}
+    for node, feature in explanation.features.items():
+        active = quoted(tuple((f"{before}[{token}]", value) for before, token, value in feature.active))
+        out[node] = [
+            ("active on", listed(active) or "no token"),
+            ("raises", listed(quoted(feature.raises))),
+            ("lowers", listed(quoted(feature.lowers))),
+            ("fed by", listed(feature.fed) or "no feature before it"),
+        ]
+    return out
 
 
 def _signals(explanation: Explanation) -> dict[str, list[object]]:

@@ -2,7 +2,7 @@
 const data = read("data");
 const PARTS = /^([^<>]+)->([^<>]+?)(?:<([qkv])>)?$/;  // of a residual edge
 const AT = " @ ";  // between an edge or a node and its span
-const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)$/;
+const HEAD = /^a(\d+)\.h(\d+)$/, MLP = /^m(\d+)(?:\.\w+)?$/;
 const TINTS = ["#77AADD", "#EE8866", "#FFAABB", "#99DDFF", "#AAAA00", "#EEDD88", "#44BB99", "#BBCC33"];  // those of the pictures
 const KINDS = [["q", "into query"], ["k", "into key"], ["v", "into value"], ["plain", "into MLP or logits"]];
 const PAGE_OF_LOG = 200, PATHS = 8, SEEN = .01;
@@ -365,6 +365,7 @@ function nodePanel(node) {
   else if (data.published && HEAD.test(node)) out.push(element("p", `in no class of ${data.published}`, "soft"));
   if (effects.has(node)) out.push(element("p", `Adds ${number(effects.get(node), 3)} logits directly to the difference between correct and wrong answer, on average over the ${data.half} prompts.`));
   if (data.attention[node]) out.push(...attention(node));
+  for (const [title, text] of data.features?.[node] ?? []) out.push(element("h3", title), element("p", text, "small"));
   out.push(edgeList("Incoming", now.edges.filter(e => e.to === node), e => e.from + (e.kind === "plain" ? "" : ` → ${e.kind}`)));
   out.push(edgeList("Outgoing", now.edges.filter(e => e.from === node), e => e.to + (e.kind === "plain" ? "" : `<${e.kind}>`)));
   return out;
