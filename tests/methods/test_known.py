@@ -43,7 +43,7 @@ from acdc.patching.gradients import receiver_gradients
 from acdc.patching.offload import Parts
 from acdc.patching.patch import patched_rows
 from acdc.patching.problem import Problem
-from tests.support.known import MATTERS, carrying, compiled, effects, known_model
+from tests.support.known import MATTERS, carrying, compiled, effects, known_model, with_neurons
 from tests.support.oracle import forward
 
 SEEDS = range(20)
@@ -228,6 +228,30 @@ def test_true_edges_of_compiled_models_are_enough(name, ablation):
         less[s, r] = False
         redundant = name == "or-gate" and graph.edge_name(s, r) != "m0->logits"
         assert change(less) == 0 if redundant else change(less) > 0.1
+
+
+@pytest.mark.parametrize("ablation", ["zero", "corrupted"])
+@pytest.mark.parametrize("name", ["tracr-reverse", "tracr-xproportion", "or-gate"])
+def test_edges_of_neurons_are_those_of_the_program(name, ablation):
+    """ACDC keeps no edge of a neuron that the weights rule out, and enough of the others for the same output; in
+    xproportion, which needs every one, all that matter."""
+    model, prompts, true = with_neurons(name)
+    (runs,), graph = Parts(model, prompts, ablation), model.config.graph()
+
+    def change(kept: np.ndarray) -> float:
+        rows = patched_rows(model, graph, runs, torch.tensor(kept).to(model.dtype))
+        return float((model.logits(rows) - model.logits(runs.targets.clean)).abs().max())
+
+    engine = Engine(model, graph, runs, runs.metric("l2", model))
+    found = discover(engine, Options(1e-9, direct=False)).pruned().kept
+    neurons = np.array([".n" in s.name for s in graph.senders])
+    assert not (found & ~true).any() and (ablation == "corrupted" or found[neurons].any())
+    assert change(true) < 1e-9 and change(found) < 1e-5
+    if name == "tracr-xproportion":
+        for s, r in np.argwhere(true):
+            less = true.copy()
+            less[s, r] = False
+            assert (change(less) > 1e-6) == found[s, r]
 
 
 def test_auroc():

@@ -16,6 +16,7 @@ import torch
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import Graph
 from acdc.model.config import ModelConfig
+from acdc.model.features import neurons, split
 from acdc.model.find import BUNDLED
 from acdc.model.transformer import Transformer
 from acdc.patching.offload import Parts
@@ -165,6 +166,38 @@ def compiled(name: str) -> tuple[Transformer, Split, np.ndarray]:
         correct = 1 - wrong
     pad = np.zeros(len(clean), dtype=np.int64)
     return Transformer(config, weights), Split(clean, corrupted, pad, rows, correct, wrong), true_edges(name)
+
+
+def with_neurons(name: str) -> tuple[Transformer, Split, np.ndarray]:
+    """A bundled compiled model whose neurons are nodes, prompts for it, and its edges that are real by the weights and
+    on paths from inputs to the logits. A rest writes the output bias alone, and reads nothing."""
+    whole, prompts, _ = compiled(name)
+    model = split(whole, {layer: neurons(whole, layer) for layer in range(whole.config.n_layers)})
+    raw, graph = compile_tracr.load_model(BUNDLED / name), model.config.graph()
+
+    def weights(layer: int, node: str) -> tuple[np.ndarray, np.ndarray, bool]:
+        """What a node of an MLP reads and writes, Float[d_model], and whether it is ever active."""
+        w_in, w_out = raw.layer(layer, "mlp_in.weight"), raw.layer(layer, "mlp_out.weight")
+        if node.endswith(".rest"):
+            return 0 * w_in[:, 0], raw.layer(layer, "mlp_out.bias"), True
+        i = int(node.partition(".n")[2])
+        return w_in[:, i], w_out[i], bool(w_in[:, i].any() or raw.layer(layer, "mlp_in.bias")[i] > 0)
+
+    def writes(s) -> np.ndarray:
+        if s.kind != "mlp":
+            return compile_tracr._writes(raw, s)
+        _, written, active = weights(s.layer, s.name)
+        return (np.abs(written) > 1e-6) & active
+
+    def reads(r) -> np.ndarray:
+        if r.kind != "mlp":
+            return compile_tracr._reads(raw, r)
+        read, written, _ = weights(r.layer, r.name)
+        return (np.abs(read) > 1e-6) & written.any()
+
+    of_senders, of_receivers = (np.stack([*map(writes, graph.senders)]), np.stack([*map(reads, graph.receivers)]))
+    real = (of_senders.astype(int) @ of_receivers.T.astype(int) > 0) & graph.edges
+    return model, prompts, Circuit(graph, real).pruned().kept
 
 
 def carrying(model: Transformer, prompts: Split, true: np.ndarray, name: str) -> np.ndarray:
