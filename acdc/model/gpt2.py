@@ -28,6 +28,6 @@ def read(config: Any, t: Weights) -> None:
         scale = c.d_head**-0.5 if config.scale_attn_weights else 1.0
         t.scale(to + "q", scale / (i + 1) if config.scale_attn_by_inverse_layer_idx else scale)
         t.put_output(to + "o", *t.linear(at + "attn.c_proj", transposed=False))
-        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", transposed=False)))
+        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc", transposed=False), mlp=i))
         t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj", transposed=False))
     t.put_unembedding("transformer.ln_f")

@@ -23,6 +23,6 @@ def read(config: Any, t: Weights) -> None:
         for x in "qkv":
             t.put_heads(to + x, *t.fold(at + "ln_1", *t.linear(f"{at}attn.attention.{x}_proj")), c.n_heads)
         t.put_output(to + "o", *t.linear(at + "attn.attention.out_proj"))
-        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc")))
+        t.put(to + "mlp_in", *t.fold(at + "ln_2", *t.linear(at + "mlp.c_fc"), mlp=i))
         t.put(to + "mlp_out", *t.linear(at + "mlp.c_proj"))
     t.put_unembedding("transformer.ln_f")

@@ -29,6 +29,6 @@ def read(config: Any, t: Weights) -> None:
         t.scale(to + "q", scale)
         t.put_output(to + "o", *t.linear(at + "attention.dense"))
         mlp = t.linear(at + "mlp.dense_h_to_4h")
-        t.put(to + "mlp_in", *t.fold(at + "post_attention_layernorm", *mlp))
+        t.put(to + "mlp_in", *t.fold(at + "post_attention_layernorm", *mlp, mlp=i))
         t.put(to + "mlp_out", *t.linear(at + "mlp.dense_4h_to_h"))
     t.put_unembedding("gpt_neox.final_layer_norm")

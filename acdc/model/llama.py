@@ -101,7 +101,7 @@ def read_layers(config: Any, t: Weights, scales: list[Tensor]) -> None:
         t.put_output(to + "o", *t.linear(at + "self_attn.o_proj"))
         before = "pre_feedforward_layernorm" if c.post_norm else "post_attention_layernorm"
         for x, linear in zip(("mlp_gate", "mlp_in")[-len(halves) :], halves, strict=True):
-            t.put(to + x, *t.fold(at + before, *linear) if c.pre_norm else linear)
+            t.put(to + x, *t.fold(at + before, *linear, mlp=i) if c.pre_norm else linear)
         t.put(to + "mlp_out", *t.linear(f"{at}mlp.{'down_proj' if c.gated else 'c_proj'}"))
         if c.post_norm:
             t.out[to + "o.norm"] = t.take(at + "post_attention_layernorm.weight")

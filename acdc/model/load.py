@@ -76,6 +76,8 @@ def load_model(of: str | Checkpoint, device: str = "auto", dtype: str = "float32
         digest = beside.submit(checkpoint.hash)  # not before all tensors have a place: files can be very long
         moved = {name: weights.out.pop(name).to(to, wide) for name in list(weights.out)}
         transformer = Transformer(checkpoint.sizes, moved, where, own=True)
+        for layer, (scale, shift) in weights.mlp_norms.items():
+            transformer.mlp_norms[layer] = (scale.to(to, wide), shift.to(to, wide))
         verification = _verify(transformer, prompts, expected, where) if expected else None
         hashed = digest.result()
     return Model(checkpoint, hashed, transformer, verification)

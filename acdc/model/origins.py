@@ -52,7 +52,7 @@ class Origins(Weights):
         bias = f"{name}.bias"
         return weight[None], self._places(bias, 0) if bias in self._shapes else torch.full_like(weight, NOWHERE)
 
-    def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, norm: str, weight: Tensor, bias: Tensor, mlp: int | None = None) -> tuple[Tensor, Tensor]:
         """Leave the norm out."""
         return weight, bias
 

@@ -70,6 +70,7 @@ class Transformer:
                 raise ModelError(f"{source}: tensor {name!r} contains NaN or infinity")
         self.config = config
         self.weights = {name: weights[name] for name in shapes}
+        self.mlp_norms: dict[int, tuple[Tensor, Tensor]] = {}  # by layer, where they are known: `Weights.mlp_norms`
         w_u = weights["unembed.weight"]
         b_u = weights["unembed.bias"]
         self.device = w_u.device

@@ -13,6 +13,8 @@ class Weights:
 
     def __init__(self, tensors: dict[str, Tensor], sizes: ModelConfig, where: str, dtype: torch.dtype) -> None:
         self.out: dict[str, Tensor] = {}
+        # By layer, the scale and shift of its MLP's norm, Float[d_model] each, which are folded into the MLP.
+        self.mlp_norms: dict[int, tuple[Tensor, Tensor]] = {}
         self.sizes = sizes
         self._tensors = tensors
         self._dtype = dtype
@@ -45,12 +47,17 @@ class Weights:
         bias = f"{name}.bias"
         return weight, self.take(bias) if bias in self._tensors else weight.new_zeros(weight.shape[1])
 
-    def fold(self, norm: str, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def fold(self, norm: str, weight: Tensor, bias: Tensor, mlp: int | None = None) -> tuple[Tensor, Tensor]:
         """Fold a norm's scale and shift into the weights that read it: (x ⊙ scale + shift) @ W + b = x @ W' + b'. The
-        weight is changed in place."""
+        weight is changed in place. `mlp` is the layer if its MLP reads the norm; then they are kept, too."""
+        scale = self.get(f"{norm}.weight")
+        shift = torch.zeros_like(scale)
         if f"{norm}.bias" in self._tensors:
-            bias = bias + self.get(f"{norm}.bias") @ weight
-        return weight.mul_(self.get(f"{norm}.weight")[:, None]), bias
+            shift = self.get(f"{norm}.bias")
+            bias = bias + shift @ weight
+        if mlp is not None:
+            self.mlp_norms[mlp] = (scale, shift)
+        return weight.mul_(scale[:, None]), bias
 
     def put(self, name: str, weight: Tensor, bias: Tensor) -> None:
         """Set a weight and a bias of the transformer."""
