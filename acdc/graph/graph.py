@@ -38,6 +38,11 @@ class Sender(NamedTuple):
     layer: int
     head: int  # which head of its layer it is, which input, or which node of its MLP
 
+    @property
+    def is_feature(self) -> bool:
+        """Whether it is a feature of an MLP, not a whole MLP or the rest of one."""
+        return self.kind == "mlp" and "." in self.name and not self.name.endswith(REST)
+
 
 class Receiver(NamedTuple):
     """An input that reads the residual stream: `kind` is "q", "k", "v", "mlp" or "logits", `node` the node's name."""

@@ -102,8 +102,8 @@ def discover(
         progress: show a progress bar
         options: options of `acdc run` by name: method, metric (lower is better), threshold (in the units of the metric,
             or of the method's scores), faithfulness (above 0, up to 1), edges (a number), ablation, examples (for
-            discovery, and as many held out), seed, direct, positions, order, abs, batch, prefilter, greedy, steps,
-            updates, penalty, sparsity; by default the task's or the method's
+            discovery, and as many held out), seed, direct, positions, features, order, abs, batch, prefilter, greedy,
+            steps, updates, penalty, sparsity; by default the task's or the method's
     Raises:
         UserError: an option, the model or the task is wrong, they don't fit together, or `out` is another run's.
     """

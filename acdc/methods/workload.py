@@ -25,7 +25,8 @@ class Workload:
         graph = engine.graph
         config = engine.model.config
         live, scored, rows = engine.extent
-        operations = np.array([config.operations(s.kind) for s in graph.senders] + [0], dtype=float)  # of the logits: 0
+        kinds = ["feature" if s.is_feature else s.kind for s in graph.senders]
+        operations = np.array([config.operations(kind) for kind in kinds] + [0], dtype=float)  # of the logits: 0
         self.done = 0.0
         self.total = 1.0
         self._engine = engine

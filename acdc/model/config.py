@@ -88,11 +88,11 @@ class ModelConfig:
 
     def operations(self, kind: str) -> int:
         """Multiplications and additions of a node at one position: an input, a head without the mixing of positions, an
-        MLP, or the logits."""
+        MLP, a feature of one, or the logits."""
         d = self.d_model
         head = (4 + 2 * self.n_heads * self.joint_head_norm) * d * self.d_head
         mlp = (3 if self.gated else 2) * d * self.d_mlp
-        return 2 * {"input": 0, "head": head, "mlp": mlp, "logits": d * self.vocab_out}[kind]
+        return 2 * {"input": 0, "head": head, "mlp": mlp, "feature": 2 * d, "logits": d * self.vocab_out}[kind]
 
     @property
     def n_weights(self) -> int:

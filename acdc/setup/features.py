@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from acdc.errors import FileError
 from acdc.model.activations import Activations
+from acdc.model.config import ModelConfig
 from acdc.model.features import Features, neurons, split, transcoder_features
 from acdc.model.transcoders import find_transcoders, folded, read_transcoders
 from acdc.model.transformer import Transformer
@@ -19,6 +21,14 @@ from acdc.setup.config import Config
 from acdc.task.tokenize import Split
 
 Chosen = Sequence[Sequence[str]]  # names of features, by layer
+
+
+def with_most_features(sizes: ModelConfig, config: Config) -> ModelConfig:
+    """The sizes of a model with as many features as a config asks for, or all neurons; for estimates."""
+    if config.features is None or not sizes.d_mlp:
+        return sizes
+    number = parse_features(config.features)[1] or sizes.d_mlp
+    return replace(sizes, features=(tuple(f"n{i}" for i in range(number)),) * sizes.n_layers)
 
 
 def with_features(model: Transformer, config: Config, prompts: Split, chosen: Chosen = ()) -> Transformer:

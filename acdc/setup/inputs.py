@@ -15,7 +15,7 @@ from acdc.model.load import Model, free_memory, load_model, place
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
 from acdc.setup.config import Config
-from acdc.setup.features import Chosen, with_features
+from acdc.setup.features import Chosen, with_features, with_most_features
 from acdc.setup.memory import default_memory, expected, prompts_at_once
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data, Split, make_data
@@ -108,8 +108,7 @@ def load(
     if not isinstance(of, Model):
         place(checkpoint, config.device, config.dtype)  # before many prompts are drawn
     data = make_data(task, checkpoint.tokenizer, config.examples, config.seed, bool(config.positions))
-    if not config.features:
-        check_number(config, checkpoint.sizes, data)  # before the model is loaded
+    check_number(config, with_most_features(checkpoint.sizes, config), data)  # before the model is loaded
     halves = data.discovery, data.held_out
     checkpoint.check_fits(*halves)
     model = of if isinstance(of, Model) else load_model(checkpoint, config.device, config.dtype, *halves)

@@ -96,8 +96,9 @@ class Sizes:
             return senders * self.stream(n) + (2 + m.post_norm) * self.table(n)
         if kind in ("exact", "activations"):  # what all senders write, with changes
             return 4 * self.table(n)
-        if kind == "gradient":  # three runs, and twice the gradients at the inputs of a layer's heads
-            return 3 * self.passes(n) + 6 * m.n_heads * self.stream(min(CHUNK, n)) + 2 * self.table(n)
+        if kind == "gradient":  # three runs, and twice the gradients at the inputs of a layer's heads, or of an MLP
+            inputs = max(3 * m.n_heads, *(len(m.graph().mlp_names(layer)) for layer in range(m.n_layers)))
+            return 3 * self.passes(n) + 2 * inputs * self.stream(min(CHUNK, n)) + 2 * self.table(n)
         if kind == "training":  # a layer keeps for its gradient: its inputs, q, k and v, and hidden units
             inputs = 2 if METHODS[method].nodes else senders
             hidden = 4 * m.d_mlp // m.d_model

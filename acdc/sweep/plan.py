@@ -25,6 +25,7 @@ from acdc.model.load import pick_device
 from acdc.report.results import summary, to_text
 from acdc.setup import estimate
 from acdc.setup.config import Config, DefaultModel
+from acdc.setup.features import with_most_features
 from acdc.setup.inputs import check_number
 from acdc.setup.memory import SPARE, default_memory, expected
 from acdc.sweep.executors import Executor, Local
@@ -142,10 +143,10 @@ def _prompted(file: SweepFile, runs: list[Run]) -> list[_Prompted]:
             checkpoint = opened(c.model)
             if kind not in prompts:
                 prompts[kind] = make_data(run.task, checkpoint.tokenizer, c.examples, c.seed, bool(c.positions))
-            check_number(c, checkpoint.sizes, prompts[kind])
+            check_number(c, with_most_features(checkpoint.sizes, c), prompts[kind])
         except UserError as error:
             raise type(error)(f"{file.path}: run {run.name}: {error}") from None
-        found.append(_Prompted(run, checkpoint.sizes, prompts[kind].discovery))
+        found.append(_Prompted(run, with_most_features(checkpoint.sizes, c), prompts[kind].discovery))
     return found
 
 

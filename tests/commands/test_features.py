@@ -76,7 +76,7 @@ def test_the_neurons_that_matter_most_have_the_largest_scores_in_a_graph_of_all(
         scores = eap_ig.score(Problem(split(model, every), parts, metric), "eap-ig", 4)
     by_layer = defaultdict(list)
     for s, row in zip(scores.graph.senders, np.nan_to_num(scores.edges).sum(1), strict=True):
-        if ".n" in s.name:
+        if s.is_feature:
             by_layer[s.layer].append((-abs(row), s.name.partition(".")[2]))
     chosen = strongest(model, config, prompts, every, 3)
     for layer, ranked in by_layer.items():
