@@ -207,7 +207,7 @@ def test_the_tables_have_the_keys_of_the_models():
             model = root = files[title[1]].model
         elif title:
             places = (sys.modules[root.__module__], parts, words)
-            model = next(of for place in places if (of := getattr(place, title[1], None)))
+            model = next((of for place in places if (of := getattr(place, title[1], None))), None)
         if "| key |" in section:
             assert re.findall(r"^\| `(\w+)` \|", section, re.M) == list(model.model_fields)
             found += 1
