@@ -224,7 +224,7 @@ def parse_features(text: str) -> tuple[str, int | None]:
     """Return what MLPs are split into, and how many features of each MLP become nodes, None for all, of `--features
     neurons:N` or `DIR:N`; raise ValueError for another form."""
     name, _, number = text.rpartition(":")
-    if not name or not (number == "all" or (number.isdecimal() and 0 < int(number) <= LIMITS["features"])):
+    if not name or not (number == "all" or (number.isdecimal() and int(number) <= LIMITS["features"])):
         raise ValueError(f"is {text!r}; write neurons:N, or DIR:N for transcoders, with a number or all, as neurons:20")
     return name, None if number == "all" else int(number)
 

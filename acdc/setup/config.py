@@ -122,9 +122,8 @@ class Config(Strict):
     @field_validator("features")
     @classmethod
     def _features(cls, value: str | None) -> str | None:
-        if value is not None:
-            parse_features(value)
-        return value
+        # With no features, a config is what it was before there were any.
+        return value if value is not None and parse_features(value)[1] != 0 else None
 
     @field_validator("positions")
     @classmethod

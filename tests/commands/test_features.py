@@ -91,6 +91,10 @@ def test_a_neuron_without_effect_is_no_node():
     assert set(chosen[1].names) <= {"n10", "n11"}
 
 
+def test_no_features_are_no_option():
+    assert loaded(features="neurons:0", threshold=0.1).config == loaded(features=None, threshold=0.1).config
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -191,7 +195,7 @@ def test_the_page_says_what_a_neuron_is(found, module):
     ("given", "message"),
     [
         ({"features": "neurons"}, "--features: is 'neurons'; write neurons:N, or DIR:N"),
-        ({"features": "neurons:0"}, "--features: is 'neurons:0'; write neurons:N"),
+        ({"features": "neurons:1001"}, "--features: is 'neurons:1001'; write neurons:N"),
         ({"features": ":4"}, "--features: is ':4'; write"),
         (
             {"features": "neurons:4", "method": "hisp", "edges": 9},

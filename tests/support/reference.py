@@ -139,7 +139,7 @@ VALIDATORS: dict[str, Callable[[Schema], Schema]] = {
     "as_positions": also({"type": "integer"}, {"$ref": "#/$defs/NumberRange"}),
     "Config._filter": only(pattern=f"^({'|'.join(name for name in METHODS if name != 'acdc')}):"),
     "Compare._few": unsaid,
-    "Config._features": only(pattern=r"^.+:(all|[1-9][0-9]*)$"),
+    "Config._features": only(pattern=r"^.+:(all|[0-9]+)$"),
     "Config._positions": unsaid,
     "Config._device": only(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$"),
     "AxisRange._one": one_of("log", "linear"),
