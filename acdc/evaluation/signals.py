@@ -200,27 +200,21 @@ class _Run:
         key = prompt, best % n
         pair = *query, best % n
 
-        # The log-odds are the pair's score − logsumexp of the others; so much of each is in their derivative.
-        others = pattern[query]
-        others[key] = 0
-        weights = torch.zeros_like(pattern)
-        weights[query] = -others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(others.dtype).tiny)
-        weights[pair] = 1
+        weights = _log_odds(pattern, *pair)
         odds = weights @ k if kind == "q" else weights.mT @ q
         y = model.project_heads(kind, layer, model.read(x[kind]))[:, head]
         odds = model.unplace(kind, layer, odds, y, positions)
-        terms = score_terms(
-            model, layer, head, {"q": x["q"][query], "k": x["k"][key]}, {"q": positions[query], "k": positions[key]}
-        )
+        at = {"q": positions[query], "k": positions[key]}
+        terms = score_terms(model, layer, head, {"q": x["q"][query], "k": x["k"][key]}, at)
         added = terms.split(kind, model.normalise_part(part_of_x, x[kind]), odds)
         chosen = fewest(added)
         score = terms.scores.sum(1)
         pairs = []
         for i, of in enumerate(added):
             largest = [j for j in of.abs().argsort(descending=True).tolist() if chosen[i, j]]
-            at = int(positions[query][i]), int(positions[key][i])
+            place = int(at["q"][i]), int(at["k"][i])
             attention = float(pattern[pair][i]), float(without[pair][i])
-            pairs.append(Pair(*at, *attention, float(score[i]), float(of.sum()), tuple(of.tolist()), tuple(largest)))
+            pairs.append(Pair(*place, *attention, float(score[i]), float(of.sum()), tuple(of.tolist()), tuple(largest)))
         return pairs, terms, chosen
 
     def check(self, part: Part, terms: Terms, chosen: Tensor, draw: np.random.Generator) -> Tensor:
@@ -254,3 +248,14 @@ class _Run:
     def _attention(self, layer: int, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """A head's scores and pattern, Float[batch query key]."""
         return q @ k.mT, self.model.pattern(q, k, self.model.window(layer, self.cache.mask))
+
+
+def _log_odds(pattern: Tensor, prompt: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """How the log-odds of attention at a pair of each prompt, Int[batch], rise with the scores, of a pattern and in the
+    shape Float[batch query key]: they are the pair's own score − logsumexp of those of the query's other keys."""
+    others = pattern[prompt, query]
+    others[prompt, key] = 0
+    out = torch.zeros_like(pattern)
+    out[prompt, query] = -others / others.sum(-1, keepdim=True).clamp(min=torch.finfo(others.dtype).tiny)
+    out[prompt, query, key] = 1
+    return out
