@@ -24,7 +24,7 @@ test: $(BIN)/acdc ## all tests that take seconds
 	$(BIN)/python -m pytest -n 2 -m 'not slow'
 
 slow: $(BIN)/acdc ## the tests that take minutes
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 --maxschedchunk 1 -m slow
 
 check: $(BIN)/acdc ## lint and types
 	$(BIN)/ruff check .

@@ -193,7 +193,7 @@ def test_the_task_of_the_readme_is_one_that_tiny_can_do(
     assert right and float(right[1]) > 0.9 and float(right[2]) > 0.9, out
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=6)
 def test_the_tutorial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run every command in order. The lines shown come in that order; … stands for anything."""
     assets.smollm2()

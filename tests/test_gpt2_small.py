@@ -55,7 +55,7 @@ def random_gpt2(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=3)
 def test_a_whole_run_at_the_default_size(random_gpt2, tmp_path):
     """The default 100 prompts, at a threshold that leaves a circuit. Time and memory are printed."""
     out = tmp_path / "run"

@@ -171,12 +171,13 @@ class _Search:
     def _test(self, queue: list[Removal], most: int, then: list[int]) -> None:
         """Decide some edges, in batches of at most so many; `then` come those into some receivers."""
         while queue:
+            kind = "edges" if queue[0].span is None else "spans"
             decisions = self.journal.begin(self._name(removal) for removal in queue)
             resumed = self.journal.resumed if decisions else ""
             if decisions is None:
-                decisions = self._evaluate(queue, most)
+                decisions = self._evaluate(queue, most, kind)
                 self.journal.write(decisions)
-            self._apply(queue[: len(decisions)], decisions)
+            self._apply(queue[: len(decisions)], decisions, kind)
             receiver = queue[0].receiver
             last = queue[len(decisions) - 1]
             queue = queue[len(decisions) :]
@@ -199,9 +200,8 @@ class _Search:
             spans.remove(active[0])
         return spans
 
-    def _evaluate(self, queue: list[Removal], most: int) -> list[Decision]:
-        """Decisions on the longest prefix of the queue that one batch can settle."""
-        kind = "edges" if queue[0].span is None else "spans"
+    def _evaluate(self, queue: list[Removal], most: int, kind: str) -> list[Decision]:
+        """Decisions on the longest prefix of the queue, of `edges` or `spans`, that one batch can settle."""
         size = max(1, min(most, round(self.boldness * self.streak[kind] ** 0.5)))
         candidates: list[Removal] = []
         active: list[Removal] = []  # those whose removal changes anything
@@ -248,10 +248,9 @@ class _Search:
                     yield value
                 start = end
 
-    def _apply(self, removals: list[Removal], decisions: list[Decision]) -> None:
+    def _apply(self, removals: list[Removal], decisions: list[Decision], kind: str) -> None:
         """Store the decisions of a batch, and commit its removals."""
         gone = []
-        kind = "edges" if removals[0].span is None else "spans"
         for removal, decision in zip(removals, decisions, strict=True):
             receiver, sender, span = removal
             if sender is None:

@@ -8,15 +8,12 @@ scale.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from acdc.model.transformer import Transformer
-
-SHARE = 0.9  # of a sum, which the fewest terms make
 
 Sides = dict[str, Tensor]  # of queries, "q", and of keys, "k"
 
@@ -27,24 +24,21 @@ class Terms:
 
     directions: Sides  # u and v in the residual stream, without the bias, Float[pair d_model term]
     heads: Sides  # what a query or key gets from 1 along them, before it is placed, Float[pair term d_head]
-    read: Sides  # [x; 1]·u and [x; 1]·v, Float[pair term]
     sigma: Tensor  # Float[pair term], falling
+    scores: Tensor  # the terms, Float[pair term], which add up to the scores
 
-    @property
-    def scores(self) -> Tensor:
-        """The terms, Float[pair term], which add up to the scores."""
-        return self.sigma * self.read["q"] * self.read["k"]
+    def split(self, kind: str, x: Tensor, slope: Tensor) -> Tensor:
+        """What vectors Float[pair pos d_model] add by term to something that rises with queries or keys before they are
+        placed, by its slope there, Float[pair pos d_head]: Float[pair term]."""
+        read = x.cpu().double() @ self.directions[kind]
+        return (read * (slope.cpu().double() @ self.heads[kind].mT)).sum(1)
 
     def only(self, kind: str, chosen: Tensor, x: Tensor) -> Tensor:
         """The part of vectors Float[pair pos d_model] that the chosen terms, Bool[pair term], read: the others read
         nothing of it, and the chosen ones nothing of the rest."""
-        read = x.cpu().double() @ self.directions[kind] * chosen[:, None]
-        return (read @ self._duals[kind]).to(x)
-
-    @cached_property
-    def _duals(self) -> Sides:
-        """For each direction the vector of which it reads 1, and the others nothing: Float[pair term d_model]."""
-        return {kind: torch.linalg.pinv(u) for kind, u in self.directions.items()}
+        directions = self.directions[kind]
+        # Each row of the pseudo-inverse is a vector of which one direction reads 1, and the others nothing.
+        return (x.cpu().double() @ directions * chosen[:, None] @ torch.linalg.pinv(directions)).to(x)
 
 
 def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) -> Terms:
@@ -66,15 +60,13 @@ def score_terms(model: Transformer, layer: int, head: int, x: Sides, at: Sides) 
     u, sigma, v = torch.linalg.svd(placed["q"] @ placed["k"].mT)
     turns = {"q": u, "k": v.mT}
     sides = {c: bases[c] @ turn for c, turn in turns.items()}
-    return Terms(
-        directions={c: side[:, :-1] for c, side in sides.items()},
-        heads={c: turn.mT @ factors[c] for c, turn in turns.items()},
-        read={c: (inputs[c][:, None] @ side)[:, 0] for c, side in sides.items()},
-        sigma=sigma,
-    )
+    q, k = (torch.einsum("pi,pit->pt", inputs[c], side) for c, side in sides.items())
+    directions = {c: side[:, :-1] for c, side in sides.items()}
+    heads = {c: turn.mT @ factors[c] for c, turn in turns.items()}
+    return Terms(directions, heads, sigma, sigma * q * k)
 
 
-def fewest(terms: Tensor, share: float = SHARE) -> Tensor:
+def fewest(terms: Tensor, share: float = 0.9) -> Tensor:
     """The fewest terms that make a share of their sum: Float[pair term] to Bool[pair term]."""
     total = terms.sum(-1, keepdim=True)
     largest, order = (terms * total.sign()).sort(-1, descending=True)

@@ -12,14 +12,13 @@ l2          squared distance of the logits to the full model's, mean over the co
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from acdc.model.transformer import VOCAB_BLOCK, Transformer, capped
+from acdc.model.transformer import Transformer
 from acdc.registry import METRICS
 
 Metric = Callable[[Tensor], Tensor]
@@ -129,14 +128,12 @@ def _capped_kl(model: Transformer, t: Targets) -> Metric:
     clean = model.logsumexp(t.clean)
 
     def metric(h: Tensor) -> Tensor:
-        flat = h.reshape(-1, h.shape[-1])
         parts = []
         expected = h.new_zeros(h.shape[:-1])
-        for mine, full in zip(model.logit_blocks(flat), model.logit_blocks(t.clean, len(flat)), strict=True):
-            parts.append(mine.logsumexp(1))
-            p = (full - clean[:, None]).exp()
-            expected = expected + ((mine.view(*h.shape[:-1], -1) - full) * p).sum(-1)
-        return torch.stack(parts).logsumexp(0).view(h.shape[:-1]) - clean - expected
+        for mine, full in _blocks(model, t, h):
+            parts.append(mine.logsumexp(-1))
+            expected = expected + ((mine - full) * (full - clean[:, None]).exp()).sum(-1)
+        return torch.stack(parts).logsumexp(0) - clean - expected
 
     return metric
 
@@ -168,16 +165,18 @@ def _nll(model: Transformer, t: Targets, logsumexp: LogSumExp) -> Metric:
 
 
 def _l2(model: Transformer, t: Targets, _: LogSumExp) -> Metric:
-    # In blocks of the vocabulary, as the log-sum-exp, and without keeping any logits.
-    weights, biases = (model.weights[f"unembed.{name}"].split(VOCAB_BLOCK) for name in ("weight", "bias"))
-
-    def logits(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        mean = (h @ model.unembed_mean + model.unembed_bias_mean)[..., None]
-        return capped(F.linear(h, w, b) + mean, model.config.logit_cap)
-
     def metric(h: Tensor) -> Tensor:
-        blocks = zip(weights, biases, strict=True)
-        parts = [(logits(h, w, b) - logits(t.clean, w, b)).square().sum(-1) for w, b in blocks]
+        # The means over the vocabulary, which the blocks lack.
+        mean, clean = ((x @ model.unembed_mean + model.unembed_bias_mean)[..., None] for x in (h, t.clean))
+        parts = [(mine + mean - (full + clean)).square().sum(-1) for mine, full in _blocks(model, t, h)]
         return sum(parts, h.new_zeros(())) / model.config.vocab_out
 
     return metric
+
+
+def _blocks(model: Transformer, t: Targets, h: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the centred logits at h Float[... row d_model] and at the clean rows in blocks of the vocabulary, so that
+    not all are in memory: Float[... row block] and Float[row block]."""
+    flat = h.reshape(-1, h.shape[-1])
+    for mine, full in zip(model.logit_blocks(flat), model.logit_blocks(t.clean, len(flat)), strict=True):
+        yield mine.view(*h.shape[:-1], -1), full

@@ -1,13 +1,21 @@
 """An evaluation as text."""
 
 import math
-from textwrap import wrap
 
 from acdc.errors import plural
 from acdc.files.evaluation import DRAWS, LEGEND, Evaluation
-from acdc.report.text import estimate, grid, heading, number, readable, readable_estimate, when_removed
+from acdc.report.text import (
+    estimate,
+    evaluated_on,
+    grid,
+    heading,
+    legend,
+    number,
+    readable,
+    readable_estimate,
+    when_removed,
+)
 
-WIDTH = 118
 LABEL = 16
 WIDTHS = (LABEL - 2,)
 SHOWN = 8  # edges of each kind
@@ -17,22 +25,16 @@ WHAT = {"full": "full model", "circuit": "circuit", "rest": "all but circuit", "
 
 def to_text(e: Evaluation) -> str:
     """Return readable tables."""
-    legend: list[str] = []
-    for name, text in LEGEND.items():
-        legend += wrap(text, WIDTH, initial_indent=f"{name:{LABEL}}", subsequent_indent=" " * LABEL)
     tables = [_head(e), _means(e), _faithfulness(e), _minimality(e), _spread(e), grid(ablations(e), widths=WIDTHS)]
-    blocks = [*tables, "\n".join(legend)]
-    return "\n\n".join(block for block in blocks if block)
+    return "\n\n".join(block for block in (*tables, legend(LEGEND, LABEL)) if block)
 
 
 def _head(e: Evaluation) -> str:
     share = f"{e.edges:,} of {e.total:,} residual edges ({e.edges / e.total:.2%})"
-    prompts = plural(e.examples, f"{e.half.replace('_', '-')} prompt")
-    prompts += f", seed {e.seed}; [95 % intervals] are over prompts"
     return (
         f"{'circuit':{LABEL}}{e.task} in {e.model}: {share}\n"
         f"{'found by':{LABEL}}{e.method}, {heading(e.metric)}, {e.measured.ablation} ablation\n"
-        f"{'evaluated on':{LABEL}}{prompts}"
+        f"{'evaluated on':{LABEL}}{evaluated_on(e.half, e.examples, e.seed)}"
     )
 
 

@@ -247,18 +247,10 @@ def _signals(explanation: Explanation) -> dict[str, list[object]]:
     and without the edge in percent, what is added, and how many terms of all make 90 % of it."""
     out: dict[str, list[object]] = {}
     for edge, pairs in explanation.signals.items():
-        rows = [
-            [
-                p.query,
-                p.key,
-                round(100 * p.attention),
-                round(100 * p.without),
-                _round(p.added),
-                len(p.fewest),
-                len(p.terms),
-            ]
-            for p in pairs
-        ]
+        rows = []
+        for p in pairs:
+            percent = [round(100 * x) for x in (p.attention, p.without)]
+            rows.append([p.query, p.key, *percent, _round(p.added), len(p.fewest), len(p.terms)])
         out.setdefault(edge.split("->")[1].split("<")[0], []).append([edge, rows])
     return out
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from textwrap import wrap
 from typing import Any
 
 from acdc.errors import plural
@@ -21,6 +22,20 @@ def grid(rows: Sequence[Sequence[str]], left: int = 1, widths: Sequence[int] = (
         cells = [cell.ljust(used[i]) if i < left else cell.rjust(used[i]) for i, cell in enumerate(row)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def legend(texts: Mapping[str, str], label: int) -> str:
+    """Return what words of a table mean, behind labels of a width."""
+    lines: list[str] = []
+    for name, text in texts.items():
+        lines += wrap(text, 118, initial_indent=f"{name:{label}}", subsequent_indent=" " * label)
+    return "\n".join(lines)
+
+
+def evaluated_on(half: str, examples: int, seed: int) -> str:
+    """Return the prompts of a half in words."""
+    prompts = plural(examples, f"{half.replace('_', '-')} prompt")
+    return f"{prompts}, seed {seed}; [95 % intervals] are over prompts"
 
 
 def number(value: float | None, digits: int) -> str:

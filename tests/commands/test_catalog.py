@@ -6,18 +6,12 @@ import json
 
 from acdc.commands.catalog import _columns
 from acdc.task.load import task_names
+from tests.support.tasks import HEAD
 
 ROWS = """{"clean": "So Mary is such a funny writer, isn't", "corrupted": "So John is such a funny writer, isn't"}
 {"clean": "So Mary is such a friend, isn't", "corrupted": "So John is such a friend, isn't"}
 """
-TASK = """
-version: 1
-source: a test
-description: a test
-defaults: {metric: kl, threshold: 0.1, examples: 2}
-metrics: [kl]
-data: {file: rows.jsonl, padding: left, splits: same}
-"""
+DATA = "data: {file: rows.jsonl, padding: left, splits: same}\n"
 
 
 def test_the_spans_of_a_prompt_stand_over_its_tokens(acdc, monkeypatch):
@@ -56,7 +50,7 @@ def test_spans_wider_than_the_terminal_go_on_in_the_next_line():
 
 def test_why_there_are_no_spans_is_one_line(acdc, tmp_path):
     (tmp_path / "rows.jsonl").write_text(ROWS)
-    (tmp_path / "t.yaml").write_text(TASK)
+    (tmp_path / "t.yaml").write_text(HEAD.replace("examples: 1", "examples: 2") + DATA)
     result = acdc("tasks", "t.yaml", "--model", "tiny")
     (line,) = [line for line in result.out.splitlines() if "spans" in line]
     assert line.startswith("no spans: t: --positions needs spans, as prompts have 9 to 10 tokens; state")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,17 @@ from acdc.setup.inputs import load
 from tests.support.random_models import random_model, random_prompts
 from tests.support.runs import Killed, killer
 
+ABLATIONS = ["corrupted", "zero", "mean"]
 
-@pytest.mark.parametrize("ablation", ["corrupted", "zero", "mean"])
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3, 7])
-def test_same_decisions(seed, ablation, size):
+
+@pytest.mark.parametrize(
+    ("size", "seed", "ablation"),
+    [
+        *product([3, 7], range(5), ABLATIONS),
+        *(pytest.param(1, seed, ABLATIONS[seed % 3], marks=pytest.mark.slow) for seed in range(5)),
+    ],
+)
+def test_same_decisions(size, seed, ablation):
     model = random_model(seed, n_layers=3, n_heads=2, split_position=seed == 4)
     prompts = random_prompts(seed, model, batch=7, pad=seed % 2 == 1, scored=["last", "two", "all"][seed % 3])
     graph = model.config.graph()

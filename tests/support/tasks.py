@@ -1,4 +1,4 @@
-"""A task file of four prompts."""
+"""Task files: one of four prompts, and the head of others, which lack their data."""
 
 from __future__ import annotations
 
@@ -15,4 +15,12 @@ data:
     - {clean: "a a b", corrupted: "a b b", correct: " a", wrong: " b"}
     - {clean: "b b a", corrupted: "a b a", correct: " a", wrong: " b"}
     - {clean: "b a a", corrupted: "b b b", correct: " a", wrong: " b"}
+"""
+
+HEAD = """
+version: 1
+source: a test
+description: a test
+defaults: {metric: kl, threshold: 0.1, examples: 1}
+metrics: [kl]
 """

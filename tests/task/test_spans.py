@@ -24,24 +24,15 @@ from acdc.task.schema import Task
 from acdc.task.template import parse
 from acdc.task.tokenize import Data, Tokenizer, make_data
 from tests.support.assets import gpt2_tokenizer, smollm2
+from tests.support.tasks import HEAD
 from tests.support.tokenizers import Digits, Fast, Pieces, llama_like, words_of
-
-BASE = """
-version: 1
-source: a test
-description: a test
-defaults: {metric: kl, threshold: 0.1, examples: 1}
-metrics: [kl]
-data: {splits: same}
-"""
 
 
 def task_of(folder: Path, data: dict[str, Any], **keys: Any) -> Task:
     """A task with these data, whose corrupted prompts have other words in the slot `a`."""
     corrupt = {} if "rows" in data or "file" in data or "generator" in data else {"corrupt": {"redraw": ["a"]}}
-    (folder / "t.yaml").write_text(
-        yaml.safe_dump(merge(yaml.safe_load(BASE), {"data": data} | corrupt | keys), sort_keys=False)
-    )
+    task = merge(yaml.safe_load(HEAD), {"data": {"splits": "same"} | data} | corrupt | keys)
+    (folder / "t.yaml").write_text(yaml.safe_dump(task, sort_keys=False))
     return load_task(str(folder / "t.yaml"))
 
 
