@@ -131,7 +131,7 @@ class _Part:
                 self.ablated[s] = z[:, graph.senders[s].head]
                 self.base |= dict.fromkeys(graph.own_receivers[s], x)
             if heads and start:
-                self.before |= self.nodes.before(heads, cache.residual[layer])
+                self.before |= self.nodes.heads(heads, "kv", cache.residual[layer][:, :start])
             if graph.mlp:
                 s = graph.sender_index[f"m{layer}"]
                 written = cache.ablated.mlp[layer][:, start:]

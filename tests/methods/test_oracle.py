@@ -92,8 +92,8 @@ class Forgetful(Engine):
 class Stale(Engine):
     """A broken engine: decisions do not reach the values of the nodes above."""
 
-    def _settle(self, touched):
-        super()._settle(touched)
+    def _settle(self):
+        super()._settle()
         self.state.deviation.clear()
 
 
