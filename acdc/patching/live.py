@@ -67,7 +67,8 @@ class LiveActivations:
         key = sender, scored
         if key in self._differences:
             return self._differences[key]
-        c, s = self.model.config, self.graph.senders[sender]
+        c = self.model.config
+        s = self.graph.senders[sender]
         size = self.nodes.extent[scored] * c.d_model * self.model.dtype.itemsize
         room = CACHE_BYTES // size - len(self._differences)
         if s.kind == "head":  # with all heads of the layer, if they can be kept
