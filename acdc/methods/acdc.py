@@ -139,7 +139,7 @@ class _Search:
         # If a batch costs as much as r candidates do, and edges stay every n candidates, about √(2rn) are worth trying.
         batch_rows = GPU_BATCH_ROWS if self.engine.model.few_launches else BATCH_ROWS
         self.boldness = min(6.0, max(1.0, math.sqrt(2 * batch_rows / self.engine.extent[0])))
-        rows = self.engine.rows([])
+        rows = self.engine.rows([], none=True)
         (self.metric,) = self.engine.metric(rows)
         if not math.isfinite(self.metric):
             raise self._non_finite(self.metric, rows, "with all edges")
@@ -236,15 +236,16 @@ class _Search:
         """
         if not removals:
             return
-        rows = self.engine.rows(removals)
+        rows = self.engine.rows(removals, none=self.engine.guess_of is not None)
         guess = self.engine.guess(rows)
+        rows = rows[-len(removals) :]
         start = 0
         for end in range(1, len(removals) + 1):
             stays = guess is not None and guess[end] - guess[end - 1] > GUESS_SHARE * self.options.bound(self.metric)
             if stays or end == len(removals):
-                for i, value in enumerate(self.engine.metric(rows[start + 1 : end + 1]), start):
+                for i, value in enumerate(self.engine.metric(rows[start:end]), start):
                     if not math.isfinite(value):
-                        raise self._non_finite(value, rows[i + 1 : i + 2], f"without {self._name(removals[i])}")
+                        raise self._non_finite(value, rows[i : i + 1], f"without {self._name(removals[i])}")
                     yield value
                 start = end
 
@@ -284,7 +285,7 @@ class _Search:
         kept = self.engine.kept
         gone = [Removal(r, s) for r in receivers for s in np.flatnonzero(kept[:, r] & ~allowed[:, r]).tolist()]
         self.engine.commit(gone)
-        (self.metric,) = self.engine.metric(self.engine.rows([]))
+        (self.metric,) = self.engine.metric(self.engine.rows([], none=True))
         left = [r for r in receivers if kept[:, r].any()]
         for receiver in set(receivers) - set(left):
             self.direct[receiver] = False

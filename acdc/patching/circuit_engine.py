@@ -131,7 +131,7 @@ class _Part:
                 self.ablated[s] = z[:, graph.senders[s].head]
                 self.base |= dict.fromkeys(graph.own_receivers[s], x)
             if heads and start:
-                self.before |= self.nodes.before(heads, cache.residual[layer])
+                self.before |= self.nodes.heads(heads, "kv", cache.residual[layer][:, :start])
             written = cache.ablated.mlp[graph.mlps(layer), :, start:]
             for name, ablated in zip(graph.mlp_names(layer), written, strict=True):
                 if name in nodes:

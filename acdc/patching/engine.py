@@ -7,7 +7,8 @@ While receivers are visited in reverse topological order,
 2. downstream a change reaches only what kept edges reach; everything else keeps its value;
 3. nothing changes before the first position at which the runs differ, and a node that is read at the scored positions
    only is computed there only;
-4. many candidates are evaluated at once: candidate i stands for the removal of all candidates up to i.
+4. many candidates are evaluated at once: candidate i stands for the removal of all candidates up to i;
+5. what a stage has removed goes downstream with the changes of each of its candidates, and once for all when it ends.
 
 The state depends on the committed batches of decisions only, not on what was evaluated in between, so that replaying a
 log gives the same bits.
@@ -22,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from acdc.graph.graph import Graph
+from acdc.graph.graph import QKV, Graph
 from acdc.model.transformer import Transformer
 from acdc.patching.activations import ActivationCache
 from acdc.patching.live import CACHE_BYTES, LiveActivations
@@ -88,6 +89,7 @@ class Engine:
 
     def open(self, receivers: Sequence[int]) -> None:
         """Begin a stage: the inputs of the heads of one layer, one MLP, or the logits."""
+        self._settle()
         n = self.graph.n_parents(self.graph.receivers[receivers[0]])
         self.live.forget(n)  # receivers to come read the first n senders only
         self._forget(receivers)
@@ -115,18 +117,19 @@ class Engine:
             return True
         return not self.live.differs(sender, scored, span)
 
-    def rows(self, removals: Sequence[Removal]) -> Tensor:
-        """Normalised final rows after removing none, the first, … all of some candidates: Float[1+candidate row
-        d_model]."""
-        now = self.state.input[self.logits][None]
-        final = None
+    def rows(self, removals: Sequence[Removal], none: bool) -> Tensor:
+        """Normalised final rows after removing `none` (if asked), the first, … all of some candidates:
+        Float[none+candidate row d_model]."""
+        now = self.state.input[self.logits]
         if removals and removals[0].receiver == self.logits:
-            final = self._inputs(self.logits, removals)
-        elif removals:
-            final = self._propagate(self._changes(removals), len(removals))
-        if final is None:  # the changes reach nothing
-            final = now.expand(len(removals), *now.shape[1:])
-        return self.nodes.final_rows(torch.cat([now, final]))
+            final = self._inputs(self.logits, removals)[not none :]
+        else:
+            known = not self.state.moved  # the rows after none
+            every = range(known or not none, 1 + len(removals))
+            final = self.nodes.total(now, self._propagate(self._changes(removals, every)))
+            final = final.expand(len(every), *now.shape)  # without versions if the changes reach nothing
+            final = torch.cat([now[None], final]) if known and none else final
+        return self.nodes.final_rows(final)
 
     def metric(self, rows: Tensor) -> list[float]:
         """The metric, mean over the prompts, of candidates' rows: Float[candidate row d_model]."""
@@ -139,7 +142,7 @@ class Engine:
 
     def commit(self, removals: Iterable[Removal]) -> None:
         """Remove some candidates from the circuit."""
-        touched = set()
+        touched: set[int] = set()
         base = self.state.base
         for receiver, some in groupby(removals, lambda removal: removal.receiver):
             gone = list(some)
@@ -157,7 +160,7 @@ class Engine:
             for layer in sorted({layer for one in gone if (layer := self.nodes.group(one.sender)) is not None}):
                 if not self.kept[self._heads(layer), receiver].any():
                     base[receiver] = base[receiver] + self.live.ablated_heads(layer, scored)
-        self._settle(touched)
+        self.state.moved |= self._refresh(sorted(touched))
 
     def offload(self) -> None:
         """Free large tensors; set `live.cache` and `state` before the engine is used again."""
@@ -182,25 +185,18 @@ class Engine:
     def _open(self, senders: list[int]) -> None:
         """Begin with nodes of one stage: set their current values to the clean ones."""
         graph = self.graph
-        new: dict[int, Values] = {}
         for s in senders:
             readers = np.flatnonzero(self.kept[s]).tolist()
             self.scored_at[s] = self.nodes.all_scored or all(self._reads_scored(j) for j in readers)
             self.last_reader[s] = max((graph.node_of[j] for j in readers if j != self.logits), default=-1)
             for j in graph.own_receivers[s]:
                 self._set_clean_input(j)
-            new[s] = {graph.receivers[j].kind: self.state.input[j][None] for j in graph.own_receivers[s]}
-        clean = {s: self.live.clean(s, self.scored_at[s]) for s in senders}
-        computed = self.nodes.compute(new, self._before(senders), self.scored_at, clean)
-        for s, (values, _) in computed.items():
-            self.state.nodes[s] = {kind: x[0] for kind, x in values.items()}
-
-    def _before(self, senders: list[int]) -> dict[int, Values]:
-        """Keys and values of heads of one layer before the live positions."""
-        s = self.graph.senders[senders[0]]
-        if s.kind == "mlp" or not self.nodes.start:
-            return {}
-        return self.nodes.before(senders, self.live.cache.residual[s.layer])
+            self.state.nodes[s] = {"out": self.live.clean(s, self.scored_at[s])}
+        if graph.senders[senders[0]].kind == "head":
+            stream = self.live.cache.residual[graph.senders[senders[0]].layer]
+            for s, values in self.nodes.heads(senders, QKV, stream).items():
+                q = self.nodes.narrow(values["q"][:, self.nodes.start :], False, self.scored_at[s])
+                self.state.nodes[s] |= values | {"q": q}
 
     def _set_clean_input(self, receiver: int) -> None:
         x = self.live.clean_input(receiver, self._reads_scored(receiver))
@@ -215,11 +211,12 @@ class Engine:
 
     # --- a batch of candidates ---------------------------------------------------------------------------------------
 
-    def _changes(self, removals: Sequence[Removal]) -> dict[int, Tensor]:
-        """How what the nodes of the candidates' receivers write changes: Float[candidate batch pos d_model] each."""
-        touching: dict[int, list[int]] = defaultdict(list)  # receiver → the candidates that touch it
+    def _changes(self, removals: Sequence[Removal], every: range) -> dict[int, Tensor]:
+        """How what the nodes of this stage write changes with all that was removed in it so far and, for `every` number
+        i, the first i candidates: Float[i batch pos d_model] each."""
+        touching: dict[int, list[int]] = defaultdict(list)  # receiver → the candidates that touch it, counted from 1
         nodes: dict[int, list[int]] = defaultdict(list)  # sender → likewise
-        for i, removal in enumerate(removals):
+        for i, removal in enumerate(removals, 1):
             touching[removal.receiver].append(i)
             nodes[self.graph.node_of[removal.receiver]].append(i)
         new: dict[int, Values] = {}
@@ -227,37 +224,31 @@ class Engine:
             new[sender] = {}
             for receiver in self.graph.own_receivers[sender]:
                 if own := touching.get(receiver):
-                    x = self._inputs(receiver, [removals[i] for i in own])
-                    x = self._for_each(candidates, own, x, self.state.input[receiver])
-                    new[sender][self.graph.receivers[receiver].kind] = x
-        every = range(len(removals))
-        deltas = self._differences(new).items()
-        return {s: self._for_each(every, nodes[s], x, torch.zeros_like(x[0])) for s, x in deltas}
-
-    def _for_each(self, candidates: Sequence[int], own: Sequence[int], x: Tensor, before: Tensor) -> Tensor:
-        """Values for each of some candidates, of which only its `own`, Float[own ...], change what is there `before`,
-        Float[...]; the others see what the last one before them does."""
-        if len(own) == len(candidates):
-            return x
-        seen = torch.from_numpy(np.searchsorted(own, candidates, side="right"))
-        return torch.cat([before[None], x]).index_select(0, seen.to(x.device))
+                    x = self._inputs(receiver, [removals[i - 1] for i in own])
+                    new[sender][self.graph.receivers[receiver].kind] = _seen(candidates, own, x)
+        changes = {s: x.expand(len(every), *x.shape) for s, x in self.state.moved.items()}
+        for s, x in self._differences(new).items():
+            before = changes[s][:1] if s in changes else torch.zeros_like(x[:1])
+            after = before + x if s in changes else x
+            changes[s] = _seen(every, nodes[s], torch.cat([before, after]))
+        return changes
 
     def _inputs(self, receiver: int, removals: Sequence[Removal]) -> Tensor:
-        """Inputs of a receiver after each of some cumulative removals: Float[candidate batch pos d_model]."""
+        """Inputs of a receiver after none, the first, … all of some removals: Float[1+candidate batch pos d_model]."""
         scored = self._reads_scored(receiver)
-        if removals[0].sender is None:
-            return self.live.ablated_input(receiver, scored)[None]
-        groups: dict[int | None, list[int]] = defaultdict(list)
-        for i, removal in enumerate(removals):
+        now = self.state.input[receiver]
+        if removals and removals[0].sender is None:
+            return torch.stack([now, self.live.ablated_input(receiver, scored)])
+        groups: dict[int | None, list[int]] = defaultdict(list, {None: []})
+        for i, removal in enumerate(removals, 1):
             groups[self.nodes.group(removal.sender)].append(i)
-        x = self.state.input[receiver]
+        terms = []
         for layer, own in groups.items():
-            change = running_sums(torch.stack([self._difference(removals[i], scored) for i in own]))
-            if layer is not None:
-                before = self._together(receiver, layer)
-                change = self.nodes.shift(layer, before, before + change)
-            x = self._for_each(range(len(removals)), own, change, torch.zeros_like(change[0])) + x
-        return x
+            before = now if layer is None else self._together(receiver, layer)
+            x = running_sums(torch.stack([before, *(self._difference(removals[i - 1], scored) for i in own)]))
+            x = x if layer is None else self.nodes.shift(layer, before, x)
+            terms.append(_seen(range(1 + len(removals)), own, x))
+        return self.nodes.total(terms[0], terms[1:])
 
     def _difference(self, removal: Removal, scored: bool) -> Tensor:
         """What the removal of a residual edge adds to its receiver's input: Float[batch pos d_model]."""
@@ -273,10 +264,10 @@ class Engine:
         computed = self.nodes.compute(new, self.state.nodes, self.scored_at, current)
         return {s: node.difference for s, node in computed.items()}
 
-    def _propagate(self, changes: dict[int, Tensor], n: int) -> Tensor | None:
-        """Final residual stream at the scored positions for each candidate, Float[candidate batch pos d_model]; None if
-        no change reaches it."""
-        final = self._received(self.logits, changes)
+    def _propagate(self, changes: dict[int, Tensor]) -> Iterator[Tensor]:
+        """Yield, in parts, what changes of what nodes write, Float[candidate batch pos d_model] each, add to the final
+        residual stream, themselves and through the nodes behind them."""
+        yield from self._added(self.logits, changes)
         for block in self.nodes.blocks(self._downstream(changes)):
             for done in [s for s in changes if self.last_reader[s] < block[0]]:
                 del changes[done]
@@ -287,23 +278,23 @@ class Engine:
                     if x is not None:
                         new.setdefault(sender, {})[self.graph.receivers[receiver].kind] = x
             fresh = self._differences(new)
-            final = self._received(self.logits, fresh, final)
+            yield from self._added(self.logits, fresh)
             changes |= fresh
-        return final
 
     def _downstream(self, changes: Iterable[int]) -> list[int]:
         """Nodes decided earlier than the changed ones, in forward order."""
-        first = min(changes)
+        first = min(changes, default=len(self.graph.senders))
         return [s for s in sorted(self.state.nodes) if s > first and s not in changes and self.kept[s].any()]
 
-    def _received(self, receiver: int, changes: dict[int, Tensor], before: Tensor | None = None) -> Tensor | None:
-        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it. The
-        changes are added to inputs `before` them, if given."""
-        carried = [(s, self._carried(x, s, receiver)) for s, x in changes.items() if self.kept[s, receiver]]
-        if not carried:
-            return before
-        terms = self.nodes.added(carried, lambda layer: self._together(receiver, layer))
-        return self.nodes.total(self.state.input[receiver] if before is None else before, terms)
+    def _received(self, receiver: int, changes: dict[int, Tensor]) -> Tensor | None:
+        """New inputs of a receiver, Float[candidate batch pos d_model], or None if no changed sender feeds it."""
+        added = list(self._added(receiver, changes))
+        return self.nodes.total(self.state.input[receiver], added) if added else None
+
+    def _added(self, receiver: int, changes: dict[int, Tensor]) -> Iterator[Tensor]:
+        """Yield, in parts, what changes of what senders write add to a receiver's input."""
+        carried = ((s, self._carried(x, s, receiver)) for s, x in changes.items() if self.kept[s, receiver])
+        return self.nodes.added(carried, lambda layer: self._together(receiver, layer))
 
     def _heads(self, layer: int) -> slice:
         """The heads of a layer among the senders."""
@@ -337,34 +328,34 @@ class Engine:
 
     # --- decisions --------------------------------------------------------------------------------------------------
 
-    def _settle(self, touched: set[int]) -> None:
-        """Update the current values downstream of receivers whose base changed."""
-        changed: set[int] = set()
-
-        def stale(receivers: Iterable[int]) -> list[int]:
-            return [r for r in receivers if r in touched or self.kept[list(changed), r].any()]
-
+    def _settle(self) -> None:
+        """Pass on what the nodes of the last stage have changed by to all that they reach."""
+        stale = self._deviate(self.state.moved)
+        self.state.moved = {}
         for block in self.nodes.blocks(sorted(self.state.nodes)):
-            some = {s: own for s in block if (own := stale(self.graph.own_receivers[s]))}
-            if some:
-                self._refresh(some)
-                changed |= some.keys()
-        if stale([self.logits]):
-            self.state.input[self.logits] = self._current_input(self.logits)
+            stale |= self._deviate(self._refresh(r for s in block for r in self.graph.own_receivers[s] if stale[r]))
+        self._refresh(r for r in [self.logits] if stale[r])
 
-    def _refresh(self, nodes: dict[int, list[int]]) -> None:
-        """Compute nodes of one block again, each from some of its inputs."""
-        new: dict[int, Values] = {}
-        for sender, receivers in nodes.items():
-            for r in receivers:
-                self.state.input[r] = self._current_input(r)
-            new[sender] = {self.graph.receivers[r].kind: self.state.input[r][None] for r in receivers}
+    def _deviate(self, deviation: dict[int, Tensor]) -> np.ndarray:
+        """Take over current − clean output of some nodes; returns which receivers read it: Bool[receiver]."""
+        self.state.deviation |= deviation
+        layers = {self.nodes.group(s) for s in deviation}
+        self._sums = {key: x for key, x in self._sums.items() if key[1] not in layers}
+        return self.kept[list(deviation)].any(0)
+
+    def _refresh(self, receivers: Iterable[int]) -> dict[int, Tensor]:
+        """Take new values for some receivers, of nodes of one block or the logits, and for their nodes; returns current
+        − clean output of these."""
+        new: dict[int, Values] = defaultdict(dict)
+        for r in receivers:
+            self.state.input[r] = self._current_input(r)
+            if r != self.logits:
+                new[self.graph.node_of[r]][self.graph.receivers[r].kind] = self.state.input[r][None]
         clean = {s: self.live.clean(s, self.scored_at[s]) for s in new}
-        for s, node in self.nodes.compute(new, self.state.nodes, self.scored_at, clean).items():
+        computed = self.nodes.compute(new, self.state.nodes, self.scored_at, clean)
+        for s, node in computed.items():
             self.state.nodes[s] |= {kind: x[0] for kind, x in node.values.items()}
-            self.state.deviation[s] = node.difference[0]
-            for key in [key for key in self._sums if key[1] == self.nodes.group(s)]:
-                del self._sums[key]
+        return {s: node.difference[0] for s, node in computed.items()}
 
     def _current_input(self, receiver: int) -> Tensor:
         """Base input + deviations over kept edges, summed in the order of the senders."""
@@ -384,6 +375,15 @@ class Engine:
             if kept.any() and (layer in moved or not kept.all()):
                 clean = self.model.written_together(layer, self.live.heads(self.live.cache.clean, layer, scored))
                 yield self.nodes.shift(layer, clean, self._together(receiver, layer))
+
+
+def _seen(candidates: Sequence[int], own: Sequence[int], x: Tensor) -> Tensor:
+    """Values for each of some candidates, given those before and after each of its `own` ones, Float[1+own ...]; the
+    others see what the last one before them does."""
+    seen = np.searchsorted(own, candidates, side="right")
+    if (np.diff(seen) == 1).all():
+        return x[seen[0] :]
+    return x.index_select(0, torch.from_numpy(seen).to(x.device))
 
 
 def running_sums(x: Tensor) -> Tensor:

@@ -65,16 +65,25 @@ class LiveActivations:
     def difference(self, sender: int, scored: bool) -> Tensor:
         """Ablated − clean output of a sender: Float[batch pos d_model]."""
         key = sender, scored
-        if key not in self._differences:
-            s = self.graph.senders[sender]
+        if key in self._differences:
+            return self._differences[key]
+        c = self.model.config
+        s = self.graph.senders[sender]
+        size = self.nodes.extent[scored] * c.d_model * self.model.dtype.itemsize
+        room = CACHE_BYTES // size - len(self._differences)
+        if s.kind == "head":  # with all heads of the layer, if they can be kept
+            first, n = (0, c.n_heads) if c.n_heads <= room else (s.head, 1)
+            runs = (self.cache.ablated, self.cache.clean)
+            ablated, clean = (run.z[s.layer][:, first : first + n, self.start :].transpose(0, 1) for run in runs)
+            z = self.nodes.narrow(ablated - clean, False, scored)
+            written = self.model.write(s.layer, range(first, first + n), z).unbind()
+            found = {(sender - s.head + head, scored): d for head, d in enumerate(written, first)}
+        else:
             d = self._at_live(self.cache.ablated, s) - self._at_live(self.cache.clean, s)
-            d = self.nodes.narrow(d, False, scored)
-            if s.kind == "head":
-                (d,) = self.model.write(s.layer, [s.head], d[None])
-            if d.nbytes * (len(self._differences) + 1) > CACHE_BYTES:
-                return d
-            self._differences[key] = d
-        return self._differences[key]
+            found = {key: self.nodes.narrow(d, False, scored)}
+        if len(found) <= room:
+            self._differences |= found
+        return found[key]
 
     def ablated_input(self, receiver: int, scored: bool) -> Tensor:
         """A receiver's input without any edge, Float[batch pos d_model]; receivers with the same parents share it."""

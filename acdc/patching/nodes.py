@@ -151,14 +151,14 @@ class Nodes:
                 out[s] = Computed({c: values[c][i] for c in kinds} | {"out": z[i]}, written[i])
         return out
 
-    def before(self, senders: Sequence[int], stream: Tensor) -> dict[int, Values]:
-        """Keys and values of heads of one layer before the live positions, from the clean stream Float[batch pos
-        d_model]."""
+    def heads(self, senders: Sequence[int], kinds: Iterable[str], stream: Tensor) -> dict[int, Values]:
+        """Queries, keys or values of heads of one layer, all from one stream Float[batch pos d_model], which may end
+        before the prompts do."""
         layer = self.graph.senders[senders[0]].layer
         heads = [self.graph.senders[s].head for s in senders]
-        x = stream[:, : self.start].expand(len(heads), -1, -1, -1)
-        k, v = (self.model.project(c, layer, heads, x, self.positions[:, : self.start]) for c in "kv")
-        return {s: {"k": k[i], "v": v[i]} for i, s in enumerate(senders)}
+        x = stream.expand(len(heads), -1, -1, -1)
+        values = {c: self.model.project(c, layer, heads, x, self.positions[:, : stream.shape[1]]) for c in kinds}
+        return {s: {c: y[i] for c, y in values.items()} for i, s in enumerate(senders)}
 
     def _project(self, kind: str, layer: int, heads: list[int], x: list[Tensor], scored: bool) -> Tensor:
         """q, k or v of heads at the positions of their inputs: Float[head version batch pos d_head]."""

@@ -122,6 +122,7 @@ class PartedEngine:
         self.metric = first.metric
         self.metric_of = first.metric_of
         self.guess = first.guess
+        self.guess_of = first.guess_of
         self.extent = first.extent
 
     @property
@@ -147,9 +148,9 @@ class PartedEngine:
         """See `Engine`."""
         return min(engine.capacity(receivers) for engine in self._engines)
 
-    def rows(self, removals: Sequence[Removal]) -> Tensor:
+    def rows(self, removals: Sequence[Removal], none: bool) -> Tensor:
         """See `Engine`."""
-        return torch.cat([engine.rows(removals) for engine in self._each(changes=False)], 1)
+        return torch.cat([engine.rows(removals, none) for engine in self._each(changes=False)], 1)
 
     def commit(self, removals: Sequence[Removal]) -> None:
         """See `Engine`."""

@@ -21,6 +21,7 @@ class State:
     input: dict[int, Tensor] = field(default_factory=dict)  # receiver → current input
     nodes: dict[int, Values] = field(default_factory=dict)  # sender → its current output; of a head also q, k and v
     deviation: dict[int, Tensor] = field(default_factory=dict)  # sender → current − clean output, if it has changed
+    moved: dict[int, Tensor] = field(default_factory=dict)  # likewise of this stage, not yet passed on to what reads it
 
     def forget(self, graph: Graph, kept: np.ndarray, stage: Sequence[int], decided: Container[int]) -> None:
         """Drop values that can no longer change and that nothing which can change reads.
@@ -54,7 +55,7 @@ class State:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name, for `from_tensors`."""
         out: dict[str, Tensor] = {}
-        for name in ("base", "input", "deviation"):
+        for name in ("base", "input", "deviation", "moved"):
             out |= {f"{name} {key}": x for key, x in getattr(self, name).items()}
         for key, values in self.nodes.items():
             out |= {f"nodes {key} {which}": x for which, x in values.items()}

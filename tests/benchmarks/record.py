@@ -191,9 +191,9 @@ class WatchedEngine(Engine):
 
     asked = 0
 
-    def rows(self, removals: Sequence[Removal]) -> Tensor:
+    def rows(self, removals: Sequence[Removal], none: bool) -> Tensor:
         self.asked += len(removals)
-        return super().rows(removals)
+        return super().rows(removals, none)
 
 
 def replay(products: Products, seconds: float, dtype: torch.dtype, device: torch.device) -> dict[str, float]:

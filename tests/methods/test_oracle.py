@@ -92,9 +92,19 @@ class Forgetful(Engine):
 class Stale(Engine):
     """A broken engine: decisions do not reach the values of the nodes above."""
 
-    def _settle(self, touched):
-        super()._settle(touched)
+    def _settle(self):
+        super()._settle()
         self.state.deviation.clear()
+
+
+class Alone(Engine):
+    """A broken engine: candidates do not see what their stage has removed before."""
+
+    def _changes(self, removals, every):
+        moved, self.state.moved = self.state.moved, {}
+        changes = super()._changes(removals, every)
+        self.state.moved = moved
+        return changes
 
 
 class Early(Engine):
@@ -104,7 +114,7 @@ class Early(Engine):
         super().__init__(model, graph, dataclasses.replace(runs, start=runs.start + 1), *rest)
 
 
-@pytest.mark.parametrize("broken", [Forgetful, Stale, Early])
+@pytest.mark.parametrize("broken", [Forgetful, Stale, Alone, Early])
 def test_a_broken_engine_is_caught(broken):
     """The comparison above can fail: each of these engines is told from the right one within a few models."""
     for seed in range(12):

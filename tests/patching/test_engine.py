@@ -53,7 +53,7 @@ class Watched(Engine):
 
     def commit(self, removals):
         super().commit(removals)
-        self.moved = self.moved | self.state.deviation.keys()
+        self.moved = self.moved | self.state.moved.keys()
         assert all(self.state.input[r.receiver] is self.state.base[r.receiver] for r in removals)
 
     def _received(self, receiver, changes, *rest):

@@ -29,5 +29,5 @@ def compare(model, prompts, metric, ablation, threshold, direct, batch, magnitud
     assert set(circuit.direct_names()) == direct_edges
     patched = runs.metric(metric, model)(patched_rows(model, graph, runs, circuit_edges(circuit, model)))
     assert float(patched.mean()) == pytest.approx(value, abs=TOLERANCE)
-    assert e.metric(e.rows([]))[0] == pytest.approx(value, abs=TOLERANCE)
+    assert e.metric(e.rows([], none=True))[0] == pytest.approx(value, abs=TOLERANCE)
     return circuit
