@@ -67,7 +67,7 @@ class _Single(Strict):
     hook_name: Name
     hook_name_out: Name
     activation_fn: Literal["relu", "topk"] = "relu"
-    activation_fn_kwargs: dict[str, Any] = {}  # noqa: RUF012  copied by pydantic
+    activation_fn_kwargs: dict[str, Any] | None = None
     k: Whole | None = None
     apply_b_dec_to_input: Literal[False] = False
     normalize_activations: Literal["none", False] | None = None
@@ -115,7 +115,7 @@ def read_transcoders(folder: Path, config: ModelConfig) -> dict[int, Transcoder]
             raise ModelError(f"{stored.file}: is the second transcoder of layer {layer}; keep one of them in {folder}")
         found[layer] = _read(stored, config)
     if not found:
-        unread = sorted(path.name for path in folder.iterdir() if path.suffix in UNREAD)
+        unread = sorted(path.name for path in folder.glob("*") if path.suffix in UNREAD)
         why = f" ({unread[0]} is no safetensors file; save its tensors as one)" if unread else ""
         raise ModelError(f"{folder}: no transcoders that can be read{why}; expected {EXPECTED}, in it or its folders")
     return dict(sorted(found.items()))
@@ -158,12 +158,10 @@ def _stored(folder: Path) -> Iterator[tuple[int, _Stored]]:
             raw["activation_fn"] = raw["activation_fn_str"]
         one = _counting(_Single, raw, where)
         if not (at := re.match(r"blocks\.(\d{1,6})\.", one.hook_name)):
-            raise ModelError(
-                f"{where}: hook_name {one.hook_name!r} names no layer; expected one as blocks.0.hook_mlp_in"
-            )
+            raise ModelError(f"{where}: hook_name {one.hook_name!r} names no layer; expected blocks.0.…")
         hooks = (one.hook_name.removeprefix(at[0]), one.hook_name_out.removeprefix(at[0]))
         activation = "jumprelu" if one.architecture.startswith("jumprelu") else one.activation_fn
-        k = one.activation_fn_kwargs.get("k", one.k)
+        k = (one.activation_fn_kwargs or {}).get("k", one.k)
         file = where.parent / "sae_weights.safetensors"
         processed = one.model_from_pretrained_kwargs or {}
         yield int(at[1]), _Stored(where, file, hooks, activation, k, "threshold", False, processed)
@@ -218,9 +216,7 @@ def _read(stored: _Stored, config: ModelConfig) -> Transcoder:
             sizes = f"{n} features of a model of width {d}"
             raise ModelError(f"{file}: tensor {name!r} has shape {tuple(tensor.shape)}, not {shape}, for {sizes}")
         if tensor.dtype not in FLOATS.values() or not is_finite(tensor):
-            raise ModelError(
-                f"{file}: tensor {name!r} should hold floating-point numbers, none of them NaN or infinite"
-            )
+            raise ModelError(f"{file}: tensor {name!r} should hold finite floating-point numbers")
     if activation == "topk" and not (type(stored.k) is int and 0 < stored.k <= n):
         raise ModelError(f"{stored.config}: k is {stored.k!r}; of topk it should be a whole number from 1 to {n}")
     encoder = tensors["W_enc"].T if stored.rows else tensors["W_enc"]

@@ -9,11 +9,12 @@ import re
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from acdc.errors import UserError
 from acdc.model.load import load_model
 from acdc.model.transcoders import find_transcoders, folded, read_transcoders
+from tests.recipes.train_transcoders import CARD, TASKS, unseen
 from tests.support.checkpoints import checkpoint, of_family
 from tests.support.random_models import random_model
 
@@ -227,7 +228,7 @@ WRONG_TRACER = {
     "no thresholds": ({**RELU, "activation": "jump_relu"}, {"layer_0": tensors()}, "threshold' is missing"),
     "thresholds of relu": ({**RELU, "activation": "relu"}, {"layer_0": tensors() | JUMP}, "has no place in a"),
     "a tensor of another kind": (RELU, {"layer_0": tensors(log_thresholds=torch.ones(F))}, "'log_thresholds' has no"),
-    "NaN": (RELU, {"layer_0": tensors(b_enc=torch.full((F,), torch.nan))}, "'b_enc' should hold floating-point"),
+    "NaN": (RELU, {"layer_0": tensors(b_enc=torch.full((F,), torch.nan))}, "'b_enc' should hold finite"),
     "infinity": (RELU, {"layer_0": tensors(b_dec=torch.full((D,), torch.inf))}, "'b_dec' should hold"),
     "whole numbers": (RELU, {"layer_0": tensors(b_enc=torch.ones(F, dtype=torch.int64))}, "'b_enc' should hold"),
     "no features": (
@@ -309,3 +310,34 @@ def test_names_of_folders(tmp_path):
     for name in ("nowhere", str(tmp_path / "nowhere"), "a\0b", "tiny"):
         with pytest.raises(UserError, match="is no folder of transcoders; give one with"):
             find_transcoders(name)
+
+
+# ---------------------------------------------------------------- those of tiny
+
+
+def test_the_bundled_transcoders_do_what_their_card_says():
+    folder = find_transcoders("tiny-transcoders")
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 3e6
+    tiny = load_model("tiny", "cpu")
+    model = tiny.transformer
+    found = {layer: folded(of, model, layer) for layer, of in read_transcoders(folder, model.config).items()}
+    assert list(found) == list(range(model.config.n_layers))
+    biases = [load_file(folder / f"layer_{layer}.safetensors")["b_dec"] for layer in found]
+    card = (folder / "README.md").read_text()
+    assert card.startswith(CARD.partition("{")[0])
+    stated = {name: row.split(" | ") for name, row in re.findall(r"^\| ([a-z, -]+) \| (\d.*) \|$", card, re.MULTILINE)}
+    assert len(stated) == 2 * len(TASKS)
+    for task, tokens, scored in unseen(tiny.tokenizer):
+        run, stream = model.run(torch.from_numpy(tokens), torch.zeros(len(tokens), dtype=torch.int64))
+        others = [t for t in range(tokens.shape[1]) if t not in scored]
+        for layer, transcoder in found.items():
+            x = model.after_attention(layer, stream[layer], run.z[layer])
+            active = transcoder.encode(model.normalise(x))
+            missed = run.mlp[layer] - active @ transcoder.decoder - biases[layer]
+            for name, at in ((task, others), (f"{task}, scored", scored)):
+                explained, l0 = map(float, stated[name][layer].split(", "))
+                share = missed[:, at].square().sum() / run.mlp[layer][:, at].flatten(0, 1).var(0, correction=0).sum()
+                assert float(1 - share / missed[:, at, 0].numel()) == pytest.approx(explained, abs=6e-4)
+                assert float((active[:, at] > 0).double().sum(-1).mean()) == pytest.approx(l0, abs=0.06)
+                assert explained > 0.9
+                assert l0 < model.config.d_mlp / 8
