@@ -309,7 +309,7 @@ def real_model() -> Model:
 )
 def test_smollm2_does_the_tasks(name: str, least: float, real_model: Model) -> None:
     """A real language model of 135 million weights is competent, and depends on what the corruption changes."""
-    given = {"task": name, "model": "smollm2", "examples": 50, "device": "cpu"}
+    given = {"task": name, "model": "smollm2", "examples": 25, "device": "cpu"}
     config, task, _ = resolve(given, None, lambda: ("smollm2", None))
     found = competence(load(config, task, of=real_model))
     assert found is not None
