@@ -24,7 +24,7 @@ def test_the_golden_circuit_is_one():
     assert {"a8.h1", "a23.h0"} <= set(file.circuit().nodes())
 
 
-@pytest.mark.slow(minutes=3)
+@pytest.mark.slow
 def test_ioi_in_smollm2_is_the_golden_one():
     smollm2()
     (entry,) = read_checks(SMOLLM2)

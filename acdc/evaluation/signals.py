@@ -161,10 +161,10 @@ class _Run:
 
         def received(to: Sequence[int], x: Tensor) -> Tensor:
             self.read.update(zip(to, x.detach(), strict=True))
-            return x
+            return x.requires_grad_()
 
         with torch.enable_grad():
-            rows, senders, added = self.patched.run_edges(self.graph, self.edges.requires_grad_(), received)
+            rows, senders, added = self.patched.run_edges(self.graph, self.edges, received)
             blocks = added[None]  # of all senders: norms of a layer's heads are refused
             gradients = torch.autograd.grad(self.metric(rows).sum(), blocks[1:])
         # Sender → Float[batch live d_model]: what it adds, and the gradient at that (inputs have none).

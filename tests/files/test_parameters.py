@@ -206,7 +206,7 @@ def test_what_is_refused(tmp_path, call):
     assert json.loads((tmp_path / "eap.parameters.json").read_text())["family"] == "gpt_neo"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(minutes=1)
 def test_the_example_of_the_docs_lowers_gender_bias_and_little_else(tmp_path, call):
     """`pytest -s` prints the figures of docs/methods.md."""
     smollm2()

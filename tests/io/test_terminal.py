@@ -126,19 +126,26 @@ def test_no_file_is_lost_with_a_stream(acdc, tmp_path, monkeypatch, name, closed
 WAYS = [">&-", "2>&-", "<&-", ">&- 2>&-", "| head -n 0", "2>/dev/full"]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The folder of a run with all streams open."""
+    folder = tmp_path_factory.mktemp("whole")
+    command = [sys.executable, "-m", "acdc.start", *RUN, "--out", "whole"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    assert "files     whole/" in done.stdout
+    return folder / "whole"
+
+
 @pytest.mark.parametrize("how", [*WAYS[:2], *(pytest.param(how, marks=pytest.mark.slow) for how in WAYS[2:])])
-def test_a_shell_may_close_what_it_likes(tmp_path, how):
+def test_a_shell_may_close_what_it_likes(tmp_path, whole, how):
     shell = f'set -o pipefail; "$@" {how}'
     command = ["bash", "-c", shell, "-", sys.executable, "-m", "acdc.start", *RUN, "--out", "r"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "memory: about" in done.stderr or "2>" in how
     assert done.stderr.count("\n") == ("2>" not in how)
-    whole = [*command[:-1], "whole"]
-    whole[2] = '"$@"'
-    assert "files     whole/" in subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     for name in ("circuit.json", "log.jsonl", "config.yaml", "circuit.svg", "report.html"):
-        assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "r" / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_full_disk_below_stdout_is_one_message():

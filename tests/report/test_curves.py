@@ -104,10 +104,10 @@ def first(tmp_path_factory):
 def test_settings_of_matplotlib_change_nothing(tmp_path, first, settings, backend):
     """Those of the folder, the home, and of a notebook that starts a command."""
     (tmp_path / "matplotlib").mkdir()
-    (tmp_path / "matplotlib" / "matplotlibrc").write_bytes(settings)
-    assert drawn(tmp_path, XDG_CONFIG_HOME=str(tmp_path), COLUMNS="20", LC_ALL="C", TZ="Asia/Tokyo") == first
-    (tmp_path / "matplotlibrc").write_bytes(settings)
-    assert drawn(tmp_path, MPLBACKEND=backend) == first and first[1] == ""
+    for folder in (tmp_path, tmp_path / "matplotlib"):
+        (folder / "matplotlibrc").write_bytes(settings)
+    environment = {"XDG_CONFIG_HOME": str(tmp_path), "COLUMNS": "20", "LC_ALL": "C", "TZ": "Asia/Tokyo"}
+    assert drawn(tmp_path, MPLBACKEND=backend, **environment) == first and first[1] == ""
 
 
 def drawn(folder: Path, **environment: str) -> tuple[str, str]:

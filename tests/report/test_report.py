@@ -607,7 +607,7 @@ def test_a_long_log_is_cut_where_it_matters_least(monkeypatch, ioi):
 
 
 def test_the_page_of_a_target_has_the_path_on_both_halves(browser, tmp_path):
-    given = {"task": "greater-than", "model": "tiny", "examples": 20, "faithfulness": 0.7}
+    given = {"task": "greater-than", "model": "tiny", "examples": 6, "faithfulness": 0.7}
     config, task, _ = resolve(given, None, None)
     file, folder = run(load(config, task), tmp_path / "run")
     sizes = [line.split(",")[0] for line in (folder / "frontier.csv").read_text().splitlines()[1:]]

@@ -453,15 +453,15 @@ def test_a_failed_run_is_recorded_does_not_stop_others_and_can_be_retried(call, 
     (bad / "log.jsonl").write_text("{}\n")  # of nobody
     for folder in (tmp_path / "sweeps" / "s", bad):  # an earlier sweep was here
         (folder / ".lock").touch()
-    code, out, err = call("sweep", path)
+    code, out, err = call("sweep", path, "--no-plots")
     assert code == 1 and "3 done, 1 failed" in out
     assert "ioi-0.03 failed: " in err and "holds files of a run but no config.yaml" in err
     row = next(r for r in found_or_failed(tmp_path / "sweeps" / "s") if r["run"] == "ioi-0.03")
     assert row["state"] == "failed" and "but no config.yaml" in row["message"]
     (bad / "log.jsonl").unlink()
-    code, out, _ = call("sweep", path)  # a failure is not tried again unasked
+    code, out, _ = call("sweep", path, "--no-plots")  # a failure is not tried again unasked
     assert code == 1 and "1 failed" in out
-    code, out, _ = call("sweep", path, "--retry-failed")
+    code, out, _ = call("sweep", path, "--no-plots", "--retry-failed")
     assert code == 0 and "4 done" in out and not (bad / "failure.json").exists()
 
 
@@ -543,7 +543,7 @@ def test_a_run_whose_process_is_always_killed_fails_and_the_others_are_made(call
         "worker.main()\n"
     )
     monkeypatch.setattr(executors, "COMMAND", (sys.executable, str(script)))
-    code, out, err = call("sweep", write(tmp_path, SMALL))
+    code, out, err = call("sweep", write(tmp_path, SMALL), "--no-plots")
     assert code == 1 and "3 done, 1 failed" in out
     assert "ioi-0.03 failed: the worker process was killed by signal 9, 3 times" in err and "fewer --workers" in err
 
@@ -568,7 +568,7 @@ def test_a_bug_is_a_failure_with_its_traceback(call, tmp_path, monkeypatch):
         "worker.main()\n"
     )
     monkeypatch.setattr(executors, "COMMAND", (sys.executable, str(script)))
-    code, _, err = call("sweep", write(tmp_path, SMALL))
+    code, _, err = call("sweep", write(tmp_path, SMALL), "--no-plots")
     assert code == 1 and "failed: RuntimeError: out of <memory>" in err
     failure = json.loads((tmp_path / "sweeps/s/runs/ioi-0.3/failure.json").read_text())
     assert "raise RuntimeError" in failure["traceback"]

@@ -17,9 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from acdc.errors import TaskError
+from acdc.evaluation.competence import competence
 from acdc.io.yaml_file import merge
 from acdc.model.find import BUNDLED
+from acdc.model.load import Model, load_model
 from acdc.registry import METRICS
+from acdc.setup.config import resolve
+from acdc.setup.inputs import load
 from acdc.task.load import checked, load_task, shipped_dir, task_names
 from acdc.task.schema import Task
 from acdc.task.template import fields, render
@@ -280,6 +284,12 @@ def test_words_of_more_tokens_are_redrawn(name: str) -> None:
     assert not [clean for clean, _ in split.texts if " banker" in clean or '"""morning' in clean]
 
 
+@pytest.fixture(scope="module")
+def real_model() -> Model:
+    smollm2()
+    return load_model("smollm2", "cpu")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "least"),
@@ -297,16 +307,11 @@ def test_words_of_more_tokens_are_redrawn(name: str) -> None:
         ("subject-verb-agreement", 0.8),
     ],
 )
-def test_smollm2_does_the_tasks(name: str, least: float) -> None:
+def test_smollm2_does_the_tasks(name: str, least: float, real_model: Model) -> None:
     """A real language model of 135 million weights is competent, and depends on what the corruption changes."""
-    smollm2()
-    from acdc.evaluation.competence import competence
-    from acdc.setup.config import resolve
-    from acdc.setup.inputs import load
-
-    given = {"task": name, "model": "smollm2", "examples": 50, "device": "cpu"}
+    given = {"task": name, "model": "smollm2", "examples": 25, "device": "cpu"}
     config, task, _ = resolve(given, None, lambda: ("smollm2", None))
-    found = competence(load(config, task))
+    found = competence(load(config, task, of=real_model))
     assert found is not None
     assert found.able
     assert found.accuracy >= least
