@@ -79,16 +79,16 @@ class TranscoderFeatures(Features):
     def _active(self, model: Transformer, h: Tensor, hidden: Tensor, gate: Tensor | None) -> Tensor:
         assert self.of is not None
         assert self.index is not None
+        each = hidden.shape[-1] != len(self.index)  # features that each read something else
         active = hidden.relu()
         if self.of.threshold is not None:
             threshold = self.of.threshold[self.index]
-            active = active * (hidden > (threshold[:, None, None] if hidden.shape[-1] == 1 else threshold))
+            active = hidden * (hidden > (threshold[:, None, None] if each else threshold))
         if self.of.top:
             every = (h @ self.of.encoder + self.of.bias).relu()
             least = every.topk(self.of.top).values[..., -1:]
-            own = every[..., self.index]
-            if hidden.shape[-1] != len(self.index):  # of features that each read something else
-                own = every.gather(-1, self.index.view(-1, 1, 1).expand(-1, every.shape[1], 1))
+            at = self.index.view(-1, 1, 1).expand(-1, every.shape[1], 1) if each else None
+            own = every[..., self.index] if at is None else every.gather(-1, at)
             active = active * (own >= least)
         return active
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from acdc.errors import ModelError
@@ -37,17 +36,6 @@ class Transcoder:
     threshold: Tensor | None  # Float[feature], jumprelu: pre-activation where above it, else 0
     top: int  # topk: only the k largest pre-activations of all features count, those above 0; 0: all
     reads: str  # "stream" before the MLP's norm, "normalised" after it without scale and shift, "norm" with them
-
-    def encode(self, x: Tensor) -> Tensor:
-        """The activations of all features from what the encoder reads: Float[... d_model] to Float[... feature]."""
-        before = x @ self.encoder + self.bias
-        if self.threshold is not None:
-            return before * (before > self.threshold)
-        after = before.relu()
-        if not self.top:
-            return after
-        largest = after.topk(self.top)
-        return torch.zeros_like(after).scatter(-1, largest.indices, largest.values)
 
 
 class _Set(Strict):
