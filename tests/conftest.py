@@ -32,6 +32,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.hookimpl(trylast=True)  # after those that are not wanted are left out
 def pytest_collection_modifyitems(items):
     """Put the longest tests first, so that none is left to one process when the others are done: at every other place,
     since a process is dealt two tests at first."""
