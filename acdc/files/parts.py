@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from functools import cached_property
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from acdc.graph.circuit import Circuit
 from acdc.graph.graph import AT, MAX_NODES, Graph, known_inputs
@@ -71,7 +71,7 @@ class ModelPart(Strict):
     mlp: Flag
     inputs: Annotated[tuple[Text, ...], AfterValidator(known_inputs)]
     parallel: Flag
-    features: tuple[tuple[Feature, ...], ...] = Field((), exclude_if=lambda features: not features)
+    features: tuple[tuple[Feature, ...], ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> ModelPart:
@@ -86,6 +86,11 @@ class ModelPart(Strict):
             )
             raise ValueError(f"{size} are a graph of more than {MAX_NODES:,} nodes; no model has so many")
         return self
+
+    @model_serializer(mode="wrap")
+    def _written(self, written: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without features, the content is what it was before there were any."""
+        return {key: value for key, value in written(self).items() if key != "features" or value}
 
     @cached_property
     def graph(self) -> Graph:

@@ -32,10 +32,10 @@ class Features:
 
     def take(self, which: Sequence[int]) -> Features:
         """Some of them."""
-        index = list(which)
-        if index == list(range(len(self.names))):
+        if list(which) == list(range(len(self.names))):
             return self
-        names = tuple(self.names[i] for i in index)
+        names = tuple(self.names[i] for i in which)
+        index = torch.tensor(which, dtype=torch.int64).to(self.bias.device)
         tensors = {key: x[index] for key, x in vars(self).items() if isinstance(x, Tensor)}
         return replace(self, names=names, **tensors)
 

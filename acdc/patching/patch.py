@@ -133,7 +133,7 @@ class PatchedModel:
                 if nodes := [i for i, name in enumerate(names) if kept[index[name]].any()]:
                     new = receive([receivers[names[i]] for i in nodes], before if graph.parallel else x)
                     written = model.mlp_nodes(layer, nodes, new)
-                    current[None].append(written - removed[nodes])
+                    current[None].append(written - removed[self._index(nodes)])
                     senders[None] += [index[names[i]] for i in nodes]
                 x = x + removed.sum(0)
         (final,) = receive([receivers["logits"]], x)

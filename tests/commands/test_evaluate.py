@@ -385,7 +385,7 @@ def edit(good: Path, into: Path, change) -> Path:
 
 def test_mistakes_are_one_clear_line(command, good, tmp_path):
     (tmp_path / "damaged.json").write_text(good.read_text()[:300])
-    newer = edit(good, tmp_path / "newer.json", lambda raw: raw.update(format_version=3))
+    newer = edit(good, tmp_path / "newer.json", lambda raw: raw.update(format_version=4))
     hashed = edit(good, tmp_path / "hash.json", lambda raw: raw["model"].update(hash="0123"))
     prompts = edit(good, tmp_path / "prompts.json", lambda raw: raw["task"].update(data_hash="0123"))
     metric = edit(good, tmp_path / "metric.json", lambda raw: raw["method"].update(metric="lk"))

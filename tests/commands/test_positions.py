@@ -176,7 +176,7 @@ def test_wrong_files(found):
     twice = next(name for name, times in Counter(edge["name"] for edge in edges).items() if times > 1)
     one_less = [edge for i, edge in enumerate(edges) if edge["name"] != twice or edges[i - 1]["name"] != twice]
     for change, message in (
-        ({"format_version": 1}, "format_version: is 1; it should be 2 with spans, and 1 without"),
+        ({"format_version": 1}, "format_version: is 1; it should be 2 (3 with features, 2 with spans, else 1)"),
         ({"spans": raw["spans"][:-1]}, "should have one of the spans start, IO"),
         ({"spans": [*raw["spans"], "IO"]}, "spans: has a name twice"),
         ({"edges": [{**edges[0], "span": None}, *edges[1:]]}, "should have one of the spans start, IO"),

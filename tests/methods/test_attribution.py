@@ -324,7 +324,7 @@ def test_scores_of_heads_that_share_keys_and_values_add_up_to_those_of_the_share
 # --- limits and sums -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f != "features"])  # whose ReLUs have steps in the gradient
 @pytest.mark.parametrize("metric", ["nll", "kl"])
 def test_eap_ig_tends_to_the_path_integral(family, metric):
     """The error of a sum over the left ends of n steps is (f(0) − f(1)) / 2n + O(1/n²); Gauss's sum has none to speak
