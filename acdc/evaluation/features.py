@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -16,14 +16,18 @@ TOP = 5  # tokens of each kind, and features
 CONTEXT = 5  # tokens shown before one
 CANDIDATES = 64  # places per part of the prompts, of which the ones with other tokens are shown
 
+Place = tuple[str, str, float]
 Weighted = tuple[tuple[str, float], ...]  # names or texts, with values from the largest magnitude down
 
 
 @dataclass(frozen=True)
 class ShownFeature:
-    """A feature of an MLP, on the clean prompts in the full model."""
+    """A feature of an MLP, in the full model."""
 
-    active: tuple[tuple[str, str, float], ...]  # the tokens before one, that token, and the activation there
+    # On the clean prompts: the tokens before one, that token, and the activation there; and on the corrupted ones, if
+    # removed edges carry what these give.
+    clean: tuple[Place, ...]
+    corrupted: tuple[Place, ...]
     raises: Weighted  # tokens whose logits its decoder row raises most, by how much per unit of activation,
     lowers: Weighted  # and lowers; the final norm is left out
     fed: Weighted  # features before it, and decoder row · encoder row: what a unit of them adds, but for the norm
@@ -34,23 +38,25 @@ def shown_features(inputs: Inputs, circuit: Circuit) -> dict[str, ShownFeature]:
     model = inputs.model.transformer
     if not isinstance(model, SplitTransformer):
         return {}
+    wanted = {}  # layer → the features that are nodes, by index
     nodes = set(circuit.nodes())
+    for layer, features in model.features.items():
+        wanted[layer] = {i: f"m{layer}.{x}" for i, x in enumerate(features.names) if f"m{layer}.{x}" in nodes}
+    clean = _places(inputs, model, wanted, "clean")
+    corrupted = _places(inputs, model, wanted, "corrupted") if inputs.config.ablation == "corrupted" else {}
     before: list[tuple[str, Tensor]] = []  # decoder rows of the features of earlier layers
     out = {}
     for layer, features in sorted(model.features.items()):
-        active = dict(_active(inputs, model, layer, nodes))
         decoders = features.decoder
         if model.config.norm == "layer":
             decoders = decoders - decoders.mean(-1, keepdim=True)
-        for i, name in enumerate(features.names):
-            node = f"m{layer}.{name}"
-            if node in nodes:
-                logits = features.decoder[i] @ model.weights["unembed.weight"].T
-                fed = [(other, float(decoder @ features.encoder[i])) for other, decoder in before]
-                fed.sort(key=lambda one: -abs(one[1]))
-                raises = _tokens(inputs, logits, 1)
-                lowers = _tokens(inputs, -logits, -1)
-                out[node] = ShownFeature(active[node], raises, lowers, tuple(fed[:TOP]))
+        for i, node in wanted[layer].items():
+            logits = features.decoder[i] @ model.weights["unembed.weight"].T
+            raises = _tokens(inputs, logits, 1)
+            lowers = _tokens(inputs, -logits, -1)
+            fed = [(other, float(decoder @ features.encoder[i])) for other, decoder in before]
+            fed.sort(key=lambda one: -abs(one[1]))
+            out[node] = ShownFeature(clean[node], corrupted.get(node, ()), raises, lowers, tuple(fed[:TOP]))
         before += [(f"m{layer}.{name}", row) for name, row in zip(features.names, decoders, strict=True)]
     return out
 
@@ -60,30 +66,34 @@ def _tokens(inputs: Inputs, values: Tensor, sign: int) -> Weighted:
     return tuple(zip(inputs.model.tokenizer.pieces(ids.tolist()), (sign * values).tolist(), strict=True))
 
 
-def _active(
-    inputs: Inputs, model: SplitTransformer, layer: int, nodes: set[str]
-) -> Iterator[tuple[str, tuple[tuple[str, str, float], ...]]]:
-    """Yield the features of a layer that are nodes, and where they are most active."""
-    features = model.features[layer]
-    wanted = [i for i, name in enumerate(features.names) if f"m{layer}.{name}" in nodes]
+def _places(
+    inputs: Inputs, model: SplitTransformer, wanted: dict[int, dict[int, str]], which: str
+) -> dict[str, tuple[Place, ...]]:
+    """Where some features, by layer and index, are most active on the `clean` or `corrupted` prompts."""
     graph = model.config.graph()
-    receiver = graph.receivers[graph.receiver_index[graph.mlp_names(layer)[0]]]
     split = getattr(inputs.data, inputs.evaluation_split)
-    found: dict[int, list[tuple[float, int, int]]] = {i: [] for i in wanted}
+    prompts = getattr(split, which)
+    found: dict[str, list[tuple[float, int, int]]] = defaultdict(list)
     start = 0
     for part in inputs.parts(inputs.evaluation_split):
-        active = features.together(model, model.received(receiver, part.clean, part.residual))
-        real = torch.arange(active.shape[1], device=active.device) >= part.pad[:, None]
-        for i in wanted:
-            here = (active[..., i] * real).flatten()
-            places = here.abs().topk(min(CANDIDATES, len(here))).indices.tolist()
-            found[i] += [(float(here[p]), start + p // active.shape[1], p % active.shape[1]) for p in places]
-        start += len(active)
-    for i in wanted:
+        tokens = torch.as_tensor(prompts[start : start + len(part.pad)]).to(model.device)
+        run = (part.clean, part.residual) if which == "clean" else model.run(tokens, part.pad)
+        real = torch.arange(tokens.shape[1], device=model.device) >= part.pad[:, None]
+        for layer, of in wanted.items():
+            receiver = graph.receivers[graph.receiver_index[graph.mlp_names(layer)[0]]]
+            active = model.features[layer].together(model, model.received(receiver, *run))
+            for i, node in of.items():
+                here = (active[..., i] * real).flatten()
+                most = here.abs().topk(min(CANDIDATES, len(here))).indices.tolist()
+                found[node] += [(float(here[p]), start + p // len(real[0]), p % len(real[0])) for p in most]
+        start += len(part.pad)
+    out = {}
+    for node, places in found.items():
         shown: dict[tuple[str, str], float] = {}
-        for value, prompt, at in sorted(found[i], key=lambda one: -abs(one[0])):
-            tokens = split.clean[prompt, max(int(split.pad[prompt]), at - CONTEXT) : at + 1]
+        for value, prompt, at in sorted(places, key=lambda one: -abs(one[0])):
+            tokens = prompts[prompt, max(int(split.pad[prompt]), at - CONTEXT) : at + 1]
             *context, token = inputs.model.tokenizer.pieces([int(t) for t in tokens])
             if value and len(shown) < TOP:
                 shown.setdefault(("".join(context), token), value)
-        yield f"m{layer}.{features.names[i]}", tuple((*texts, value) for texts, value in shown.items())
+        out[node] = tuple((*texts, value) for texts, value in shown.items())
+    return out

@@ -34,7 +34,7 @@ from acdc.report.text import bound, estimate, heading, label, readable, readable
 
 if TYPE_CHECKING:  # it loads torch
     from acdc.evaluation.explain import Explanation, ShownPrompt
-    from acdc.evaluation.features import Weighted
+    from acdc.evaluation.features import Place, Weighted
 
 WEB = Path(__file__).parent / "web"
 ANSWERS = 5  # shown of a prompt
@@ -230,11 +230,15 @@ def _features(explanation: Explanation) -> dict[str, list[tuple[str, str]]]:
     def quoted(values: Weighted) -> Weighted:
         return tuple((json.dumps(text, ensure_ascii=False), value) for text, value in values)
 
+    def placed(places: Sequence[Place]) -> str:
+        return listed(quoted(tuple((f"{before}[{token}]", value) for before, token, value in places))) or "no token"
+
     out = {}
+    paired = any(feature.corrupted for feature in explanation.features.values())
     for node, feature in explanation.features.items():
-        active = quoted(tuple((f"{before}[{token}]", value) for before, token, value in feature.active))
         out[node] = [
-            ("active on", listed(active) or "no token"),
+            ("active on", placed(feature.clean)),
+            *([("if corrupted", placed(feature.corrupted))] if paired else []),
             ("raises", listed(quoted(feature.raises))),
             ("lowers", listed(quoted(feature.lowers))),
             ("fed by", listed(feature.fed) or "no feature before it"),
