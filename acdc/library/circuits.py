@@ -14,6 +14,7 @@ from acdc.files.circuit import CircuitFile, find_circuit, write_circuit
 from acdc.files.eap_ig import read_all
 from acdc.files.evaluation import Evaluation
 from acdc.graph.circuit import Circuit
+from acdc.io.folder import FOUND
 from acdc.io.progress import progress_bar
 from acdc.io.sizes import memory_bound
 from acdc.library.arguments import checked, folder_for, loaded_task, of_model, refuse_unknown, task_name, warn
@@ -27,7 +28,7 @@ from acdc.setup.config import Config, resolve
 from acdc.task.schema import Task
 
 OF_MODEL = ("dtype", "device")  # options that `load_model` takes
-OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", "part", "model_hash", "data_hash", *OF_MODEL})
+OPTIONS = sorted(Config.model_fields.keys() - {"task", "model", *FOUND, *OF_MODEL})
 
 
 class FoundCircuit(CircuitFile):  # noqa: PLW1641  no hash: a CircuitFile holds dicts

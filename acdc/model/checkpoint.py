@@ -4,7 +4,7 @@ needed."""
 import copy
 import hashlib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -88,11 +88,17 @@ class Checkpoint:
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-        for path in self.files:
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()[:16]
+        return hash_files(self.files, digest)
+
+
+def hash_files(paths: Iterable[Path], digest: Any = None) -> str:
+    """The first 16 hex digits of the SHA-256 of files, after what `digest` has."""
+    digest = digest or hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return str(digest.hexdigest()[:16])
 
 
 def open_checkpoint(name: str) -> Checkpoint:

@@ -82,6 +82,7 @@ class Config(Strict):
         part: prompts held in memory at once; by default as many as fit
         model_hash: hash of the weights that the config was resolved with; a run with others is refused
         data_hash: hash of the prompts that the config was resolved with; a run with others is refused
+        features_hash: hash of the transcoders that the config was resolved with; a run with others is refused
     """
 
     task: Name
@@ -111,6 +112,7 @@ class Config(Strict):
     part: Annotated[Whole, Field(ge=1, le=LIMITS["part"])] | None = None
     model_hash: Name | None = None
     data_hash: Name | None = None
+    features_hash: Name | None = None
 
     @field_validator("prefilter")
     @classmethod

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acdc.errors import FileError
 from acdc.model.activations import Activations
+from acdc.model.checkpoint import hash_files
 from acdc.model.config import ModelConfig
 from acdc.model.features import Features, neurons, split, transcoder_features
 from acdc.model.transcoders import find_transcoders, folded, read_transcoders
@@ -29,6 +30,12 @@ def with_most_features(sizes: ModelConfig, config: Config) -> ModelConfig:
         return sizes
     number = parse_features(config.features)[1] or sizes.d_mlp
     return replace(sizes, features=(tuple(f"n{i}" for i in range(number)),) * sizes.n_layers)
+
+
+def features_hash(config: Config) -> str | None:
+    """The hash of the files of a config's transcoders; None without any."""
+    source = parse_features(config.features)[0] if config.features else "neurons"
+    return None if source == "neurons" else hash_files(sorted(find_transcoders(source).rglob("*.safetensors")))
 
 
 def with_features(model: Transformer, config: Config, prompts: Split, chosen: Chosen = ()) -> Transformer:

@@ -9,13 +9,14 @@ import torch
 
 from acdc.errors import FileError
 from acdc.graph.scores import Scores
+from acdc.io.folder import FOUND
 from acdc.model.checkpoint import Checkpoint, open_checkpoint
 from acdc.model.config import ModelConfig
 from acdc.model.load import Model, free_memory, load_model, place
 from acdc.patching.offload import Parts
 from acdc.patching.problem import Problem
 from acdc.setup.config import Config
-from acdc.setup.features import Chosen, with_features, with_most_features
+from acdc.setup.features import Chosen, features_hash, with_features, with_most_features
 from acdc.setup.memory import default_memory, expected, prompts_at_once
 from acdc.task.schema import Task
 from acdc.task.tokenize import Data, Split, make_data
@@ -40,7 +41,7 @@ class Inputs:
     def under(self, config: Config) -> Inputs:
         """The same inputs for another config that needs the same model, prompts and activations."""
         assert config.needs == self.config.needs
-        resolved = {key: getattr(self.config, key) for key in ("model_hash", "data_hash", "part")}
+        resolved = {key: getattr(self.config, key) for key in FOUND}
         return replace(self, config=config.model_copy(update=resolved))
 
     @property
@@ -112,12 +113,12 @@ def load(
     halves = data.discovery, data.held_out
     checkpoint.check_fits(*halves)
     model = of if isinstance(of, Model) else load_model(checkpoint, config.device, config.dtype, *halves)
-    resolved = {"model_hash": model.hash, "data_hash": data.hash[:16]}
+    resolved = {"model_hash": model.hash, "data_hash": data.hash[:16], "features_hash": features_hash(config)}
     for key, found in resolved.items():
         stated = getattr(config, key)
         if stated not in (None, found):
-            what = key.removesuffix("_hash")
-            raise FileError(f"config: {key} is {stated}, but it is {found} now; the {what} has changed")
+            what = {"model_hash": "model has", "data_hash": "data has", "features_hash": "transcoders have"}[key]
+            raise FileError(f"config: {key} is {stated}, but it is {found} now; the {what} changed")
     model = replace(model, transformer=with_features(model.transformer, config, data.discovery, features))
     check_number(config, model.transformer.config, data)
     device = model.transformer.device

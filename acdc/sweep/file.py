@@ -22,13 +22,14 @@ import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from acdc.errors import FileError, unknown
+from acdc.io.folder import FOUND
 from acdc.io.schema import Flag, Line, Name, Number, Strict, Text, UnknownKey, Whole, mistakes
 from acdc.io.sizes import parse_bytes
 from acdc.io.yaml_file import Lines, check_trail, merge, read_yaml
 from acdc.registry import LIMITS
 from acdc.setup.config import Config
 
-OPTIONS = tuple(key for key in Config.model_fields if key not in ("part", "model_hash", "data_hash"))
+OPTIONS = tuple(key for key in Config.model_fields if key not in FOUND)
 WHOLE = ("edges", "examples", "seed", "batch", "steps", "updates")  # options whose ranges have whole numbers
 MAX_RUNS = 1_000_000
 MAX_FILES = 100  # included in a sweep file

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import defaultdict
 
 import numpy as np
@@ -144,6 +145,17 @@ def test_exports_of_whole_mlps_have_an_edge_for_each_of_its_parts(found):
         assert raw["edges"][name]["score"] == pytest.approx(max(values, key=abs))
     whole = json.loads(convert(file, "parameters", model="tiny"))["components"]
     assert {"m0", "m3"} <= whole.keys() and not any("." in name.replace(".h", "") for name in whole)
+
+
+def test_other_transcoders_of_the_same_name_are_refused(tmp_path):
+    shutil.copytree(BUNDLED / "tiny-transcoders", tmp_path / "coders")
+    given = {"features": f"{tmp_path / 'coders'}:2", "method": "eap-ig", "edges": 60}
+    file, folder = runner.run(loaded(**given), tmp_path / "run")
+    assert any(".f" in edge.name for edge in file.edges)
+    assert evaluate(folder / "circuit.json", GIVEN, None, 0, silent).edges == file.graph.edges.kept
+    shutil.copy(tmp_path / "coders" / "layer_0.safetensors", tmp_path / "coders" / "layer_1.safetensors")
+    with pytest.raises(FileError, match=r"features_hash is \w{16}, but it is \w{16} now; the transcoders have changed"):
+        evaluate(folder / "circuit.json", GIVEN, None, 0, silent)
 
 
 def test_circuits_of_other_features_are_of_other_graphs(found, tmp_path):
