@@ -13,12 +13,8 @@ from acdc.errors import FileError, InUse, UserError
 from acdc.io.files import read_text, write_atomic
 from acdc.io.yaml_file import read_yaml
 
-FOUND = (
-    "model_hash",
-    "data_hash",
-    "features_hash",
-    "part",
-)  # keys of a run's config.yaml that the run finds out; not options
+# Keys of a run's config.yaml that the run finds out; not options.
+FOUND = ("model_hash", "data_hash", "features_hash", "part")
 
 
 @contextmanager
