@@ -10,6 +10,7 @@ from torch import Tensor
 
 from acdc.graph.circuit import Circuit
 from acdc.model.features import SplitTransformer
+from acdc.patching.activations import run_in_chunks
 from acdc.setup.inputs import Inputs
 
 TOP = 5  # tokens of each kind, and features
@@ -77,7 +78,7 @@ def _places(
     start = 0
     for part in inputs.parts(inputs.evaluation_split):
         tokens = torch.as_tensor(prompts[start : start + len(part.pad)]).to(model.device)
-        run = (part.clean, part.residual) if which == "clean" else model.run(tokens, part.pad)
+        run = (part.clean, part.residual) if which == "clean" else run_in_chunks(model, tokens, part.pad)
         real = torch.arange(tokens.shape[1], device=model.device) >= part.pad[:, None]
         for layer, of in wanted.items():
             receiver = graph.receivers[graph.receiver_index[graph.mlp_names(layer)[0]]]

@@ -125,12 +125,12 @@ def prepare(
     has. Raises UserError if a node writes values that are not finite or too large to be normalised."""
     to = model.device
     tokens, pad, rows = (torch.as_tensor(a).to(to) for a in (prompts.clean, prompts.pad, prompts.rows))
-    clean, residual = _run(model, tokens, pad)
+    clean, residual = run_in_chunks(model, tokens, pad)
     _check(model, clean, residual, prompts, "clean")
     start = 0
     if ablation == "corrupted":
         other = torch.as_tensor(prompts.corrupted).to(to)
-        ablated, stream = _run(model, other, pad)
+        ablated, stream = run_in_chunks(model, other, pad)
         _check(model, ablated, stream, prompts, "corrupted")
         del stream
         if model.config.causal:
@@ -216,7 +216,7 @@ def _blocks(model: Transformer, run: Activations, residual: Tensor) -> Iterator[
     yield "the logits read", residual[-1]
 
 
-def _run(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
+def run_in_chunks(model: Transformer, tokens: Tensor, pad: Tensor) -> tuple[Activations, Tensor]:
     """A plain run, `CHUNK` prompts at a time; only one chunk is in memory beside the result."""
     whole: list[Tensor] = []
     for start in range(0, len(tokens), CHUNK):
