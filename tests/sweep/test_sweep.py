@@ -23,6 +23,7 @@ import yaml
 from acdc.errors import UserError
 from acdc.files import table
 from acdc.files.table import AGAINST, chosen, every_column, found_rows, to_csv
+from acdc.io.folder import FOUND
 from acdc.model.checkpoint import open_checkpoint
 from acdc.report.results import to_text
 from acdc.setup import estimate
@@ -825,7 +826,7 @@ def test_shipped_configs_have_names(call):
 
 def test_the_table_has_every_option_that_changes_the_result():
     named = {"target" if name == "faithfulness" else name for name in Config.model_fields}  # the other is measured
-    assert set(table.OPTIONS) == named - {"device", "batch", "part", "model_hash", "data_hash"}
+    assert set(table.OPTIONS) == named - {"device", "batch", *FOUND}
 
 
 def test_columns_come_in_one_order():
