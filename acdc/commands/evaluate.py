@@ -44,7 +44,6 @@ from acdc.task.tokenize import make_data
 
 RANDOM = "random circuits"  # stages
 OTHERS = "other ablations"
-OF_RUN = ("task", "model", "device", "part", "features", "features_hash")
 WORST = 5  # prompts to list
 MOST = 0.5  # a circuit should be more faithful than this, and the rest of the model less
 ROUNDED = {"float32": 1e-4, "float64": 1e-9}  # how much a metric may differ on another machine; relative if above 1
@@ -189,8 +188,10 @@ def _stated(where: str, file: CircuitFile, found_with: Config | None) -> dict[st
         stated["positions"] = True
     if file.model.features:
         stated["features"] = file.method.options.get("features", "neurons:all")
+        if found_with and found_with.features == stated["features"]:
+            stated["features_hash"] = found_with.features_hash
     if found_with and (found_with.task_name, found_with.model_name) == (file.task.name, file.model.name):
-        stated |= {key: getattr(found_with, key) for key in OF_RUN}
+        stated |= {key: getattr(found_with, key) for key in ("task", "model", "device", "part")}
     return stated
 
 

@@ -81,9 +81,8 @@ class ModelPart(Strict):
             raise ValueError("features: should have no name twice in a layer, and some names; or be left out")
         n_features = sum(map(len, self.features))
         if self.n_layers * (self.n_heads + self.mlp) + n_features > MAX_NODES:
-            size = f"{self.n_layers} layers of {self.n_heads} heads" + f" and {n_features:,} features" * bool(
-                n_features
-            )
+            features = f" and {n_features:,} features" if n_features else ""
+            size = f"{self.n_layers} layers of {self.n_heads} heads{features}"
             raise ValueError(f"{size} are a graph of more than {MAX_NODES:,} nodes; no model has so many")
         return self
 

@@ -31,19 +31,8 @@ ENDED = ("done", "failed")  # states of runs that are not made again unasked
 FAILURE = "failure.json"
 OPTIONS = (
     *("task", "model", "method", "metric", "ablation", "threshold", "target", "edges", "greedy", "abs", "direct"),
-    *(
-        "positions",
-        "features",
-        "order",
-        "prefilter",
-        "examples",
-        "seed",
-        "dtype",
-        "steps",
-        "updates",
-        "penalty",
-        "sparsity",
-    ),
+    *("positions", "features", "order", "prefilter", "examples", "seed", "dtype"),
+    *("steps", "updates", "penalty", "sparsity"),
 )
 COUNTS = (
     *("kept", "total", "kept_with_direct", "total_with_direct", "kept_edge_spans", "total_edge_spans"),

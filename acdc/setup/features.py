@@ -41,9 +41,9 @@ def features_hash(config: Config) -> str | None:
 def with_features(model: Transformer, config: Config, prompts: Split, chosen: Chosen = ()) -> Transformer:
     """The model with the features that a config asks for, or those `chosen` before, as nodes. Raises UserError if
     there are none such."""
-    if config.features is None:
-        return split(model, {})
     model = split(model, {})
+    if config.features is None:
+        return model
     source, number = parse_features(config.features)
     every = _read(source, model)
     if chosen:

@@ -158,6 +158,16 @@ def test_other_transcoders_of_the_same_name_are_refused(tmp_path):
         evaluate(folder / "circuit.json", GIVEN, None, 0, silent)
 
 
+def test_a_config_beside_it_is_not_always_a_circuits_own(found, tmp_path):
+    whole, folder = runner.run(loaded(features=None, edges=20, method="eap-ig"), tmp_path / "whole")
+    shutil.copy(found / "circuit.json", folder / "finer.json")
+    shutil.copytree(found, tmp_path / "found")
+    shutil.copy(folder / "circuit.json", tmp_path / "found" / "whole.json")
+    finer = read_circuit(found / "circuit.json").graph.edges.kept
+    assert evaluate(folder / "finer.json", GIVEN, None, 0, silent).edges == finer
+    assert evaluate(tmp_path / "found" / "whole.json", GIVEN, None, 0, silent).edges == whole.graph.edges.kept
+
+
 def test_circuits_of_other_features_are_of_other_graphs(found, tmp_path):
     whole, _ = runner.run(loaded(features=None, edges=20, method="eap-ig"), tmp_path / "whole")
     with pytest.raises(FileError, match=r"different graphs .* 16 features, and tiny with 4 layers, 4 heads$"):
